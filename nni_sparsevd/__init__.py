@@ -1,0 +1,15 @@
+"""Sparse variational dropout: networks that learn which of their weights and channels are noise, and lose them."""
+
+from .convert import bake_ as bake_
+from .convert import sparsify_ as sparsify_
+from .errors import SparseVDError as SparseVDError
+from .graph import channel_graph as channel_graph
+from .masks import Masks as Masks
+from .masks import compute_masks as compute_masks
+from .nn import kl as kl
+from .recipe import Masking as Masking
+from .recipe import Posterior as Posterior
+from .shrink import Plan as Plan
+from .shrink import check as check
+from .shrink import make_plan as make_plan
+from .shrink import shrink as shrink

@@ -1,0 +1,117 @@
+"""`sparsify_` and `bake_`: ordinary layers learn a posterior, and become ordinary again.  A pair that undoes itself."""
+
+from fnmatch import fnmatchcase
+
+import numpy as np
+from torch import nn
+
+from .errors import ModelError, SettingError
+from .graph import ChannelGroup, Inputs, channel_graph
+from .masks import Masks, apply_masks_, compute_masks, validate_masks
+from .nn import VARIATIONAL, ChannelGate, convertible, is_variational, to_plain_network_, to_variational_
+from .recipe import Posterior, make
+
+
+def sparsify_(
+    model: nn.Module, posterior: Posterior | None = None, *, example_inputs: Inputs | None = None, **settings: object
+) -> nn.Module:
+    """Give the layers of `model` a posterior, in place; returns `model`.
+
+    Settings come as one `Posterior` or as its keys: `sparsify_(model, estimator="weight", exclude=["head"])`.
+    Weight posteriors replace linear, convolution, transposed convolution and embedding layers; parameters stay the
+    same objects, so an optimizer made before still holds them.  Gates need `example_inputs`: the network is traced,
+    and each coupled channel group gets one gate, after the normalisation behind each of its last writers.
+
+    Raises `SettingError` for an unknown key or a pattern that matches nothing, `ModelError` when there is nothing to
+    convert or the model is variational already.
+    """
+    if posterior is not None and settings:
+        raise SettingError(f"sparsify_: give either a Posterior or keywords, not both (found {', '.join(settings)})")
+    chosen = make(Posterior, settings) if posterior is None else posterior
+    if is_variational(model):
+        raise ModelError(f"{type(model).__name__} is variational already; bake_ it first")
+    _check_patterns(model, (*chosen.include, *chosen.exclude, *chosen.kl_weights))
+    names = [name for name, module in model.named_modules() if _selected(name, module, chosen)]
+    layers = [name for name in names if convertible(model.get_submodule(name))]
+    if not layers:
+        kinds = ", ".join(sorted(kind.__name__ for kind in VARIATIONAL))
+        raise ModelError(f"{type(model).__name__} has no layer to convert among those selected; known are {kinds}")
+    if chosen.granularity in ("gate", "both"):
+        _attach_gates(model, chosen, example_inputs, set(layers))
+    if chosen.granularity in ("weight", "both"):
+        for name in layers:
+            layer = to_variational_(model.get_submodule(name), chosen)
+            layer.kl_weight = _kl_weight(name, layer, chosen)
+    return model
+
+
+def _matches(pattern: str, name: str, module: nn.Module) -> bool:
+    return fnmatchcase(name, pattern) or any(kind.__name__ == pattern for kind in type(module).__mro__[:-2])
+
+
+def _check_patterns(model: nn.Module, patterns: tuple[str, ...]) -> None:
+    modules = dict(model.named_modules())
+    for pattern in patterns:
+        if not any(_matches(pattern, name, module) for name, module in modules.items()):
+            some = ", ".join(name for name, module in modules.items() if convertible(module))
+            raise SettingError(f"no module of {type(model).__name__} matches {pattern!r}; its layers are: {some[:600]}")
+
+
+def _selected(name: str, module: nn.Module, posterior: Posterior) -> bool:
+    included = not posterior.include or any(_matches(pattern, name, module) for pattern in posterior.include)
+    return included and not any(_matches(pattern, name, module) for pattern in posterior.exclude)
+
+
+def _kl_weight(name: str, module: nn.Module, posterior: Posterior) -> float:
+    weights = [weight for pattern, weight in posterior.kl_weights.items() if _matches(pattern, name, module)]
+    return weights[-1] if weights else 1.0
+
+
+def _attach_gates(model: nn.Module, posterior: Posterior, example_inputs: Inputs | None, layers: set[str]) -> None:
+    if example_inputs is None:
+        raise SettingError(f"granularity={posterior.granularity!r} traces the network: pass example_inputs")
+    graph = channel_graph(model, example_inputs)
+    gated = 0
+    for group in graph.groups:
+        writers = [writer for writer in group.writers if writer.module in layers]
+        whole = all(np.array_equal(graph.axes[writer.axis], group.labels) for writer in group.writers)
+        if group.pinned or not writers or len(writers) < len(group.writers) or not whole:
+            continue
+        _attach_gate(model, posterior, group)
+        gated += 1
+    if not gated:
+        raise ModelError(f"{type(model).__name__} has no channel group that a gate could silence")
+
+
+def _attach_gate(model: nn.Module, posterior: Posterior, group: ChannelGroup) -> None:
+    like = model.get_parameter(group.writers[0].axis[0])
+    gate = ChannelGate(len(group), posterior, device=like.device, dtype=like.dtype)
+    gate.kl_weight = _kl_weight(group.name, model.get_submodule(group.name), posterior)
+    gate.writers = tuple(writer.module for writer in group.writers)
+    for writer in group.writers:
+        gate.attach_(_site(model.get_submodule(writer.site)), writer.channel_dim)
+
+
+def _site(module: nn.Module) -> nn.Module:
+    """Where the gate hooks on.  timm's norms with an activation inside have an empty slot between the two."""
+    slot = getattr(module, "drop", None)
+    return slot if isinstance(slot, nn.Identity) and isinstance(getattr(module, "act", None), nn.Module) else module
+
+
+def bake_(model: nn.Module, masks: Masks | None = None, *, allow_empty: bool = False) -> nn.Module:
+    """Make every layer ordinary again, in place, with masks multiplied in; returns `model`.
+
+    Without `masks` each layer and gate is cut at its own threshold, as in evaluation mode.  `masks` replace that, may
+    name ordinary layers too, and what they do not name is kept whole.  Gates are folded into the normalisation or
+    layer that they follow.  Works on any network: one without posteriors just gets the masks.
+
+    Raises `MaskError` for masks that name no module or parameter, have the wrong shape, hold other values than 0 and
+    1, or remove a whole layer unless `allow_empty`.
+    """
+    if masks is None:
+        masks = compute_masks(model) if is_variational(model) else {}
+    else:
+        validate_masks(model, masks, allow_empty=allow_empty)
+    to_plain_network_(model)
+    apply_masks_(model, masks)
+    return model

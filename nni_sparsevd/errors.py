@@ -1,0 +1,37 @@
+"""What goes wrong, by kind.  Every message names the module, key or file, what was found, and what to do."""
+
+
+class SparseVDError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class SettingError(SparseVDError, ValueError):
+    """A setting, flag, recipe key or argument is unknown, has the wrong type or is out of range."""
+
+
+class ModelError(SparseVDError):
+    """A network cannot be built, or has nothing in it that the call could work on."""
+
+
+class DataError(SparseVDError):
+    """A data set is missing, empty or not what the network expects."""
+
+
+class MaskError(SparseVDError, ValueError):
+    """A mask names no module, has the wrong shape, or would leave a layer empty."""
+
+
+class TraceError(SparseVDError):
+    """A network could not be traced, so nothing can be said about its channels."""
+
+
+class ShrinkError(SparseVDError):
+    """A shrunk network does not compute what the masked one does."""
+
+
+class TrainingError(SparseVDError):
+    """Training diverged, collapsed, or was asked to go on from something that does not fit."""
+
+
+class FileFormatError(SparseVDError):
+    """A file is truncated, altered, of another format, or of a format that this package refuses to read."""

@@ -1,0 +1,393 @@
+"""One rule an operator: how channels pass through it.
+
+A rule gets the equations, the node and its arguments (tensors as `Tracked`) and gives back what it knows of the
+result.  An operator without a rule pins every channel that enters it: it stays, and the plan says why.
+"""
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from .labels import Atoms, Equations, Tracked
+
+Rule = Callable[..., Any]
+RULES: dict[Any, Rule] = {}
+aten = torch.ops.aten
+
+
+def rule(*operators: Any) -> Callable[[Rule], Rule]:
+    def register(function: Rule) -> Rule:
+        for operator in operators:
+            RULES[operator] = function
+        return function
+
+    return register
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    return tuple(int(size) for size in node.meta["val"].shape)
+
+
+def opaque(equations: Equations, node: Node | None, *arguments: Any, reason: str) -> Any:
+    """Nothing is known of the result, so nothing that goes in may be removed."""
+
+    def pin(value: Any) -> None:
+        if isinstance(value, Tracked):
+            for atoms in value.atoms:
+                equations.pin(atoms, reason)
+        elif isinstance(value, dict):
+            pin(list(value.values()))
+        elif isinstance(value, list | tuple):
+            for item in value:
+                pin(item)
+
+    pin(arguments)
+    values = node.meta["val"] if node else []
+    if isinstance(values, list | tuple):
+        return [Tracked(tuple(v.shape), (None,) * v.dim()) for v in values if v is not None]
+    return Tracked(tuple(values.shape), (None,) * values.dim())
+
+
+def op_name(node: Node) -> str:
+    return str(node.target).removeprefix("aten.").split(".")[0]
+
+
+# Readers: a contraction over the channels that come in, and new channels that go out.
+
+
+@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding)
+@rule(aten.conv3d.padding)
+def convolution(
+    eq: Equations, node: Node, x: Tracked, weight: Tracked, bias: Tracked | None = None, *settings: Any
+) -> Tracked:
+    groups = settings[3] if len(settings) > 3 else 1
+    outputs, inputs = weight.at(0), x.at(1)
+    for atoms in weight.atoms[2:]:
+        eq.pin(atoms, "kernel size")
+    if groups == 1:
+        eq.equate(inputs, weight.at(1), f"{op_name(node)} reads something that is no channel")
+    else:
+        _grouped(eq, inputs, weight, groups)
+    if bias is not None:
+        eq.equate(weight.at(0), bias.at(0), "bias")
+    return Tracked(shape_of(node), (x.at(0), outputs, *(None,) * (len(x.shape) - 2)))
+
+
+def _grouped(eq: Equations, inputs: Atoms | None, weight: Tracked, groups: int) -> None:
+    """Depthwise: an output lives with its input.  Else the same position goes from every group, or from none."""
+    outputs, local = weight.at(0), weight.at(1)
+    if inputs is None or outputs is None or groups == inputs.size:
+        eq.pin(local, "input axis of a depthwise convolution")
+        repeated = inputs if inputs is None else np.repeat(inputs, weight.shape[0] // groups)
+        eq.equate(repeated, outputs, "depthwise convolution of something that is no channel")
+        return
+    for atoms in (inputs, outputs):
+        eq.equate(np.tile(atoms.reshape(groups, -1)[0], groups), atoms, "")
+    eq.equate(inputs.reshape(groups, -1)[0], local, "")
+
+
+@rule(aten.linear.default)
+def linear(eq: Equations, node: Node, x: Tracked, weight: Tracked, bias: Tracked | None = None) -> Tracked:
+    eq.equate(x.at(-1), weight.at(1), "linear reads something that is no channel")
+    if bias is not None:
+        eq.equate(weight.at(0), bias.at(0), "bias")
+    return Tracked(shape_of(node), (*x.atoms[:-1], weight.at(0)))
+
+
+@rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+def transposed_convolution(
+    eq: Equations, node: Node, x: Tracked, weight: Tracked, bias: Tracked | None = None, *settings: Any
+) -> Tracked:
+    groups = settings[3] if len(settings) > 3 else 1
+    for atoms in weight.atoms[2:]:
+        eq.pin(atoms, "kernel size")
+    if groups > 1:
+        for axis in (x.at(1), *weight.atoms[:2]):
+            eq.pin(axis, "grouped transposed convolution")
+    eq.equate(x.at(1), weight.at(0), "conv_transpose reads something that is no channel")
+    if bias is not None and groups == 1:
+        eq.equate(weight.at(1), bias.at(0), "bias")
+    outputs = weight.at(1) if groups == 1 else None
+    if bias is not None and groups > 1:
+        eq.pin(bias.at(0), "grouped transposed convolution")
+    return Tracked(shape_of(node), (x.at(0), outputs, *(None,) * (len(x.shape) - 2)))
+
+
+@rule(aten.embedding.default)
+def embedding(eq: Equations, node: Node, weight: Tracked, indices: Tracked, *settings: Any) -> Tracked:
+    eq.pin(weight.at(0), "vocabulary")
+    return Tracked(shape_of(node), (*indices.atoms, weight.at(1)))
+
+
+# Normalisations.
+
+
+@rule(aten._native_batch_norm_legit_no_training.default)
+def batch_norm(eq: Equations, node: Node, x: Tracked, *states: Any) -> list[Tracked]:
+    for state in states[:4]:
+        if state is not None:
+            eq.equate(x.at(1), state.at(0), "batch norm of something that is no channel")
+    return [x]
+
+
+@rule(aten.layer_norm.default, aten.rms_norm.default)
+def layer_norm(eq: Equations, node: Node, x: Tracked, normalized: Sequence[int], *states: Any) -> Tracked:
+    return _mixing(eq, x, range(len(x.shape) - len(normalized), len(x.shape)), states, op_name(node))
+
+
+@rule(aten.group_norm.default)
+def group_norm(eq: Equations, node: Node, x: Tracked, groups: int, *states: Any) -> Tracked:
+    if groups == x.shape[1]:  # one group a channel: nothing is mixed
+        for state in states[:2]:
+            if state is not None:
+                eq.equate(x.at(1), state.at(0), "group norm")
+        return x
+    return _mixing(eq, x, (1,), states, "group_norm")
+
+
+def _mixing(eq: Equations, x: Tracked, dims: Sequence[int], states: Sequence[Any], name: str) -> Tracked:
+    reason = f"{name} over the channels: removing one changes the statistics of the others"
+    for dim in dims:
+        eq.pin(x.at(dim), reason)
+    for state in states:
+        if isinstance(state, Tracked):
+            for atoms in state.atoms:
+                eq.pin(atoms, reason)
+    return x
+
+
+# Element by element.
+
+
+@rule(*(getattr(aten, name).default for name in (
+    "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "elu", "selu", "celu",
+    "leaky_relu", "mish", "softplus", "log_sigmoid", "softsign", "neg", "exp", "abs", "sqrt", "rsqrt", "erf", "sin",
+    "cos", "square", "clone", "alias", "detach", "lift_fresh_copy", "dropout", "clamp", "clamp_min", "clamp_max",
+    "_to_copy", "contiguous",
+) if hasattr(aten, name)), aten.pow.Tensor_Scalar, aten.to.dtype, aten.type_as.default, aten.feature_dropout.default)  # fmt: skip
+def elementwise(eq: Equations, node: Node, x: Tracked, *settings: Any, **options: Any) -> Tracked:
+    return Tracked(shape_of(node), x.atoms)
+
+
+@rule(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default)
+def binary(eq: Equations, node: Node, x: Any, y: Any, **options: Any) -> Tracked:
+    if not isinstance(x, Tracked) or not isinstance(y, Tracked):
+        return x if isinstance(x, Tracked) else y
+    shape = shape_of(node)
+    return Tracked(shape, tuple(_broadcast(eq, x, y, dim - len(shape), op_name(node)) for dim in range(len(shape))))
+
+
+def _broadcast(eq: Equations, x: Tracked, y: Tracked, dim: int, name: str) -> Atoms | None:
+    """Axis `dim` (counted from the end) of the broadcast of two tensors."""
+    sides = [side for side in (x, y) if -dim <= len(side.shape)]
+    wide = [side for side in sides if side.shape[dim] > 1]
+    for side in sides:  # a stretched axis of a parameter must stay of size one
+        if side.shape[dim] == 1 and (wide or len(sides) == 1):
+            eq.pin(side.at(dim), "broadcast axis")
+    chosen = wide or sides
+    if len(chosen) == 1:
+        return chosen[0].at(dim)
+    return eq.equate(chosen[0].at(dim), chosen[1].at(dim), f"{name} with something that is no channel")
+
+
+@rule(aten.prelu.default, aten._prelu_kernel.default)
+def prelu(eq: Equations, node: Node, x: Tracked, weight: Tracked) -> Tracked:
+    slope = max(weight.shape, default=1)
+    if slope > 1:
+        eq.equate(x.at(1), weight.at(weight.shape.index(slope)), "prelu")
+    else:
+        eq.pin(weight.at(0), "one slope for all channels")
+    return x
+
+
+@rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int)
+def softmax(eq: Equations, node: Node, x: Tracked, dim: int, *settings: Any) -> Tracked:
+    eq.pin(x.at(dim), "softmax over the channels")
+    return x
+
+
+# Space: pooling, resizing, padding.
+
+
+@rule(aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.max_pool1d.default)
+@rule(aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default, aten.max_pool3d.default, aten.avg_pool3d.default)
+@rule(aten.adaptive_avg_pool3d.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec)
+@rule(aten.upsample_bicubic2d.vec)
+def spatial(eq: Equations, node: Node, x: Tracked, *settings: Any, **options: Any) -> Tracked:
+    shape = shape_of(node)
+    for dim, atoms in enumerate(x.atoms):
+        if shape[dim] != x.shape[dim]:
+            eq.pin(atoms, "resized axis")
+    return Tracked(shape, tuple(a if shape[d] == x.shape[d] else None for d, a in enumerate(x.atoms)))
+
+
+@rule(aten.pad.default, aten.constant_pad_nd.default)
+def pad(eq: Equations, node: Node, x: Tracked, *settings: Any, **options: Any) -> Tracked:
+    return spatial(eq, node, x)
+
+
+@rule(aten.mean.dim, aten.sum.dim_IntList, aten.amax.default)
+def reduction(
+    eq: Equations, node: Node, x: Tracked, dims: Sequence[int], keepdim: bool = False, **options: Any
+) -> Tracked:
+    reduced = {dim % len(x.shape) for dim in dims}
+    for dim in reduced:
+        eq.pin(x.at(dim), f"{op_name(node)} over the channels")
+    kept = [None if dim in reduced else atoms for dim, atoms in enumerate(x.atoms) if keepdim or dim not in reduced]
+    return Tracked(shape_of(node), tuple(kept))
+
+
+# Rearrangements.
+
+
+@rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+def view(eq: Equations, node: Node, x: Tracked, *settings: Any) -> Tracked:
+    """Axes that are merged or split: a merged channel axis repeats its atoms, a split one must repeat alike."""
+    shape = shape_of(node)
+    result: list[Atoms | None] = [None] * len(shape)
+    for before, after in _segments(x.shape, shape):
+        tracked = [dim for dim in before if x.at(dim) is not None and x.shape[dim] > 1]
+        if len(tracked) > 1:
+            for dim in tracked:
+                eq.pin(x.at(dim), "reshape merges two channel axes")
+        elif tracked:
+            source = x.at(tracked[0])
+            assert source is not None
+            aligned = source.reshape([-1 if dim == tracked[0] else 1 for dim in before])
+            merged = np.broadcast_to(aligned, [x.shape[dim] for dim in before]).ravel()
+            _split(eq, merged, shape, after, result)
+    return Tracked(shape, tuple(result))
+
+
+def _split(eq: Equations, merged: Atoms, shape: tuple[int, ...], dims: Sequence[int], result: list[Any]) -> None:
+    block = merged.reshape([shape[dim] for dim in dims])
+    for position, dim in enumerate(dims):
+        first = np.moveaxis(block, position, 0).reshape(shape[dim], -1)
+        if shape[dim] > 1 and (first == first[:, :1]).all():
+            result[dim] = first[:, 0]
+            return
+    eq.pin(merged, "reshape splits the channels")
+
+
+def _segments(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Match runs of old axes with runs of new ones of the same number of elements."""
+    segments, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        before, after = [], []
+        if i < len(old):
+            before.append(i)
+            i += 1
+        if j < len(new):
+            after.append(j)
+            j += 1
+        while prod(old[d] for d in before) != prod(new[d] for d in after):
+            if prod(old[d] for d in before) < prod(new[d] for d in after):
+                before.append(i)
+                i += 1
+            else:
+                after.append(j)
+                j += 1
+        segments.append((before, after))
+    return segments
+
+
+@rule(aten.permute.default)
+def permute(eq: Equations, node: Node, x: Tracked, order: Sequence[int]) -> Tracked:
+    return Tracked(shape_of(node), tuple(x.at(dim) for dim in order))
+
+
+@rule(aten.transpose.int)
+def transpose(eq: Equations, node: Node, x: Tracked, first: int, second: int) -> Tracked:
+    atoms = list(x.atoms)
+    atoms[first], atoms[second] = atoms[second], atoms[first]
+    return Tracked(shape_of(node), tuple(atoms))
+
+
+@rule(aten.unsqueeze.default)
+def unsqueeze(eq: Equations, node: Node, x: Tracked, dim: int) -> Tracked:
+    atoms = list(x.atoms)
+    atoms.insert(dim % (len(atoms) + 1), None)
+    return Tracked(shape_of(node), tuple(atoms))
+
+
+@rule(aten.squeeze.dim, aten.squeeze.dims)
+def squeeze(eq: Equations, node: Node, x: Tracked, dims: int | Sequence[int]) -> Tracked:
+    chosen = {dim % len(x.shape) for dim in ([dims] if isinstance(dims, int) else dims)}
+    gone = {dim for dim in chosen if x.shape[dim] == 1}
+    for dim in gone:
+        eq.pin(x.at(dim), "squeezed axis")
+    return Tracked(shape_of(node), tuple(a for dim, a in enumerate(x.atoms) if dim not in gone))
+
+
+@rule(aten.expand.default)
+def expand(eq: Equations, node: Node, x: Tracked, *settings: Any, **options: Any) -> Tracked:
+    shape = shape_of(node)
+    lead = len(shape) - len(x.shape)
+    atoms = []
+    for dim, size in enumerate(x.shape):
+        same = shape[lead + dim] == size
+        if not same:
+            eq.pin(x.at(dim), "expanded axis")
+        atoms.append(x.at(dim) if same else None)
+    return Tracked(shape, (*(None,) * lead, *atoms))
+
+
+@rule(aten.cat.default)
+def cat(eq: Equations, node: Node, parts: Sequence[Tracked], dim: int = 0) -> Tracked:
+    rank = len(parts[0].shape)
+    dim %= rank
+    atoms: list[Atoms | None] = []
+    for axis in range(rank):
+        if axis == dim:
+            atoms.append(_concatenate(eq, parts, axis))
+            continue
+        joined = parts[0].at(axis)
+        for part in parts[1:]:
+            joined = eq.equate(joined, part.at(axis), "concatenated with something that is no channel")
+        atoms.append(joined)
+    return Tracked(shape_of(node), tuple(atoms))
+
+
+def _concatenate(eq: Equations, parts: Sequence[Tracked], axis: int) -> Atoms | None:
+    if all(part.at(axis) is None for part in parts):
+        return None
+    pieces = []
+    for part in parts:
+        atoms = part.at(axis)
+        if atoms is None:
+            atoms = eq.fresh(part.shape[axis])
+            eq.pin(atoms, "concatenated with something that is no channel")
+        pieces.append(atoms)
+    return np.concatenate(pieces)
+
+
+@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
+def split(eq: Equations, node: Node, x: Tracked, *settings: Any) -> list[Tracked]:
+    """A piece cut by a size written in the code must keep that size, so a split pins the axis that it cuts."""
+    values = node.meta["val"]
+    dim = settings[-1] if op_name(node) == "unbind" and settings else settings[1] if len(settings) > 1 else 0
+    eq.pin(x.at(dim), f"{op_name(node)} of the channels at a fixed place")
+    atoms = list(x.atoms)
+    if op_name(node) == "unbind":
+        del atoms[dim]
+    else:
+        atoms[dim] = None
+    return [Tracked(tuple(value.shape), tuple(atoms)) for value in values]
+
+
+@rule(aten.select.int, aten.slice.Tensor)
+def cut(eq: Equations, node: Node, x: Tracked, dim: int = 0, *settings: Any) -> Tracked:
+    shape = shape_of(node)
+    if shape == x.shape:
+        return x
+    eq.pin(x.at(dim), f"{op_name(node)} of the channels at a fixed place")
+    atoms = list(x.atoms)
+    if op_name(node) == "select":
+        del atoms[dim]
+    else:
+        atoms[dim] = None
+    return Tracked(shape, tuple(atoms))

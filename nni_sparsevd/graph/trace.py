@@ -1,0 +1,54 @@
+"""A network as a flat, functional list of operators: `torch.export`, with parameters known by their names."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+from ..errors import TraceError
+
+Inputs = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The operators of one forward pass in evaluation mode, at the shapes of the example inputs."""
+
+    graph: Graph
+    states: dict[str, str]
+    """Placeholder -> qualified name of the parameter or buffer that it stands for."""
+
+    def state(self, node: object) -> str | None:
+        """Name of the parameter or buffer that `node` is, if it is one."""
+        return self.states.get(node.name) if isinstance(node, Node) else None
+
+
+def as_tuple(example_inputs: Inputs) -> tuple[Tensor, ...]:
+    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+
+
+def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
+    """Record what `model` computes on `example_inputs`; the model is left as it was.
+
+    In-place operators are rewritten as functional ones, so a value never changes after its node.
+
+    Raises `TraceError` when the network fails on the inputs or `torch.export` cannot follow it.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(*as_tuple(example_inputs))
+            program = torch.export.export(model, as_tuple(example_inputs)).run_decompositions({})
+    except Exception as error:  # whatever a user's forward raises
+        shapes = ", ".join(str(tuple(value.shape)) for value in as_tuple(example_inputs))
+        raise TraceError(
+            f"{type(model).__name__} could not be traced on inputs of shape {shapes}: {str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        for module in training:
+            module.training = True
+    signature = program.graph_signature
+    states = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return Trace(program.graph, dict(states))

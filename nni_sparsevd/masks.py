@@ -1,0 +1,224 @@
+"""From log alpha to masks: a decision, as data."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import MaskError, ModelError, SettingError
+from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
+from .nn import ChannelGate, Variational, gate_sites, is_variational, output_dim, plain_copy
+from .posterior import group_log_alpha
+from .recipe import Masking, make
+
+Masks = dict[str, dict[str, Tensor]]
+"""NNI's format: {module name: {"weight" or "bias": tensor of 0 and 1 in the target's shape}}."""
+
+
+def compute_masks(
+    model: nn.Module, masking: Masking | None = None, *, example_inputs: Inputs | None = None, **settings: object
+) -> Masks:
+    """What to keep (1) and what to remove (0) of a variational network.
+
+    Without settings: every weight and gate whose log alpha reaches its layer's threshold goes, which is what the
+    network computes in evaluation mode.  `structure="structured"` decides on whole output channels: over coupled groups
+    when `example_inputs` are given (then nothing else of a removed channel is left, so `shrink` can take it out), layer
+    by layer otherwise.  `structure="n:m"` keeps the `keep` most relevant of every `block` weights along the input axis.
+
+    Raises `ModelError` for a network without posteriors, `SettingError` for settings that do not go together.
+    """
+    if masking is not None and settings:
+        raise SettingError(f"compute_masks: give either a Masking or keywords, not both (found {', '.join(settings)})")
+    chosen = make(Masking, settings) if masking is None else masking
+    if chosen.threshold == "held_out":
+        raise SettingError("compute_masks: threshold='held_out' is chosen in training; give a number here")
+    if not is_variational(model):
+        raise ModelError(f"{type(model).__name__} has no posterior; call sparsify_ and train it first")
+    with torch.no_grad():
+        if chosen.structure == "structured":
+            scores = _channel_scores(model, example_inputs)
+            return _channel_masks(model, scores, _cut(scores, chosen), example_inputs)
+        layers = {name: m for name, m in model.named_modules() if isinstance(m, Variational)}
+        scores = {name: layer.log_alpha() for name, layer in layers.items()}
+        if chosen.structure == "n:m":
+            return {name: {"weight": _n_of_m(score, chosen)} for name, score in scores.items()}
+        kept = _cut(scores, chosen, {name: layer.threshold for name, layer in layers.items()})
+        masks: Masks = {name: {"weight": keep.float()} for name, keep in kept.items()}
+        for scaled, _, gate in gate_sites(model):
+            _silence(masks, model, scaled, _gate_cut(gate, chosen))
+        return masks
+
+
+def _cut(scores: dict[str, Tensor], chosen: Masking, own: dict[str, float] | None = None) -> dict[str, Tensor]:
+    """Keep (True) what scores below the threshold, or all but a fraction `ratio` of the highest scores."""
+    if chosen.ratio is None:
+        limits = {name: chosen.threshold if chosen.threshold is not None else (own or {}).get(name, 3.0) for name in scores}
+        return {name: score < limits[name] for name, score in scores.items()}
+    if chosen.scope == "layer":
+        return {name: _all_but_highest(score, chosen.ratio) for name, score in scores.items()}
+    together = torch.cat([score.flatten() for score in scores.values()])
+    pieces = _all_but_highest(together, chosen.ratio).split([score.numel() for score in scores.values()])
+    return {name: piece.view_as(scores[name]) for name, piece in zip(scores, pieces, strict=True)}
+
+
+def _all_but_highest(score: Tensor, ratio: float) -> Tensor:
+    """Exactly round(ratio * size) False, at the highest scores; ties fall to the later index."""
+    kept = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+    order = score.flatten().argsort(stable=True)
+    kept[order[: score.numel() - round(ratio * score.numel())]] = True
+    return kept.view_as(score)
+
+
+def _gate_cut(gate: ChannelGate, chosen: Masking) -> Tensor:
+    """A ratio speaks of weights, so gates keep to the threshold."""
+    threshold = gate.threshold if chosen.threshold is None else chosen.threshold
+    return gate.log_alpha() < threshold
+
+
+def _n_of_m(score: Tensor, chosen: Masking) -> Tensor:
+    """Keep the `keep` lowest of every `block` along the input axis; a layer whose inputs do not divide stays whole."""
+    if chosen.keep > chosen.block:
+        raise SettingError(f"masks.keep: {chosen.keep} of every {chosen.block} weights cannot be kept")
+    if score.dim() < 2 or score.shape[1] % chosen.block:
+        return torch.ones_like(score)
+    blocks = score.movedim(1, -1).unflatten(-1, (-1, chosen.block))
+    kept = torch.zeros_like(blocks).scatter_(-1, blocks.argsort(-1, stable=True)[..., : chosen.keep], 1.0)
+    return kept.flatten(-2).movedim(-1, 1).contiguous()
+
+
+def _silence(masks: Masks, model: nn.Module, name: str, kept: Tensor) -> None:
+    """Zero the outputs of a layer, or scale and shift of a norm, where `kept` is False."""
+    module = model.get_submodule(name)
+    targets = masks.setdefault(name, {})
+    for key in ("weight", "bias"):
+        parameter = module._parameters.get(key)
+        if parameter is None:
+            continue
+        shape = [1] * parameter.dim()
+        shape[output_dim(module) if key == "weight" else 0] = -1
+        mask = kept.view(shape).expand_as(parameter).to(torch.float32)
+        targets[key] = targets[key] * mask if key in targets else mask.clone()
+
+
+# Structured: one score a channel.
+
+
+def _channel_scores(model: nn.Module, example_inputs: Inputs | None) -> dict[str, Tensor]:
+    """log alpha of each channel, by group or by layer: of its gate, or of all the weights that write it."""
+    if example_inputs is None:
+        layers = {name: m for name, m in model.named_modules() if isinstance(m, Variational)}
+        scores = {name: _row_log_alpha(layer) for name, layer in layers.items()}
+        return scores | {name: gate.log_alpha() for name, _, gate in gate_sites(model)}
+    graph = channel_graph(plain_copy(model), example_inputs)
+    gates = {writer: gate for _, _, gate in gate_sites(model) for writer in gate.writers}
+    scores = {}
+    for group in graph.groups:
+        gate = next((gates[writer.module] for writer in group.writers if writer.module in gates), None)
+        score = _group_score(model, graph, group) if gate is None else gate.log_alpha()
+        if not group.pinned and score is not None:
+            scores[group.name] = score
+    if not scores:
+        raise ModelError(f"{type(model).__name__} has no channel group with a posterior that could be removed")
+    return scores
+
+
+def _row_log_alpha(layer: Variational) -> Tensor:
+    dims = [dim for dim in range(layer.weight.dim()) if dim != output_dim(layer)]
+    return group_log_alpha(layer.weight, layer.log_sigma2, dims)
+
+
+def _group_score(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> Tensor | None:
+    """log(sum sigma^2 / sum theta^2) over every variational weight that writes into the group, per channel."""
+    mean = variance = None
+    for name, dim in group.axes:
+        module = model.get_submodule(name.rpartition(".")[0])
+        if not isinstance(module, Variational) or not name.endswith(".weight") or dim != output_dim(module):
+            continue
+        position = torch.from_numpy(np.searchsorted(group.labels, graph.axes[name, dim]))
+        inside = torch.from_numpy(np.isin(graph.axes[name, dim], group.labels))
+        others = [d for d in range(module.weight.dim()) if d != dim]
+        squares = module.weight.detach().double().square().sum(others).cpu()
+        noise = module.log_sigma2.detach().double().exp().sum(others).cpu()
+        size = len(group)
+        mean = torch.zeros(size, dtype=torch.float64) if mean is None else mean
+        variance = torch.zeros(size, dtype=torch.float64) if variance is None else variance
+        mean.index_add_(0, position[inside], squares[inside])
+        variance.index_add_(0, position[inside], noise[inside])
+    if mean is None or variance is None:
+        return None
+    return variance.log() - (mean + torch.finfo(torch.float64).tiny).log()
+
+
+def _channel_masks(
+    model: nn.Module, scores: dict[str, Tensor], kept: dict[str, Tensor], example_inputs: Inputs | None
+) -> Masks:
+    masks: Masks = {}
+    if example_inputs is None:
+        for name in scores:
+            _silence(masks, model, name, kept[name])
+        return masks
+    graph = channel_graph(plain_copy(model), example_inputs)
+    for group in graph.groups:
+        if group.name in kept and not group.pinned:
+            _silence_group(masks, model, graph, group, group.labels[~kept[group.name].cpu().numpy()])
+    return masks
+
+
+def _silence_group(
+    masks: Masks, model: nn.Module, graph: ChannelGraph, group: ChannelGroup, removed: np.ndarray
+) -> None:
+    """Everything that writes a removed channel, or shifts it on its way: weights, biases, norms."""
+    for name, dim in group.axes:
+        module = model.get_submodule(name.rpartition(".")[0])
+        key = name.rpartition(".")[2]
+        parameter = module._parameters.get(key)
+        if parameter is None or dim != (output_dim(module) if key == "weight" else 0):
+            continue
+        indices = torch.from_numpy(graph.where((name, dim), removed))
+        mask = masks.setdefault(name.rpartition(".")[0], {}).setdefault(key, torch.ones(parameter.shape))
+        mask.index_fill_(dim, indices, 0.0)
+
+
+# Masks on a network.
+
+
+def apply_masks_(model: nn.Module, masks: Masks) -> None:
+    """Zero what `masks` remove, in place; a masked weight is +0.0, never -0.0."""
+    with torch.no_grad():
+        for name, targets in masks.items():
+            module = model.get_submodule(name)
+            for key, mask in targets.items():
+                parameter = module.get_parameter(key)
+                parameter.masked_fill_(mask.to(parameter.device) == 0, 0.0)
+
+
+def validate_masks(model: nn.Module, masks: Masks, *, allow_empty: bool = False) -> None:
+    """Raise `MaskError` unless every mask names a parameter, fits it, holds 0 and 1 only and leaves something."""
+    modules = dict(model.named_modules())
+    for name, targets in masks.items():
+        if name not in modules:
+            raise MaskError(f"masks: {type(model).__name__} has no module {name!r}")
+        for key, mask in targets.items():
+            parameter = modules[name]._parameters.get(key)
+            if parameter is None:
+                raise MaskError(f"masks: {name} ({type(modules[name]).__name__}) has no parameter {key!r}")
+            if mask.shape != parameter.shape:
+                raise MaskError(
+                    f"masks: {name}.{key} has the shape {tuple(parameter.shape)}, its mask {tuple(mask.shape)}"
+                )
+            if not ((mask == 0) | (mask == 1)).all():
+                raise MaskError(f"masks: the mask of {name}.{key} holds other values than 0 and 1")
+            if key == "weight" and not allow_empty and not mask.any():
+                raise MaskError(
+                    f"masks: the mask of {name}.weight removes the whole layer; keep something of it, or pass "
+                    "allow_empty=True for a network whose output no longer depends on its input"
+                )
+
+
+def sparsity(model: nn.Module, masks: Masks) -> tuple[int, int]:
+    """(weights kept, weights in all) over the weights that `masks` name."""
+    kept = total = 0
+    for targets in masks.values():
+        if "weight" in targets and targets["weight"].dim() > 1:
+            kept += int(targets["weight"].count_nonzero())
+            total += targets["weight"].numel()
+    return kept, total

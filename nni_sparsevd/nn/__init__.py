@@ -1,0 +1,67 @@
+"""What learns: variational twins of torch's layers, and the channel gate."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .gate import ChannelGate
+from .layers import (
+    VARIATIONAL,
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    Embedding,
+    Linear,
+    convertible,
+    to_plain_,
+    to_variational_,
+)
+from .sites import gate_sites, is_variational, output_dim, plain_copy, to_plain_network_
+from .variational import Variational
+
+__all__ = [
+    "VARIATIONAL",
+    "ChannelGate",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "Embedding",
+    "Linear",
+    "Variational",
+    "convertible",
+    "gate_sites",
+    "is_variational",
+    "kl",
+    "named_posteriors",
+    "output_dim",
+    "plain_copy",
+    "to_plain_",
+    "to_plain_network_",
+    "to_variational_",
+]
+
+
+def named_posteriors(model: nn.Module) -> Iterator[tuple[str, Variational | ChannelGate]]:
+    """Every layer and gate with a posterior, by name, each once however often it is used."""
+    for name, module in model.named_modules():
+        if isinstance(module, Variational | ChannelGate):
+            yield name, module
+
+
+def kl(model: nn.Module) -> Tensor:
+    """KL of all posteriors of `model` from their priors, in nats: a scalar with gradient.
+
+    The training objective is mean loss + kl(model) / N, N training samples.  Raises `ModelError` without posteriors.
+    """
+    terms = [module.kl() for _, module in named_posteriors(model)]
+    if not terms:
+        raise ModelError(f"{type(model).__name__} has no posterior; call sparsify_ first")
+    return torch.stack(terms).sum()

@@ -1,0 +1,79 @@
+"""One multiplicative Gaussian posterior per channel, neuron or head."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import posterior as maths
+from ..recipe import Posterior
+
+
+class ChannelGate(nn.Module):
+    """z = N(mu, exp(log_sigma2)) per channel, multiplied into the outputs of the modules that it is attached to.
+
+    Placed after the normalisation, on the last writers of a coupled channel group, z = 0 silences the channel for good.
+    A gate on several writers is one posterior: its KL counts once; each writer and sample draws its own noise.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        posterior: Posterior | None = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = posterior or Posterior()
+        self.mu = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
+        self.log_sigma2 = nn.Parameter(torch.full_like(self.mu, self.settings.init_log_sigma2))
+        self.threshold = self.settings.threshold
+        self.kl_weight = 1.0
+        self.writers: tuple[str, ...] = ()
+        """Names of the layers whose channels it gates."""
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"{len(self.mu)}"
+
+    def log_alpha(self) -> Tensor:
+        """log sigma^2 - log mu^2, shape (channels,)."""
+        return maths.log_alpha(self.mu, self.log_sigma2)
+
+    def kl(self) -> Tensor:
+        """KL of all channels from the prior, times `kl_weight`: a scalar."""
+        return self.kl_weight * maths.kl(self.mu, self.log_sigma2, self.settings.prior)
+
+    def mask(self) -> Tensor:
+        """True where a channel is kept, shape (channels,)."""
+        return self.log_alpha() < self.threshold
+
+    def forward(self, x: Tensor, dim: int = 1) -> Tensor:
+        """Scale dimension `dim` of x: by a fresh z per sample in training, by the mean of what is kept in evaluation."""
+        shape = [1] * x.dim()
+        shape[dim] = -1
+        if not self.training:
+            kept = torch.where(self.mask(), self.mu, torch.zeros_like(self.mu))
+            return x * kept.to(x.dtype).view(shape)
+        noise_shape = [1] * x.dim()
+        noise_shape[0], noise_shape[dim] = x.shape[0], len(self.mu)
+        noise = torch.randn(noise_shape, device=x.device, dtype=self.mu.dtype)
+        z = self.mu.view(shape) + (0.5 * self.log_sigma2).exp().view(shape) * noise
+        return x * z.to(x.dtype)
+
+    def attach_(self, site: nn.Module, dim: int) -> None:
+        """Gate the outputs of `site`: as its child "gate" and a forward hook (a deep copy takes both along)."""
+        site.register_module("gate", self)
+        site.register_forward_hook(partial(self._hook, dim=dim))
+
+    def detach_(self, site: nn.Module) -> None:
+        """Undo `attach_`."""
+        del site._modules["gate"]
+        for key, hook in list(site._forward_hooks.items()):
+            if isinstance(hook, partial) and getattr(hook.func, "__self__", None) is self:
+                del site._forward_hooks[key]
+
+    def _hook(self, site: nn.Module, inputs: Any, output: Tensor, *, dim: int) -> Tensor:
+        gated: Tensor = self(output, dim)
+        return gated

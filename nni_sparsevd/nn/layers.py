@@ -1,0 +1,133 @@
+"""Variational twins of torch's layers: the same names, arguments and state-dict keys, plus `log_sigma2`."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import SettingError
+from ..recipe import Posterior
+from .variational import Variational
+
+
+class Linear(Variational, nn.Linear):
+    """`torch.nn.Linear` with a posterior on every weight."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.respond(F.linear, x)
+
+
+class Conv1d(Variational, nn.Conv1d):
+    """`torch.nn.Conv1d` with a posterior on every weight."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.respond(self._conv_forward, x)
+
+
+class Conv2d(Variational, nn.Conv2d):
+    """`torch.nn.Conv2d` with a posterior on every weight."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.respond(self._conv_forward, x)
+
+
+class Conv3d(Variational, nn.Conv3d):
+    """`torch.nn.Conv3d` with a posterior on every weight."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.respond(self._conv_forward, x)
+
+
+class _Transposed(Variational):
+    """What the transposed convolutions share: the output size is settled before the weight is used."""
+
+    def _transpose(self, x: Tensor, output_size: list[int] | None, dims: int) -> Tensor:
+        padding = self._output_padding(  # type: ignore[operator]
+            x, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
+        )
+        function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
+        settings = {name: getattr(self, name) for name in ("stride", "padding", "groups", "dilation")}
+        return self.respond(partial(function, output_padding=padding, **settings), x)
+
+
+class ConvTranspose1d(_Transposed, nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d` with a posterior on every weight."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: D102
+        return self._transpose(x, output_size, 1)
+
+
+class ConvTranspose2d(_Transposed, nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` with a posterior on every weight."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: D102
+        return self._transpose(x, output_size, 2)
+
+
+class ConvTranspose3d(_Transposed, nn.ConvTranspose3d):
+    """`torch.nn.ConvTranspose3d` with a posterior on every weight."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: D102
+        return self._transpose(x, output_size, 3)
+
+
+class Embedding(Variational, nn.Embedding):
+    """`torch.nn.Embedding` with a posterior on every weight.  A padding row is looked up without noise."""
+
+    bias = None  # the others have one, and the mixin asks
+
+    def add_posterior_(self, posterior: Posterior) -> None:
+        """As in the mixin; options that change the weight in the forward pass are refused."""
+        for option in ("max_norm", "scale_grad_by_freq", "sparse"):
+            if getattr(self, option):
+                raise SettingError(f"Embedding({option}={getattr(self, option)}) cannot carry a posterior; exclude it")
+        super().add_posterior_(posterior)
+
+    def forward(self, indices: Tensor) -> Tensor:  # noqa: D102
+        looked_up = self.respond(self._look_up, indices, x_squared=indices)
+        if self.padding_idx is None or not self.training:
+            return looked_up
+        padding = F.embedding(indices, self.weight, self.padding_idx)
+        return torch.where((indices == self.padding_idx).unsqueeze(-1), padding, looked_up)
+
+    def _look_up(self, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.embedding(indices, weight, self.padding_idx)
+
+
+VARIATIONAL: dict[type[nn.Module], type[Variational]] = {
+    nn.Linear: Linear,
+    nn.Conv1d: Conv1d,
+    nn.Conv2d: Conv2d,
+    nn.Conv3d: Conv3d,
+    nn.ConvTranspose1d: ConvTranspose1d,
+    nn.ConvTranspose2d: ConvTranspose2d,
+    nn.ConvTranspose3d: ConvTranspose3d,
+    nn.Embedding: Embedding,
+}
+PLAIN = {variational: plain for plain, variational in VARIATIONAL.items()}
+
+
+def convertible(module: nn.Module) -> bool:
+    """Whether `module` is exactly one of torch's layers: a subclass may use its weight in a way of its own."""
+    return type(module) in VARIATIONAL
+
+
+def to_variational_(module: nn.Module, posterior: Posterior) -> Variational:
+    """Switch an ordinary layer to its variational twin, in place."""
+    module.__class__ = VARIATIONAL[type(module)]
+    assert isinstance(module, Variational)
+    try:
+        module.add_posterior_(posterior)
+    except SettingError:
+        module.__class__ = PLAIN[type(module)]
+        raise
+    return module
+
+
+def to_plain_(module: Variational) -> nn.Module:
+    """Switch a variational layer back, in place: the mean stays, the posterior goes."""
+    module.__class__ = PLAIN[type(module)]
+    for name in ("log_sigma2", "settings", "threshold", "kl_weight"):
+        delattr(module, name)
+    return module

@@ -1,0 +1,60 @@
+"""Walking over a network: where gates sit, and the same network without posteriors."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .gate import ChannelGate
+from .layers import to_plain_
+from .variational import Variational
+
+
+def is_variational(model: nn.Module) -> bool:
+    """Whether anything in `model` carries a posterior."""
+    return any(isinstance(module, Variational | ChannelGate) for module in model.modules())
+
+
+def gate_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module, ChannelGate]]:
+    """(name of the layer or norm that a gate scales, the module that it hooks on, the gate), for every site.
+
+    The two differ for timm's norms with an activation inside: the gate hooks on the empty slot between the two.
+    """
+    for name, site in model.named_modules(remove_duplicate=False):
+        gate = site._modules.get("gate")
+        if isinstance(gate, ChannelGate):
+            own = isinstance(getattr(site, "weight", None), Tensor)
+            yield (name if own else name.rpartition(".")[0]), site, gate
+
+
+def to_plain_network_(model: nn.Module) -> nn.Module:
+    """Fold every gate's mean into what it follows and make every layer ordinary, masking nothing; returns `model`."""
+    for scaled, site, gate in list(gate_sites(model)):
+        gate.detach_(site)
+        _fold(model.get_submodule(scaled), gate)
+    for module in list(model.modules()):
+        if isinstance(module, Variational):
+            to_plain_(module)
+    return model
+
+
+def _fold(layer: nn.Module, gate: ChannelGate) -> None:
+    """Scale the output channels of a layer, or scale and shift of a norm."""
+    with torch.no_grad():
+        for key in ("weight", "bias"):
+            parameter = getattr(layer, key, None)
+            if parameter is not None:
+                shape = [1] * parameter.dim()
+                shape[output_dim(layer) if key == "weight" else 0] = -1
+                parameter.mul_(gate.mu.to(parameter).view(shape))
+
+
+def output_dim(layer: nn.Module) -> int:
+    """The dimension of `layer.weight` that holds its outputs; an embedding's are its columns."""
+    return 1 if getattr(layer, "transposed", False) or isinstance(layer, nn.Embedding) else 0
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """An ordinary, unmasked copy."""
+    return to_plain_network_(copy.deepcopy(model))

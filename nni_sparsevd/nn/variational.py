@@ -1,0 +1,92 @@
+"""A weight posterior on one of torch's own layers: what all of them share.
+
+A layer becomes variational by switching its class, not by being replaced: names, hooks, parameter objects, device and
+every attribute that a model keeps on it stay as they are, and switching back leaves no trace.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import posterior as maths
+from ..recipe import Posterior
+
+Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(input, weight, bias) -> output: what the layer does with its weight."""
+
+
+class Variational(nn.Module):
+    """Mixin: every weight has a posterior N(weight, exp(log_sigma2)).  Put it before the torch class.
+
+    In training mode the output is sampled; in evaluation mode it is computed with the mean of the weights that are
+    kept (log alpha below `threshold`), without noise: exactly what the baked layer computes.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    log_sigma2: nn.Parameter
+    settings: Posterior
+    threshold: float
+    """A weight whose log alpha reaches this is removed."""
+    kl_weight: float
+    """Factor on this layer's KL."""
+
+    def __init__(self, *sizes: Any, posterior: Posterior | None = None, **options: Any) -> None:
+        """The torch layer's own arguments, and the posterior's settings."""
+        super().__init__(*sizes, **options)
+        self.add_posterior_(posterior or Posterior())
+
+    def add_posterior_(self, posterior: Posterior) -> None:
+        """Add log_sigma2, in the weight's shape, and the settings."""
+        self.log_sigma2 = nn.Parameter(
+            torch.full_like(self.weight, posterior.init_log_sigma2), requires_grad=self.weight.requires_grad
+        )
+        self.settings = posterior
+        self.threshold = posterior.threshold
+        self.kl_weight = 1.0
+
+    def log_alpha(self) -> Tensor:
+        """log sigma^2 - log theta^2, in the weight's shape."""
+        return maths.log_alpha(self.weight, self.log_sigma2)
+
+    def kl(self) -> Tensor:
+        """KL of all weights from the prior, times `kl_weight`: a scalar."""
+        return self.kl_weight * maths.kl(self.weight, self.log_sigma2, self.settings.prior)
+
+    def mask(self) -> Tensor:
+        """True where a weight is kept, in the weight's shape."""
+        return self.log_alpha() < self.threshold
+
+    def respond(self, operation: Operation, x: Tensor, x_squared: Tensor | None = None) -> Tensor:
+        """Output of the layer whose operation on (input, weight, bias) is linear in input and weight.
+
+        local reparameterisation (Kingma et al. 2015; the paper, sec. 3.2): the output is Gaussian with mean op(x, theta)
+        and variance op(x^2, sigma^2); the bias has no part in the variance.
+        """
+        if not self.training:
+            kept = torch.where(self.mask(), self.weight, torch.zeros_like(self.weight))
+            return operation(x, kept, self.bias)
+        estimator = self.settings.estimator
+        if estimator == "weight":
+            noise = torch.randn_like(self.weight) * (0.5 * self.log_sigma2).exp()
+            return operation(x, self.weight + noise, self.bias)
+        mean = operation(x, self.weight, self.bias)
+        squared = x.square() if x_squared is None else x_squared
+        if estimator == "local_detached":
+            squared = squared.detach()
+        sigma2 = self.log_sigma2.exp()
+        if estimator == "local_bf16":
+            squared = squared.bfloat16() if squared.is_floating_point() else squared
+            sigma2 = sigma2.bfloat16()
+        variance = operation(squared, sigma2, None).to(mean.dtype)
+        # 1e-8: the square root has no gradient at a variance of exactly 0 (an input of zeros)
+        return mean + (variance + 1e-8).sqrt() * torch.randn_like(mean)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """A plain layer's state dict loads too: log_sigma2 then stays as it is."""
+        filled = state_dict
+        if isinstance(filled, dict):
+            filled.setdefault(prefix + "log_sigma2", self.log_sigma2.detach())
+        super()._load_from_state_dict(filled, prefix, *rest)  # type: ignore[arg-type]

@@ -1,0 +1,203 @@
+"""Settings: one frozen, validated object that is also the TOML or YAML file and the flags of the command line."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from .errors import SettingError
+
+Prior = Literal["log_uniform", "log_uniform_exact", "ard"]
+Estimator = Literal["local", "local_bf16", "local_detached", "weight"]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Argument = int | float | str | bool | list[int]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class Posterior(Settings):
+    """What is learnt about each weight or channel: the argument of `sparsify_`."""
+
+    prior: Prior = "log_uniform"
+    """Log-uniform with the paper's KL (eq. 14), with the exact KL, or empirical Bayes (ARD)."""
+    estimator: Estimator = "local"
+    """How noise enters: local reparameterisation, its two cheaper variants, or one weight sample a batch."""
+    granularity: Literal["weight", "gate", "both"] = "weight"
+    """A posterior per weight, one per coupled channel (a gate), or both."""
+    init_log_sigma2: float = -10.0
+    """Where every log sigma^2 starts."""
+    threshold: NonNegativeFloat = 3.0
+    """A weight or channel whose log alpha reaches this is removed."""
+    include: tuple[str, ...] = ()
+    """Module names, shell patterns of names, or type names to convert; empty means all."""
+    exclude: tuple[str, ...] = ()
+    """The same, to leave alone."""
+    kl_weights: dict[str, NonNegativeFloat] = {}
+    """Name, pattern or type -> factor on that layer's KL, e.g. to press harder on costly layers."""
+
+
+class Masking(Settings):
+    """How log alpha becomes masks: the argument of `compute_masks`."""
+
+    structure: Literal["unstructured", "structured", "n:m"] = "unstructured"
+    """Single weights, whole coupled channels, or N of every M weights along the input axis."""
+    threshold: NonNegativeFloat | Literal["held_out"] | None = None
+    """Remove at this log alpha; nothing: what the layers were given; held_out: chosen on data kept from training."""
+    ratio: Fraction | None = None
+    """Remove this fraction, the least relevant first, instead of using the threshold."""
+    scope: Literal["layer", "global"] = "global"
+    """Whether a ratio holds in every layer or over all of them together."""
+    keep: PositiveInt = 2
+    """N of N:M: weights kept in a block."""
+    block: PositiveInt = 4
+    """M of N:M: weights in a block."""
+    tolerance: NonNegativeFloat = 0.002
+    """With threshold=held_out: accuracy given up, at most, against the best threshold on the curve."""
+
+
+class Model(Settings):
+    """Which network, and where its weights come from."""
+
+    name: str = "lenet_300_100"
+    """Any timm name, or lenet_300_100, lenet5_caffe, vgg_like, resnet18_small (see `list-models`)."""
+    arguments: dict[str, Argument] = {}
+    """Further arguments of `timm.create_model`."""
+    pretrained: bool = False
+    """Start from timm's pre-trained weights."""
+    checkpoint: Path | None = None
+    """Start from this .safetensors file (plain weights; pickled files are refused)."""
+
+
+class Data(Settings):
+    """Which data, read through `timm.data`."""
+
+    name: str = "digits"
+    """digits (embedded), a timm data set such as torch/mnist, or empty for a folder or tar of images."""
+    train: Path | None = None
+    """Root of the training data: a folder, an image folder or a tar."""
+    test: Path | None = None
+    """Root of the test data; nothing: the same root, test split."""
+    holdout: Fraction = 0.1
+    """Part of the training data kept for choosing the threshold."""
+    image_size: PositiveInt | None = None
+    """Side of the square input; nothing: that of the network's default or of the data."""
+    augment: Literal["none", "crop_flip", "crop"] = "none"
+    """Random crops with a margin of 1/8, with or without horizontal flips."""
+    batch_size: PositiveInt = 100
+    """Images a step and process."""
+    limit: PositiveInt | None = None
+    """Use only this many training images."""
+    workers: NonNegativeInt = 0
+    """Loader processes; 0 loads in the training process."""
+
+
+class Stage(Settings):
+    """One stretch of optimisation."""
+
+    epochs: NonNegativeInt = 0
+    """Length; 0 skips the stage."""
+    optimizer: str = "adam"
+    """Any name that `timm.optim` knows."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decay of the weights; never of the posterior's variances or of gates."""
+    hold: Fraction = 0.0
+    """Part of the stage at the peak rate; from there it falls linearly to 0."""
+
+
+class Sparse(Stage):
+    """The variational stage: mean loss + kl_coefficient * KL / N."""
+
+    epochs: NonNegativeInt = 20
+    """Length; 0 skips the stage."""
+    kl_coefficient: NonNegativeFloat = 1.0
+    """Weight of the KL in units of 1/N; 1 is the evidence lower bound."""
+    warmup_from: NonNegativeFloat = 0.0
+    """Epoch until which the KL's weight is 0."""
+    warmup_to: NonNegativeFloat = 0.0
+    """Epoch from which it is full; linear between. From scratch, without warm-up, everything dies at once."""
+    gate_rate: PositiveFloat = 10.0
+    """Learning rate of gates, as a multiple of the weights'."""
+
+
+class Recipe(Settings):
+    """Everything that `nni-sparsevd compress` does, in one file."""
+
+    model: Model = Model()
+    """Which network."""
+    data: Data = Data()
+    """Which data."""
+    posterior: Posterior = Posterior()
+    """What is learnt."""
+    dense: Stage = Stage()
+    """Ordinary training before Sparse VD."""
+    sparse: Sparse = Sparse()
+    """Sparse VD."""
+    finetune: Stage = Stage()
+    """Training of the survivors at fixed masks."""
+    masks: Masking = Masking()
+    """The decision."""
+    seed: int = 0
+    """Seed of weights, noise, data order and hold-out."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision; the KL stays in float32."""
+    checkpoint_minutes: PositiveFloat = 5.0
+    """A checkpoint is written at every epoch's end and this often within one."""
+
+
+def describe(error: ValidationError) -> str:
+    """One line a problem: the key as it is written in the file, what is wrong, what was found."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        lines.append(f"{key or 'recipe'}: {problem['msg']} (found {problem['input']!r})")
+    return "\n".join(lines)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def make(kind: type[S], values: dict[str, object]) -> S:
+    """Validate `values` as settings of `kind`; raises `SettingError` naming each bad key."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        known = ", ".join(kind.model_fields)
+        raise SettingError(f"{describe(error)}\n{kind.__name__} has the keys: {known}") from None
+
+
+def read(path: Path) -> Recipe:
+    """Read a recipe from a .toml, .yaml or .yml file; raises `SettingError` naming the file and each bad key."""
+    readers = {".toml": tomllib.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
+    if path.suffix not in readers:
+        raise SettingError(f"{path}: a recipe is a .toml, .yaml or .yml file")
+    try:
+        values = readers[path.suffix](path.read_text())
+    except FileNotFoundError:
+        raise SettingError(f"{path}: no such recipe") from None
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path}: not readable as {path.suffix[1:]}: {error}") from None
+    if not isinstance(values, dict):
+        raise SettingError(f"{path}: a recipe is a table of settings, found {type(values).__name__}")
+    try:
+        return make(Recipe, values)
+    except SettingError as error:
+        raise SettingError(f"{path}: {error}") from None

@@ -1,0 +1,7 @@
+"""Exact shrinking: from zeros in the weights to a smaller network that computes the same function."""
+
+from .check import CheckResult, check
+from .plan import GroupPlan, Plan, make_plan
+from .shrink import shrink
+
+__all__ = ["CheckResult", "GroupPlan", "Plan", "check", "make_plan", "shrink"]

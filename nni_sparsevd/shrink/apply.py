@@ -1,0 +1,89 @@
+"""Carry out a plan: cut tensors, fold constants, keep every module's class and bring its attributes up to date."""
+
+import torch
+from torch import Tensor, nn
+
+from .plan import Plan
+
+
+def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
+    """Fold and cut in place; `model` is the network that the plan was made for.  Returns it."""
+    for weight, added in plan.folds.items():
+        if added.any():
+            _fold(model, weight, added, plan.cuts.get((weight, 0), ()))
+    touched: set[str] = set()
+    for (name, dim), indices in plan.cuts.items():
+        touched |= _cut(model, name, dim, indices)
+    for module in sorted(touched):
+        refresh_attributes_(model.get_submodule(module))
+    _refresh_head(model)
+    return model
+
+
+def _fold(model: nn.Module, weight: str, added: Tensor, outputs_cut: tuple[int, ...]) -> None:
+    module = model.get_submodule(weight.rpartition(".")[0])
+    parameter = module.get_parameter(weight.rpartition(".")[2])
+    bias = module.bias
+    if bias is None:  # unknown to the plan's cuts, so born at its final size
+        added = added[_kept(len(added), outputs_cut)]
+        module.bias = nn.Parameter(added.to(parameter), requires_grad=parameter.requires_grad)
+    else:
+        bias.data = (bias.data.double() + added.to(bias.device)).to(bias.dtype)
+
+
+def _kept(size: int, cut: tuple[int, ...]) -> Tensor:
+    return torch.tensor(sorted(set(range(size)) - set(cut)), dtype=torch.long)
+
+
+def _cut(model: nn.Module, name: str, dim: int, indices: tuple[int, ...]) -> set[str]:
+    """Remove `indices` of `dim` from a parameter or buffer under each of its names; returns the modules touched."""
+    tensor = dict(_states(model, remove_duplicate=False))[name]
+    kept = _kept(tensor.shape[dim], indices).to(tensor.device)
+    smaller: Tensor = tensor.detach().index_select(dim, kept).contiguous()
+    if isinstance(tensor, nn.Parameter):
+        smaller = nn.Parameter(smaller, requires_grad=tensor.requires_grad)
+    aliases = [alias for alias, other in _states(model, remove_duplicate=False) if other is tensor]
+    for alias in aliases:
+        module, _, key = alias.rpartition(".")
+        setattr(model.get_submodule(module), key, smaller)
+    return {alias.rpartition(".")[0] for alias in aliases}
+
+
+def _states(model: nn.Module, remove_duplicate: bool) -> list[tuple[str, Tensor]]:
+    return [
+        *model.named_parameters(remove_duplicate=remove_duplicate),
+        *model.named_buffers(remove_duplicate=remove_duplicate),
+    ]
+
+
+def refresh_attributes_(module: nn.Module) -> None:
+    """Make the sizes that torch's modules remember agree with their tensors."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        first, second = module.weight.shape[:2]
+        if module.groups > 1 and second == 1 and not module.transposed:  # depthwise: one group an input
+            module.groups = first // (module.out_channels // module.groups)
+        outputs, inputs = (second, first) if module.transposed else (first, second * module.groups)
+        module.out_channels, module.in_channels = outputs, inputs
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        sized = module.weight if module.weight is not None else module.running_mean
+        module.num_features = len(sized) if sized is not None else module.num_features
+    elif isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels:
+            module.num_groups = len(module.weight)
+        module.num_channels = len(module.weight)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+
+
+def _refresh_head(model: nn.Module) -> None:
+    """timm builds a new classifier from `num_features`: keep it in step with the one that is there."""
+    find = getattr(model, "get_classifier", None)
+    head = find() if callable(find) else None
+    if isinstance(head, nn.Linear) and isinstance(getattr(model, "num_features", None), int):
+        for name in ("num_features", "head_hidden_size"):
+            if isinstance(getattr(model, name, None), int):
+                setattr(model, name, head.in_features)

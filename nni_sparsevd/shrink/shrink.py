@@ -1,0 +1,38 @@
+"""Masked network in, smaller network out, compared before it is handed over."""
+
+import copy
+
+from torch import nn
+
+from ..convert import bake_
+from ..errors import ShrinkError
+from ..graph import Inputs
+from ..masks import Masks
+from .apply import apply_plan_
+from .check import check
+from .plan import Plan, make_plan
+
+
+def shrink(model: nn.Module, example_inputs: Inputs, masks: Masks | None = None) -> tuple[nn.Module, Plan]:
+    """Remove every channel that can be removed exactly; returns the smaller network and the account of what went.
+
+    Any network will do: a variational one is baked first, `masks` (NNI's format) are multiplied in, and plain zeros
+    in the weights count as they are.  `model` itself is untouched.  The result has the original classes, and in
+    evaluation mode the original outputs, which is measured before it is returned.
+
+    Raises `TraceError` when the network cannot be traced, `MaskError` for masks that do not fit, `ShrinkError` when
+    the smaller network does not run or gives other outputs (none known: please report it).
+    """
+    masked = bake_(copy.deepcopy(model), masks)
+    plan = make_plan(masked, example_inputs)
+    small = apply_plan_(copy.deepcopy(masked), plan)
+    try:
+        result = check(masked, small, example_inputs, rounds=1)
+    except RuntimeError as error:
+        raise ShrinkError(
+            f"the shrunk {type(model).__name__} does not run: {error}; a size written in its forward? "
+            f"The plan was:\n{plan}"
+        ) from error
+    if not result.ok:
+        raise ShrinkError(f"the shrunk {type(model).__name__} gives other outputs, {result}; the plan was:\n{plan}")
+    return small, plan
