@@ -83,7 +83,7 @@ def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 def _expanded(node: Node, values: dict[Node, Any]) -> Tensor:
     value: Tensor = values[node]
-    return value.expand(node.meta["val"].shape)
+    return value.expand(node.meta["val"].shape).contiguous()
 
 
 def _compressed(value: Tensor) -> Tensor:

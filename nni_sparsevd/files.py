@@ -1,0 +1,92 @@
+"""Files that are whole or absent: written beside their place and renamed.  Tensors as safetensors, never pickled."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .errors import FileFormatError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to a temporary file in the same folder, flush it to disk, rename it to `path`.
+
+    Raises `FileFormatError` where the disk is full or the folder cannot be written; `path` is then what it was.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise FileFormatError(f"{path}: cannot be written: {error.strerror}; what was there before is intact") from error
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON."""
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; raises `FileFormatError` naming the file when it is missing or not JSON."""
+    return _reading(path, lambda: json.loads(path.read_text()))
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors.  Shared memory is written once a name; a negative zero becomes zero."""
+    clean = {name: _clean(tensor) for name, tensor in tensors.items()}
+    write_bytes(path, save(clean, dict(metadata or {})))
+
+
+def _clean(tensor: Tensor) -> Tensor:
+    value = tensor.detach().cpu().contiguous().clone()
+    return value + 0 if value.is_floating_point() else value
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata of a safetensors file.
+
+    Raises `FileFormatError` for a file that is missing, truncated, altered, or of another format (a pickle, say).
+    """
+
+    def read() -> tuple[dict[str, Tensor], dict[str, str]]:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+    return _reading(path, read)
+
+
+T = TypeVar("T")
+
+
+def _reading(path: Path, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except FileNotFoundError:
+        raise FileFormatError(f"{path}: no such file") from None
+    except SafetensorError as error:
+        hint = "; a pickled file is never read: save it as safetensors" if _is_pickle(path) else ""
+        raise FileFormatError(f"{path}: not a whole safetensors file ({error}){hint}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path}: not a whole JSON file ({error})") from None
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _is_pickle(path: Path) -> bool:
+    """torch.save writes a zip archive, older versions and pickle itself a protocol byte."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    return start in (b"PK",) or start[:1] == b"\x80"

@@ -1,0 +1,209 @@
+"""Networks by name: every timm network, and four of the papers' registered beside them."""
+
+import difflib
+import inspect
+from typing import Any
+
+import timm
+from timm.models import register_model
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+
+from .errors import ModelError
+from .files import load_tensors
+from .recipe import Argument, Model
+
+OWN = ("lenet_300_100", "lenet5_caffe", "vgg_like", "resnet18_small")
+
+
+def _configuration(size: int, channels: int, classifier: str) -> dict[str, Any]:
+    """What timm keeps of a network: input and classifier; mean and deviation are the data's business."""
+    return {"input_size": (channels, size, size), "num_classes": 10, "classifier": classifier, "pool_size": None}
+
+
+class LeNet300100(nn.Module):
+    """784-300-100-10 with ReLU (LeCun et al. 1998)."""
+
+    def __init__(self, num_classes: int = 10, in_chans: int = 1, img_size: int = 28) -> None:
+        super().__init__()
+        self.num_classes, self.num_features = num_classes, 100
+        self.fc1 = nn.Linear(in_chans * img_size**2, 300)
+        self.fc2 = nn.Linear(300, 100)
+        self.fc3 = nn.Linear(100, num_classes)
+        self.act1, self.act2 = nn.ReLU(), nn.ReLU()
+        self.default_cfg = self.pretrained_cfg = _configuration(28, 1, "fc3")
+
+    def get_classifier(self) -> nn.Linear:
+        """The last layer."""
+        return self.fc3
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        x = self.act1(self.fc1(x.flatten(1)))
+        return self.fc3(self.act2(self.fc2(x)))  # type: ignore[no-any-return]
+
+
+class LeNet5Caffe(nn.Module):
+    """20-50-500-10: Caffe's LeNet-5, max pooling, one ReLU (Jia et al. 2014); 431,080 parameters."""
+
+    def __init__(self, num_classes: int = 10, in_chans: int = 1, img_size: int = 28) -> None:
+        super().__init__()
+        side = ((img_size - 4) // 2 - 4) // 2
+        if side < 1:
+            raise ModelError(f"lenet5_caffe needs images of at least 16 pixels a side, found {img_size}")
+        self.num_classes, self.num_features = num_classes, 500
+        self.conv1, self.pool1 = nn.Conv2d(in_chans, 20, 5), nn.MaxPool2d(2)
+        self.conv2, self.pool2 = nn.Conv2d(20, 50, 5), nn.MaxPool2d(2)
+        self.fc1, self.act = nn.Linear(50 * side**2, 500), nn.ReLU()
+        self.fc2 = nn.Linear(500, num_classes)
+        self.default_cfg = self.pretrained_cfg = _configuration(28, 1, "fc2")
+
+    def get_classifier(self) -> nn.Linear:
+        """The last layer."""
+        return self.fc2
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        x = self.pool2(self.conv2(self.pool1(self.conv1(x))))
+        return self.fc2(self.act(self.fc1(x.flatten(1))))  # type: ignore[no-any-return]
+
+
+class VGGLike(nn.Module):
+    """13 convolutions with batch normalisation and one hidden dense layer (Zagoruyko 2015), for 32-pixel images."""
+
+    LAYOUT = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+
+    def __init__(self, num_classes: int = 10, in_chans: int = 3, width: float = 1.0, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = in_chans
+        for base, repeats in self.LAYOUT:
+            for _ in range(repeats):
+                layers += [nn.Conv2d(channels, int(base * width), 3, padding=1), nn.BatchNorm2d(int(base * width))]
+                layers += [nn.ReLU(), nn.Dropout(drop_rate)]
+                channels = int(base * width)
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+        self.num_classes, self.num_features = num_classes, int(512 * width)
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.hidden = nn.Linear(channels, self.num_features)
+        self.norm, self.act = nn.BatchNorm1d(self.num_features), nn.ReLU()
+        self.head = nn.Linear(self.num_features, num_classes)
+        self.default_cfg = self.pretrained_cfg = _configuration(32, 3, "head")
+
+    def get_classifier(self) -> nn.Linear:
+        """The last layer."""
+        return self.head
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        x = self.pool(self.features(x)).flatten(1)
+        return self.head(self.act(self.norm(self.hidden(x))))  # type: ignore[no-any-return]
+
+
+# timm calls entry points with `pretrained` and settings of its own beside the user's: these take what they know.
+
+
+def _build(kind: type[nn.Module], arguments: dict[str, Any]) -> nn.Module:
+    for internal in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+        arguments.pop(internal, None)
+    unknown = set(arguments) - set(inspect.signature(kind).parameters)
+    if unknown:
+        known = ", ".join(inspect.signature(kind).parameters)
+        raise ModelError(f"{kind.__name__} has no argument {', '.join(sorted(unknown))}; it takes {known}")
+    return kind(**arguments)
+
+
+@register_model
+def lenet_300_100(pretrained: bool = False, **arguments: Any) -> nn.Module:  # noqa: D103
+    return _build(LeNet300100, arguments)
+
+
+@register_model
+def lenet5_caffe(pretrained: bool = False, **arguments: Any) -> nn.Module:  # noqa: D103
+    return _build(LeNet5Caffe, arguments)
+
+
+@register_model
+def vgg_like(pretrained: bool = False, **arguments: Any) -> nn.Module:  # noqa: D103
+    return _build(VGGLike, arguments)
+
+
+@register_model
+def resnet18_small(pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """timm's ResNet-18 with the stem for small images: a 3x3 convolution of stride 1 and no pooling."""
+    for internal in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+        arguments.pop(internal, None)
+    model = ResNet(BasicBlock, [2, 2, 2, 2], **arguments)
+    stem = model.conv1
+    model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    model.default_cfg = model.pretrained_cfg = _configuration(32, 3, "fc") | {"first_conv": "conv1"}
+    return model
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that match a shell pattern, the papers' networks first."""
+    names = timm.list_models(pattern)
+    return [name for name in OWN if name in names] + [name for name in names if name not in OWN]
+
+
+def build(name: str, arguments: dict[str, Argument], pretrained: bool = False) -> nn.Module:
+    """The network `name` with `arguments`; it remembers both (see `origin`).
+
+    Raises `ModelError` for a name that timm does not know, arguments it does not take, or weights that cannot be had.
+    """
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3) or ["see list-models"]
+        raise ModelError(f"no network is named {name!r}; did you mean {', '.join(close)}?")
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except ModelError:
+        raise
+    except Exception as error:  # timm, the network's constructor, or the hub
+        what = "weights cannot be loaded" if pretrained else "cannot be built"
+        raise ModelError(f"{name} {what} with {arguments}: {str(error).splitlines()[0]}") from error
+    model.sparsevd_origin = {"name": name, "arguments": arguments}  # type: ignore[assignment]
+    return model
+
+
+def origin(model: nn.Module) -> dict[str, Any]:
+    """{"name", "arguments"} of a network that can be built again, or {}."""
+    remembered = getattr(model, "sparsevd_origin", None)
+    if remembered is not None:
+        return dict(remembered)
+    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    return {"name": architecture} if architecture else {}
+
+
+def create(settings: Model, num_classes: int, in_chans: int, image_size: int) -> nn.Module:
+    """The network of a recipe for this data: its classes, channels and, where it wants to know, image size."""
+    arguments: dict[str, Argument] = {"num_classes": num_classes, "in_chans": in_chans}
+    sized = {"lenet_300_100", "lenet5_caffe"}
+    if settings.name in sized or _takes_image_size(settings.name):
+        arguments["img_size"] = image_size
+    model = build(settings.name, arguments | settings.arguments, settings.pretrained)
+    if settings.checkpoint is not None:
+        tensors, _ = load_tensors(settings.checkpoint)
+        _load_weights_(model, tensors, str(settings.checkpoint))
+    return model
+
+
+def _takes_image_size(name: str) -> bool:
+    """timm's networks that are built for one image size say so."""
+    if not timm.is_model(name):
+        return False
+    entry = timm.get_pretrained_cfg(name)
+    return bool(entry is not None and entry.fixed_input_size)
+
+
+def _load_weights_(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    own = model.state_dict()
+    problems = [f"lacks {name}" for name in own if name not in tensors]
+    problems += [f"has {name}, which the network does not" for name in tensors if name not in own]
+    problems += [
+        f"has {name} of shape {tuple(tensors[name].shape)}, the network's is {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if problems:
+        raise ModelError(f"{where}: does not fit {type(model).__name__}: it {'; '.join(problems[:5])}")
+    model.load_state_dict(tensors)

@@ -1,0 +1,153 @@
+"""`save` and `load`: a network, shrunk or not, in one safetensors file that brings back a working module.
+
+The file holds every tensor, how to build the network's unpruned original (its timm name and arguments), and the plain
+attributes in which the two differ (`out_channels`, `num_features`, ...).  Loading builds the original, puts the tensors
+in at the sizes that they have, and sets those attributes: nothing is unpickled, no training code is needed.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import models
+from .errors import FileFormatError, ModelError
+from .files import load_tensors, save_tensors
+from .nn import is_variational
+from .recipe import Argument
+
+FORMAT = "nni_sparsevd.model"
+VERSION = 1
+
+
+def save(
+    model: nn.Module, path: Path | str, *, name: str | None = None, arguments: dict[str, Argument] | None = None
+) -> None:
+    """Write `model` to `path` (.safetensors), whole or not at all.
+
+    `name` and `arguments` tell how timm builds the network before shrinking; networks made by timm know their name,
+    ours both.  A network of your own is saved without, and `load(path, model=...)` then wants a fresh one.
+
+    Raises `ModelError` when the network is still variational, or is not what `name` and `arguments` build.
+    """
+    if is_variational(model):
+        raise ModelError(f"{type(model).__name__} still has posteriors; save what bake_ or shrink gives back")
+    origin = models.origin(model)
+    name = name or origin.get("name")
+    arguments = arguments if arguments is not None else origin.get("arguments", {})
+    header: dict[str, Any] = {"version": VERSION, "class": type(model).__name__, "name": name, "arguments": arguments}
+    if name is not None:
+        reference = models.build(name, arguments)
+        _same_skeleton(reference, model, f"timm.create_model({name!r}, **{arguments})")
+        header["attributes"] = dict(_differences(reference, model))
+    else:
+        header["attributes"] = {path: dict(_plain(module)) for path, module in model.named_modules()}
+    save_tensors(model.state_dict(), Path(path), {FORMAT: json.dumps(header)})
+
+
+def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
+    """Read a file of `save` and give back the working module, in evaluation mode.
+
+    `model`, for networks that timm does not know: a fresh, unpruned instance; it is changed in place and returned.
+
+    Raises `FileFormatError` when the file is missing, truncated, of another format or version, or does not fit.
+    """
+    path = Path(path)
+    tensors, metadata = load_tensors(path)
+    if FORMAT not in metadata:
+        raise FileFormatError(f"{path}: plain tensors, not a network written by nni_sparsevd.save")
+    try:
+        header = json.loads(metadata[FORMAT])
+        version, name, arguments, attributes = (header[key] for key in ("version", "name", "arguments", "attributes"))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise FileFormatError(f"{path}: its header is damaged: {error}") from None
+    if version != VERSION:
+        raise FileFormatError(f"{path}: format version {version}, this release reads {VERSION}")
+    if model is None:
+        if name is None:
+            raise FileFormatError(f"{path}: holds a {header['class']} that timm cannot build; load(path, model=fresh)")
+        model = models.build(name, arguments)
+    _put_tensors_(model, tensors, path)
+    _set_attributes_(model, attributes, path)
+    return model.eval()
+
+
+PLAIN = bool | int | float | str | None
+
+
+def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Public attributes that are numbers, words, or tuples of them."""
+    for key, value in vars(module).items():
+        values = value if isinstance(value, tuple) else (value,)
+        if not key.startswith("_") and key != "training" and all(isinstance(item, PLAIN) for item in values):
+            yield key, value
+
+
+def _differences(reference: nn.Module, model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
+    originals = dict(reference.named_modules())
+    for name, module in model.named_modules():
+        before = dict(_plain(originals[name]))
+        changed = {k: v for k, v in _plain(module) if k in before and (before[k] != v or type(before[k]) is not type(v))}
+        if changed:
+            yield name, changed
+
+
+def _same_skeleton(reference: nn.Module, model: nn.Module, what: str) -> None:
+    expected = {name: type(module).__name__ for name, module in reference.named_modules()}
+    found = {name: type(module).__name__ for name, module in model.named_modules()}
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            raise ModelError(
+                f"{what} has {expected.get(name)} where the network has {found.get(name)}, at {name or 'its root'!r}; "
+                "pass the name and arguments that it was made with: save(model, path, name=..., arguments={...})"
+            )
+
+
+def _put_tensors_(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Replace parameters and buffers by those of the file, at their sizes; a bias may be new."""
+    expected = set(model.state_dict())
+    missing = sorted(name for name in expected - set(tensors) if not name.endswith("bias"))
+    if missing:
+        raise FileFormatError(f"{path}: lacks {', '.join(missing[:5])}; is it of another network?")
+    shared: dict[int, nn.Parameter] = {}
+    for name, tensor in tensors.items():
+        owner, _, key = name.rpartition(".")
+        try:
+            module = model.get_submodule(owner)
+        except AttributeError:
+            raise FileFormatError(f"{path}: holds {name}, but {type(model).__name__} has no {owner}") from None
+        if key not in module._parameters and key not in module._buffers:
+            raise FileFormatError(f"{path}: holds {name}, but {owner or 'the network'} has no {key}")
+        old = getattr(module, key)
+        if old is not None and old.dim() != tensor.dim():
+            raise FileFormatError(f"{path}: {name} has {tensor.dim()} dimensions, the network's has {old.dim()}")
+        if key in module._buffers:
+            module._buffers[key] = tensor
+        elif old is None or id(old) not in shared:  # tied parameters stay tied
+            module._parameters[key] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+            shared[id(old)] = module._parameters[key]  # type: ignore[assignment]
+        else:
+            module._parameters[key] = shared[id(old)]
+    for name in expected - set(tensors):
+        owner, _, key = name.rpartition(".")
+        model.get_submodule(owner)._parameters[key] = None
+
+
+def _set_attributes_(model: nn.Module, attributes: Any, path: Path) -> None:
+    """Only what the network has already, and only by values of the same kind: a file cannot add behaviour."""
+    modules = dict(model.named_modules())
+    if not isinstance(attributes, dict):
+        raise FileFormatError(f"{path}: its attributes are no table")
+    for name, values in attributes.items():
+        if name not in modules or not isinstance(values, dict):
+            raise FileFormatError(f"{path}: sets attributes of {name!r}, which {type(model).__name__} does not have")
+        known = dict(_plain(modules[name]))
+        for key, value in values.items():
+            value = tuple(value) if isinstance(value, list) else value
+            if key not in known:
+                raise FileFormatError(f"{path}: sets {name}.{key}, which is no plain attribute there")
+            if known[key] is not None and not isinstance(value, type(known[key])) and value is not None:
+                raise FileFormatError(f"{path}: sets {name}.{key} to {value!r}, there it is {known[key]!r}")
+            setattr(modules[name], key, value)
