@@ -27,6 +27,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # temporary files are born private
         os.replace(temporary, path)
     except OSError as error:
         if temporary is not None and os.path.exists(temporary):

@@ -214,11 +214,27 @@ def validate_masks(model: nn.Module, masks: Masks, *, allow_empty: bool = False)
                 )
 
 
-def sparsity(model: nn.Module, masks: Masks) -> tuple[int, int]:
-    """(weights kept, weights in all) over the weights that `masks` name."""
+def weight_counts(model: nn.Module, masks: Masks) -> tuple[int, int]:
+    """(weights that `masks` keep, weights in all), over every weight of more than one dimension; no biases, no norms."""
     kept = total = 0
-    for targets in masks.values():
-        if "weight" in targets and targets["weight"].dim() > 1:
-            kept += int(targets["weight"].count_nonzero())
-            total += targets["weight"].numel()
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.dim() > 1:
+            total += weight.numel()
+            mask = masks.get(name, {}).get("weight")
+            kept += weight.numel() if mask is None else int(mask.count_nonzero())
     return kept, total
+
+
+def flatten(masks: Masks) -> dict[str, Tensor]:
+    """Masks as they are saved: {"module.target": uint8 tensor}."""
+    return {f"{name}.{key}": mask.to(torch.uint8) for name, targets in masks.items() for key, mask in targets.items()}
+
+
+def unflatten(tensors: dict[str, Tensor]) -> Masks:
+    """The inverse of `flatten`."""
+    masks: Masks = {}
+    for path, mask in tensors.items():
+        name, _, key = path.rpartition(".")
+        masks.setdefault(name, {})[key] = mask.float()
+    return masks

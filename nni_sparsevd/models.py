@@ -187,6 +187,14 @@ def create(settings: Model, num_classes: int, in_chans: int, image_size: int) ->
     return model
 
 
+def image_size(settings: Model) -> int | None:
+    """The size that the network is built for, or None when any will do."""
+    if not _takes_image_size(settings.name):
+        return None
+    entry = timm.get_pretrained_cfg(settings.name)
+    return int(entry.input_size[-1]) if entry is not None else None
+
+
 def _takes_image_size(name: str) -> bool:
     """timm's networks that are built for one image size say so."""
     if not timm.is_model(name):

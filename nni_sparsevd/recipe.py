@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
+import tomli_w
 import yaml
 from pydantic import (
     BaseModel,
@@ -17,6 +18,7 @@ from pydantic import (
 )
 
 from .errors import SettingError
+from .files import write_bytes
 
 Prior = Literal["log_uniform", "log_uniform_exact", "ard"]
 Estimator = Literal["local", "local_bf16", "local_detached", "weight"]
@@ -68,6 +70,8 @@ class Masking(Settings):
     """N of N:M: weights kept in a block."""
     block: PositiveInt = 4
     """M of N:M: weights in a block."""
+    allow_empty: bool = False
+    """Accept masks that remove a whole layer, and training that removes everything (random labels)."""
     tolerance: NonNegativeFloat = 0.002
     """With threshold=held_out: accuracy given up, at most, against the best threshold on the curve."""
 
@@ -201,3 +205,9 @@ def read(path: Path) -> Recipe:
         return make(Recipe, values)
     except SettingError as error:
         raise SettingError(f"{path}: {error}") from None
+
+
+def write(recipe: Recipe, path: Path) -> None:
+    """Write all settings as TOML; `read` gives back an equal recipe."""
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    write_bytes(path, tomli_w.dumps(values).encode())

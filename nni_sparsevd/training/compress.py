@@ -1,0 +1,187 @@
+"""The whole way from a recipe to a masked network: dense, sparse, threshold, masks, fine-tuning.  Resumable."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from torch import Tensor, nn
+
+from .. import data as datasets
+from .. import models
+from ..convert import bake_, sparsify_
+from ..errors import SettingError, TrainingError
+from ..files import load_tensors, read_json, save_tensors, write_json
+from ..masks import Masks, compute_masks, flatten, unflatten, weight_counts
+from ..nn import named_posteriors
+from ..recipe import Recipe, read, write
+from . import checkpoint
+from .environment import environment
+from .evaluate import evaluate_baked
+from .loop import Run, fit
+from .metrics import Metrics
+from .threshold import threshold_curve
+
+STAGES = ("dense", "sparse", "finetune")
+BINS = torch.linspace(-20, 20, 81)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What training leaves: the network before Sparse VD, and the masked one with its masks, all ordinary."""
+
+    dense: nn.Module
+    masked: nn.Module
+    masks: Masks
+    data: datasets.DataSets
+    example_inputs: Tensor
+
+
+def compress(recipe: Recipe, folder: Path, command: list[str], resume: bool = False) -> Compressed:
+    """Run `recipe` in `folder`, or go on there where an interrupted run stopped, bit-exactly.
+
+    Raises `SettingError` when the folder is in use or another recipe began there; `DataError`, `ModelError`,
+    `TrainingError` as they come up.  Whatever happens, the folder holds the last good checkpoint.
+    """
+    _open_folder(recipe, folder, command, resume)
+    torch.manual_seed(recipe.seed)
+    accelerator = Accelerator(mixed_precision=recipe.precision)
+    data = datasets.load(recipe.data, recipe.data.image_size or models.image_size(recipe.model), recipe.seed)
+    model = models.create(recipe.model, data.num_classes, data.in_chans, data.image_size)
+    example = data.normalise(data.train.images[:2])
+    start = checkpoint.read(folder / "checkpoint.safetensors")
+    at = STAGES.index(start.place.stage) if start is not None else -1
+    keep = {stage: 1 << 60 for stage in STAGES[: max(at, 0)]}
+    if start is not None:
+        keep[start.place.stage] = start.place.step
+    console = Console(quiet=not accelerator.is_main_process)
+    with Metrics(folder, console, keep) as metrics:
+        way = _Way(Run(recipe, folder, data, accelerator, metrics), example, start, at)
+        return way.go(model)
+
+
+def _open_folder(recipe: Recipe, folder: Path, command: list[str], resume: bool) -> None:
+    path = folder / "recipe.toml"
+    if resume:
+        if not path.exists():
+            raise SettingError(f"{folder}: nothing to resume, it has no recipe.toml")
+        before, now = read(path).model_dump(), recipe.model_dump()
+        changed = [f"{part}.{key}" if isinstance(now[part], dict) else part for part in now if before[part] != now[part]
+                   for key in (now[part] if isinstance(now[part], dict) else [part])
+                   if not isinstance(now[part], dict) or before[part][key] != now[part][key]]  # fmt: skip
+        if changed:
+            raise SettingError(f"{folder}: its run began with other settings: {', '.join(changed)}")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise SettingError(f"{folder}: is not empty; --resume goes on there, --overwrite begins again")
+    write(recipe, path)
+    write_json(folder / "environment.json", environment(command, recipe.seed))
+
+
+class _Way:
+    """The stages in order; those before the checkpoint are not run again."""
+
+    def __init__(self, run: Run, example: Tensor, start: checkpoint.Checkpoint | None, at: int) -> None:
+        self.run, self.recipe, self.folder, self.data = run, run.recipe, run.folder, run.data
+        self.example, self._start, self._at = example, start, at
+        self._main = run.accelerator.is_main_process
+
+    def go(self, model: nn.Module) -> Compressed:
+        plain = copy.deepcopy(model)
+        dense = self._dense(model)
+        if self._at < STAGES.index("finetune"):
+            model = sparsify_(model, self.recipe.posterior, example_inputs=self.example)
+            self._sparse(model)
+            masks = self._decide(model.cpu())
+            bake_(model, masks, allow_empty=self.recipe.masks.allow_empty)
+            self._save("baked", model.state_dict())
+        tensors, _ = load_tensors(self.folder / "masks.safetensors")
+        masks = unflatten(tensors)
+        model = plain  # the same whether or not the run was interrupted here
+        model.load_state_dict(load_tensors(self.folder / "baked.safetensors")[0])
+        self._finetune(model, masks)
+        self._save("masked", model.state_dict())
+        return Compressed(dense, model.cpu().eval(), masks, self.data, self.example)
+
+    def _begin(self, stage: str) -> checkpoint.Checkpoint | None:
+        return self._start if self._at == STAGES.index(stage) else None
+
+    def _save(self, name: str, tensors: dict[str, Tensor]) -> None:
+        if self._main:
+            save_tensors(tensors, self.folder / f"{name}.safetensors")
+        self.run.accelerator.wait_for_everyone()
+
+    def _dense(self, model: nn.Module) -> nn.Module:
+        path = self.folder / "dense.safetensors"
+        if self._at > 0:
+            model.load_state_dict(load_tensors(path)[0])
+        elif self.recipe.dense.epochs:
+            fit(self.run, "dense", model, self.recipe.dense, lambda _: self._row(model, {}), start=self._begin("dense"))
+        if self._at <= 0:
+            self._save("dense", model.state_dict())
+        return copy.deepcopy(model).cpu().eval()
+
+    def _sparse(self, model: nn.Module) -> None:
+        path = self.folder / "log_alpha.json"
+        history = read_json(path) if self._at == 1 and path.exists() else {"edges": BINS.tolist(), "epochs": []}
+        limit = self.recipe.masks.threshold
+        setting = self.recipe.masks.model_copy(update={"threshold": limit if isinstance(limit, float) else None})
+
+        def epoch_end(epoch: int) -> dict[str, float]:
+            history["epochs"] = [row for row in history["epochs"] if row["epoch"] < epoch]
+            history["epochs"].append({"epoch": epoch, "counts": _histograms(model)})
+            if self._main:
+                write_json(path, history)
+            row = self._row(model, compute_masks(model, setting, example_inputs=self.example))
+            self._refuse_collapse(row, epoch)
+            return row
+
+        fit(self.run, "sparse", model, self.recipe.sparse, epoch_end, start=self._begin("sparse"))
+
+    def _row(self, model: nn.Module, masks: Masks) -> dict[str, float]:
+        kept, total = weight_counts(model, masks)
+        score = evaluate_baked(model, masks, self.data, self.data.holdout)
+        return {
+            "accuracy": score.accuracy,
+            "sparsity": 1 - kept / total,
+            "compression": total / max(kept, 1),
+        }
+
+    def _refuse_collapse(self, row: dict[str, float], epoch: int) -> None:
+        """Nearly nothing left, and no better than a constant: the KL won before the data had a say."""
+        chance = float(self.data.holdout.labels.bincount().max()) / max(len(self.data.holdout), 1)
+        collapsed = row["sparsity"] > 0.99 and row["accuracy"] <= 1.05 * chance
+        if collapsed and not self.recipe.masks.allow_empty:
+            raise TrainingError(
+                f"collapse in epoch {epoch}: {100 * row['sparsity']:.2f} % of the weights are removed and the network "
+                f"is no better than a constant ({100 * row['accuracy']:.1f} %). The KL was at full weight before the "
+                "weights had learnt anything: warm it up (sparse.warmup_from, sparse.warmup_to), begin with dense "
+                "training (dense.epochs), or lower sparse.kl_coefficient. If the labels are random, this is the "
+                "right answer: set masks.allow_empty"
+            )
+
+    def _decide(self, model: nn.Module) -> Masks:
+        curve = threshold_curve(model, self.recipe.masks, self.data, self.example)
+        setting = self.recipe.masks.model_copy(update={"threshold": curve.chosen})
+        masks = compute_masks(model, setting, example_inputs=self.example)
+        if self._main:
+            write_json(self.folder / "curve.json", curve.to_dict())
+        self._save("masks", flatten(masks))
+        return masks
+
+    def _finetune(self, model: nn.Module, masks: Masks) -> None:
+        if not self.recipe.finetune.epochs:
+            return
+        begin = self._begin("finetune")
+        row = lambda _: self._row(model, masks)  # noqa: E731
+        fit(self.run, "finetune", model, self.recipe.finetune, row, masks=masks, start=begin)
+
+
+def _histograms(model: nn.Module) -> dict[str, list[int]]:
+    counts = {}
+    for name, module in named_posteriors(model):
+        values = module.log_alpha().detach().float().cpu().clamp(-20, 20)
+        counts[name] = torch.histogram(values.flatten(), BINS).hist.long().tolist()
+    return counts

@@ -1,0 +1,184 @@
+"""The training loop: one stage of optimisation that can be stopped at any step and goes on as if it had not been."""
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..data import DataSets, augmented
+from ..errors import TrainingError
+from ..masks import Masks, apply_masks_
+from ..nn import is_variational, kl
+from ..recipe import Recipe, Sparse, Stage
+from . import checkpoint, optimizer, schedule
+from .metrics import Metrics
+
+LOOK_EVERY = 50
+"""Steps between looks at the loss: each makes the device wait."""
+EpochEnd = Callable[[int], dict[str, float]]
+"""Epochs done -> accuracy (held-out, of what would ship), sparsity, compression."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or a termination signal; the checkpoint is written."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages of a run share."""
+
+    recipe: Recipe
+    folder: Path
+    data: DataSets
+    accelerator: Accelerator
+    metrics: Metrics
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that says where the run stands."""
+        return self.folder / "checkpoint.safetensors"
+
+
+def fit(
+    run: Run,
+    name: str,
+    model: nn.Module,
+    stage: Stage,
+    epoch_end: EpochEnd,
+    *,
+    masks: Masks | None = None,
+    start: checkpoint.Checkpoint | None = None,
+) -> None:
+    """Train `model` in place through `stage`, from the beginning or from `start`.
+
+    The objective is mean cross-entropy, plus KL weight * KL / N where the network has posteriors.  With `masks`, what
+    they remove stays zero.  Checkpoints at each epoch's end, every `checkpoint_minutes`, and when interrupted.
+
+    Raises `TrainingError` on a loss that is not finite (the last checkpoint is from before), `Interrupted` on Ctrl-C.
+    """
+    accelerator, data, recipe = run.accelerator, run.data, run.recipe
+    model.to(accelerator.device)
+    optim = optimizer.build(model, stage, stage.gate_rate if isinstance(stage, Sparse) else 1.0)
+    step, running = 0, torch.zeros(3, dtype=torch.float64)
+    if start is not None:
+        running = start.restore_(model, optim).clone()
+        step = start.place.step
+    running = running.to(accelerator.device)
+    wrapped = accelerator.prepare_model(model)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    count = len(data.train)
+    per_epoch = max(count // (recipe.data.batch_size * world), 1)
+    total = stage.epochs * per_epoch
+    device_masks = None if masks is None else {m: {k: v.to(accelerator.device) for k, v in t.items()} for m, t in masks.items()}
+    saved = began = time.monotonic()
+    order = torch.empty(0)
+
+    def save() -> None:
+        _check_finite(running, name, step, run.checkpoint)
+        if accelerator.is_main_process:
+            checkpoint.write(run.checkpoint, checkpoint.Place(name, step), model, optim, running)
+
+    with _Signals() as signals, run.metrics.stage(name, total, step) as bar:
+        while step < total:
+            epoch, place = divmod(step, per_epoch)
+            if place == 0 or not len(order):
+                generator = torch.Generator().manual_seed(schedule.seed_for(recipe.seed, name, "order", epoch))
+                order = torch.randperm(count, generator=generator)
+            here = (recipe.seed, name, step, rank)
+            rows = order[place * world + rank :: per_epoch * world][: recipe.data.batch_size]
+            generator = torch.Generator().manual_seed(schedule.seed_for(*here, "augment"))
+            images = augmented(data.train.images[rows], recipe.data.augment, generator).to(accelerator.device)
+            labels = data.train.labels[rows].to(accelerator.device)
+            torch.manual_seed(schedule.seed_for(*here))
+            model.train()
+            with accelerator.autocast():
+                logits = wrapped(data.normalise(images))
+            loss = F.cross_entropy(logits.float(), labels)
+            objective, divergence = _objective(model, loss, stage, step / per_epoch, count)
+            optimizer.set_rate(optim, schedule.learning_rate(stage, step / total))
+            optim.zero_grad()
+            accelerator.backward(objective)
+            optim.step()
+            if device_masks is not None:
+                apply_masks_(model, device_masks)
+            step += 1
+            with torch.no_grad():
+                running += torch.stack([loss * len(rows), (logits.argmax(1) == labels).sum(), loss.new_tensor(len(rows))])
+            looked = step % LOOK_EVERY == 0
+            if looked:
+                _check_finite(running, name, step, run.checkpoint)
+            run.metrics.step(bar, f"loss {loss.item():.3f}  kl {float(divergence):.3g}" if looked else None)
+            if step % per_epoch == 0:
+                _record(run, name, step, per_epoch, running, divergence, stage, epoch_end, time.monotonic() - began)
+                running.zero_()
+            if step % per_epoch == 0 or time.monotonic() - saved > 60 * recipe.checkpoint_minutes or signals.caught:
+                save()
+                saved = time.monotonic()
+            if signals.caught:
+                raise Interrupted(f"stopped in stage {name} after step {step} of {total}; go on with --resume")
+    if step == 0 and accelerator.is_main_process:
+        save()
+
+
+def _objective(model: nn.Module, loss: Tensor, stage: Stage, epoch: float, count: int) -> tuple[Tensor, Tensor]:
+    """(loss + weight * KL / N, KL)."""
+    if not isinstance(stage, Sparse) or not is_variational(model):
+        return loss, torch.zeros(())
+    divergence = kl(model)
+    return loss + schedule.kl_weight(stage, epoch) / count * divergence, divergence.detach()
+
+
+def _check_finite(running: Tensor, name: str, step: int, path: Path) -> None:
+    if not math.isfinite(running[0].item()):
+        kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
+        raise TrainingError(
+            f"the loss is no longer finite in stage {name}, at or before step {step}; {kept}. "
+            f"Lower {name}.learning_rate, or start from a dense network (dense.epochs)"
+        )
+
+
+def _record(
+    run: Run, name: str, step: int, per_epoch: int, running: Tensor, divergence: Tensor, stage: Stage,
+    epoch_end: EpochEnd, seconds: float,
+) -> None:  # fmt: skip
+    loss, correct, seen = run.accelerator.reduce(running.clone()).tolist()
+    if not math.isfinite(loss):
+        return  # the checkpoint that follows will say so
+    epoch = step // per_epoch
+    row: dict[str, Any] = {
+        "stage": name, "epoch": epoch, "step": step, "loss": loss / seen, "kl": float(divergence),
+        "kl_weight": schedule.kl_weight(stage, epoch) if isinstance(stage, Sparse) else 0.0,
+        "learning_rate": schedule.learning_rate(stage, (step - 1) / (stage.epochs * per_epoch)),
+        "train_accuracy": correct / seen, **epoch_end(epoch), "seconds": round(seconds, 2),
+    }  # fmt: skip
+    if run.accelerator.is_main_process:
+        run.metrics.epoch(row)
+
+
+class _Signals:
+    """Turns Ctrl-C and a termination signal into a flag, so that the step at hand is finished and saved."""
+
+    def __init__(self) -> None:
+        self.caught = False
+
+    def __enter__(self) -> "_Signals":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.caught:  # a second Ctrl-C does not wait
+            raise KeyboardInterrupt
+        self.caught = True

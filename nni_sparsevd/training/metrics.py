@@ -1,0 +1,86 @@
+"""What a run tells: metrics.jsonl, TensorBoard, and a progress bar or, away from a terminal, a line an epoch."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from ..errors import FileFormatError
+from ..files import write_bytes
+
+
+class Metrics:
+    """Appends rows; a resumed run first drops the rows past the place from which it goes on."""
+
+    def __init__(self, folder: Path, console: Console, keep: dict[str, int]) -> None:
+        """`keep`: last step to keep of each stage; rows of other stages go."""
+        self.path = folder / "metrics.jsonl"
+        self.console = console
+        rows = [row for row in read_rows(self.path) if row["step"] <= keep.get(row["stage"], -1)]
+        write_bytes(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._progress = Progress(
+            TextColumn("{task.description:9}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[news]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> "Metrics":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+        self._board.close()
+
+    @contextmanager
+    def stage(self, name: str, steps: int, done: int) -> Iterator[TaskID]:
+        """A bar for one stage."""
+        bar = self._progress.add_task(name, total=steps, completed=done, news="")
+        yield bar
+        self._progress.refresh()
+
+    def step(self, bar: TaskID, news: str | None = None) -> None:
+        """One step further."""
+        self._progress.update(bar, advance=1, **({} if news is None else {"news": news}))
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Record a row, to file and TensorBoard, and say it."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        for key, value in row.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(f"{row['stage']}/{key}", value, row["step"])
+        self.console.print(
+            f"{row['stage']:9} epoch {row['epoch']:3}  loss {row['loss']:.4f}  kl {row['kl']:.4g}  "
+            f"accuracy {100 * row['accuracy']:.2f} %  sparsity {100 * row['sparsity']:.2f} %  "
+            f"compression {row['compression']:.1f}x  {row['seconds']:.0f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics file, [] where there is none; a last line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_text().split("\n")
+    for number, line in enumerate(lines):
+        try:
+            if line:
+                rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines) - 1:
+                raise FileFormatError(f"{path}: line {number + 1} is not JSON ({error})") from None
+    return rows

@@ -1,0 +1,49 @@
+"""The optimizer of a stage: timm's, with decay on weights alone and a rate of their own for gates."""
+
+import timm.optim
+import torch
+from torch import nn
+
+from ..errors import SettingError
+from ..nn import ChannelGate
+from ..recipe import Stage
+
+FUSED = ("adam", "adamw")
+
+
+def build(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim.Optimizer:
+    """Groups: weights (with decay), everything else (without), gates (without, at `gate_rate` times the rate).
+
+    Each group remembers its multiple of the learning rate under "scale".  Raises `SettingError` for an optimizer that
+    timm does not know.
+    """
+    gates = {id(p) for module in model.modules() if isinstance(module, ChannelGate) for p in module.parameters()}
+    weights, others, gated = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in gates:
+            gated.append(parameter)
+        elif parameter.dim() > 1 and not name.endswith("log_sigma2"):
+            weights.append(parameter)
+        else:
+            others.append(parameter)
+    groups = [
+        {"params": weights, "weight_decay": stage.weight_decay, "scale": 1.0},
+        {"params": others, "weight_decay": 0.0, "scale": 1.0},
+        {"params": gated, "weight_decay": 0.0, "scale": gate_rate},
+    ]
+    options = {"fused": True} if stage.optimizer in FUSED else {}
+    try:
+        return timm.optim.create_optimizer_v2(
+            [group for group in groups if group["params"]], opt=stage.optimizer, lr=stage.learning_rate, **options
+        )
+    except (ValueError, AssertionError, KeyError) as error:
+        known = ", ".join(timm.optim.list_optimizers())
+        raise SettingError(f"optimizer {stage.optimizer!r}: {error}; timm knows {known}") from None
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set every group to its multiple of `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
