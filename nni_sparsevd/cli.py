@@ -1,12 +1,12 @@
 """The command line: `nni-sparsevd compress | report | check | list-models`."""
 
+import difflib
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionParser, ArgumentParser, Namespace, set_parsing_settings  # noqa: F401
-from pydantic import ValidationError
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from . import recipe as recipes
 from .errors import SettingError, SparseVDError
@@ -14,39 +14,127 @@ from .recipe import Recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 our own error, 2 bad usage, 130 interrupted."""
-    command = [Path(sys.argv[0]).name, *(sys.argv[1:] if arguments is None else arguments)]
-    parsed = _parser().parse_args(arguments)
-    chosen = parsed[parsed.subcommand]
+    """Run one command; returns the exit code: 0 done, 1 failed with a message, 2 bad usage, 130 interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
     actions = {"compress": _compress, "report": _report, "check": _check, "list-models": _list_models}
     try:
-        actions[parsed.subcommand](chosen, command)
+        parsed = _parser(given).parse_args(given)
+        actions[parsed.subcommand](parsed[parsed.subcommand], ["nni-sparsevd", *given])
+    except (ArgumentError, SettingError) as error:
+        return _say(_with_suggestion(str(error), given), 2)
     except SparseVDError as error:
-        print(f"nni-sparsevd {parsed.subcommand}: {error}", file=sys.stderr)
-        return 1
+        return _say(str(error), 1)
     except KeyboardInterrupt as error:
-        print(f"nni-sparsevd {parsed.subcommand}: {error or 'interrupted'}", file=sys.stderr)
-        return 130
+        return _say(str(error) or "interrupted", 130)
+    except OSError as error:  # disk, memory, permissions: name the file, keep the traceback for developers
+        return _say(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     return 0
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="nni-sparsevd", description="Networks that learn which of their weights are noise.")
+def _say(message: str, code: int) -> int:
+    print(f"nni-sparsevd: {message}", file=sys.stderr)
+    return code
+
+
+def _parser(given: list[str]) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="nni-sparsevd", description="Networks that learn which of their weights are noise.", exit_on_error=False
+    )
     commands = parser.add_subcommands()
-    compress = ArgumentParser(description="Train, sparsify, shrink, check and report: a recipe in, a run folder out.")
-    compress.add_argument("--recipe", type=Path, help="TOML or YAML file of the settings below; flags go before it")
+    compress = ArgumentParser(
+        description="Train, sparsify, shrink, check and report: settings in, a run folder out.", exit_on_error=False
+    )
+    compress.add_argument("--recipe", type=Path, help="TOML or YAML file of the settings below; flags override it")
     compress.add_argument("--out", type=Path, required=True, help="run folder to make")
     compress.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     compress.add_argument("--overwrite", action="store_true", help="delete the run folder first")
     compress.add_class_arguments(Recipe, None)
-    commands.add_subcommand("compress", compress, help="recipe in, sparse and smaller network out")
-    report = ArgumentParser(description="Draw the report of a run folder again.")
-    report.add_argument("run", type=Path, help="run folder of compress")
-    commands.add_subcommand("report", report, help="draw the report of a run again")
-    check = ArgumentParser(description="Compare the masked and the shrunk network of a run on random inputs.")
-    check.add_argument("run", type=Path, help="run folder of compress")
-    commands.add_subcommand("check", check, help="is the small network of a run the masked one?")
-    models = ArgumentParser(description="List the networks that compress knows.")
+    compress.set_defaults(_defaults(given))
+    commands.add_subcommand("compress", compress, help="settings in, sparse and smaller network out")
+    for name, description in (
+        ("report", "Draw the report of a run folder again."),
+        ("check", "Compare the masked and the shrunk network of a run folder on random inputs."),
+    ):
+        command = ArgumentParser(description=description, exit_on_error=False)
+        command.add_argument("run", type=Path, help="run folder of compress")
+        commands.add_subcommand(name, command, help=description.lower().rstrip("."))
+    models = ArgumentParser(description="List the networks that compress knows.", exit_on_error=False)
     models.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'resnet*'")
-    commands.add_subcommand("list-models", models, help="networks by name")
+    commands.add_subcommand("list-models", models, help="list the networks that compress knows")
     return parser
+
+
+def _defaults(given: list[str]) -> dict[str, Any]:
+    """Settings of the file after --recipe, under the names of the flags."""
+    finder = ArgumentParser(exit_on_error=False, add_help=False)
+    finder.add_argument("--recipe", type=Path)
+    chosen = next((given[i + 1] for i, word in enumerate(given[:-1]) if word == "--recipe"), None)
+    chosen = next((word.partition("=")[2] for word in given if word.startswith("--recipe=")), chosen)
+    if chosen is None:
+        return {}
+    values = recipes.read(Path(chosen)).model_dump(mode="json")
+    flat = {}
+    for part, value in values.items():
+        flat |= {f"{part}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {part: value}
+    return flat
+
+
+def _with_suggestion(message: str, given: list[str]) -> str:
+    """The nearest known flag for each that is unknown."""
+    known = [f"--{part}" for part in Recipe.model_fields]
+    known += [f"--{part}.{key}" for part, field in Recipe.model_fields.items()
+              for key in getattr(field.annotation, "model_fields", {})]  # fmt: skip
+    known += ["--recipe", "--out", "--resume", "--overwrite"]
+    hints = []
+    for word in given:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag not in (*known, "--help") and not any(flag.startswith(k + ".") for k in known):
+            close = difflib.get_close_matches(flag, known, n=1)
+            hints += [f"did you mean {close[0]}?"] if close else []
+    return " ".join([message, *hints])
+
+
+def _recipe(chosen: Namespace) -> Recipe:
+    values = chosen.as_dict()
+    return recipes.make(Recipe, {key: values[key] for key in Recipe.model_fields})
+
+
+def _compress(chosen: Namespace, command: list[str]) -> None:
+    from .report import write_report
+    from .results import finish
+    from .training import compress
+
+    settings = _recipe(chosen)
+    if chosen.overwrite and chosen.resume:
+        raise SettingError("--overwrite and --resume exclude each other")
+    if chosen.overwrite and chosen.out.exists():
+        if not (chosen.out / "recipe.toml").exists():
+            raise SettingError(f"--overwrite: {chosen.out} is no run folder (it has no recipe.toml); not deleted")
+        shutil.rmtree(chosen.out)
+    done = compress(settings, chosen.out, command, chosen.resume)
+    print(finish(done, chosen.out))
+    print(f"report: {write_report(chosen.out)}")
+
+
+def _report(chosen: Namespace, command: list[str]) -> None:
+    from .report import write_report
+
+    print(write_report(chosen.run))
+
+
+def _check(chosen: Namespace, command: list[str]) -> None:
+    from .results import check_run
+
+    result = check_run(chosen.run)
+    print(result)
+    if not result.ok:
+        raise SparseVDError(f"{chosen.run}: small.safetensors does not compute what masked.safetensors does")
+
+
+def _list_models(chosen: Namespace, command: list[str]) -> None:
+    from .models import list_models
+
+    names = list_models(chosen.pattern)
+    if not names:
+        raise SettingError(f"no network matches {chosen.pattern!r}")
+    print("\n".join(names))

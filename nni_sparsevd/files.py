@@ -45,6 +45,22 @@ def read_json(path: Path) -> Any:
     return _reading(path, lambda: json.loads(path.read_text()))
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics file, [] where there is none; a last line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_text().split("\n")
+    for number, line in enumerate(lines):
+        try:
+            if line:
+                rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines) - 1:
+                raise FileFormatError(f"{path}: line {number + 1} is not JSON ({error})") from None
+    return rows
+
+
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors.  Shared memory is written once a name; a negative zero becomes zero."""
     clean = {name: _clean(tensor) for name, tensor in tensors.items()}

@@ -35,8 +35,9 @@ def compute_masks(
         raise ModelError(f"{type(model).__name__} has no posterior; call sparsify_ and train it first")
     with torch.no_grad():
         if chosen.structure == "structured":
-            scores = _channel_scores(model, example_inputs)
-            return _channel_masks(model, scores, _cut(scores, chosen), example_inputs)
+            if example_inputs is None:
+                return _layer_masks(model, chosen)
+            return _group_masks(model, channel_graph(plain_copy(model), example_inputs), chosen)
         layers = {name: m for name, m in model.named_modules() if isinstance(m, Variational)}
         scores = {name: layer.log_alpha() for name, layer in layers.items()}
         if chosen.structure == "n:m":
@@ -102,13 +103,18 @@ def _silence(masks: Masks, model: nn.Module, name: str, kept: Tensor) -> None:
 # Structured: one score a channel.
 
 
-def _channel_scores(model: nn.Module, example_inputs: Inputs | None) -> dict[str, Tensor]:
-    """log alpha of each channel, by group or by layer: of its gate, or of all the weights that write it."""
-    if example_inputs is None:
-        layers = {name: m for name, m in model.named_modules() if isinstance(m, Variational)}
-        scores = {name: _row_log_alpha(layer) for name, layer in layers.items()}
-        return scores | {name: gate.log_alpha() for name, _, gate in gate_sites(model)}
-    graph = channel_graph(plain_copy(model), example_inputs)
+def _layer_masks(model: nn.Module, chosen: Masking) -> Masks:
+    """Output channels of each layer by itself, and gates."""
+    scores = {name: _row_log_alpha(m) for name, m in model.named_modules() if isinstance(m, Variational)}
+    scores |= {name: gate.log_alpha() for name, _, gate in gate_sites(model)}
+    masks: Masks = {}
+    for name, kept in _cut(scores, chosen).items():
+        _silence(masks, model, name, kept)
+    return masks
+
+
+def _group_masks(model: nn.Module, graph: ChannelGraph, chosen: Masking) -> Masks:
+    """Coupled channels by the log alpha of their gate, or of all the weights that write them."""
     gates = {writer: gate for _, _, gate in gate_sites(model) for writer in gate.writers}
     scores = {}
     for group in graph.groups:
@@ -118,7 +124,12 @@ def _channel_scores(model: nn.Module, example_inputs: Inputs | None) -> dict[str
             scores[group.name] = score
     if not scores:
         raise ModelError(f"{type(model).__name__} has no channel group with a posterior that could be removed")
-    return scores
+    kept = _cut(scores, chosen)
+    masks: Masks = {}
+    for group in graph.groups:
+        if group.name in kept and not group.pinned:
+            _silence_group(masks, model, graph, group, group.labels[~kept[group.name].cpu().numpy()])
+    return masks
 
 
 def _row_log_alpha(layer: Variational) -> Tensor:
@@ -146,21 +157,6 @@ def _group_score(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> 
     if mean is None or variance is None:
         return None
     return variance.log() - (mean + torch.finfo(torch.float64).tiny).log()
-
-
-def _channel_masks(
-    model: nn.Module, scores: dict[str, Tensor], kept: dict[str, Tensor], example_inputs: Inputs | None
-) -> Masks:
-    masks: Masks = {}
-    if example_inputs is None:
-        for name in scores:
-            _silence(masks, model, name, kept[name])
-        return masks
-    graph = channel_graph(plain_copy(model), example_inputs)
-    for group in graph.groups:
-        if group.name in kept and not group.pinned:
-            _silence_group(masks, model, graph, group, group.labels[~kept[group.name].cpu().numpy()])
-    return masks
 
 
 def _silence_group(

@@ -95,14 +95,13 @@ class _Way:
             model = sparsify_(model, self.recipe.posterior, example_inputs=self.example)
             self._sparse(model)
             masks = self._decide(model.cpu())
-            bake_(model, masks, allow_empty=self.recipe.masks.allow_empty)
+            bake_(model, masks, allow_empty=True)  # a residual branch may go whole; a collapse was refused before
             self._save("baked", model.state_dict())
         tensors, _ = load_tensors(self.folder / "masks.safetensors")
         masks = unflatten(tensors)
         model = plain  # the same whether or not the run was interrupted here
         model.load_state_dict(load_tensors(self.folder / "baked.safetensors")[0])
         self._finetune(model, masks)
-        self._save("masked", model.state_dict())
         return Compressed(dense, model.cpu().eval(), masks, self.data, self.example)
 
     def _begin(self, stage: str) -> checkpoint.Checkpoint | None:

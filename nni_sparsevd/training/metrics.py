@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from ..errors import FileFormatError
-from ..files import write_bytes
+from ..files import read_rows, write_bytes
 
 
 class Metrics:
@@ -68,19 +67,3 @@ class Metrics:
             highlight=False,
             soft_wrap=True,
         )
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics file, [] where there is none; a last line cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    lines = path.read_text().split("\n")
-    for number, line in enumerate(lines):
-        try:
-            if line:
-                rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines) - 1:
-                raise FileFormatError(f"{path}: line {number + 1} is not JSON ({error})") from None
-    return rows

@@ -1,0 +1,54 @@
+"""Sizes and times of networks, measured alike for all of them."""
+
+import statistics
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameters(model: nn.Module) -> int:
+    """Scalars in all parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates of one forward pass of `example`: half the FLOPs that torch counts.
+
+    Torch counts matrix products, convolutions and attention; normalisation, activations and additions are not in it.
+    """
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(example)
+    return int(counter.get_total_flops() // 2)
+
+
+def latencies(models: dict[str, nn.Module], example: Tensor, rounds: int = 30, threads: int = 1) -> dict[str, float]:
+    """Median milliseconds of a forward pass of each network on `example`, interleaved so that drift hits all alike.
+
+    Each round runs every network for about a millisecond or once, whichever is longer, on `threads` threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    repeats = {}
+    try:
+        with torch.inference_mode():
+            for name, model in models.items():
+                model.eval()
+                model(example)
+                repeats[name] = max(1, round(1e-3 / _seconds(model, example, 1)))
+            for _ in range(rounds):
+                for name, model in models.items():
+                    times[name].append(_seconds(model, example, repeats[name]))
+    finally:
+        torch.set_num_threads(before)
+    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
+
+
+def _seconds(model: nn.Module, example: Tensor, repeats: int) -> float:
+    began = time.perf_counter()
+    for _ in range(repeats):
+        model(example)
+    return (time.perf_counter() - began) / repeats

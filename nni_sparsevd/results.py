@@ -1,0 +1,96 @@
+"""The end of a run: the small network, checked against the masked one, and everything measured, in its folder."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import FileFormatError, ShrinkError
+from .files import read_json, write_bytes, write_json
+from .masks import weight_counts
+from .report import latencies, macs, parameters
+from .shrink import CheckResult, Plan, check, shrink
+from .storage import load, save
+from .training import Compressed, Score, evaluate
+
+
+def finish(done: Compressed, folder: Path) -> str:
+    """Shrink, check, save and measure; writes masked.safetensors, small.safetensors, plan.json and result.json.  Returns a summary.
+
+    Raises `ShrinkError` when the small network is not the masked one.
+    """
+    began = time.monotonic()
+    small, plan = shrink(done.masked, done.example_inputs)
+    result = check(done.masked, small, done.example_inputs)
+    if not result.ok:
+        raise ShrinkError(f"{folder}: {result}")
+    save(done.masked, folder / "masked.safetensors")
+    save(small, folder / "small.safetensors")
+    write_bytes(folder / "plan.json", plan.to_json().encode())
+    networks = {"dense": done.dense, "masked": done.masked, "shrunk": small}
+    scores = {name: evaluate(network, done.data, done.data.test) for name, network in networks.items()}
+    values = {
+        "input": list(done.example_inputs.shape[1:]),
+        "test": {name: score.to_dict() for name, score in scores.items()},
+        "layers": _layers(done.masked),
+        "weights": _weights(done),
+        "size": _sizes(networks, folder, done.example_inputs[:1]),
+        "check": result.to_dict(),
+        "plan": plan.rows(),
+        "shrinking_seconds": round(time.monotonic() - began, 2),
+        **{key: read_json(folder / "environment.json")[key] for key in ("command", "seed", "threads")},
+    }
+    write_json(folder / "result.json", values)
+    return _summary(values, plan, result, scores)
+
+
+def _layers(masked: nn.Module) -> list[dict[str, Any]]:
+    rows = []
+    for name, module in masked.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.dim() > 1:
+            kept = int(weight.count_nonzero())
+            rows.append({"name": name, "shape": list(weight.shape), "weights": weight.numel(), "kept": kept,
+                         "sparsity": 1 - kept / weight.numel()})  # fmt: skip
+    return rows
+
+
+def _weights(done: Compressed) -> dict[str, float]:
+    kept, total = weight_counts(done.masked, done.masks)
+    return {"total": total, "kept": kept, "compression": total / max(kept, 1)}
+
+
+def _sizes(networks: dict[str, nn.Module], folder: Path, example: Tensor) -> dict[str, dict[str, float]]:
+    times = latencies(networks, example)
+    files = {"dense": "dense", "masked": "masked", "shrunk": "small"}
+    return {
+        name: {
+            "parameters": parameters(network), "macs": macs(network, example),
+            "file_bytes": (folder / f"{files[name]}.safetensors").stat().st_size, "latency_ms": times[name],
+        }
+        for name, network in networks.items()
+    }  # fmt: skip
+
+
+def _summary(values: dict[str, Any], plan: Plan, result: CheckResult, scores: dict[str, Score]) -> str:
+    size, weights = values["size"], values["weights"]
+    lines = [f"check: {result}", f"channels removed: {plan.removed}"]
+    lines.append(f"weights: {weights['total']:,} -> {weights['kept']:,}, {weights['compression']:.1f} times fewer")
+    for name, row in size.items():
+        error = 100 * (1 - scores[name].accuracy)
+        lines.append(
+            f"{name:7} test error {error:5.2f} %  {row['parameters']:>12,} parameters  {row['macs']:>14,} MACs  "
+            f"{row['file_bytes']:>12,} bytes  {row['latency_ms']:8.3f} ms"
+        )
+    return "\n".join(lines)
+
+
+def check_run(folder: Path) -> CheckResult:
+    """Load the masked and the small network of a run folder and compare them."""
+    for name in ("result.json", "masked.safetensors", "small.safetensors"):
+        if not (folder / name).exists():
+            raise FileFormatError(f"{folder}: has no {name}; is it the folder of a finished run?")
+    shape = read_json(folder / "result.json")["input"]
+    return check(load(folder / "masked.safetensors"), load(folder / "small.safetensors"), torch.zeros(2, *shape))
