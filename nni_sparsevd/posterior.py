@@ -21,7 +21,10 @@ K1, K2, K3 = 0.63576, 1.87320, 1.48695
 
 
 def log_alpha(theta: Tensor, log_sigma2: Tensor) -> Tensor:
-    """log sigma^2 - log theta^2, elementwise; finite for theta = 0 (float32: at most log_sigma2 + 87)."""
+    """log sigma^2 - log theta^2, elementwise, float32 or wider; finite for theta = 0 (at most log_sigma2 + 87)."""
+    # float16's smallest number, 6e-5, would hide every weight below 0.008
+    wide = torch.promote_types(theta.dtype, torch.float32)
+    theta, log_sigma2 = theta.to(wide), log_sigma2.to(wide)
     return log_sigma2 - (theta.square() + torch.finfo(theta.dtype).tiny).log()
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import posterior as maths
+from ..errors import ModelError
 from ..recipe import Posterior
 
 
@@ -51,6 +52,8 @@ class ChannelGate(nn.Module):
 
     def forward(self, x: Tensor, dim: int = 1) -> Tensor:
         """Scale dimension `dim` of x: by a fresh z per sample in training, by the mean of what is kept in evaluation."""
+        if x.shape[dim] != len(self.mu):
+            raise ModelError(f"a gate of {len(self.mu)} channels met {tuple(x.shape)}, channels at dimension {dim}")
         shape = [1] * x.dim()
         shape[dim] = -1
         if not self.training:
@@ -64,6 +67,9 @@ class ChannelGate(nn.Module):
 
     def attach_(self, site: nn.Module, dim: int) -> None:
         """Gate the outputs of `site`: as its child "gate" and a forward hook (a deep copy takes both along)."""
+        if isinstance(site, nn.Sequential) or hasattr(site, "gate"):
+            reason = "would run it as a layer" if isinstance(site, nn.Sequential) else "has a `gate` already"
+            raise ModelError(f"a gate cannot be attached to this {type(site).__name__}, which {reason}")
         site.register_module("gate", self)
         site.register_forward_hook(partial(self._hook, dim=dim))
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import posterior as maths
 from ..errors import SettingError
 from ..recipe import Posterior
 from .variational import Variational
@@ -94,6 +95,22 @@ class Embedding(Variational, nn.Embedding):
     def _look_up(self, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.embedding(indices, weight, self.padding_idx)
 
+    def kl(self) -> Tensor:
+        """Without the padding row, which is a constant: a KL would move it."""
+        if self.padding_idx is None:
+            return super().kl()
+        rows = (slice(self.padding_idx), slice(self.padding_idx + 1, None))
+        parts = [maths.kl(self.weight[part], self.log_sigma2[part], self.settings.prior) for part in rows]
+        return self.kl_weight * (parts[0] + parts[1])
+
+    def log_alpha(self) -> Tensor:
+        """As in the mixin, with the padding row at the lowest number: it is never removed."""
+        values = super().log_alpha()
+        if self.padding_idx is None:
+            return values
+        row = torch.arange(len(values), device=values.device) == self.padding_idx
+        return values.masked_fill(row[:, None], torch.finfo(values.dtype).min)
+
 
 VARIATIONAL: dict[type[nn.Module], type[Variational]] = {
     nn.Linear: Linear,
@@ -109,8 +126,11 @@ PLAIN = {variational: plain for plain, variational in VARIATIONAL.items()}
 
 
 def convertible(module: nn.Module) -> bool:
-    """Whether `module` is exactly one of torch's layers: a subclass may use its weight in a way of its own."""
-    return type(module) in VARIATIONAL
+    """Whether `module` is exactly one of torch's layers, whose weight is its own parameter.
+
+    A subclass may use its weight in a way of its own; torch's weight_norm and pruning compute it before every call.
+    """
+    return type(module) in VARIATIONAL and "weight" in module._parameters
 
 
 def to_variational_(module: nn.Module, posterior: Posterior) -> Variational:

@@ -73,16 +73,22 @@ class Variational(nn.Module):
             noise = torch.randn_like(self.weight) * (0.5 * self.log_sigma2).exp()
             return operation(x, self.weight + noise, self.bias)
         mean = operation(x, self.weight, self.bias)
-        squared = x.square() if x_squared is None else x_squared
-        if estimator == "local_detached":
-            squared = squared.detach()
-        sigma2 = self.log_sigma2.exp()
-        if estimator == "local_bf16":
-            squared = squared.bfloat16() if squared.is_floating_point() else squared
-            sigma2 = sigma2.bfloat16()
-        variance = operation(squared, sigma2, None).to(mean.dtype)
-        # 1e-8: the square root has no gradient at a variance of exactly 0 (an input of zeros)
-        return mean + (variance + 1e-8).sqrt() * torch.randn_like(mean)
+        variance = self._variance(operation, x.detach() if estimator == "local_detached" else x, x_squared)
+        # 1e-8: the square root has no gradient at a variance of exactly 0 (an input of zeros); the clamp: fast
+        # convolutions (Winograd) may round a variance of 0 to slightly below it
+        return mean + (variance.clamp_min(0) + 1e-8).sqrt().to(mean.dtype) * torch.randn_like(mean)
+
+    def _variance(self, operation: Operation, x: Tensor, x_squared: Tensor | None) -> Tensor:
+        device, sigma2 = x.device.type, self.log_sigma2.exp()
+        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        if self.settings.estimator != "local_bf16" and not half:
+            return operation(x.square() if x_squared is None else x_squared, sigma2, None)
+        # float16 holds neither x^2 > 65504 nor small sigma^2, so its variance is computed in float32; and autocast
+        # would turn the bfloat16 of local_bf16 into its own type
+        kind = torch.bfloat16 if self.settings.estimator == "local_bf16" else torch.float32
+        with torch.autocast(device, enabled=False):
+            squared = x.to(kind).square() if x_squared is None else x_squared
+            return operation(squared, sigma2.to(kind), None).to(torch.float32)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """A plain layer's state dict loads too: log_sigma2 then stays as it is."""

@@ -1,0 +1,130 @@
+"""The local estimators' mean and variance against weights sampled one by one with torch.distributions."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import nni_sparsevd as svd
+
+SAMPLES = 4000
+Reference = Callable[[Tensor, Tensor, Tensor], Tensor]  # (input, weight, bias) in torch's functions, written out again
+
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Reference]] = {
+    "linear": (lambda: nn.Linear(5, 4), (2, 5), F.linear),
+    "grouped, strided": (
+        lambda: nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=2),
+        (1, 4, 5, 5),
+        lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1, groups=2),
+    ),
+    "dilated": (lambda: nn.Conv1d(3, 2, 3, dilation=2), (1, 3, 8), lambda x, w, b: F.conv1d(x, w, b, dilation=2)),
+    "reflected": (
+        lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"),
+        (1, 2, 4, 4),
+        lambda x, w, b: F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), w, b),
+    ),
+    "transposed": (
+        lambda: nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1, groups=2),
+        (1, 4, 3, 3),
+        lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2, padding=1, groups=2),
+    ),
+}
+
+
+def network(case: str, estimator: str) -> tuple[nn.Module, Tensor, Reference]:
+    make, shape, reference = CASES[case]
+    torch.manual_seed(0)
+    layer = make()
+    model = svd.sparsify_(nn.Sequential(layer), estimator=estimator)
+    with torch.no_grad():
+        layer.log_sigma2.copy_(torch.randn_like(layer.weight) - 3)
+        layer.bias.normal_(std=3)  # a bias in the variance would be seen
+    return model, torch.randn(shape), reference
+
+
+def sampled(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.stack([model(x) for _ in range(SAMPLES)])
+
+
+def assert_same_moments(found: Tensor, truth: Tensor, slack: float = 0.0) -> None:
+    """Within 5 standard errors everywhere: of a mean sd sqrt(2/n), of a Gaussian's variance sd^2 sqrt(4/n)."""
+    deviation = truth.std(0)
+    assert (deviation > 1e-2).all()
+    error = (found.mean(0) - truth.mean(0)).abs() / deviation
+    assert error.max() < 5 * (2 / SAMPLES) ** 0.5 + slack
+    ratio = found.var(0) / truth.var(0)
+    assert (ratio - 1).abs().max() < 5 * (4 / SAMPLES) ** 0.5 + slack
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("estimator", ["local", "local_detached", "local_bf16", "weight"])
+def test_moments_are_those_of_sampled_weights(case: str, estimator: str) -> None:
+    model, x, reference = network(case, estimator)
+    layer = model[0]
+    with torch.no_grad():
+        weights = torch.distributions.Normal(layer.weight, layer.log_sigma2.exp().sqrt()).sample((SAMPLES,))
+        truth = torch.stack([reference(x, weight, layer.bias) for weight in weights])
+    assert_same_moments(sampled(model, x), truth, slack=0.02 if estimator == "local_bf16" else 0.0)
+
+
+def test_local_noise_is_independent_per_sample_and_weight_noise_is_not() -> None:
+    for estimator, shared in (("local", False), ("weight", True)):
+        model, x, _ = network("linear", estimator)
+        y = model(x[:1].expand(3, -1))
+        assert torch.allclose(y[0], y[1]) == shared
+
+
+def test_same_seed_same_noise() -> None:
+    for estimator in ("local", "local_bf16", "local_detached", "weight"):
+        model, x, _ = network("transposed", estimator)
+        torch.manual_seed(7)
+        first = model(x)
+        torch.manual_seed(7)
+        assert torch.equal(first, model(x))
+        assert not torch.equal(first, model(x))
+
+
+def test_detached_variance_passes_no_gradient_to_the_input_only() -> None:
+    gradients = {}
+    for estimator in ("local", "local_detached"):
+        model, x, _ = network("linear", estimator)
+        x.requires_grad_()
+        torch.manual_seed(7)
+        model(x).sum().backward()
+        gradients[estimator] = x.grad, model[0].weight.grad, model[0].log_sigma2.grad
+    model, x, reference = network("linear", "local")
+    x.requires_grad_()
+    reference(x, model[0].weight, model[0].bias).sum().backward()
+    torch.testing.assert_close(gradients["local_detached"][0], x.grad)  # that of the mean
+    assert not torch.allclose(gradients["local"][0], x.grad)
+    for detached, full in zip(gradients["local_detached"][1:], gradients["local"][1:], strict=True):
+        torch.testing.assert_close(detached, full)
+
+
+@pytest.mark.parametrize("estimator", ["local", "local_bf16", "local_detached"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_nan_where_the_variance_is_zero(estimator: str, dtype: torch.dtype) -> None:
+    model = svd.sparsify_(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)).to(dtype), estimator=estimator)
+    x = torch.zeros(2, 3, 5, 5, dtype=dtype, requires_grad=True)
+    y = model(x)
+    y.square().sum().backward()
+    for tensor in (y, x.grad, *(p.grad for p in model.parameters())):
+        assert tensor.isfinite().all()
+    torch.testing.assert_close(y, model[0].bias.view(1, -1, 1, 1).expand_as(y), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("estimator", ["local", "local_bf16", "local_detached"])
+def test_noise_survives_float16_autocast(estimator: str) -> None:
+    """float16 holds neither x^2 > 65504 nor sigma^2 < 6e-8 (and 4.5e-5, the start, badly)."""
+    torch.manual_seed(0)
+    model = svd.sparsify_(nn.Sequential(nn.Linear(8, 4)), estimator=estimator, init_log_sigma2=-18.0)
+    x = torch.full((20000, 8), 400.0)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
+        layer = model[0]
+        noise = (model(x / 400 * 300) - F.linear(x / 400 * 300, layer.weight, layer.bias)).float()
+    # sd = 300 * sqrt(8 * exp(-18)) = 0.105; float16 outputs of size ~100 are rounded to 0.06
+    assert noise.isfinite().all()
+    assert 0.08 < noise.std() < 0.14

@@ -1,0 +1,168 @@
+"""The channel gate: what it multiplies, where it sits, and that it leaves no trace."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import nni_sparsevd as svd
+from nni_sparsevd import posterior as maths
+from nni_sparsevd.errors import SparseVDError
+from nni_sparsevd.nn import ChannelGate, named_posteriors
+from nni_sparsevd.recipe import Posterior
+
+PRIORS = ("log_uniform", "log_uniform_exact", "ard")
+SHAPES = [((3, 4), 1), ((3, 4, 5), 1), ((3, 4, 5, 6), 1), ((3, 5, 4), -1), ((3, 5, 6, 4), -1), ((3, 5, 4, 6), 2)]
+
+
+def gate(log_sigma2: float = -1.0, prior: str = "log_uniform", dtype: torch.dtype = torch.float32) -> ChannelGate:
+    """Four channels, of which the second is removed."""
+    made = ChannelGate(4, Posterior(prior=prior, init_log_sigma2=log_sigma2), dtype=dtype)
+    with torch.no_grad():
+        made.mu.copy_(torch.tensor([1.0, 1e-3, -0.7, 2.0]))
+    assert made.mask().tolist() == [True, False, True, True]
+    return made
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_evaluation_multiplies_by_the_kept_means(shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
+    x = torch.randn(shape).to(dtype)
+    y = gate().eval()(x, dim)
+    factors = torch.tensor([1.0, 0.0, -0.7, 2.0]).to(dtype)
+    assert y.dtype == dtype and torch.equal(y.movedim(dim, -1), x.movedim(dim, -1) * factors)
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+def test_training_draws_once_per_sample_and_channel(shape: tuple[int, ...], dim: int) -> None:
+    factors = gate()(torch.ones(shape), dim).movedim(dim, 1).reshape(3, 4, -1)
+    assert torch.equal(factors, factors[:, :, :1].expand_as(factors))  # the same at all positions
+    z = factors[:, :, 0]
+    assert len(z.unique()) == z.numel()  # different for every sample and channel
+
+
+def test_training_moments() -> None:
+    made, n = gate(), 40000
+    z = made(torch.ones(n, 4)).detach()
+    sigma = made.log_sigma2.exp().sqrt()
+    assert ((z.mean(0) - made.mu).abs() < 5 * sigma / n**0.5).all()
+    assert ((z.var(0) / sigma**2 - 1).abs() < 5 * (2 / n) ** 0.5).all()
+
+
+def test_starts_as_the_identity() -> None:
+    x = torch.randn(2, 4, 3)
+    assert torch.equal(ChannelGate(4).eval()(x), x)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_and_kl(prior: str, training: bool, dtype: torch.dtype) -> None:
+    made = gate(prior=prior, dtype=dtype).train(training)
+    made.kl_weight = 3.0
+    by_hand = 3.0 * maths.kl_elements(maths.log_alpha(made.mu, made.log_sigma2), prior).sum()
+    torch.testing.assert_close(made.kl(), by_hand)
+    (made(torch.randn(5, 4, 3, dtype=dtype)).square().sum() + made.kl()).backward()
+    for parameter in made.parameters():
+        assert parameter.grad.isfinite().all() and (parameter.grad != 0).all()
+
+
+def test_bfloat16_autocast_keeps_the_inputs_type() -> None:
+    made, layer = gate(), nn.Linear(6, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = made(layer(torch.randn(3, 6)))
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert made.mu.grad.dtype == torch.float32
+
+
+def test_channels_last_is_preserved() -> None:
+    x = torch.randn(2, 4, 5, 6).contiguous(memory_format=torch.channels_last)
+    for training in (True, False):
+        assert gate().train(training)(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_attach_and_detach_leave_no_trace() -> None:
+    site = nn.BatchNorm2d(4).eval()
+    x = torch.randn(2, 4, 3, 3)
+    before, keys, attributes = site(x), list(site.state_dict()), set(vars(site))
+    made = gate().eval()
+    made.attach_(site, 1)
+    assert torch.equal(site(x), made(before)) and not torch.equal(site(x), before)
+    assert "gate.mu" in site.state_dict()
+    made.detach_(site)
+    assert torch.equal(site(x), before) and list(site.state_dict()) == keys
+    assert set(vars(site)) == attributes and not site._forward_hooks
+
+
+def test_another_hook_survives_detach() -> None:
+    site, made, calls = nn.Linear(4, 4), gate(), []
+    site.register_forward_hook(lambda *_: calls.append(1))
+    made.attach_(site, -1)
+    made.detach_(site)
+    site(torch.randn(2, 4))
+    assert calls == [1]
+
+
+def shared() -> tuple[nn.Module, ChannelGate]:
+    """One gate behind two layers, as on the two writers of a residual sum."""
+    torch.manual_seed(0)
+    model, made = nn.ModuleDict({"a": nn.Linear(3, 4), "b": nn.Conv1d(3, 4, 1)}), gate()
+    made.attach_(model["a"], -1)
+    made.attach_(model["b"], 1)
+    return model, made
+
+
+def test_one_gate_on_two_sites_is_one_posterior() -> None:
+    model, made = shared()
+    assert [found for _, found in named_posteriors(model)] == [made]
+    assert torch.equal(svd.kl(model), made.kl())
+    assert sum(parameter is made.mu for parameter in model.parameters()) == 1
+    model.eval()
+    x = torch.randn(2, 5, 3)
+    a, b = model["a"](x), model["b"](x.mT)
+    assert (a[..., 1] == 0).all() and (b[:, 1] == 0).all() and (a[..., 0] != 0).all() and (b[:, 0] != 0).all()
+
+
+def test_deepcopy_is_independent() -> None:
+    model, made = shared()
+    twin = copy.deepcopy(model.eval())
+    assert twin["a"].gate is twin["b"].gate and twin["a"].gate is not made
+    x = torch.randn(2, 3)
+    before = model["a"](x)
+    assert torch.equal(twin["a"](x), before)
+    with torch.no_grad():
+        twin["a"].gate.mu.fill_(5.0)
+    assert torch.equal(model["a"](x), before) and not torch.equal(twin["a"](x), before)
+    twin["a"].gate.detach_(twin["a"])
+    assert not twin["a"]._forward_hooks and model["a"]._forward_hooks
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_without_a_graph_break(training: bool) -> None:
+    torch._dynamo.reset()
+    site = nn.BatchNorm2d(4)
+    gate().attach_(site, 1)
+    site.train(training)
+    x = torch.randn(3, 4, 2, 2)
+    twin = torch.compile(copy.deepcopy(site), fullgraph=True, backend="eager")
+    torch.manual_seed(1)
+    expected = site(x)
+    torch.manual_seed(1)
+    assert torch.equal(twin(x), expected)
+
+
+def test_refuses_the_wrong_number_of_channels() -> None:
+    for shape in ((2, 5, 3), (2, 1, 3)):  # the second would broadcast in silence
+        for training in (True, False):
+            with pytest.raises(SparseVDError, match="4 channels"):
+                gate().train(training)(torch.randn(shape))
+
+
+def test_refuses_a_site_that_has_a_gate_or_would_run_it_as_a_layer() -> None:
+    taken = nn.Linear(4, 4)
+    gate().attach_(taken, -1)
+    for site in (taken, nn.Sequential(nn.Linear(4, 4))):
+        with pytest.raises(SparseVDError, match="gate"):
+            gate().attach_(site, -1)
