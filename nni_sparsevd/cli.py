@@ -1,6 +1,7 @@
 """The command line: `nni-sparsevd compress | report | check | list-models`."""
 
 import difflib
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         parsed = _parser(given).parse_args(given)
         actions[parsed.subcommand](parsed[parsed.subcommand], ["nni-sparsevd", *given])
     except (ArgumentError, SettingError) as error:
-        return _say(_with_suggestion(str(error), given), 2)
+        return _say(_with_suggestion(_in_short(str(error)), given), 2)
     except SparseVDError as error:
         return _say(str(error), 1)
     except KeyboardInterrupt as error:
@@ -38,11 +39,11 @@ def _say(message: str, code: int) -> int:
 
 def _parser(given: list[str]) -> ArgumentParser:
     parser = ArgumentParser(
-        prog="nni-sparsevd", description="Networks that learn which of their weights are noise.", exit_on_error=False
+        prog="nni-sparsevd", description="Networks that learn which of their weights are noise.", exit_on_error=False, allow_abbrev=False
     )
     commands = parser.add_subcommands()
     compress = ArgumentParser(
-        description="Train, sparsify, shrink, check and report: settings in, a run folder out.", exit_on_error=False
+        description="Train, sparsify, shrink, check and report: settings in, a run folder out.", exit_on_error=False, allow_abbrev=False
     )
     compress.add_argument("--recipe", type=Path, help="TOML or YAML file of the settings below; flags override it")
     compress.add_argument("--out", type=Path, required=True, help="run folder to make")
@@ -55,10 +56,10 @@ def _parser(given: list[str]) -> ArgumentParser:
         ("report", "Draw the report of a run folder again."),
         ("check", "Compare the masked and the shrunk network of a run folder on random inputs."),
     ):
-        command = ArgumentParser(description=description, exit_on_error=False)
+        command = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
         command.add_argument("run", type=Path, help="run folder of compress")
         commands.add_subcommand(name, command, help=description.lower().rstrip("."))
-    models = ArgumentParser(description="List the networks that compress knows.", exit_on_error=False)
+    models = ArgumentParser(description="List the networks that compress knows.", exit_on_error=False, allow_abbrev=False)
     models.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'resnet*'")
     commands.add_subcommand("list-models", models, help="list the networks that compress knows")
     return parser
@@ -66,7 +67,7 @@ def _parser(given: list[str]) -> ArgumentParser:
 
 def _defaults(given: list[str]) -> dict[str, Any]:
     """Settings of the file after --recipe, under the names of the flags."""
-    finder = ArgumentParser(exit_on_error=False, add_help=False)
+    finder = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
     finder.add_argument("--recipe", type=Path)
     chosen = next((given[i + 1] for i, word in enumerate(given[:-1]) if word == "--recipe"), None)
     chosen = next((word.partition("=")[2] for word in given if word.startswith("--recipe=")), chosen)
@@ -84,14 +85,27 @@ def _with_suggestion(message: str, given: list[str]) -> str:
     known = [f"--{part}" for part in Recipe.model_fields]
     known += [f"--{part}.{key}" for part, field in Recipe.model_fields.items()
               for key in getattr(field.annotation, "model_fields", {})]  # fmt: skip
-    known += ["--recipe", "--out", "--resume", "--overwrite"]
+    known += ["--recipe", "--out", "--resume", "--overwrite", "--help"]
+    open_ended = ("--model.arguments.", "--posterior.kl_weights.")
     hints = []
     for word in given:
         flag = word.partition("=")[0]
-        if flag.startswith("--") and flag not in (*known, "--help") and not any(flag.startswith(k + ".") for k in known):
+        if flag.startswith("--") and flag not in known and not flag.startswith(open_ended):
             close = difflib.get_close_matches(flag, known, n=1)
             hints += [f"did you mean {close[0]}?"] if close else []
     return " ".join([message, *hints])
+
+
+def _in_short(message: str) -> str:
+    """The parser's account of a bad value on one line: the key, what it may be, what was found."""
+    key = re.search(r'Parser key "([^"]+)"', message)
+    if key is None:
+        return message
+    wanted = re.findall(r"Input should [^\[\n]+", message)
+    wanted += [f"one of {choices}" for choices in re.findall(r"Expected a typing\.Literal\[(.+)\]", message)]
+    found = re.search(r"(?:Got value|Given value): (.+)", message)
+    said = " or ".join(dict.fromkeys(part.strip().rstrip(",") for part in wanted)) or message.partition("\n")[2].strip()
+    return f"{key[1]}: {said}" + (f" (found {found[1].strip()!r})" if found and wanted else "")
 
 
 def _recipe(chosen: Namespace) -> Recipe:

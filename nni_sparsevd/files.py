@@ -32,7 +32,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        raise FileFormatError(f"{path}: cannot be written: {error.strerror}; what was there before is intact") from error
+        raise FileFormatError(f"{path}: cannot be written ({error.strerror}); what was there before is intact") from error
 
 
 def write_json(path: Path, value: object) -> None:

@@ -152,8 +152,9 @@ def build(name: str, arguments: dict[str, Argument], pretrained: bool = False) -
     Raises `ModelError` for a name that timm does not know, arguments it does not take, or weights that cannot be had.
     """
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3) or ["see list-models"]
-        raise ModelError(f"no network is named {name!r}; did you mean {', '.join(close)}?")
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "`nni-sparsevd list-models` lists them"
+        raise ModelError(f"model.name: no network is named {name!r}; {hint}")
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except ModelError:
@@ -205,13 +206,13 @@ def _takes_image_size(name: str) -> bool:
 
 def _load_weights_(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     own = model.state_dict()
-    problems = [f"lacks {name}" for name in own if name not in tensors]
-    problems += [f"has {name}, which the network does not" for name in tensors if name not in own]
-    problems += [
+    problems = [
         f"has {name} of shape {tuple(tensors[name].shape)}, the network's is {tuple(own[name].shape)}"
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
+    problems += [f"lacks {name}" for name in own if name not in tensors]
+    problems += [f"has {name}, which the network does not" for name in tensors if name not in own]
     if problems:
         raise ModelError(f"{where}: does not fit {type(model).__name__}: it {'; '.join(problems[:5])}")
     model.load_state_dict(tensors)

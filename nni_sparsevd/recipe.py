@@ -6,10 +6,10 @@ from typing import Annotated, Literal, TypeVar
 
 import tomli_w
 import yaml
+from annotated_types import Ge, Lt
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -22,7 +22,7 @@ from .files import write_bytes
 
 Prior = Literal["log_uniform", "log_uniform_exact", "ard"]
 Estimator = Literal["local", "local_bf16", "local_detached", "weight"]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Ge(0), Lt(1)]
 Argument = int | float | str | bool | list[int]
 
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from .. import data as datasets
 from .. import models
 from ..convert import bake_, sparsify_
-from ..errors import SettingError, TrainingError
+from ..errors import ModelError, SettingError, TrainingError
 from ..files import load_tensors, read_json, save_tensors, write_json
 from ..masks import Masks, compute_masks, flatten, unflatten, weight_counts
 from ..nn import named_posteriors
 from ..recipe import Recipe, read, write
-from . import checkpoint
+from . import checkpoint, optimizer
 from .environment import environment
 from .evaluate import evaluate_baked
 from .loop import Run, fit
@@ -45,12 +45,16 @@ def compress(recipe: Recipe, folder: Path, command: list[str], resume: bool = Fa
     Raises `SettingError` when the folder is in use or another recipe began there; `DataError`, `ModelError`,
     `TrainingError` as they come up.  Whatever happens, the folder holds the last good checkpoint.
     """
-    _open_folder(recipe, folder, command, resume)
+    _check_folder(recipe, folder, resume)
     torch.manual_seed(recipe.seed)
     accelerator = Accelerator(mixed_precision=recipe.precision)
     data = datasets.load(recipe.data, recipe.data.image_size or models.image_size(recipe.model), recipe.seed)
     model = models.create(recipe.model, data.num_classes, data.in_chans, data.image_size)
     example = data.normalise(data.train.images[:2])
+    _try_out(model, example, recipe)
+    if not resume:  # only now that data and network are known to be good
+        write(recipe, folder / "recipe.toml")
+        write_json(folder / "environment.json", environment(command, recipe.seed))
     start = checkpoint.read(folder / "checkpoint.safetensors")
     at = STAGES.index(start.place.stage) if start is not None else -1
     keep = {stage: 1 << 60 for stage in STAGES[: max(at, 0)]}
@@ -62,7 +66,23 @@ def compress(recipe: Recipe, folder: Path, command: list[str], resume: bool = Fa
         return way.go(model)
 
 
-def _open_folder(recipe: Recipe, folder: Path, command: list[str], resume: bool) -> None:
+def _try_out(model: nn.Module, example: Tensor, recipe: Recipe) -> None:
+    """One forward pass, one conversion and the optimizers, before anything is written or trained."""
+    for stage in (recipe.dense, recipe.sparse, recipe.finetune):
+        optimizer.build(model, stage)
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).eval()(example)
+    except RuntimeError as error:
+        shape = "x".join(str(size) for size in example.shape[1:])
+        raise ModelError(
+            f"{recipe.model.name} does not run on images of {shape}: {str(error).splitlines()[0]}; "
+            "set data.image_size, or the network's own size in model.arguments"
+        ) from error
+    sparsify_(copy.deepcopy(model), recipe.posterior, example_inputs=example)
+
+
+def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
     path = folder / "recipe.toml"
     if resume:
         if not path.exists():
@@ -76,8 +96,6 @@ def _open_folder(recipe: Recipe, folder: Path, command: list[str], resume: bool)
         return
     if folder.exists() and any(folder.iterdir()):
         raise SettingError(f"{folder}: is not empty; --resume goes on there, --overwrite begins again")
-    write(recipe, path)
-    write_json(folder / "environment.json", environment(command, recipe.seed))
 
 
 class _Way:
@@ -144,6 +162,7 @@ class _Way:
         score = evaluate_baked(model, masks, self.data, self.data.holdout)
         return {
             "accuracy": score.accuracy,
+            "held_out_loss": score.loss,
             "sparsity": 1 - kept / total,
             "compression": total / max(kept, 1),
         }

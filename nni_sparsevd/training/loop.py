@@ -25,7 +25,7 @@ from .metrics import Metrics
 LOOK_EVERY = 50
 """Steps between looks at the loss: each makes the device wait."""
 EpochEnd = Callable[[int], dict[str, float]]
-"""Epochs done -> accuracy (held-out, of what would ship), sparsity, compression."""
+"""Epochs done -> accuracy and held_out_loss of what would ship, sparsity, compression."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -83,7 +83,7 @@ def fit(
     order = torch.empty(0)
 
     def save() -> None:
-        _check_finite(running, name, step, run.checkpoint)
+        _check_finite(running[0].item(), name, step, run.checkpoint)
         if accelerator.is_main_process:
             checkpoint.write(run.checkpoint, checkpoint.Place(name, step), model, optim, running)
 
@@ -115,7 +115,7 @@ def fit(
                 running += torch.stack([loss * len(rows), (logits.argmax(1) == labels).sum(), loss.new_tensor(len(rows))])
             looked = step % LOOK_EVERY == 0
             if looked:
-                _check_finite(running, name, step, run.checkpoint)
+                _check_finite(running[0].item(), name, step, run.checkpoint)
             run.metrics.step(bar, f"loss {loss.item():.3f}  kl {float(divergence):.3g}" if looked else None)
             if step % per_epoch == 0:
                 _record(run, name, step, per_epoch, running, divergence, stage, epoch_end, time.monotonic() - began)
@@ -137,8 +137,8 @@ def _objective(model: nn.Module, loss: Tensor, stage: Stage, epoch: float, count
     return loss + schedule.kl_weight(stage, epoch) / count * divergence, divergence.detach()
 
 
-def _check_finite(running: Tensor, name: str, step: int, path: Path) -> None:
-    if not math.isfinite(running[0].item()):
+def _check_finite(loss: float, name: str, step: int, path: Path) -> None:
+    if not math.isfinite(loss):
         kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
         raise TrainingError(
             f"the loss is no longer finite in stage {name}, at or before step {step}; {kept}. "
@@ -151,8 +151,7 @@ def _record(
     epoch_end: EpochEnd, seconds: float,
 ) -> None:  # fmt: skip
     loss, correct, seen = run.accelerator.reduce(running.clone()).tolist()
-    if not math.isfinite(loss):
-        return  # the checkpoint that follows will say so
+    _check_finite(loss, name, step, run.checkpoint)
     epoch = step // per_epoch
     row: dict[str, Any] = {
         "stage": name, "epoch": epoch, "step": step, "loss": loss / seen, "kl": float(divergence),
@@ -160,6 +159,7 @@ def _record(
         "learning_rate": schedule.learning_rate(stage, (step - 1) / (stage.epochs * per_epoch)),
         "train_accuracy": correct / seen, **epoch_end(epoch), "seconds": round(seconds, 2),
     }  # fmt: skip
+    _check_finite(row["held_out_loss"], name, step, run.checkpoint)
     if run.accelerator.is_main_process:
         run.metrics.epoch(row)
 

@@ -1,0 +1,223 @@
+"""Coupled channel groups of known networks against groups written by hand, and what pins a channel."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nni_sparsevd import channel_graph
+from nni_sparsevd.errors import TraceError
+from nni_sparsevd.graph import ChannelGraph
+
+IMAGE = torch.zeros(2, 3, 8, 8)
+
+
+class Net(nn.Module):
+    """Modules by name, and what to do with them."""
+
+    def __init__(self, forward: Callable[[nn.Module, Tensor], object], **modules: nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.what = forward
+
+    def forward(self, x: Tensor) -> object:
+        return self.what(self, x)
+
+
+def account(graph: ChannelGraph) -> dict[str, tuple[int, set[str], str | None]]:
+    """Group -> its channels, the axes that they touch, why they are pinned."""
+    assert len({group.name for group in graph.groups}) == len(graph.groups)
+    return {
+        group.name: (len(group), {f"{name}:{dim}" for name, dim in group.axes}, group.pinned) for group in graph.groups
+    }
+
+
+def test_a_chain() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5))
+    assert account(channel_graph(model, torch.zeros(2, 4))) == {
+        "0": (6, {"0.weight:0", "0.bias:0", "2.weight:1"}, None),
+        "2": (5, {"2.weight:0", "2.bias:0"}, "output of the network"),
+    }
+
+
+def test_a_residual_sum_couples_its_branches_and_their_norms() -> None:
+    model = Net(
+        lambda m, x: m.head(F.relu(m.left(x) + m.norm(m.right(x))).mean((2, 3))),
+        left=nn.Conv2d(3, 6, 1),
+        right=nn.Conv2d(3, 6, 3, padding=1, bias=False),
+        norm=nn.BatchNorm2d(6),
+        head=nn.Linear(6, 2),
+    )
+    graph = channel_graph(model, IMAGE)
+    states = {f"norm.{key}:0" for key in ("weight", "bias", "running_mean", "running_var")}
+    assert account(graph)["left"] == (
+        6, {"left.weight:0", "left.bias:0", "right.weight:0", "head.weight:1"} | states, None,
+    )  # fmt: skip
+    assert set(account(graph)) == {"left", "head"}
+    # silencing takes a gate behind each branch: behind the norm where there is one
+    assert {(w.module, w.site) for w in graph.groups[0].writers} == {("left", "left"), ("right", "norm")}
+
+
+def test_concatenation_keeps_its_parts_apart() -> None:
+    model = Net(
+        lambda m, x: m.head(torch.cat([m.left(x), m.right(x)], 1)),
+        left=nn.Conv2d(3, 4, 1), right=nn.Conv2d(3, 6, 1), head=nn.Conv2d(10, 2, 1),
+    )  # fmt: skip
+    graph = channel_graph(model, IMAGE)
+    found = account(graph)
+    assert found["left"] == (4, {"left.weight:0", "left.bias:0", "head.weight:1"}, None)
+    assert found["right"] == (6, {"right.weight:0", "right.bias:0", "head.weight:1"}, None)
+    groups = {group.name: group for group in graph.groups}
+    assert graph.where(("head.weight", 1), groups["left"].labels).tolist() == [0, 1, 2, 3]
+    assert graph.where(("head.weight", 1), groups["right"].labels).tolist() == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_depthwise_convolution_lives_with_its_input() -> None:
+    model = Net(
+        lambda m, x: m.head(m.deep(m.first(x))),
+        first=nn.Conv2d(3, 4, 1), deep=nn.Conv2d(4, 8, 3, groups=4), head=nn.Conv2d(8, 2, 1),
+    )  # fmt: skip
+    graph = channel_graph(model, IMAGE)
+    axes = {"first.weight:0", "first.bias:0", "deep.weight:0", "deep.bias:0", "head.weight:1"}
+    assert account(graph)["first"] == (4, axes, None)
+    # two outputs to each input
+    assert graph.where(("deep.weight", 0), graph.axes["first.weight", 0][[1]]).tolist() == [2, 3]
+    assert [writer.module for writer in graph.groups[0].writers] == ["deep"]  # a gate before it would be wasted
+
+
+def test_flattening_repeats_a_channel_over_its_positions() -> None:
+    model = Net(lambda m, x: m.head(m.first(x).flatten(1)), first=nn.Conv2d(3, 4, 7), head=nn.Linear(16, 2))
+    graph = channel_graph(model, IMAGE)
+    assert account(graph)["first"] == (4, {"first.weight:0", "first.bias:0", "head.weight:1"}, None)
+    channel = graph.axes["first.weight", 0][[2]]
+    assert graph.where(("head.weight", 1), channel).tolist() == [8, 9, 10, 11]
+
+
+def test_grouped_convolution_loses_the_same_position_of_every_group() -> None:
+    model = Net(
+        lambda m, x: m.head(m.grouped(m.first(x))),
+        first=nn.Conv2d(3, 6, 1), grouped=nn.Conv2d(6, 8, 1, groups=2), head=nn.Conv2d(8, 2, 1),
+    )  # fmt: skip
+    graph = channel_graph(model, IMAGE)
+    found = account(graph)
+    assert found["first"] == (3, {"first.weight:0", "first.bias:0", "grouped.weight:1"}, None)
+    assert found["grouped"] == (4, {"grouped.weight:0", "grouped.bias:0", "head.weight:1"}, None)
+    label = graph.axes["first.weight", 0][[1]]
+    assert graph.where(("first.weight", 0), label).tolist() == [1, 4]
+    assert graph.where(("grouped.weight", 1), label).tolist() == [1]
+
+
+def test_a_transposed_convolution_writes_along_its_second_axis() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 5, 2, 2), nn.PReLU(5), nn.Conv2d(5, 2, 1))
+    found = account(channel_graph(model, IMAGE))
+    assert found["0"] == (4, {"0.weight:0", "0.bias:0", "1.weight:0"}, None)
+    assert found["1"] == (5, {"1.weight:1", "1.bias:0", "2.weight:0", "3.weight:1"}, None)
+
+
+def test_squeeze_and_excite_has_a_group_of_its_own_and_couples_the_scale() -> None:
+    model = Net(
+        lambda m, x: m.head((y := m.first(x)) * torch.sigmoid(m.up(F.relu(m.down(y.mean((2, 3), keepdim=True)))))),
+        first=nn.Conv2d(3, 6, 1), down=nn.Conv2d(6, 2, 1), up=nn.Conv2d(2, 6, 1), head=nn.Conv2d(6, 2, 1),
+    )  # fmt: skip
+    graph = channel_graph(model, IMAGE)
+    found = account(graph)
+    coupled = {"first.weight:0", "first.bias:0", "down.weight:1", "up.weight:0", "up.bias:0", "head.weight:1"}
+    assert found["first"] == (6, coupled, None)
+    assert found["down"] == (2, {"down.weight:0", "down.bias:0", "up.weight:1"}, None)
+    # one silent factor silences the product, so the scale needs no gate
+    assert [writer.module for writer in graph.groups[0].writers] == ["first"]
+
+
+def test_an_embedding_can_lose_columns_but_no_words() -> None:
+    model = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 2))
+    graph = channel_graph(model, torch.zeros(2, 3, dtype=torch.long))
+    pinned = {label for group in graph.groups if group.pinned for label in group.labels}
+    assert not pinned & set(graph.axes["0.weight", 1].tolist())
+    assert np.array_equal(graph.axes["0.weight", 1], graph.axes["1.weight", 1])
+
+
+def test_a_weight_used_twice_couples_both_uses() -> None:
+    model = Net(
+        lambda m, x: m.shared(m.left(x)) + m.shared(m.right(x)),
+        left=nn.Conv2d(3, 4, 1), right=nn.Conv2d(3, 4, 1), shared=nn.Conv2d(4, 2, 1),
+    )  # fmt: skip
+    axes = {"left.weight:0", "left.bias:0", "right.weight:0", "right.bias:0", "shared.weight:1"}
+    assert account(channel_graph(model, IMAGE))["left"] == (4, axes, None)
+
+
+REASONS = {
+    "layer norm": (lambda m, x: m.norm(m.first(x).flatten(2).mT).mT.sum(2), nn.LayerNorm(8), "layer_norm over the"),
+    "group norm": (lambda m, x: m.norm(m.first(x)), nn.GroupNorm(2, 8), "group_norm over the channels"),
+    "softmax": (lambda m, x: m.first(x).softmax(1), nn.Identity(), "softmax over the channels"),
+    "mean": (lambda m, x: m.first(x).mean(1, keepdim=True), nn.Identity(), "mean over the channels"),
+    "split": (lambda m, x: m.first(x).chunk(2, 1)[0], nn.Identity(), "of the channels at a fixed place"),
+    "slice": (lambda m, x: m.first(x)[:, 2:5], nn.Identity(), "slice of the channels at a fixed place"),
+    "select": (lambda m, x: m.first(x)[:, 2], nn.Identity(), "select of the channels at a fixed place"),
+    "merge": (lambda m, x: m.first(x).view(2, 2, 4, 8, 8).flatten(2), nn.Identity(), "reshape splits the channels"),
+    "shuffle": (lambda m, x: m.norm(m.first(x)), nn.ChannelShuffle(2), "channel_shuffle has no rule"),
+    "unknown": (lambda m, x: torch.cumsum(m.first(x), 2), nn.Identity(), "cumsum has no rule"),
+    "input": (lambda m, x: m.first(x) + x.repeat(1, 3, 1, 1)[:, :8], nn.Identity(), "with something that is no channel"),
+    "output": (lambda m, x: m.first(x), nn.Identity(), "output of the network"),
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_what_pins_a_channel_is_named(kind: str) -> None:
+    forward, norm, reason = REASONS[kind]
+    model = Net(forward, first=nn.Conv2d(3, 8, 1), norm=norm)
+    (group,) = channel_graph(model, IMAGE).groups
+    assert group.pinned is not None and reason in group.pinned and len(group) == 8
+
+
+def test_an_unknown_operator_pins_only_what_enters_it() -> None:
+    model = Net(
+        lambda m, x: m.second(F.relu(m.first(x))).cumsum(1), first=nn.Conv2d(3, 4, 1), second=nn.Conv2d(4, 5, 1)
+    )
+    found = account(channel_graph(model, IMAGE))
+    assert found["first"][2] is None and found["second"][2] == "cumsum has no rule"
+
+
+def test_a_failing_network_is_a_trace_error_with_the_reason() -> None:
+    with pytest.raises(TraceError, match=r"Linear could not be traced on inputs of shape \(2, 3\): mat1 and mat2"):
+        channel_graph(nn.Linear(4, 2), torch.zeros(2, 3))
+
+
+def test_a_network_whose_way_depends_on_values_is_a_trace_error() -> None:
+    model = Net(lambda m, x: m.first(x) if x.sum() > 0 else m.first(-x), first=nn.Conv2d(3, 4, 1))
+    with pytest.raises(TraceError, match="Net could not be traced"):
+        channel_graph(model, IMAGE)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_tracing_leaves_the_model_as_it_was(fails: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 2, 1))
+    model[2].eval()  # a mixture, to be restored module by module
+    modes = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    if fails:
+        with pytest.raises(TraceError):
+            channel_graph(model, torch.zeros(2, 5, 4, 4))
+    else:
+        channel_graph(model, IMAGE)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_groups_come_in_the_order_of_writing_and_do_not_overlap() -> None:
+    import timm
+
+    model = timm.create_model("resnet18", num_classes=10)
+    groups = channel_graph(model, torch.zeros(1, 3, 32, 32)).groups
+    names = [group.name for group in groups]
+    order = [name for name, _ in model.named_modules()]
+    assert names == sorted(names, key=order.index) and names[0] == "conv1" and names[-1] == "fc"
+    labels = np.concatenate([group.labels for group in groups])
+    assert len(np.unique(labels)) == len(labels)
+    # a stem and a trunk per stage, one inner group a block
+    assert [len(g) for g in groups] == [64, 64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512, 10]
+    assert [g.name for g in groups if g.pinned] == ["fc"]

@@ -1,0 +1,187 @@
+"""The report of a run says what its result.json says, and refuses a run that is not whole."""
+
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+from torch import nn
+
+from nni_sparsevd import recipe
+from nni_sparsevd.errors import FileFormatError
+from nni_sparsevd.report import latencies, macs, parameters, write_report
+from nni_sparsevd.results import finish
+from nni_sparsevd.training import compress
+
+RECIPE = {
+    "data": {"limit": 200, "batch_size": 32},
+    "sparse": {"epochs": 1},
+    "dense": {"epochs": 1},
+    "masks": {"allow_empty": True, "ratio": 0.5},
+}
+TIMES = "\N{MULTIPLICATION SIGN}"
+PICTURES = ("progress", "log_alpha", "curve", "layers")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    finish(compress(recipe.make(recipe.Recipe, RECIPE), folder, ["nni-sparsevd", "compress"]), folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "digits"))
+
+
+def edit(path: Path, change) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def pages(folder: Path) -> tuple[str, str]:
+    """Markdown and HTML of the report, the latter unescaped and without its pictures."""
+    page = write_report(folder)
+    assert page == folder / "report.html"
+    without = re.sub(r"base64,[^\"]*", "", page.read_text())
+    return (folder / "report.md").read_text(), html.unescape(without)
+
+
+def test_pictures_are_drawn(run):
+    write_report(run)
+    for name in PICTURES:
+        pixels = matplotlib.image.imread(run / "pictures" / f"{name}.png")
+        assert min(pixels.shape[:2]) > 100
+        assert pixels[..., :3].std() > 0.02, f"{name}.png is blank"
+    text = (run / "report.html").read_text()
+    assert text.count("data:image/png;base64,iVBOR") == len(PICTURES)
+    assert not re.search(r"(src|href)=\"(?!data:)", text), "the page must stand alone"
+
+
+def test_numbers_are_those_of_the_result(run):
+    result = json.loads((run / "result.json").read_text())
+    size, test, weights = result["size"], result["test"], result["weights"]
+    fewer = weights["total"] / weights["kept"]
+    expected = [f"{weights['total']:,}", f"{weights['kept']:,}", f"{fewer:.1f} times fewer"]
+    for key, form in (("parameters", "{:,}"), ("macs", "{:,}"), ("file_bytes", "{:,}"), ("latency_ms", "{:.3f}")):
+        expected += [form.format(row[key]) for row in size.values()]
+        expected.append(f"{size['dense'][key] / size['shrunk'][key]:.2f}{TIMES}")
+    for row in test.values():
+        expected += [f"{row['error_percent']:.2f}", f"{row['loss']:.4f}"]
+    for layer in result["layers"]:
+        expected += [layer["name"], f"{layer['kept']:,}", f"{100 * (1 - layer['kept'] / layer['weights']):.1f} %"]
+    expected += [group["name"] for group in result["plan"]]
+    for page in pages(run):
+        for number in expected:
+            assert number in page
+        assert "equal to rounding" in page
+        assert 'optimizer = "adam"' in page
+
+
+def test_ratios_are_computed_not_copied(run):
+    def change(values):
+        values["size"]["dense"]["parameters"], values["size"]["shrunk"]["parameters"] = 1_234_000, 1000
+
+    edit(run / "result.json", change)
+    for page in pages(run):
+        assert "1,234,000" in page
+        assert f"1234.00{TIMES}" in page
+
+
+def test_a_difference_is_not_hidden(run):
+    edit(run / "result.json", lambda values: values["check"].update(ok=False))
+    for page in pages(run):
+        assert "DIFFERENT" in page
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b'{"test": ', b"\x80\x04pickled"], ids=["missing", "empty", "cut", "binary"]
+)
+def test_a_damaged_result_is_named(run, content):
+    (run / "result.json").unlink()
+    if content is not None:
+        (run / "result.json").write_bytes(content)
+    with pytest.raises(FileFormatError, match=r"result\.json"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("key", ["layers", "size", "test", "weights", "plan", "check", "command"])
+def test_a_result_that_lacks_something_is_named(run, key):
+    edit(run / "result.json", lambda values: values.pop(key))
+    with pytest.raises(FileFormatError, match=rf"result\.json.*{key}"):
+        write_report(run)
+
+
+def test_a_result_of_another_kind_is_named(run):
+    (run / "result.json").write_text("[]")
+    with pytest.raises(FileFormatError, match=r"result\.json"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "environment.json", "recipe.toml"])
+def test_other_missing_files_are_named(run, name):
+    (run / name).unlink()
+    with pytest.raises(FileFormatError, match=name.replace(".", r"\.")):
+        write_report(run)
+
+
+@pytest.mark.parametrize(("file", "picture"), [("curve.json", "curve"), ("log_alpha.json", "log_alpha")])
+def test_an_optional_file_that_is_missing_leaves_its_section_out(run, file, picture):
+    write_report(run)
+    (run / file).unlink()  # the picture of an earlier report must not come back
+    markdown, page = pages(run)
+    assert f"pictures/{picture}.png" not in markdown
+    assert page.count("<img") == len(PICTURES) - 1
+
+
+def test_names_are_escaped(run):
+    nasty = "<script>alert('&')</script>"
+
+    def change(values):
+        values["layers"][0]["name"] = nasty
+        values["plan"][0]["name"] = nasty
+        values["plan"][0]["reason"] = nasty
+        values["command"] = ["nni-sparsevd", nasty]
+
+    edit(run / "result.json", change)
+    text = write_report(run).read_text()
+    assert nasty not in text
+    assert text.count(html.escape(nasty, quote=False).split("(")[0]) == 4
+
+
+def test_tied_parameters_count_once():
+    first, second = nn.Linear(7, 5), nn.Linear(7, 5)
+    assert parameters(nn.Sequential(first, second)) == 2 * (7 * 5 + 5)
+    second.weight = first.weight
+    assert parameters(nn.Sequential(first, second)) == 7 * 5 + 2 * 5
+    assert parameters(nn.Sequential(first, nn.ReLU(), first)) == 7 * 5 + 5
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (nn.Linear(7, 5), (1, 7), 7 * 5),
+        (nn.Linear(7, 5, bias=False), (3, 7), 3 * 7 * 5),
+        (nn.Conv2d(3, 4, 3), (1, 3, 8, 8), 4 * 3 * 9 * 6 * 6),
+        (nn.Conv2d(3, 4, 3, padding=1, stride=2), (1, 3, 8, 8), 4 * 3 * 9 * 4 * 4),
+        (nn.Conv2d(4, 8, 3, groups=4), (1, 4, 5, 5), 8 * 1 * 9 * 3 * 3),
+        (nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU()), (1, 2, 5, 5), 3 * 2 * 25),
+    ],
+)
+def test_macs_are_counted_as_by_hand(layer, shape, expected):
+    assert macs(layer, torch.zeros(shape)) == expected
+
+
+def test_latencies_time_each_network_and_give_the_threads_back():
+    before = torch.get_num_threads()
+    large = nn.Sequential(*(nn.Linear(1500, 1500) for _ in range(4)))
+    times = latencies({"small": nn.Linear(1500, 1), "large": large}, torch.zeros(1, 1500), rounds=3)
+    assert set(times) == {"small", "large"}
+    assert 0 < times["small"] < times["large"]
+    assert torch.get_num_threads() == before
