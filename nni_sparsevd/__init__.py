@@ -13,3 +13,7 @@ from .shrink import Plan as Plan
 from .shrink import check as check
 from .shrink import make_plan as make_plan
 from .shrink import shrink as shrink
+from .storage import load as load
+from .storage import save as save
+
+__version__ = "0.1.0"

@@ -39,11 +39,16 @@ def _say(message: str, code: int) -> int:
 
 def _parser(given: list[str]) -> ArgumentParser:
     parser = ArgumentParser(
-        prog="nni-sparsevd", description="Networks that learn which of their weights are noise.", exit_on_error=False, allow_abbrev=False
+        prog="nni-sparsevd",
+        description="Networks that learn which of their weights are noise.",
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands()
     compress = ArgumentParser(
-        description="Train, sparsify, shrink, check and report: settings in, a run folder out.", exit_on_error=False, allow_abbrev=False
+        description="Train, sparsify, shrink, check and report: settings in, a run folder out.",
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     compress.add_argument("--recipe", type=Path, help="TOML or YAML file of the settings below; flags override it")
     compress.add_argument("--out", type=Path, required=True, help="run folder to make")
@@ -59,7 +64,9 @@ def _parser(given: list[str]) -> ArgumentParser:
         command = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
         command.add_argument("run", type=Path, help="run folder of compress")
         commands.add_subcommand(name, command, help=description.lower().rstrip("."))
-    models = ArgumentParser(description="List the networks that compress knows.", exit_on_error=False, allow_abbrev=False)
+    models = ArgumentParser(
+        description="List the networks that compress knows.", exit_on_error=False, allow_abbrev=False
+    )
     models.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'resnet*'")
     commands.add_subcommand("list-models", models, help="list the networks that compress knows")
     return parser
@@ -74,7 +81,7 @@ def _defaults(given: list[str]) -> dict[str, Any]:
     if chosen is None:
         return {}
     values = recipes.read(Path(chosen)).model_dump(mode="json")
-    flat = {}
+    flat: dict[str, Any] = {}
     for part, value in values.items():
         flat |= {f"{part}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {part: value}
     return flat

@@ -92,7 +92,7 @@ def load(settings: Data, image_size: int | None = None, seed: int = 0) -> DataSe
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
     if settings.limit is not None:
         order = order[: settings.limit]
-    held = round(settings.holdout * len(order))
+    held = max(round(settings.holdout * len(order)), 1)
     if len(order) - held < 1 or len(test) < 1:
         raise DataError(f"data {settings.name!r}: {len(order)} training and {len(test)} test images are too few")
     holdout, train = _take(train, order[:held]), _take(train, order[held:])
@@ -121,7 +121,7 @@ def _images(settings: Data, image_size: int | None) -> tuple[Split, Split]:
         raise DataError(f"data.train: {settings.name or 'a folder of images'!r} needs a folder or tar to read from")
     size = settings.image_size or image_size
     named = bool(settings.name)
-    splits = []
+    splits: list[Split] = []
     for root, split in ((settings.train, "train"), (settings.test or settings.train, "validation")):
         if not named and settings.test is None:
             raise DataError("data.test: images from a folder or tar need a test folder or tar of their own")

@@ -61,4 +61,5 @@ def _interpolated(t: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
     left, right = values[node], values[node + 1]
     rise_left, rise_right = slopes[node], slopes[node + 1]
     bend = right - left
-    return left + x * (rise_left + x * (3 * bend - 2 * rise_left - rise_right + x * (rise_left + rise_right - 2 * bend)))
+    cubic = rise_left + rise_right - 2 * bend
+    return left + x * (rise_left + x * (3 * bend - 2 * rise_left - rise_right + x * cubic))

@@ -32,7 +32,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        raise FileFormatError(f"{path}: cannot be written ({error.strerror}); what was there before is intact") from error
+        raise FileFormatError(
+            f"{path}: cannot be written ({error.strerror}); what was there before is intact"
+        ) from error
 
 
 def write_json(path: Path, value: object) -> None:
@@ -80,7 +82,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     def read() -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            # cloned: tensors of a mapped file lie at odd addresses, where some kernels round differently
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
 
     return _reading(path, read)
 

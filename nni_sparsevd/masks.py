@@ -22,7 +22,8 @@ def compute_masks(
     Without settings: every weight and gate whose log alpha reaches its layer's threshold goes, which is what the
     network computes in evaluation mode.  `structure="structured"` decides on whole output channels: over coupled groups
     when `example_inputs` are given (then nothing else of a removed channel is left, so `shrink` can take it out), layer
-    by layer otherwise.  `structure="n:m"` keeps the `keep` most relevant of every `block` weights along the input axis.
+    by layer otherwise; the most relevant channel of a group stays unless `allow_empty`.  `structure="n:m"` keeps the
+    `keep` most relevant of every `block` weights along the input axis.
 
     Raises `ModelError` for a network without posteriors, `SettingError` for settings that do not go together.
     """
@@ -52,8 +53,7 @@ def compute_masks(
 def _cut(scores: dict[str, Tensor], chosen: Masking, own: dict[str, float] | None = None) -> dict[str, Tensor]:
     """Keep (True) what scores below the threshold, or all but a fraction `ratio` of the highest scores."""
     if chosen.ratio is None:
-        limits = {name: chosen.threshold if chosen.threshold is not None else (own or {}).get(name, 3.0) for name in scores}
-        return {name: score < limits[name] for name, score in scores.items()}
+        return {name: score < _limit(chosen, (own or {}).get(name, 3.0)) for name, score in scores.items()}
     if chosen.scope == "layer":
         return {name: _all_but_highest(score, chosen.ratio) for name, score in scores.items()}
     together = torch.cat([score.flatten() for score in scores.values()])
@@ -71,8 +71,12 @@ def _all_but_highest(score: Tensor, ratio: float) -> Tensor:
 
 def _gate_cut(gate: ChannelGate, chosen: Masking) -> Tensor:
     """A ratio speaks of weights, so gates keep to the threshold."""
-    threshold = gate.threshold if chosen.threshold is None else chosen.threshold
-    return gate.log_alpha() < threshold
+    return gate.log_alpha() < _limit(chosen, gate.threshold)
+
+
+def _limit(chosen: Masking, own: float) -> float:
+    """The threshold asked for, or else a layer's own."""
+    return chosen.threshold if isinstance(chosen.threshold, float) else own
 
 
 def _n_of_m(score: Tensor, chosen: Masking) -> Tensor:
@@ -124,12 +128,18 @@ def _group_masks(model: nn.Module, graph: ChannelGraph, chosen: Masking) -> Mask
             scores[group.name] = score
     if not scores:
         raise ModelError(f"{type(model).__name__} has no channel group with a posterior that could be removed")
-    kept = _cut(scores, chosen)
+    kept = {name: keep if chosen.allow_empty else _never_empty(keep, scores[name])
+            for name, keep in _cut(scores, chosen).items()}  # fmt: skip
     masks: Masks = {}
     for group in graph.groups:
         if group.name in kept and not group.pinned:
             _silence_group(masks, model, graph, group, group.labels[~kept[group.name].cpu().numpy()])
     return masks
+
+
+def _never_empty(kept: Tensor, score: Tensor) -> Tensor:
+    """The most relevant channel of a group stays."""
+    return kept if kept.any() else score == score.min()
 
 
 def _row_log_alpha(layer: Variational) -> Tensor:
@@ -211,7 +221,7 @@ def validate_masks(model: nn.Module, masks: Masks, *, allow_empty: bool = False)
 
 
 def weight_counts(model: nn.Module, masks: Masks) -> tuple[int, int]:
-    """(weights that `masks` keep, weights in all), over every weight of more than one dimension; no biases, no norms."""
+    """(weights that `masks` keep, weights in all), over all weights of more than one dimension."""
     kept = total = 0
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.models import register_model
@@ -37,7 +37,7 @@ class LeNet300100(nn.Module):
         """The last layer."""
         return self.fc3
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         x = self.act1(self.fc1(x.flatten(1)))
         return self.fc3(self.act2(self.fc2(x)))  # type: ignore[no-any-return]
 
@@ -61,7 +61,7 @@ class LeNet5Caffe(nn.Module):
         """The last layer."""
         return self.fc2
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         x = self.pool2(self.conv2(self.pool1(self.conv1(x))))
         return self.fc2(self.act(self.fc1(x.flatten(1))))  # type: ignore[no-any-return]
 
@@ -93,7 +93,7 @@ class VGGLike(nn.Module):
         """The last layer."""
         return self.head
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.features(x)).flatten(1)
         return self.head(self.act(self.norm(self.hidden(x))))  # type: ignore[no-any-return]
 
@@ -128,16 +128,16 @@ def vgg_like(pretrained: bool = False, **arguments: Any) -> nn.Module:  # noqa: 
 
 @register_model
 def resnet18_small(pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """timm's ResNet-18 with the stem for small images: a 3x3 convolution of stride 1 and no pooling."""
+    """Timm's ResNet-18 with the stem for small images: a 3x3 convolution of stride 1 and no pooling."""
     for internal in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         arguments.pop(internal, None)
-    model = ResNet(BasicBlock, [2, 2, 2, 2], **arguments)
+    model: Any = ResNet(BasicBlock, (2, 2, 2, 2), **arguments)  # type: ignore[arg-type]
     stem = model.conv1
     model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
     model.default_cfg = model.pretrained_cfg = _configuration(32, 3, "fc") | {"first_conv": "conv1"}
-    return model
+    return cast(nn.Module, model)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -156,7 +156,7 @@ def build(name: str, arguments: dict[str, Argument], pretrained: bool = False) -
         hint = f"did you mean {', '.join(close)}?" if close else "`nni-sparsevd list-models` lists them"
         raise ModelError(f"model.name: no network is named {name!r}; {hint}")
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **cast(dict[str, Any], arguments))
     except ModelError:
         raise
     except Exception as error:  # timm, the network's constructor, or the hub
@@ -197,7 +197,7 @@ def image_size(settings: Model) -> int | None:
 
 
 def _takes_image_size(name: str) -> bool:
-    """timm's networks that are built for one image size say so."""
+    """Timm's networks that are built for one image size say so."""
     if not timm.is_model(name):
         return False
     entry = timm.get_pretrained_cfg(name)

@@ -1,12 +1,13 @@
 """Settings: one frozen, validated object that is also the TOML or YAML file and the flags of the command line."""
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import tomli_w
 import yaml
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -98,8 +99,8 @@ class Data(Settings):
     """Root of the training data: a folder, an image folder or a tar."""
     test: Path | None = None
     """Root of the test data; nothing: the same root, test split."""
-    holdout: Fraction = 0.1
-    """Part of the training data kept for choosing the threshold."""
+    holdout: Annotated[float, Gt(0), Lt(1)] = 0.1
+    """Part of the training data kept from training, to watch it and to choose the threshold."""
     image_size: PositiveInt | None = None
     """Side of the square input; nothing: that of the network's default or of the data."""
     augment: Literal["none", "crop_flip", "crop"] = "none"
@@ -190,7 +191,11 @@ def make(kind: type[S], values: dict[str, object]) -> S:
 
 def read(path: Path) -> Recipe:
     """Read a recipe from a .toml, .yaml or .yml file; raises `SettingError` naming the file and each bad key."""
-    readers = {".toml": tomllib.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
+    readers: dict[str, Callable[[str], object]] = {
+        ".toml": tomllib.loads,
+        ".yaml": yaml.safe_load,
+        ".yml": yaml.safe_load,
+    }
     if path.suffix not in readers:
         raise SettingError(f"{path}: a recipe is a .toml, .yaml or .yml file")
     try:

@@ -17,7 +17,7 @@ from .training import Compressed, Score, evaluate
 
 
 def finish(done: Compressed, folder: Path) -> str:
-    """Shrink, check, save and measure; writes masked.safetensors, small.safetensors, plan.json and result.json.  Returns a summary.
+    """Shrink, check, save and measure: small.safetensors, plan.json, result.json.  Returns a summary.
 
     Raises `ShrinkError` when the small network is not the masked one.
     """

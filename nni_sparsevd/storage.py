@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import models
 from .errors import FileFormatError, ModelError
 from .files import load_tensors, save_tensors
 from .nn import is_variational
@@ -34,6 +33,8 @@ def save(
     """
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} still has posteriors; save what bake_ or shrink gives back")
+    from . import models  # timm takes seconds to import: not before a network is saved or loaded
+
     origin = models.origin(model)
     name = name or origin.get("name")
     arguments = arguments if arguments is not None else origin.get("arguments", {})
@@ -54,6 +55,8 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
 
     Raises `FileFormatError` when the file is missing, truncated, of another format or version, or does not fit.
     """
+    from . import models
+
     path = Path(path)
     tensors, metadata = load_tensors(path)
     if FORMAT not in metadata:
@@ -89,7 +92,9 @@ def _differences(reference: nn.Module, model: nn.Module) -> Iterator[tuple[str, 
     originals = dict(reference.named_modules())
     for name, module in model.named_modules():
         before = dict(_plain(originals[name]))
-        changed = {k: v for k, v in _plain(module) if k in before and (before[k] != v or type(before[k]) is not type(v))}
+        changed = {
+            k: v for k, v in _plain(module) if k in before and (before[k] != v or type(before[k]) is not type(v))
+        }
         if changed:
             yield name, changed
 

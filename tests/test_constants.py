@@ -233,10 +233,15 @@ def test_a_cautious_rule_never_claims_what_is_not_so(name: str) -> None:
     assert channels.all(1).nonzero().flatten().tolist() == known and channels.any(1).sum() == len(known)
 
 
+# torch.export itself writes these as others (a split, a clone, a view), so no trace holds them.
+REWRITTEN = {aten.chunk.default, aten.contiguous.default, aten.dropout.default, aten.feature_dropout.default}
+REWRITTEN |= {aten.reshape.default, aten.to.dtype}
+
+
 def test_every_rule_has_a_row() -> None:
     used = set().union(*(measure(row)[2] for row in EXACT.values()), *(measure(row)[2] for row, _ in CAUTIOUS.values()))
     known = rules.ELEMENTWISE | rules.PASSING | rules.UNIFORM | rules.MOVING | set(rules.RULES)
-    assert sorted(str(target) for target in known - used) == []
+    assert sorted(str(target) for target in known - used - REWRITTEN) == []
 
 
 def test_nan_passes_every_activation() -> None:

@@ -1,6 +1,6 @@
 """Channels: a network traced to operators, and the coupled groups that its channels form."""
 
-from .groups import CONVOLUTIONS, READERS, TRANSPOSED, ChannelGraph, ChannelGroup, Reader, Writer, channel_graph
+from .groups import CONVOLUTIONS, READERS, TRANSPOSED, ChannelGraph, ChannelGroup, Reader, Writer, channel_graph, item
 from .labels import Atoms, Axis
 from .trace import Inputs, Trace, as_tuple
 
@@ -18,4 +18,5 @@ __all__ = [
     "Writer",
     "as_tuple",
     "channel_graph",
+    "item",
 ]

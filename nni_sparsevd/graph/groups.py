@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from . import moves  # noqa: F401  enters its rules
 from .labels import Atoms, Axis, Equations, Tracked
 from .rules import RULES, op_name, opaque, shape_of
 from .trace import Inputs, Trace, trace
@@ -100,8 +101,8 @@ def channel_graph(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
         for label in np.unique(labels):
             touched[int(label)].append(axis)
     kinds: dict[tuple[tuple[Axis, ...], str | None], list[int]] = defaultdict(list)
-    for label, where in touched.items():
-        kinds[tuple(where), reasons.get(label)].append(label)
+    for label, found in touched.items():
+        kinds[tuple(found), reasons.get(label)].append(label)
     groups = []
     for (where, reason), members in kinds.items():
         written = [writer for writer in walk.writers.values() if writer.axis in where]
@@ -113,6 +114,13 @@ def channel_graph(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
     groups.sort(key=lambda group: order.index(group.name))
     readers = tuple(Reader(node, name, classes[atoms]) for node, name, atoms in walk.readers)
     return ChannelGraph(recorded, axes, tuple(groups), readers)
+
+
+def item(node: Node, values: dict[Node, Any]) -> Any:
+    """What `operator.getitem` takes from a value that is a list; None past what is tracked."""
+    source, index = node.args
+    found = values[source]  # type: ignore[index]
+    return found[index] if index < len(found) else None  # type: ignore[operator,index]
 
 
 class _Walk:
@@ -146,14 +154,13 @@ class _Walk:
     def _operator(self, node: Node) -> None:
         self._sources[node] = frozenset().union(*(self._sources[source] for source in self._carriers(node)))
         if getattr(node.target, "__name__", "") == "getitem":
-            source, index = node.args
-            values = self._values[source]
-            self._values[node] = values[index] if index < len(values) else None
+            self._values[node] = item(node, self._values)
             return
         arguments = self._resolve(node.args)
         if node.target not in RULES:
             reason = f"{op_name(node)} has no rule"
-            self._values[node] = opaque(self.equations, node, arguments, dict(self._resolve(node.kwargs)), reason=reason)
+            options = dict(self._resolve(node.kwargs))
+            self._values[node] = opaque(self.equations, node, arguments, options, reason=reason)
             return
         self._values[node] = RULES[node.target](self.equations, node, *arguments, **self._resolve(node.kwargs))
         if node.target in READERS:

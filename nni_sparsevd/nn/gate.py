@@ -35,11 +35,11 @@ class ChannelGate(nn.Module):
         self.writers: tuple[str, ...] = ()
         """Names of the layers whose channels it gates."""
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         return f"{len(self.mu)}"
 
     def log_alpha(self) -> Tensor:
-        """log sigma^2 - log mu^2, shape (channels,)."""
+        """Log sigma^2 - log mu^2, shape (channels,)."""
         return maths.log_alpha(self.mu, self.log_sigma2)
 
     def kl(self) -> Tensor:
@@ -51,7 +51,7 @@ class ChannelGate(nn.Module):
         return self.log_alpha() < self.threshold
 
     def forward(self, x: Tensor, dim: int = 1) -> Tensor:
-        """Scale dimension `dim` of x: by a fresh z per sample in training, by the mean of what is kept in evaluation."""
+        """Scale dimension `dim` of x: in training by a fresh z per sample, else by the mean of what is kept."""
         if x.shape[dim] != len(self.mu):
             raise ModelError(f"a gate of {len(self.mu)} channels met {tuple(x.shape)}, channels at dimension {dim}")
         shape = [1] * x.dim()

@@ -15,28 +15,28 @@ from .variational import Variational
 class Linear(Variational, nn.Linear):
     """`torch.nn.Linear` with a posterior on every weight."""
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return self.respond(F.linear, x)
 
 
 class Conv1d(Variational, nn.Conv1d):
     """`torch.nn.Conv1d` with a posterior on every weight."""
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return self.respond(self._conv_forward, x)
 
 
 class Conv2d(Variational, nn.Conv2d):
     """`torch.nn.Conv2d` with a posterior on every weight."""
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return self.respond(self._conv_forward, x)
 
 
 class Conv3d(Variational, nn.Conv3d):
     """`torch.nn.Conv3d` with a posterior on every weight."""
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return self.respond(self._conv_forward, x)
 
 
@@ -55,21 +55,21 @@ class _Transposed(Variational):
 class ConvTranspose1d(_Transposed, nn.ConvTranspose1d):
     """`torch.nn.ConvTranspose1d` with a posterior on every weight."""
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         return self._transpose(x, output_size, 1)
 
 
 class ConvTranspose2d(_Transposed, nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with a posterior on every weight."""
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         return self._transpose(x, output_size, 2)
 
 
 class ConvTranspose3d(_Transposed, nn.ConvTranspose3d):
     """`torch.nn.ConvTranspose3d` with a posterior on every weight."""
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         return self._transpose(x, output_size, 3)
 
 
@@ -85,7 +85,7 @@ class Embedding(Variational, nn.Embedding):
                 raise SettingError(f"Embedding({option}={getattr(self, option)}) cannot carry a posterior; exclude it")
         super().add_posterior_(posterior)
 
-    def forward(self, indices: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, indices: Tensor) -> Tensor:
         looked_up = self.respond(self._look_up, indices, x_squared=indices)
         if self.padding_idx is None or not self.training:
             return looked_up
@@ -135,19 +135,19 @@ def convertible(module: nn.Module) -> bool:
 
 def to_variational_(module: nn.Module, posterior: Posterior) -> Variational:
     """Switch an ordinary layer to its variational twin, in place."""
-    module.__class__ = VARIATIONAL[type(module)]
+    module.__class__ = VARIATIONAL[type(module)]  # type: ignore[assignment]
     assert isinstance(module, Variational)
     try:
         module.add_posterior_(posterior)
     except SettingError:
-        module.__class__ = PLAIN[type(module)]
+        module.__class__ = PLAIN[type(module)]  # type: ignore[assignment]
         raise
     return module
 
 
 def to_plain_(module: Variational) -> nn.Module:
     """Switch a variational layer back, in place: the mean stays, the posterior goes."""
-    module.__class__ = PLAIN[type(module)]
+    module.__class__ = PLAIN[type(module)]  # type: ignore[assignment]
     for name in ("log_sigma2", "settings", "threshold", "kl_weight"):
         delattr(module, name)
     return module

@@ -24,8 +24,8 @@ class Variational(nn.Module):
     kept (log alpha below `threshold`), without noise: exactly what the baked layer computes.
     """
 
-    weight: Tensor
-    bias: Tensor | None
+    weight: Any
+    bias: Any
     log_sigma2: nn.Parameter
     settings: Posterior
     threshold: float
@@ -48,7 +48,7 @@ class Variational(nn.Module):
         self.kl_weight = 1.0
 
     def log_alpha(self) -> Tensor:
-        """log sigma^2 - log theta^2, in the weight's shape."""
+        """Log sigma^2 - log theta^2, in the weight's shape."""
         return maths.log_alpha(self.weight, self.log_sigma2)
 
     def kl(self) -> Tensor:
@@ -62,8 +62,8 @@ class Variational(nn.Module):
     def respond(self, operation: Operation, x: Tensor, x_squared: Tensor | None = None) -> Tensor:
         """Output of the layer whose operation on (input, weight, bias) is linear in input and weight.
 
-        local reparameterisation (Kingma et al. 2015; the paper, sec. 3.2): the output is Gaussian with mean op(x, theta)
-        and variance op(x^2, sigma^2); the bias has no part in the variance.
+        local reparameterisation (Kingma et al. 2015; the paper, sec. 3.2): the output is Gaussian with mean
+        op(x, theta) and variance op(x^2, sigma^2); the bias has no part in the variance.
         """
         if not self.training:
             kept = torch.where(self.mask(), self.weight, torch.zeros_like(self.weight))

@@ -2,9 +2,12 @@
 
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -18,9 +21,14 @@ def macs(model: nn.Module, example: Tensor) -> int:
 
     Torch counts matrix products, convolutions and attention; normalisation, activations and additions are not in it.
     """
-    model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(example)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    counter = FlopCounterMode(display=False)
+    try:  # fused attention on the CPU has no formula and would count as nothing: take it apart
+        with _evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            model(example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops() // 2)
 
 
@@ -34,9 +42,8 @@ def latencies(models: dict[str, nn.Module], example: Tensor, rounds: int = 30, t
     times: dict[str, list[float]] = {name: [] for name in models}
     repeats = {}
     try:
-        with torch.inference_mode():
+        with _evaluating(*models.values()), torch.inference_mode():
             for name, model in models.items():
-                model.eval()
                 model(example)
                 repeats[name] = max(1, round(1e-3 / _seconds(model, example, 1)))
             for _ in range(rounds):
@@ -52,3 +59,16 @@ def _seconds(model: nn.Module, example: Tensor, repeats: int) -> float:
     for _ in range(repeats):
         model(example)
     return (time.perf_counter() - began) / repeats
+
+
+@contextmanager
+def _evaluating(*models: nn.Module) -> Iterator[None]:
+    """Set evaluation mode, and give every module its own mode back afterwards."""
+    before = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

@@ -1,10 +1,12 @@
 """The report of a run: one page in Markdown and in HTML, from the files of its folder alone."""
 
 import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from .. import errors, files
 from . import pictures
@@ -21,7 +23,7 @@ NAMES = {"dense": "dense", "masked": "masked", "shrunk": "shrunk"}
 def write_report(folder: Path) -> Path:
     """Draw pictures/, report.md and report.html in a run folder; returns the path of the page.
 
-    Raises `FileFormatError` when result.json or metrics.jsonl is missing or damaged.
+    Raises `FileFormatError` naming the file that is missing or damaged; curve.json and log_alpha.json may be missing.
     """
     values = _gather(folder)
     environment = Environment(
@@ -29,7 +31,8 @@ def write_report(folder: Path) -> Path:
     )
     environment.filters |= {"number": lambda value: f"{value:,}", "ratio": lambda value: f"{value:.2f}×"}
     for name in ("report.md", "report.html"):
-        page = environment.get_template(f"{name}.jinja").render(values)
+        with _naming(folder / "result.json"):
+            page = environment.get_template(f"{name}.jinja").render(values)
         files.write_bytes(folder / name, page.encode())
     return folder / "report.html"
 
@@ -41,24 +44,47 @@ def _gather(folder: Path) -> dict[str, Any]:
         raise errors.FileFormatError(f"{folder / 'metrics.jsonl'}: no rows; is it the folder of a finished run?")
     curve = _optional(folder / "curve.json")
     history = _optional(folder / "log_alpha.json")
-    drawn = folder / "pictures"
-    pictures.progress(rows, drawn / "progress.png")
-    pictures.layer_sparsity(result["layers"], drawn / "layers.png")
-    if curve:
-        pictures.threshold_curve(curve, drawn / "curve.png")
-    if history and history["epochs"]:
-        pictures.log_alpha_histograms(history, curve["chosen"] if curve else 3.0, drawn / "log_alpha.png")
-    shown = [(name, title) for name, title in PICTURES.items() if (drawn / f"{name}.png").exists()]
-    try:
+    if not (folder / "recipe.toml").exists():
+        raise errors.FileFormatError(f"{folder / 'recipe.toml'}: no such file")
+    drawn = _draw(folder, result, rows, curve, history)
+    with _naming(folder / "result.json"):
         return {
-            **result, "title": folder.resolve().name, "rows": _comparison(result), "pictures": shown, "curve": curve,
-            "embedded": {name: base64.b64encode((drawn / f"{name}.png").read_bytes()).decode() for name, _ in shown},
+            **result, "title": folder.resolve().name, "rows": _comparison(result), "curve": curve,
+            "pictures": [(name, PICTURES[name]) for name in drawn],
+            "embedded": {name: base64.b64encode(path.read_bytes()).decode() for name, path in drawn.items()},
             "environment": files.read_json(folder / "environment.json"),
             "recipe": (folder / "recipe.toml").read_text(),
             "epochs": {stage: sum(row["stage"] == stage for row in rows) for stage in ("dense", "sparse", "finetune")},
         }  # fmt: skip
-    except (KeyError, ZeroDivisionError) as error:
-        raise errors.FileFormatError(f"{folder / 'result.json'}: lacks {error}") from None
+
+
+def _draw(folder: Path, result: Any, rows: list[dict[str, Any]], curve: Any, history: Any) -> dict[str, Path]:
+    """The pictures that this run has numbers for, in the order of `PICTURES`."""
+    drawn = {name: folder / "pictures" / f"{name}.png" for name in PICTURES}
+    with _naming(folder / "metrics.jsonl"):
+        pictures.progress(rows, drawn["progress"])
+    with _naming(folder / "result.json"):
+        pictures.layer_sparsity(result["layers"], drawn["layers"])
+    with _naming(folder / "curve.json"):
+        if curve:
+            pictures.threshold_curve(curve, drawn["curve"])
+        else:
+            del drawn["curve"]
+    with _naming(folder / "log_alpha.json"):
+        if history and history["epochs"]:
+            pictures.log_alpha_histograms(history, curve["chosen"] if curve else 3.0, drawn["log_alpha"])
+        else:
+            del drawn["log_alpha"]
+    return drawn
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What is not there, or is something else than expected, is the fault of `path`."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, UndefinedError) as error:
+        raise errors.FileFormatError(f"{path}: not that of a finished run: {type(error).__name__}, {error}") from error
 
 
 def _optional(path: Path) -> Any:

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREY = "#2f6690", "#d1603d", "#8d99ae"
-STYLE = {
+STYLE: Any = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
     "axes.axisbelow": True, "font.size": 10, "figure.dpi": 110, "savefig.bbox": "tight",
 }  # fmt: skip
@@ -44,7 +44,7 @@ def layer_sparsity(layers: list[dict[str, Any]], path: Path) -> None:
 
 
 def log_alpha_histograms(history: dict[str, Any], threshold: float, path: Path) -> None:
-    """log alpha of all weights in the first, a middle and the last epoch: noise gathers on the right."""
+    """Log alpha of all weights in the first, a middle and the last epoch: noise gathers on the right."""
     epochs = history["epochs"]
     shown = {0: GREY, len(epochs) // 2: ORANGE, len(epochs) - 1: BLUE}
     edges = np.array(history["edges"])

@@ -1,5 +1,7 @@
 """Carry out a plan: cut tensors, fold constants, keep every module's class and bring its attributes up to date."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _fold(model: nn.Module, weight: str, added: Tensor, outputs_cut: tuple[int, ...]) -> None:
-    module = model.get_submodule(weight.rpartition(".")[0])
+    module: Any = model.get_submodule(weight.rpartition(".")[0])
     parameter = module.get_parameter(weight.rpartition(".")[2])
     bias = module.bias
     if bias is None:  # unknown to the plan's cuts, so born at its final size
@@ -80,7 +82,7 @@ def refresh_attributes_(module: nn.Module) -> None:
 
 
 def _refresh_head(model: nn.Module) -> None:
-    """timm builds a new classifier from `num_features`: keep it in step with the one that is there."""
+    """Timm builds a new classifier from `num_features`: keep it in step with the one that is there."""
     find = getattr(model, "get_classifier", None)
     head = find() if callable(find) else None
     if isinstance(head, nn.Linear) and isinstance(getattr(model, "num_features", None), int):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from ..graph import CONVOLUTIONS, TRANSPOSED, Trace
+from ..graph import CONVOLUTIONS, TRANSPOSED, Trace, item
 
 aten = torch.ops.aten
 LIVE = float("nan")
@@ -54,16 +54,15 @@ def constants(trace: Trace, states: dict[str, Tensor]) -> dict[Node, Any]:
 def _evaluate(node: Node, values: dict[Node, Any]) -> Any:
     target: Any = node.target
     if getattr(target, "__name__", "") == "getitem":
-        source, index = node.args
-        return values[source][index] if index < len(values[source]) else None  # type: ignore[arg-type,operator]
-    arguments = map_arg(node.args, lambda source: values[source])
-    options = map_arg(node.kwargs, lambda source: values[source])
+        return item(node, values)
+    arguments: Any = map_arg(node.args, lambda source: values[source])
+    options: Any = map_arg(node.kwargs, lambda source: values[source])
     if target in ELEMENTWISE:
         return target(*arguments, **options)
     if target in PASSING:
         return arguments[0]
     if target in MOVING:
-        full = map_arg(node.args, lambda source: _expanded(source, values))
+        full: Any = map_arg(node.args, lambda source: _expanded(source, values))
         return _mapped(_compressed, target(*full, **options))
     if target in UNIFORM:
         return _pooled(node, arguments[0])
@@ -184,7 +183,12 @@ def _layer_norm(node: Node, x: Tensor, normalized: Any, weight: Any = None, bias
 
 
 def _multiply(node: Node, left: Any, right: Any) -> Tensor:
-    return _product(*(side if isinstance(side, Tensor) else torch.tensor(float(side), dtype=torch.float64) for side in (left, right)))
+    return _product(
+        *(
+            side if isinstance(side, Tensor) else torch.tensor(float(side), dtype=torch.float64)
+            for side in (left, right)
+        )
+    )
 
 
 def _divide(node: Node, left: Any, right: Any, **options: Any) -> Tensor:

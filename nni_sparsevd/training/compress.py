@@ -57,7 +57,7 @@ def compress(recipe: Recipe, folder: Path, command: list[str], resume: bool = Fa
         write_json(folder / "environment.json", environment(command, recipe.seed))
     start = checkpoint.read(folder / "checkpoint.safetensors")
     at = STAGES.index(start.place.stage) if start is not None else -1
-    keep = {stage: 1 << 60 for stage in STAGES[: max(at, 0)]}
+    keep = dict.fromkeys(STAGES[: max(at, 0)], 1 << 60)
     if start is not None:
         keep[start.place.stage] = start.place.step
     console = Console(quiet=not accelerator.is_main_process)

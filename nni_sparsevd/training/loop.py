@@ -78,7 +78,9 @@ def fit(
     count = len(data.train)
     per_epoch = max(count // (recipe.data.batch_size * world), 1)
     total = stage.epochs * per_epoch
-    device_masks = None if masks is None else {m: {k: v.to(accelerator.device) for k, v in t.items()} for m, t in masks.items()}
+    device_masks = (
+        None if masks is None else {m: {k: v.to(accelerator.device) for k, v in t.items()} for m, t in masks.items()}
+    )
     saved = began = time.monotonic()
     order = torch.empty(0)
 
@@ -112,7 +114,9 @@ def fit(
                 apply_masks_(model, device_masks)
             step += 1
             with torch.no_grad():
-                running += torch.stack([loss * len(rows), (logits.argmax(1) == labels).sum(), loss.new_tensor(len(rows))])
+                running += torch.stack(
+                    [loss * len(rows), (logits.argmax(1) == labels).sum(), loss.new_tensor(len(rows))]
+                )
             looked = step % LOOK_EVERY == 0
             if looked:
                 _check_finite(running[0].item(), name, step, run.checkpoint)

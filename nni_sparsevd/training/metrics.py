@@ -51,7 +51,8 @@ class Metrics:
 
     def step(self, bar: TaskID, news: str | None = None) -> None:
         """One step further."""
-        self._progress.update(bar, advance=1, **({} if news is None else {"news": news}))
+        fields: dict[str, Any] = {} if news is None else {"news": news}
+        self._progress.update(bar, advance=1, **fields)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Record a row, to file and TensorBoard, and say it."""

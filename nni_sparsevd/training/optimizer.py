@@ -1,5 +1,7 @@
 """The optimizer of a stage: timm's, with decay on weights alone and a rate of their own for gates."""
 
+from typing import Any
+
 import timm.optim
 import torch
 from torch import nn
@@ -33,13 +35,13 @@ def build(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim
         {"params": others, "weight_decay": 0.0, "scale": 1.0},
         {"params": gated, "weight_decay": 0.0, "scale": gate_rate},
     ]
-    options = {"fused": True} if stage.optimizer in FUSED else {}
+    options: dict[str, Any] = {"fused": True} if stage.optimizer in FUSED else {}
     try:
         return timm.optim.create_optimizer_v2(
             [group for group in groups if group["params"]], opt=stage.optimizer, lr=stage.learning_rate, **options
         )
     except (ValueError, AssertionError, KeyError) as error:
-        known = ", ".join(timm.optim.list_optimizers())
+        known = ", ".join(str(name) for name in timm.optim.list_optimizers())
         raise SettingError(f"optimizer {stage.optimizer!r}: {error}; timm knows {known}") from None
 
 
