@@ -249,7 +249,14 @@ def test_nan_passes_every_activation() -> None:
     for size in (1, 4, 37):
         x = torch.full((size,), rules.LIVE, dtype=torch.float64)
         for target in rules.ELEMENTWISE:
-            extra = {"pow": (2,), "add": (1.0,), "sub": (1.0,), "clamp": (0.0, 1.0), "clamp_min": (0.0,), "maximum": (x,)}
+            extra = {
+                "pow": (2,),
+                "add": (1.0,),
+                "sub": (1.0,),
+                "clamp": (0.0, 1.0),
+                "clamp_min": (0.0,),
+                "maximum": (x,),
+            }
             extra |= {"clamp_max": (1.0,), "minimum": (x,)}
             assert target(x, *extra.get(target.__name__.split(".")[0], ())).isnan().all(), target
 

@@ -160,7 +160,11 @@ REASONS = {
     "merge": (lambda m, x: m.first(x).view(2, 2, 4, 8, 8).flatten(2), nn.Identity(), "reshape splits the channels"),
     "shuffle": (lambda m, x: m.norm(m.first(x)), nn.ChannelShuffle(2), "channel_shuffle has no rule"),
     "unknown": (lambda m, x: torch.cumsum(m.first(x), 2), nn.Identity(), "cumsum has no rule"),
-    "input": (lambda m, x: m.first(x) + x.repeat(1, 3, 1, 1)[:, :8], nn.Identity(), "with something that is no channel"),
+    "input": (
+        lambda m, x: m.first(x) + x.repeat(1, 3, 1, 1)[:, :8],
+        nn.Identity(),
+        "with something that is no channel",
+    ),
     "output": (lambda m, x: m.first(x), nn.Identity(), "output of the network"),
 }
 

@@ -349,7 +349,9 @@ def test_an_average_with_a_divisor_of_its_own() -> None:
 # Sharing.
 
 
-def two_branches(left: Callable[[Tensor], Tensor], right: Callable[[Tensor], Tensor], twin: bool, bias: bool) -> nn.Module:
+def two_branches(
+    left: Callable[[Tensor], Tensor], right: Callable[[Tensor], Tensor], twin: bool, bias: bool
+) -> nn.Module:
     """One layer read twice, or two layers with one weight; channel 2 of both branches gets the input zero."""
     model = Net(
         lambda m, x: m.shared(left(m.a(x))) + 2 * m.twin(right(m.b(x))),
@@ -503,7 +505,10 @@ def test_gradients_of_what_is_left_are_those_of_the_masked_network() -> None:
     x = torch.randn(3, 3, 8, 8).double()
     for one in (model, small):
         one.train()(x).square().sum().backward()
-    kept = {axis: sorted(set(range(model.get_parameter(axis[0]).shape[axis[1]])) - set(cut)) for axis, cut in plan.cuts.items()}
+    kept = {
+        axis: sorted(set(range(model.get_parameter(axis[0]).shape[axis[1]])) - set(cut))
+        for axis, cut in plan.cuts.items()
+    }
     for name, parameter in model.named_parameters():
         expected = parameter.grad
         for dim in range(parameter.dim()):
@@ -608,7 +613,10 @@ def test_the_plan_as_data() -> None:
     plan = svd.make_plan(model, image())
     assert svd.make_plan(model, image()) == plan
     read = json.loads(plan.to_json())
-    assert read["groups"] == json.loads(json.dumps(plan.rows())) and sum(g["removed"] for g in read["groups"]) == plan.removed
+    assert (
+        read["groups"] == json.loads(json.dumps(plan.rows()))
+        and sum(g["removed"] for g in read["groups"]) == plan.removed
+    )
     assert read["cuts"]["a.weight:0"] == list(plan.cuts["a.weight", 0])
     lines = str(plan).splitlines()
     assert len(lines) == 1 + len(plan.groups) and lines[-1].endswith("output of the network")
