@@ -45,24 +45,34 @@ def compress(recipe: Recipe, folder: Path, command: list[str], resume: bool = Fa
     Raises `SettingError` when the folder is in use or another recipe began there; `DataError`, `ModelError`,
     `TrainingError` as they come up.  Whatever happens, the folder holds the last good checkpoint.
     """
-    _open_folder(recipe, folder, command, resume)
+    accelerator = _accelerator(recipe)
+    _check_folder(recipe, folder, resume)
+    accelerator.wait_for_everyone()  # every process has looked before one writes
     torch.manual_seed(recipe.seed)
-    accelerator = Accelerator(mixed_precision=recipe.precision)
     data = datasets.load(recipe.data, recipe.data.image_size or models.image_size(recipe.model), recipe.seed)
     model = models.create(recipe.model, data.num_classes, data.in_chans, data.image_size)
     example = data.normalise(data.train.images[:2])
+    if accelerator.is_main_process and not resume:  # not before data and network are good
+        write(recipe, folder / "recipe.toml")
+        write_json(folder / "environment.json", environment(command, recipe.seed))
     start = checkpoint.read(folder / "checkpoint.safetensors")
     at = STAGES.index(start.place.stage) if start is not None else -1
-    keep = {stage: 1 << 60 for stage in STAGES[: max(at, 0)]}
+    keep = dict.fromkeys(STAGES[: max(at, 0)], 1 << 60)
     if start is not None:
         keep[start.place.stage] = start.place.step
-    console = Console(quiet=not accelerator.is_main_process)
-    with Metrics(folder, console, keep) as metrics:
+    with Metrics(folder, Console(), keep, write=accelerator.is_main_process) as metrics:
         way = _Way(Run(recipe, folder, data, accelerator, metrics), example, start, at)
         return way.go(model)
 
 
-def _open_folder(recipe: Recipe, folder: Path, command: list[str], resume: bool) -> None:
+def _accelerator(recipe: Recipe) -> Accelerator:
+    try:
+        return Accelerator(mixed_precision=recipe.precision)
+    except ValueError as error:  # this machine cannot, or the process has begun with another precision
+        raise SettingError(f"precision={recipe.precision!r}: {error}") from None
+
+
+def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
     path = folder / "recipe.toml"
     if resume:
         if not path.exists():
@@ -76,8 +86,6 @@ def _open_folder(recipe: Recipe, folder: Path, command: list[str], resume: bool)
         return
     if folder.exists() and any(folder.iterdir()):
         raise SettingError(f"{folder}: is not empty; --resume goes on there, --overwrite begins again")
-    write(recipe, path)
-    write_json(folder / "environment.json", environment(command, recipe.seed))
 
 
 class _Way:

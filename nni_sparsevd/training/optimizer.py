@@ -1,7 +1,9 @@
 """The optimizer of a stage: timm's, with decay on weights alone and a rate of their own for gates."""
 
-import timm.optim
+from typing import Any
+
 import torch
+from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
 from torch import nn
 
 from ..errors import SettingError
@@ -12,7 +14,7 @@ FUSED = ("adam", "adamw")
 
 
 def build(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim.Optimizer:
-    """Groups: weights (with decay), everything else (without), gates (without, at `gate_rate` times the rate).
+    """Group weights (with decay), all else (without) and gates (without, at `gate_rate` times the rate).
 
     Each group remembers its multiple of the learning rate under "scale".  Raises `SettingError` for an optimizer that
     timm does not know.
@@ -33,13 +35,13 @@ def build(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim
         {"params": others, "weight_decay": 0.0, "scale": 1.0},
         {"params": gated, "weight_decay": 0.0, "scale": gate_rate},
     ]
-    options = {"fused": True} if stage.optimizer in FUSED else {}
+    options: dict[str, Any] = {"fused": True} if stage.optimizer in FUSED else {}
     try:
-        return timm.optim.create_optimizer_v2(
+        return create_optimizer_v2(
             [group for group in groups if group["params"]], opt=stage.optimizer, lr=stage.learning_rate, **options
         )
     except (ValueError, AssertionError, KeyError) as error:
-        known = ", ".join(timm.optim.list_optimizers())
+        known = ", ".join(str(name) for name in list_optimizers())
         raise SettingError(f"optimizer {stage.optimizer!r}: {error}; timm knows {known}") from None
 
 
