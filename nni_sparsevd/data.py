@@ -1,14 +1,17 @@
 """Data sets through `timm.data`, held in memory where they fit, normalised by their own statistics."""
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm.data
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data.dataset_factory import create_dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -88,7 +91,7 @@ def load(settings: Data, image_size: int | None = None, seed: int = 0) -> DataSe
     The hold-out is cut from the training images by `seed`.  Raises `DataError` for data that is missing, empty, too
     large for memory, or has classes in one split only.
     """
-    train, test = _digits() if settings.name == "digits" else _images(settings, image_size)
+    train, test = _digits() if settings.name == "digits" else _images(settings, image_size, seed)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
     if settings.limit is not None:
         order = order[: settings.limit]
@@ -116,18 +119,30 @@ def _digits() -> tuple[Split, Split]:
     return Split(images[~test], labels[~test]), Split(images[test], labels[test])
 
 
-def _images(settings: Data, image_size: int | None) -> tuple[Split, Split]:
+def _images(settings: Data, image_size: int | None, seed: int) -> tuple[Split, Split]:
     if settings.train is None:
         raise DataError(f"data.train: {settings.name or 'a folder of images'!r} needs a folder or tar to read from")
     size = settings.image_size or image_size
     named = bool(settings.name)
-    splits: list[Split] = []
-    for root, split in ((settings.train, "train"), (settings.test or settings.train, "validation")):
+    roots = (settings.train, settings.test or settings.train)
+    opened: list[Dataset[Any]] = []
+    for root, split in zip(roots, ("train", "validation"), strict=True):
         if not named and settings.test is None:
             raise DataError("data.test: images from a folder or tar need a test folder or tar of their own")
         if not Path(root).exists():
-            raise DataError(f"data.{'test' if splits else 'train'}: {root} does not exist")
-        splits.append(_decode(_open(settings.name, Path(root), split), size, settings.workers, str(root)))
+            raise DataError(f"data.{'test' if opened else 'train'}: {root} does not exist")
+        opened.append(_open(settings.name, Path(root), split))
+    classes, others = (_classes(each) for each in opened)
+    if classes != others:
+        differ = ", ".join(sorted(str(name) for name in set(classes) ^ set(others)))
+        raise DataError(f"data.test: the classes of {settings.test} are not those of {settings.train}: {differ}")
+    rows = [np.arange(len(each)) for each in opened]  # type: ignore[arg-type]
+    if settings.limit is not None:  # before decoding: the rest may not fit into memory
+        rows[0] = np.random.default_rng(seed).permutation(rows[0])[: settings.limit]
+    splits = [
+        _decode(_Decoded(each, which, size), settings.workers, root)
+        for each, which, root in zip(opened, rows, roots, strict=True)
+    ]
     if splits[0].images.shape[1:] != splits[1].images.shape[1:]:
         raise DataError(f"data: training images are {tuple(splits[0].images.shape[1:])}, test images differ")
     return splits[0], splits[1]
@@ -135,7 +150,8 @@ def _images(settings: Data, image_size: int | None) -> tuple[Split, Split]:
 
 def _open(name: str, root: Path, split: str) -> Dataset[Any]:
     try:
-        found: Dataset[Any] = timm.data.create_dataset(name, root=str(root), split=split, download=False)
+        # bytes: timm makes grey images coloured, and puts the next image in the place of one that it cannot decode
+        found: Dataset[Any] = create_dataset(name, root=str(root), split=split, download=False, load_bytes=True)
         count = len(found)  # type: ignore[arg-type]
     except Exception as error:  # whatever the reader raises
         raise DataError(f"data {name!r} cannot be read from {root}: {error}") from error
@@ -144,37 +160,50 @@ def _open(name: str, root: Path, split: str) -> Dataset[Any]:
     return found
 
 
+def _classes(images: Dataset[Any]) -> dict[str, int]:
+    """Class names of a folder or tar, as timm's reader or torchvision numbered them; {} where there are none."""
+    holder = getattr(images, "reader", images)
+    return dict(getattr(holder, "class_to_idx", None) or getattr(holder, "class_name_to_idx", None) or {})
+
+
 class _Decoded(Dataset[Any]):
     """Images of a timm data set as uint8 tensors of one size; grey ones keep one channel."""
 
-    def __init__(self, images: Dataset[Any], size: int | None, grey: bool) -> None:
-        self.images, self.size, self.grey = images, size, grey
+    def __init__(self, images: Dataset[Any], rows: NDArray[np.int64], size: int | None) -> None:
+        self.images, self.rows, self.size = images, rows, size
+        self.grey = self._open(0)[0].mode in ("L", "1", "I;16")
 
     def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
+        return len(self.rows)
+
+    def _open(self, index: int) -> tuple[Image.Image, int]:
+        row = int(self.rows[index])
+        content, label = self.images[row]
+        try:
+            image = Image.open(io.BytesIO(content)) if isinstance(content, bytes) else content
+            image.load()
+        except (OSError, ValueError, SyntaxError) as error:
+            names = getattr(self.images, "filename", str)
+            raise DataError(f"data: the image {names(row)} cannot be decoded: {error}") from error
+        return image, int(label)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.images[index]
+        image, label = self._open(index)
         image = image.convert("L" if self.grey else "RGB")
         if self.size is not None and image.size != (self.size, self.size):
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 2
             image = image.resize((self.size, self.size), box=(left, top, left + side, top + side), resample=3)
         pixels = torch.from_numpy(np.array(image))
-        return (pixels[None] if self.grey else pixels.permute(2, 0, 1)).contiguous(), int(label)
+        return (pixels[None] if self.grey else pixels.permute(2, 0, 1)).contiguous(), label
 
 
-def _decode(images: Dataset[Any], size: int | None, workers: int, root: str) -> Split:
+def _decode(images: _Decoded, workers: int, root: Path) -> Split:
+    need = images[0][0].numel() * len(images)
+    if need > MEMORY_LIMIT:
+        raise DataError(f"data: {len(images)} images of {root} take {need >> 20} MiB in memory; set data.limit")
     try:
-        first, _ = images[0]
-        grey = first.mode in ("L", "1", "I;16")
-        decoded = _Decoded(images, size, grey)
-        need = decoded[0][0].numel() * len(decoded)
-        if need > MEMORY_LIMIT:
-            raise DataError(f"data: {len(decoded)} images of {root} take {need >> 20} MiB in memory; set data.limit")
-        batches = list(DataLoader(decoded, batch_size=512, num_workers=workers))
-    except (RuntimeError, OSError, ValueError, SyntaxError) as error:
-        raise DataError(
-            f"data: an image of {root} cannot be read or differs in size: {error}; set data.image_size?"
-        ) from error
+        batches = list(DataLoader(images, batch_size=512, num_workers=workers))
+    except RuntimeError as error:  # images that do not stack
+        raise DataError(f"data: the images of {root} differ in size; set data.image_size ({error})") from error
     return Split(torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches]))

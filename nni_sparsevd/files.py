@@ -4,14 +4,19 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from .errors import FileFormatError
+
+DIGEST = "nni_sparsevd.digest"
+"""Metadata key of the tensors' digest: safetensors checks its header, not a byte that flips inside a tensor."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -30,11 +35,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.chmod(temporary, 0o644)  # temporary files are born private
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         raise FileFormatError(
             f"{path}: cannot be written ({error.strerror}); what was there before is intact"
         ) from error
+    finally:  # also when a second Ctrl-C comes while writing
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -66,7 +72,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors.  Shared memory is written once a name; a negative zero becomes zero."""
     clean = {name: _clean(tensor) for name, tensor in tensors.items()}
-    write_bytes(path, save(clean, dict(metadata or {})))
+    write_bytes(path, save(clean, {**(metadata or {}), DIGEST: _digest(clean)}))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        content: Any = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _clean(tensor: Tensor) -> Tensor:
@@ -77,7 +92,8 @@ def _clean(tensor: Tensor) -> Tensor:
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors and metadata of a safetensors file.
 
-    Raises `FileFormatError` for a file that is missing, truncated, altered, or of another format (a pickle, say).
+    Raises `FileFormatError` for a file that is missing, truncated, of another format (a pickle, say), or, where
+    `save_tensors` wrote it, altered in any byte of a tensor.
     """
 
     def read() -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -86,7 +102,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
 
-    return _reading(path, read)
+    tensors, metadata = _reading(path, read)
+    expected = metadata.pop(DIGEST, None)
+    if expected is not None and expected != _digest(tensors):
+        raise FileFormatError(f"{path}: altered since it was written: its tensors do not match their digest")
+    return tensors, metadata
 
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ OWN = ("lenet_300_100", "lenet5_caffe", "vgg_like", "resnet18_small")
 
 
 def _configuration(size: int, channels: int, classifier: str) -> dict[str, Any]:
-    """What timm keeps of a network: input and classifier; mean and deviation are the data's business."""
+    """Make what timm keeps of a network: input and classifier; mean and deviation are the data's business."""
     return {"input_size": (channels, size, size), "num_classes": 10, "classifier": classifier, "pool_size": None}
 
 
@@ -34,7 +34,7 @@ class LeNet300100(nn.Module):
         self.default_cfg = self.pretrained_cfg = _configuration(28, 1, "fc3")
 
     def get_classifier(self) -> nn.Linear:
-        """The last layer."""
+        """Give the last layer."""
         return self.fc3
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class LeNet5Caffe(nn.Module):
         self.default_cfg = self.pretrained_cfg = _configuration(28, 1, "fc2")
 
     def get_classifier(self) -> nn.Linear:
-        """The last layer."""
+        """Give the last layer."""
         return self.fc2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class VGGLike(nn.Module):
         self.default_cfg = self.pretrained_cfg = _configuration(32, 3, "head")
 
     def get_classifier(self) -> nn.Linear:
-        """The last layer."""
+        """Give the last layer."""
         return self.head
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,10 +128,10 @@ def vgg_like(pretrained: bool = False, **arguments: Any) -> nn.Module:  # noqa: 
 
 @register_model
 def resnet18_small(pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """Timm's ResNet-18 with the stem for small images: a 3x3 convolution of stride 1 and no pooling."""
+    """Build timm's ResNet-18 with the stem for small images: a 3x3 convolution of stride 1 and no pooling."""
     for internal in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         arguments.pop(internal, None)
-    model: Any = ResNet(BasicBlock, (2, 2, 2, 2), **arguments)  # type: ignore[arg-type]
+    model: Any = ResNet(BasicBlock, (2, 2, 2, 2), **{"num_classes": 10, **arguments})  # type: ignore[arg-type]
     stem = model.conv1
     model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -147,7 +147,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def build(name: str, arguments: dict[str, Argument], pretrained: bool = False) -> nn.Module:
-    """The network `name` with `arguments`; it remembers both (see `origin`).
+    """Build the network `name` with `arguments`; it remembers both (see `origin`).
 
     Raises `ModelError` for a name that timm does not know, arguments it does not take, or weights that cannot be had.
     """
@@ -161,7 +161,9 @@ def build(name: str, arguments: dict[str, Argument], pretrained: bool = False) -
         raise
     except Exception as error:  # timm, the network's constructor, or the hub
         what = "weights cannot be loaded" if pretrained else "cannot be built"
-        raise ModelError(f"{name} {what} with {arguments}: {str(error).splitlines()[0]}") from error
+        raise ModelError(
+            f"{name} {what} with {arguments}: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
     model.sparsevd_origin = {"name": name, "arguments": arguments}  # type: ignore[assignment]
     return model
 
@@ -176,7 +178,7 @@ def origin(model: nn.Module) -> dict[str, Any]:
 
 
 def create(settings: Model, num_classes: int, in_chans: int, image_size: int) -> nn.Module:
-    """The network of a recipe for this data: its classes, channels and, where it wants to know, image size."""
+    """Build the network of a recipe for this data: its classes, channels and, where it wants to know, image size."""
     arguments: dict[str, Argument] = {"num_classes": num_classes, "in_chans": in_chans}
     sized = {"lenet_300_100", "lenet5_caffe"}
     if settings.name in sized or _takes_image_size(settings.name):
@@ -189,7 +191,7 @@ def create(settings: Model, num_classes: int, in_chans: int, image_size: int) ->
 
 
 def image_size(settings: Model) -> int | None:
-    """The size that the network is built for, or None when any will do."""
+    """Look up the size that the network is built for, or None when any will do."""
     if not _takes_image_size(settings.name):
         return None
     entry = timm.get_pretrained_cfg(settings.name)
@@ -197,7 +199,7 @@ def image_size(settings: Model) -> int | None:
 
 
 def _takes_image_size(name: str) -> bool:
-    """Timm's networks that are built for one image size say so."""
+    """Ask timm: networks that are built for one image size say so."""
     if not timm.is_model(name):
         return False
     entry = timm.get_pretrained_cfg(name)

@@ -34,7 +34,13 @@ TABLE = {
     "nothing to resume": (["--resume"], ["nothing to resume"]),
     "loss not finite": (["--sparse.learning_rate=1e30"], ["no longer finite", "sparse.learning_rate", "checkpoint"]),
     "everything removed at once": (
-        ["--sparse.warmup_to=0", "--sparse.epochs=30", "--data.batch_size=5", "--sparse.learning_rate=0.02", "--sparse.kl_coefficient=300"],
+        [
+            "--sparse.warmup_to=0",
+            "--sparse.epochs=30",
+            "--data.batch_size=5",
+            "--sparse.learning_rate=0.02",
+            "--sparse.kl_coefficient=300",
+        ],
         ["collapse", "sparse.warmup_to", "dense.epochs"],
     ),
 }

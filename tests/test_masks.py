@@ -90,8 +90,8 @@ def test_a_global_ratio_is_exact(ratio: float) -> None:
     model = trained()
     masks = svd.compute_masks(model, ratio=ratio)
     assert sum(removed(masks).values()) == round(ratio * sum(WEIGHTS.values()))
-    kept = torch.cat([l.log_alpha()[masks[n]["weight"].bool()] for n, l in named_posteriors(model)])
-    gone = torch.cat([l.log_alpha()[~masks[n]["weight"].bool()] for n, l in named_posteriors(model)])
+    kept = torch.cat([layer.log_alpha()[masks[name]["weight"].bool()] for name, layer in named_posteriors(model)])
+    gone = torch.cat([layer.log_alpha()[~masks[name]["weight"].bool()] for name, layer in named_posteriors(model)])
     assert not ratio or kept.max() <= gone.min()
 
 

@@ -1,111 +1,200 @@
-"""A run that was killed and resumed ends bit-identical to one that was not."""
+"""The law of resuming: a run that was killed, at any moment, ends bit-identical to one that was not."""
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from nni_sparsevd.files import load_tensors, read_rows
+from nni_sparsevd import files
+from nni_sparsevd.files import load_tensors
+from nni_sparsevd.recipe import Data, Masking, Model, Posterior, Recipe, Sparse, Stage, write
+from nni_sparsevd.training import Interrupted, checkpoint, compress, optimizer
 
-ARGUMENTS = [
-    "--model.name=lenet_300_100", "--data.limit=600", "--data.batch_size=20", "--checkpoint_minutes=0.002",
-    "--dense.epochs=3", "--sparse.epochs=12", "--sparse.kl_coefficient=0.1", "--finetune.epochs=3",
-    "--data.augment=crop", "--posterior.estimator=local",
-]  # fmt: skip
-
-
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    program = "import sys; from nni_sparsevd.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "compress", "--out", str(folder), *ARGUMENTS, *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+MINUTES = 0.001
+"""Between checkpoints: 60 ms, so that some kills come right after one and others several steps later."""
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return output
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "whole"
-    finish(start(folder))
-    return folder
+def recipe(**changes: object) -> Recipe:
+    """25 steps an epoch, 125 in all."""
+    parts = {
+        "data": Data(batch_size=50),
+        "dense": Stage(epochs=1),
+        "sparse": Sparse(epochs=2, kl_coefficient=0.1, warmup_to=1.0),
+        "finetune": Stage(epochs=2),
+        "masks": Masking(threshold="held_out", tolerance=0.02),
+        "checkpoint_minutes": MINUTES,
+        **changes,
+    }
+    return Recipe.model_validate(parts)
 
 
-def stop_within(process: subprocess.Popen[str], folder: Path, after: int, how: signal.Signals) -> bool:
-    """Send the signal once the run has written `after` more checkpoints; False when it ended before."""
-    path = folder / "checkpoint.safetensors"
-    seen, last = 0, path.stat().st_mtime_ns if path.exists() else 0
-    while process.poll() is None:
-        now = path.stat().st_mtime_ns if path.exists() else 0
-        if now != last:
-            seen, last = seen + 1, now
-        if seen >= after:
-            time.sleep(random.Random(after).uniform(0, 0.1))  # somewhere between two checkpoints
-            process.send_signal(how)
-            process.communicate(timeout=60)
-            return True
-        time.sleep(0.002)
-    return False
+def results(folder: Path) -> dict[str, object]:
+    """All that a run leaves, less the times and places in it."""
+    found: dict[str, object] = {}
+    for name in ("dense", "baked", "masks", "checkpoint"):
+        tensors, _ = load_tensors(folder / f"{name}.safetensors")
+        found |= {f"{name}.{key}": value.contiguous().numpy().tobytes() for key, value in tensors.items()}
+    for name in ("curve", "log_alpha"):
+        found[name] = json.loads((folder / f"{name}.json").read_text())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found["rows"] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return found
 
 
-def same(left: Path, right: Path) -> None:
-    for name in ("dense", "masks", "masked", "small"):
-        first, _ = load_tensors(left / f"{name}.safetensors")
-        second, _ = load_tensors(right / f"{name}.safetensors")
-        assert first.keys() == second.keys()
-        for key in first:
-            assert torch.equal(first[key], second[key]), f"{name}: {key}"
-    timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(f / "metrics.jsonl")]
-                for f in (left, right)]  # fmt: skip
-    assert timeless[0] == timeless[1]
-    assert json.loads((left / "curve.json").read_text()) == json.loads((right / "curve.json").read_text())
+def differing(one: dict[str, object], two: dict[str, object]) -> list[str]:
+    return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
 
 
-def test_killed_three_times_at_random_steps(uninterrupted: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
-    draw = random.Random(7)
-    kills = 0
-    process = start(folder)
-    while kills < 3:
-        assert stop_within(process, folder, draw.randint(2, 5), signal.SIGKILL), "the run ended before the third kill"
-        kills += 1
-        process = start(folder, "--resume")
-    finish(process)
-    same(uninterrupted, folder)
+WORKER = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from nni_sparsevd import files, recipe, training
+from nni_sparsevd.training import optimizer
+folder, how, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+room, name = {"step": (optimizer, "set_rate"), "write": (os, "replace"), "none": (optimizer, "set_rate")}[how]
+real, count = getattr(room, name), 0
+def counted(*arguments):
+    global count
+    count += 1
+    if count == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+setattr(room, name, counted)
+training.compress(recipe.read(folder.parent / "recipe.toml"), folder, [], resume=(folder / "recipe.toml").exists())
+"""
 
 
-def test_interrupt_saves_and_says_how_to_go_on(uninterrupted: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "stopped"
-    process = start(folder)
-    path = folder / "checkpoint.safetensors"
-    while not path.exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume" in output
-    assert "Traceback" not in output
-    finish(start(folder, "--resume"))
-    same(uninterrupted, folder)
+def run_killed(folder: Path, how: str, at: int) -> int:
+    place = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", WORKER, str(folder), how, str(at)], env=place, capture_output=True)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
+    return done.returncode
 
 
-def test_resume_of_a_finished_run_changes_nothing(uninterrupted: Path) -> None:
-    before = load_tensors(uninterrupted / "small.safetensors")[0]
-    finish(start(uninterrupted, "--resume"))
-    after = load_tensors(uninterrupted / "small.safetensors")[0]
-    assert all(torch.equal(before[key], after[key]) for key in before)
+def test_killed_three_times_and_none_the_worse(tmp_path: Path) -> None:
+    """A real SIGKILL at random steps of three processes in a row, the last one while it writes a file."""
+    write(recipe(), tmp_path / "recipe.toml")
+    compress(recipe(), tmp_path / "whole", [])
+    dice = random.Random(os.environ.get("RESUME_SEED", "7"))
+    killed = tmp_path / "killed"
+    plan = [("step", dice.randint(5, 40)), ("step", dice.randint(5, 40)), ("write", dice.randint(2, 6))]
+    for how, at in plan:
+        assert run_killed(killed, how, at) == -signal.SIGKILL, plan
+        assert (killed / "recipe.toml").exists()
+    made = compress(recipe(), killed, [], resume=True)
+    assert differing(results(tmp_path / "whole"), results(killed)) == [], plan
+    again = compress(recipe(), killed, [], resume=True)  # a finished run is not run again
+    for name, value in made.masked.state_dict().items():
+        assert torch.equal(value, again.masked.state_dict()[name])
 
 
-def test_resume_with_other_settings_names_them(uninterrupted: Path) -> None:
-    process = start(uninterrupted, "--resume", "--sparse.learning_rate=0.5")
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "sparse.learning_rate" in output
+class PowerFailureError(Exception):
+    """Not one of ours."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    real, count = optimizer.set_rate, 0
+
+    def counted(optim: torch.optim.Optimizer, rate: float) -> None:
+        nonlocal count
+        count += 1
+        real(optim, rate)
+        if count == step:
+            action()
+
+    monkeypatch.setattr(optimizer, "set_rate", counted)
+
+
+def fail() -> None:
+    raise PowerFailureError
+
+
+CNN = Model(name="vgg_like", arguments={"width": 0.0625, "drop_rate": 0.2})
+CASES = {
+    "batch norm, dropout, augmentation": {"model": CNN, "data": Data(batch_size=50, limit=600, augment="crop_flip")},
+    "gates": {"posterior": Posterior(granularity="both")},
+    "one weight sample": {"posterior": Posterior(estimator="weight", prior="log_uniform_exact")},
+    "bf16": {"precision": "bf16"},
+    "no dense stage": {"dense": Stage()},
+    "no fine-tuning": {"finetune": Stage(), "sparse": Sparse(epochs=3)},
+}
+OPTIMIZERS = ("momentum", "lamb", "nadamw", "adafactor", "rmsproptf", "adan", "lion", "madgrad", "lookahead_adamw")
+for _name in OPTIMIZERS:
+    _sparse = Sparse(epochs=2, optimizer=_name)
+    CASES[_name] = {"dense": Stage(epochs=1, optimizer=_name), "sparse": _sparse, "finetune": Stage()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_everything_that_learns_is_in_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    if CASES[case].get("precision"):
+        from accelerate.state import AcceleratorState
+
+        # Accelerate keeps the precision of a process's first run
+        monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    fewer = {"data": Data(limit=1000), "masks": Masking(allow_empty=True), "checkpoint_minutes": 1e-9}
+    every_step = recipe(**{**fewer, **CASES[case]})  # 9 steps an epoch
+    compress(every_step, tmp_path / "whole", [])
+    for step in (9, 13, 11)[: 2 if case in OPTIMIZERS else 3]:
+        with monkeypatch.context() as patch:
+            stop_at(patch, step, fail)
+            with pytest.raises(PowerFailureError):
+                compress(every_step, tmp_path / "cut", [], resume=(tmp_path / "cut").exists())
+    compress(every_step, tmp_path / "cut", [], resume=True)
+    assert differing(results(tmp_path / "whole"), results(tmp_path / "cut")) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    seldom = recipe(checkpoint_minutes=60.0)
+    compress(seldom, tmp_path / "whole", [])
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 35, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(Interrupted, match=r"sparse after step 10 of 50.*--resume"):
+            compress(seldom, tmp_path / "cut", [])
+    assert signal.getsignal(number) is before
+    kept = checkpoint.read(tmp_path / "cut" / "checkpoint.safetensors")
+    assert kept is not None
+    assert kept.place == checkpoint.Place("sparse", 10)
+    compress(seldom, tmp_path / "cut", [], resume=True)
+    assert differing(results(tmp_path / "whole"), results(tmp_path / "cut")) == []
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later checkpoint cannot be written: the one before is whole, no rubbish is left, the run goes on from it."""
+    frugal = recipe(checkpoint_minutes=60.0)
+    compress(frugal, tmp_path / "whole", [])
+    real, count = os.fsync, 0
+
+    def full(handle: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 8:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        with pytest.raises(files.FileFormatError, match="No space left on device"):
+            compress(frugal, tmp_path / "cut", [])
+    assert not [path for path in (tmp_path / "cut").iterdir() if path.name.startswith(".")]
+    assert checkpoint.read(tmp_path / "cut" / "checkpoint.safetensors") is not None
+    compress(frugal, tmp_path / "cut", [], resume=True)
+    assert differing(results(tmp_path / "whole"), results(tmp_path / "cut")) == []

@@ -194,8 +194,8 @@ def test_truncated(good: Path, left: float) -> None:
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"nowhere\.safetensors: no such file"):
         load(tmp_path / "nowhere.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(FileFormatError, match=r"folder\.safetensors"):
-        (tmp_path / "folder.safetensors").mkdir()
         load(tmp_path / "folder.safetensors")
 
 

@@ -3,9 +3,11 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler as Scaler
 
 from ..errors import FileFormatError, TrainingError
 from ..files import load_tensors, save_tensors
@@ -21,20 +23,25 @@ class Place:
     step: int
 
 
+Scalars = dict[str, Any]
+"""Numbers of an optimizer that are no tensors, some of them per group: JSON keeps every bit of them."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a file holds.  No random state: noise and order are functions of the place (see `schedule.seed_for`)."""
 
     place: Place
     tensors: dict[str, Tensor]
+    scalars: Scalars
 
-    def restore_(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Tensor:
+    def restore_(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Scaler | None = None) -> Tensor:
         """Put the state back; returns the running sums of the epoch, shape (3,)."""
-        own = self._under("model.")
         try:
-            model.load_state_dict(own)
-            if optimizer is not None:
-                optimizer.load_state_dict(self._optimizer_state(optimizer))
+            model.load_state_dict(self._under("model."))
+            optimizer.load_state_dict(self._optimizer_state(optimizer))
+            if scaler is not None:
+                scaler.load_state_dict(self.scalars["scaler"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise TrainingError(f"the checkpoint does not fit the network of the recipe: {error}") from None
         return self.tensors["running"]
@@ -43,29 +50,47 @@ class Checkpoint:
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
     def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, object]:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in self._under("optimizer.").items():
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in [*self._under("optimizer.").items(), *self.scalars["state"].items()]:
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
-        return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        groups = optimizer.state_dict()["param_groups"]
+        for index, (group, values) in enumerate(zip(groups, self.scalars["groups"], strict=True)):
+            group.update(values, **self._under(f"group.{index}."))
+        return {"state": state, "param_groups": groups}
 
 
-def write(path: Path, place: Place, model: nn.Module, optimizer: torch.optim.Optimizer, running: Tensor) -> None:
+def write(
+    path: Path,
+    place: Place,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    running: Tensor,
+    scaler: Scaler | None = None,
+) -> None:
     """Replace the checkpoint at `path`."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            tensors[f"optimizer.{index}.{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    state = {f"{i}.{key}": v for i, values in optimizer.state_dict()["state"].items() for key, v in values.items()}
+    tensors |= {f"optimizer.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+    for index, group in enumerate(optimizer.param_groups):
+        tensors |= {f"group.{index}.{key}": value for key, value in group.items() if isinstance(value, Tensor)}
     tensors["running"] = running
-    save_tensors(tensors, path, {KEY: json.dumps(asdict(place))})
+    scalars: Scalars = {
+        "state": {name: value for name, value in state.items() if not isinstance(value, Tensor)},
+        # some optimizers count their steps in their groups, as a number or a tensor; lists there are settings
+        "groups": [{k: v for k, v in g.items() if isinstance(v, int | float)} for g in optimizer.param_groups],
+        "scaler": {} if scaler is None else scaler.state_dict(),
+    }
+    save_tensors(tensors, path, {KEY: json.dumps({"place": asdict(place), "scalars": scalars})})
 
 
 def read(path: Path) -> Checkpoint | None:
-    """The checkpoint at `path`, or None where there is none; raises `FileFormatError` for a damaged one."""
+    """Read the checkpoint at `path`, or None where there is none; raises `FileFormatError` for a damaged one."""
     if not path.exists():
         return None
     tensors, metadata = load_tensors(path)
     try:
-        return Checkpoint(Place(**json.loads(metadata[KEY])), tensors)
+        header = json.loads(metadata[KEY])
+        return Checkpoint(Place(**header["place"]), tensors, header["scalars"])
     except (KeyError, TypeError, json.JSONDecodeError):
         raise FileFormatError(f"{path}: not a checkpoint of this program") from None

@@ -45,14 +45,15 @@ def compress(recipe: Recipe, folder: Path, command: list[str], resume: bool = Fa
     Raises `SettingError` when the folder is in use or another recipe began there; `DataError`, `ModelError`,
     `TrainingError` as they come up.  Whatever happens, the folder holds the last good checkpoint.
     """
+    accelerator = _accelerator(recipe)
     _check_folder(recipe, folder, resume)
+    accelerator.wait_for_everyone()  # every process has looked before one writes
     torch.manual_seed(recipe.seed)
-    accelerator = Accelerator(mixed_precision=recipe.precision)
     data = datasets.load(recipe.data, recipe.data.image_size or models.image_size(recipe.model), recipe.seed)
     model = models.create(recipe.model, data.num_classes, data.in_chans, data.image_size)
     example = data.normalise(data.train.images[:2])
     _try_out(model, example, recipe)
-    if not resume:  # only now that data and network are known to be good
+    if accelerator.is_main_process and not resume:  # only now that data and network are known to be good
         write(recipe, folder / "recipe.toml")
         write_json(folder / "environment.json", environment(command, recipe.seed))
     start = checkpoint.read(folder / "checkpoint.safetensors")
@@ -60,8 +61,7 @@ def compress(recipe: Recipe, folder: Path, command: list[str], resume: bool = Fa
     keep = dict.fromkeys(STAGES[: max(at, 0)], 1 << 60)
     if start is not None:
         keep[start.place.stage] = start.place.step
-    console = Console(quiet=not accelerator.is_main_process)
-    with Metrics(folder, console, keep) as metrics:
+    with Metrics(folder, Console(), keep, write=accelerator.is_main_process) as metrics:
         way = _Way(Run(recipe, folder, data, accelerator, metrics), example, start, at)
         return way.go(model)
 
@@ -80,6 +80,13 @@ def _try_out(model: nn.Module, example: Tensor, recipe: Recipe) -> None:
             "set data.image_size, or the network's own size in model.arguments"
         ) from error
     sparsify_(copy.deepcopy(model), recipe.posterior, example_inputs=example)
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    try:
+        return Accelerator(mixed_precision=recipe.precision)
+    except ValueError as error:  # this machine cannot, or the process has begun with another precision
+        raise SettingError(f"precision={recipe.precision!r}: {error}") from None
 
 
 def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:

@@ -70,7 +70,7 @@ def fit(
     optim = optimizer.build(model, stage, stage.gate_rate if isinstance(stage, Sparse) else 1.0)
     step, running = 0, torch.zeros(3, dtype=torch.float64)
     if start is not None:
-        running = start.restore_(model, optim).clone()
+        running = start.restore_(model, optim, accelerator.scaler).clone()
         step = start.place.step
     running = running.to(accelerator.device)
     wrapped = accelerator.prepare_model(model)
@@ -85,9 +85,9 @@ def fit(
     order = torch.empty(0)
 
     def save() -> None:
-        _check_finite(running[0].item(), name, step, run.checkpoint)
+        _check_finite(running[0].item(), name, step, run.checkpoint, model)
         if accelerator.is_main_process:
-            checkpoint.write(run.checkpoint, checkpoint.Place(name, step), model, optim, running)
+            checkpoint.write(run.checkpoint, checkpoint.Place(name, step), model, optim, running, accelerator.scaler)
 
     with _Signals() as signals, run.metrics.stage(name, total, step) as bar:
         while step < total:
@@ -109,7 +109,11 @@ def fit(
             optimizer.set_rate(optim, schedule.learning_rate(stage, step / total))
             optim.zero_grad()
             accelerator.backward(objective)
-            optim.step()
+            if accelerator.scaler is None:
+                optim.step()
+            else:  # fp16: the gradients are scaled, and a step that overflowed is left out
+                accelerator.scaler.step(optim)
+                accelerator.scaler.update()
             if device_masks is not None:
                 apply_masks_(model, device_masks)
             step += 1
@@ -118,7 +122,7 @@ def fit(
                     [loss * len(rows), (logits.argmax(1) == labels).sum(), loss.new_tensor(len(rows))]
                 )
             looked = step % LOOK_EVERY == 0
-            if looked:
+            if looked or step % per_epoch == 0:
                 _check_finite(running[0].item(), name, step, run.checkpoint)
             run.metrics.step(bar, f"loss {loss.item():.3f}  kl {float(divergence):.3g}" if looked else None)
             if step % per_epoch == 0:
@@ -141,11 +145,16 @@ def _objective(model: nn.Module, loss: Tensor, stage: Stage, epoch: float, count
     return loss + schedule.kl_weight(stage, epoch) / count * divergence, divergence.detach()
 
 
-def _check_finite(loss: float, name: str, step: int, path: Path) -> None:
-    if not math.isfinite(loss):
+def _check_finite(loss: float, name: str, step: int, path: Path, model: nn.Module | None = None) -> None:
+    """Look at a loss; before a checkpoint at the network too, which its last update may have spoilt."""
+    finite = math.isfinite(loss)
+    if finite and model is not None:
+        state = [value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point()]
+        finite = bool(torch.stack(state).all())
+    if not finite:
         kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
         raise TrainingError(
-            f"the loss is no longer finite in stage {name}, at or before step {step}; {kept}. "
+            f"the loss or the weights are no longer finite in stage {name}, at or before step {step}; {kept}. "
             f"Lower {name}.learning_rate, or start from a dense network (dense.epochs)"
         )
 
@@ -155,7 +164,6 @@ def _record(
     epoch_end: EpochEnd, seconds: float,
 ) -> None:  # fmt: skip
     loss, correct, seen = run.accelerator.reduce(running.clone()).tolist()
-    _check_finite(loss, name, step, run.checkpoint)
     epoch = step // per_epoch
     row: dict[str, Any] = {
         "stage": name, "epoch": epoch, "step": step, "loss": loss / seen, "kl": float(divergence),

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import timm.optim
 import torch
+from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
 from torch import nn
 
 from ..errors import SettingError
@@ -14,7 +14,7 @@ FUSED = ("adam", "adamw")
 
 
 def build(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim.Optimizer:
-    """Groups: weights (with decay), everything else (without), gates (without, at `gate_rate` times the rate).
+    """Group weights (with decay), all else (without) and gates (without, at `gate_rate` times the rate).
 
     Each group remembers its multiple of the learning rate under "scale".  Raises `SettingError` for an optimizer that
     timm does not know.
@@ -37,11 +37,11 @@ def build(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim
     ]
     options: dict[str, Any] = {"fused": True} if stage.optimizer in FUSED else {}
     try:
-        return timm.optim.create_optimizer_v2(
+        return create_optimizer_v2(
             [group for group in groups if group["params"]], opt=stage.optimizer, lr=stage.learning_rate, **options
         )
     except (ValueError, AssertionError, KeyError) as error:
-        known = ", ".join(str(name) for name in timm.optim.list_optimizers())
+        known = ", ".join(str(name) for name in list_optimizers())
         raise SettingError(f"optimizer {stage.optimizer!r}: {error}; timm knows {known}") from None
 
 

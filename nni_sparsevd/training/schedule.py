@@ -6,7 +6,7 @@ from ..recipe import Sparse, Stage
 
 
 def learning_rate(stage: Stage, progress: float) -> float:
-    """The peak rate up to `hold`, from there linearly to 0; `progress` in [0, 1] of the stage."""
+    """Hold the peak rate up to `hold`, from there linearly to 0; `progress` in [0, 1] of the stage."""
     return stage.learning_rate * min(1.0, (1.0 - progress) / (1.0 - stage.hold))
 
 
@@ -20,7 +20,7 @@ def kl_weight(stage: Sparse, epoch: float) -> float:
 
 
 def seed_for(*place: object) -> int:
-    """A seed that is a function of the place alone, e.g. (seed, stage, step, rank).
+    """Make a seed that is a function of the place alone, e.g. (seed, stage, step, rank).
 
     Noise, order and augmentation are drawn from such seeds, so a resumed run draws what it would have drawn.
     """

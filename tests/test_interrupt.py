@@ -1,0 +1,73 @@
+"""Ctrl-C on the command line saves, says how to go on, and loses nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from nni_sparsevd.files import load_tensors, read_rows
+
+ARGUMENTS = [
+    "--model.name=lenet_300_100", "--data.limit=600", "--data.batch_size=20", "--checkpoint_minutes=0.002",
+    "--dense.epochs=3", "--sparse.epochs=6", "--sparse.kl_coefficient=0.1", "--finetune.epochs=3",
+    "--data.augment=crop", "--posterior.estimator=local",
+]  # fmt: skip
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    program = "import sys; from nni_sparsevd.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "compress", "--out", str(folder), *ARGUMENTS, *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    finish(start(folder))
+    return folder
+
+
+def same(left: Path, right: Path) -> None:
+    for name in ("dense", "masks", "masked", "small"):
+        first, _ = load_tensors(left / f"{name}.safetensors")
+        second, _ = load_tensors(right / f"{name}.safetensors")
+        assert first.keys() == second.keys()
+        for key in first:
+            assert torch.equal(first[key], second[key]), f"{name}: {key}"
+    timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(f / "metrics.jsonl")]
+                for f in (left, right)]  # fmt: skip
+    assert timeless[0] == timeless[1]
+    assert json.loads((left / "curve.json").read_text()) == json.loads((right / "curve.json").read_text())
+
+
+def test_interrupt_saves_and_says_how_to_go_on(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    process = start(folder)
+    path = folder / "checkpoint.safetensors"
+    while not path.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in output
+    assert "Traceback" not in output
+    finish(start(folder, "--resume"))
+    same(uninterrupted, folder)
+
+
+def test_resume_with_other_settings_names_them(uninterrupted: Path) -> None:
+    process = start(uninterrupted, "--resume", "--sparse.learning_rate=0.5")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "sparse.learning_rate" in output

@@ -1,0 +1,299 @@
+"""Training: schedules, the objective, what stops a run, the choice of the threshold."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import nn
+
+import nni_sparsevd as svd
+from nni_sparsevd import data as datasets
+from nni_sparsevd import models
+from nni_sparsevd.errors import DataError, FileFormatError, SettingError, TrainingError
+from nni_sparsevd.recipe import Data, Masking, Model, Recipe, Sparse, Stage
+from nni_sparsevd.training import checkpoint, compress, evaluate, loop, optimizer, schedule, threshold
+from nni_sparsevd.training.metrics import Metrics
+
+PER_EPOCH = 25  # 1,293 digits to train on, 50 a batch
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def recipe(**parts: Any) -> Recipe:
+    return Recipe(
+        **{
+            "data": Data(batch_size=50),
+            "dense": Stage(epochs=1),
+            "sparse": Sparse(epochs=2, kl_coefficient=0.1),
+            "finetune": Stage(epochs=1),
+            **parts,
+        }
+    )
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[torch.optim.Optimizer], None]) -> None:
+    """Do something just before the backward pass of the given step, counted from 1 over all stages."""
+    real, count = optimizer.set_rate, 0
+
+    def counted(optim: torch.optim.Optimizer, rate: float) -> None:
+        nonlocal count
+        real(optim, rate)
+        count += 1
+        if count == step:
+            action(optim)
+
+    monkeypatch.setattr(optimizer, "set_rate", counted)
+
+
+# Schedules.
+
+
+@pytest.mark.parametrize(("epoch", "weight"), [(0, 0), (5, 0), (12.5, 1), (20, 2), (99, 2)])
+def test_the_kl_warms_up_linearly(epoch: float, weight: float) -> None:
+    assert schedule.kl_weight(Sparse(warmup_from=5, warmup_to=20, kl_coefficient=2), epoch) == weight
+
+
+def test_without_warm_up_the_kl_is_full_at_once() -> None:
+    assert schedule.kl_weight(Sparse(), 0) == 1
+    assert schedule.kl_weight(Sparse(warmup_from=3, warmup_to=3), 3) == 1
+    assert schedule.kl_weight(Sparse(warmup_from=3, warmup_to=3), 2.9) == 0
+
+
+def test_the_rate_holds_then_falls_to_exactly_nothing() -> None:
+    stage = Stage(learning_rate=0.5, hold=0.6)
+    rates = [schedule.learning_rate(stage, progress) for progress in (0, 0.6, 0.8, 1)]
+    assert rates == pytest.approx([0.5, 0.5, 0.25, 0])
+    assert rates[-1] == 0
+
+
+def test_seeds_depend_on_the_place_and_on_nothing_else() -> None:
+    seeds = {schedule.seed_for(seed, stage, step) for seed in range(3) for stage in "ab" for step in range(100)}
+    assert len(seeds) == 600
+
+
+# Optimizer.
+
+
+def test_decay_is_for_weights_and_gates_have_a_rate_of_their_own() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    svd.sparsify_(model, granularity="both", example_inputs=torch.randn(1, 1, 8, 8))
+    model[3].bias.requires_grad_(False)
+    made = optimizer.build(model, Stage(weight_decay=0.1, optimizer="adamw"), gate_rate=7)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(p)]: (g["weight_decay"], g["scale"]) for g in made.param_groups for p in g["params"]}
+    assert found.pop("0.weight") == found.pop("3.weight") == (0.1, 1)
+    gates = {name: value for name, value in found.items() if "gate" in name}
+    assert set(gates.values()) == {(0.0, 7)}
+    assert {name.rpartition(".")[2] for name in gates} == {"mu", "log_sigma2"}
+    rest = {name: value for name, value in found.items() if "gate" not in name}
+    assert set(rest.values()) == {(0.0, 1)}
+    assert rest.keys() == {"0.bias", "0.log_sigma2", "1.weight", "1.bias", "3.log_sigma2"}
+    optimizer.set_rate(made, 0.01)
+    assert {group["lr"] for group in made.param_groups} == {0.01, 0.07}
+
+
+def test_an_unknown_optimizer_is_named() -> None:
+    with pytest.raises(SettingError, match=r"adma.*adamw"):
+        optimizer.build(nn.Linear(2, 2), Stage(optimizer="adma"))
+
+
+# Objective and evaluation.
+
+
+def test_the_objective_is_mean_loss_plus_weighted_kl_over_n() -> None:
+    model = svd.sparsify_(nn.Linear(4, 3), init_log_sigma2=-3.0)
+    loss = F.cross_entropy(model(torch.randn(5, 4)), torch.tensor([0, 1, 2, 0, 1]))
+    stage = Sparse(kl_coefficient=0.7, warmup_from=1, warmup_to=3)
+    objective, divergence = loop._objective(model, loss, stage, 2.0, 1000)
+    assert divergence.item() == pytest.approx(svd.kl(model).item())
+    assert objective.item() == pytest.approx(loss.item() + 0.35 * svd.kl(model).item() / 1000, rel=1e-6)
+    plain = loop._objective(nn.Linear(4, 3), loss, Stage(), 2.0, 1000)
+    assert plain[0] is loss
+
+
+def test_evaluation_counts_every_image_once() -> None:
+    data = datasets.load(Data())
+    torch.manual_seed(0)
+    model = models.create(Model(), 10, 1, 8).train()
+    score = evaluate(model, data, data.test, batch_size=77)
+    logits = model(data.normalise(data.test.images))
+    assert model.training
+    assert score.images == 360
+    assert score.accuracy == int((logits.argmax(1) == data.test.labels).sum()) / 360
+    assert score.loss == pytest.approx(F.cross_entropy(logits, data.test.labels).item(), rel=1e-5)
+    assert score.to_dict()["error_percent"] == pytest.approx(100 - 100 * score.accuracy, abs=1e-3)
+
+
+# A whole run.
+
+
+def test_a_run_learns_and_keeps_what_it_removed_at_zero(tmp_path: Path) -> None:
+    made = compress(recipe(dense=Stage(epochs=3), finetune=Stage(epochs=2)), tmp_path / "run", ["a", "command"])
+    assert evaluate(made.masked, made.data, made.data.test).accuracy > 0.9
+    kinds = {type(module) for module in made.masked.modules()}
+    assert kinds == {models.LeNet300100, nn.Linear, nn.ReLU}
+    removed = 0
+    for name, targets in made.masks.items():
+        for key, mask in targets.items():
+            values = made.masked.get_submodule(name).get_parameter(key)
+            assert not values[mask == 0].any()
+            removed += int((mask == 0).sum())
+    assert removed > 10_000
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    places = [("dense", 1), ("dense", 2), ("dense", 3), ("sparse", 1), ("sparse", 2), ("finetune", 1), ("finetune", 2)]
+    assert [(row["stage"], row["epoch"]) for row in rows] == places
+    assert [row["step"] for row in rows[:3]] == [PER_EPOCH, 2 * PER_EPOCH, 3 * PER_EPOCH]
+    kept, total = svd.masks.weight_counts(made.masked, made.masks)
+    assert rows[-1]["compression"] == pytest.approx(total / kept)
+    history = json.loads((tmp_path / "run" / "log_alpha.json").read_text())
+    assert [row["epoch"] for row in history["epochs"]] == [1, 2]
+    sizes = {name: sum(counts) for name, counts in history["epochs"][0]["counts"].items()}
+    assert sizes == {"fc1": 19200, "fc2": 30000, "fc3": 1000}
+    assert len(history["edges"]) == 81
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["command"] == ["a", "command"]
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_weights_that_are_not_finite_never_reach_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    """The last step of an epoch has a finite loss and spoils the weights: only they tell."""
+
+    def spoil(optim: torch.optim.Optimizer) -> None:
+        optim.param_groups[0]["lr"] = float("nan")
+
+    at_step(monkeypatch, epoch * PER_EPOCH, spoil)
+    with pytest.raises(TrainingError, match=r"not finite|no longer finite") as caught:
+        compress(recipe(dense=Stage(epochs=3)), tmp_path / "run", [])
+    kept = checkpoint.read(tmp_path / "run" / "checkpoint.safetensors")
+    if epoch == 1:
+        assert kept is None
+        assert "no checkpoint" in str(caught.value)
+        return
+    assert kept is not None
+    assert kept.place == checkpoint.Place("dense", PER_EPOCH)
+    assert all(value.isfinite().all() for value in kept.tensors.values())
+    assert "checkpoint.safetensors" in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_stops_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(optim: torch.optim.Optimizer) -> None:
+        optim.param_groups[0]["lr"] = float("nan")
+
+    at_step(monkeypatch, PER_EPOCH + 3, spoil)
+    with pytest.raises(TrainingError, match=r"dense\.learning_rate"):
+        compress(recipe(dense=Stage(epochs=3)), tmp_path / "run", [])
+    kept = checkpoint.read(tmp_path / "run" / "checkpoint.safetensors")
+    assert kept is not None
+    assert kept.place.step == PER_EPOCH
+
+
+def test_a_collapse_is_explained_unless_it_is_wanted(tmp_path: Path) -> None:
+    doomed = recipe(dense=Stage(), sparse=Sparse(epochs=2, kl_coefficient=300, learning_rate=0.03))
+    with pytest.raises(TrainingError, match=r"collapse in epoch \d.*warmup_from.*dense\.epochs.*kl_coefficient"):
+        compress(doomed, tmp_path / "run", [])
+    wanted = doomed.model_copy(update={"masks": Masking(allow_empty=True)})
+    made = compress(wanted, tmp_path / "wanted", [])
+    assert evaluate(made.masked, made.data, made.data.test).accuracy < 0.2
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SettingError, match="not empty"):
+        compress(recipe(), tmp_path, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(SettingError, match="nothing to resume"):
+        compress(recipe(), tmp_path / "nowhere", [], resume=True)
+
+
+def test_another_recipe_does_not_resume_and_a_damaged_checkpoint_says_so(tmp_path: Path) -> None:
+    short = recipe(dense=Stage(epochs=1), sparse=Sparse(epochs=1), finetune=Stage())
+    compress(short, tmp_path / "run", [])
+    other = short.model_copy(update={"seed": 4, "dense": Stage(epochs=1, learning_rate=0.1)})
+    with pytest.raises(SettingError, match=r"dense\.learning_rate.*seed|seed.*dense\.learning_rate"):
+        compress(other, tmp_path / "run", [], resume=True)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match=r"checkpoint\.safetensors: altered"):
+        compress(short, tmp_path / "run", [], resume=True)
+    path.write_bytes(content[:-1000])
+    with pytest.raises(FileFormatError, match=r"checkpoint\.safetensors: not a whole"):
+        compress(short, tmp_path / "run", [], resume=True)
+
+
+def test_without_held_out_images_nothing_starts(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.holdout"):
+        compress(recipe(data=Data(holdout=0)), tmp_path / "run", [])
+    assert not (tmp_path / "run").exists()
+
+
+# Threshold and metrics.
+
+
+def fake_scores(monkeypatch: pytest.MonkeyPatch, needed: int) -> None:
+    """Accuracy 0.9, less 0.1 for every weight fewer than needed: a curve known beforehand."""
+
+    def score(model: nn.Module, masks: svd.Masks, *_: object) -> object:
+        kept = sum(int(targets["weight"].sum()) for targets in masks.values())
+        return type("Score", (), {"accuracy": 0.9 - 0.1 * max(0, needed - kept)})
+
+    monkeypatch.setattr(threshold, "evaluate_baked", score)
+
+
+@pytest.mark.parametrize(("tolerance", "kept"), [(0.0, 5), (0.15, 4), (0.25, 3)])
+def test_the_largest_compression_within_the_tolerance_wins(
+    monkeypatch: pytest.MonkeyPatch, tolerance: float, kept: int
+) -> None:
+    model = svd.sparsify_(nn.Linear(8, 1), init_log_sigma2=0.0)
+    with torch.no_grad():  # log alpha = 0.25, 0.75, ..., 3.75: one weight more for every step of the grid
+        model.weight.copy_((-0.5 * (0.25 + 0.5 * torch.arange(8))).exp()[None])
+    fake_scores(monkeypatch, needed=5)
+    data = datasets.load(Data())
+    masking = Masking(threshold="held_out", tolerance=tolerance)
+    curve = threshold.threshold_curve(model, masking, data, torch.zeros(1, 8))
+    assert int((model.log_alpha() < curve.chosen).sum()) == kept
+    assert list(curve.thresholds) == sorted(curve.thresholds)
+    assert list(curve.compression) == sorted(curve.compression, reverse=True)
+    fixed = threshold.threshold_curve(model, Masking(threshold=1.7), data, torch.zeros(1, 8))
+    assert fixed.chosen == 1.7
+    assert fixed.accuracy[fixed.thresholds.index(1.7)] == pytest.approx(0.7)
+
+
+def row(stage: str, step: int) -> dict[str, Any]:
+    values = dict.fromkeys(("loss", "kl", "accuracy", "sparsity", "compression", "seconds"), 0.5)
+    return {"stage": stage, "epoch": step, "step": step, **values}
+
+
+def test_metrics_past_the_resumed_place_are_dropped(tmp_path: Path) -> None:
+    console = Console(quiet=True)
+    with Metrics(tmp_path, console, {}) as metrics:
+        for stage in ("dense", "sparse"):
+            for step in range(1, 4):
+                metrics.epoch(row(stage, step))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "spar')  # a kill in the middle of a line
+    with Metrics(tmp_path, console, {"dense": 99, "sparse": 2}) as metrics:
+        metrics.epoch(row("sparse", 3))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines] == [(s, n) for s in ("dense", "sparse") for n in (1, 2, 3)]
+
+
+def test_metrics_on_a_full_disk_say_so(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with Metrics(tmp_path, Console(quiet=True), {}) as metrics:
+        metrics.path = Path("/dev/full")
+        with pytest.raises(FileFormatError, match=r"/dev/full.*No space left"):
+            metrics.epoch(row("dense", 1))
