@@ -27,7 +27,7 @@ demo: .venv/ready ## sparsify, shrink, check and report two networks on scikit-l
 
 test: lint types docs ## lint, types, docs, and all tests
 	@echo "== tests"
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready ## ruff
 	@echo "== lint"

@@ -156,7 +156,7 @@ def test_a_silent_gate_silences_its_channel_at_every_reader(name: str) -> None:
     model = randomise_(NETWORKS[name]()).double()
     x = image(32, 2).double()
     svd.sparsify_(model, granularity="gate", example_inputs=x)
-    site, _, gate = next(iter(gate_sites(model)))
+    _, _, gate = next(iter(gate_sites(model)))
     with torch.no_grad():
         gate.log_sigma2[1] = 20.0
         expected = run(model, x)
@@ -264,7 +264,7 @@ class OwnLinear(nn.Linear):
 
 
 REFUSED = {
-    "unknown pattern": ({"include": ["hed"]}, SettingError, r"no module of Mixed matches 'hed'; its layers are: words, st"),
+    "unknown pattern": ({"include": ["hed"]}, SettingError, r"no module of Mixed matches 'hed'; its layers are: words"),
     "unknown exclude": ({"exclude": ["nothing.*"]}, SettingError, r"matches 'nothing\.\*'"),
     "unknown kl weight": ({"kl_weights": {"hed": 2.0}}, SettingError, "matches 'hed'"),
     "unknown key": ({"threshhold": 3.0}, SettingError, "threshhold"),

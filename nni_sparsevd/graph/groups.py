@@ -46,6 +46,8 @@ class Reader:
     node: Node
     weight: str
     inputs: Atoms  # shape: (channels of the input,): the class of each
+    bias: str | None
+    """The parameter that can take up a constant, perhaps yet to be born; None where nothing can."""
 
     @property
     def module(self) -> str:
@@ -108,11 +110,11 @@ def channel_graph(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
         written = [writer for writer in walk.writers.values() if writer.axis in where]
         if written:
             last = tuple(walk.writers[node] for node in walk.writers if node in walk.read)
-            last = tuple(writer for writer in last if writer.axis in where)
+            last = tuple(dict.fromkeys(writer for writer in last if writer.axis in where))  # a module may run twice
             groups.append(ChannelGroup(written[0].module, np.array(members), where, last, reason))
     order = [writer.module for writer in walk.writers.values()]
     groups.sort(key=lambda group: order.index(group.name))
-    readers = tuple(Reader(node, name, classes[atoms]) for node, name, atoms in walk.readers)
+    readers = tuple(Reader(node, name, classes[atoms], bias) for node, name, atoms, bias in walk.readers)
     return ChannelGraph(recorded, axes, tuple(groups), readers)
 
 
@@ -130,7 +132,7 @@ class _Walk:
         self.equations = Equations()
         self.writers: dict[Node, Writer] = {}
         self.read: set[Node] = set()
-        self.readers: list[tuple[Node, str, Atoms]] = []
+        self.readers: list[tuple[Node, str, Atoms, str | None]] = []
         self._recorded = recorded
         self._values: dict[Node, Any] = {}
         self._sources: dict[Node, frozenset[Node]] = defaultdict(frozenset)
@@ -182,12 +184,22 @@ class _Walk:
         if not depthwise:
             self.read |= self._sources[node]
             if inputs is not None and name is not None:
-                self.readers.append((node, name, inputs))
+                self.readers.append((node, name, inputs, self._bias(node, name)))
         if name is None:
             self.equations.pin(inputs, f"{op_name(node)} with a computed weight")
         else:
             self.writers[node] = Writer((name, 1 if node.target in TRANSPOSED else 0), *self._site(node, name))
             self._sources[node] = frozenset({node})
+
+    def _bias(self, node: Node, weight: str) -> str | None:
+        given = node.args[2] if len(node.args) > 2 else None
+        if given is not None:
+            return self._recorded.state(given)
+        # A new bias is read only where one of torch's layers was called, not its weight taken from elsewhere.
+        path, kind = list(node.meta["nn_module_stack"].values())[-1]
+        module, _, key = weight.rpartition(".")
+        ours = key == "weight" and path.split("@")[0] == module and kind.startswith("torch.nn.modules.")
+        return f"{module}.bias" if ours else None
 
     def _site(self, node: Node, weight: str) -> tuple[str, int]:
         """Where a gate belongs, and in which dimension of that module's output the channels are."""

@@ -149,6 +149,10 @@ def group_norm(eq: Equations, node: Node, x: Tracked, groups: int, *states: Any)
         for state in states[:2]:
             if state is not None:
                 eq.equate(x.at(1), state.at(0), "group norm")
+        if all(
+            state is None for state in states[:2]
+        ):  # nothing would be cut, so its module would not be brought up to date
+            eq.pin(x.at(1), "group_norm without weights keeps its number of groups")
         return x
     return _mixing(eq, x, (1,), states, "group_norm")
 

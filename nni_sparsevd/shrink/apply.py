@@ -10,27 +10,30 @@ from .plan import Plan
 
 def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
     """Fold and cut in place; `model` is the network that the plan was made for.  Returns it."""
-    for weight, added in plan.folds.items():
+    for bias, added in plan.folds.items():
         if added.any():
-            _fold(model, weight, added, plan.cuts.get((weight, 0), ()))
+            _fold(model, bias, added, plan)
+    sizes = _head_sizes(model)
     touched: set[str] = set()
     for (name, dim), indices in plan.cuts.items():
         touched |= _cut(model, name, dim, indices)
     for module in sorted(touched):
         refresh_attributes_(model.get_submodule(module))
-    _refresh_head(model)
+    for owner, attribute, reader in sizes:
+        setattr(owner, attribute, reader.weight.shape[1])
     return model
 
 
-def _fold(model: nn.Module, weight: str, added: Tensor, outputs_cut: tuple[int, ...]) -> None:
-    module: Any = model.get_submodule(weight.rpartition(".")[0])
-    parameter = module.get_parameter(weight.rpartition(".")[2])
-    bias = module.bias
-    if bias is None:  # unknown to the plan's cuts, so born at its final size
-        added = added[_kept(len(added), outputs_cut)]
-        module.bias = nn.Parameter(added.to(parameter), requires_grad=parameter.requires_grad)
-    else:
+def _fold(model: nn.Module, name: str, added: Tensor, plan: Plan) -> None:
+    bias = dict(_states(model, remove_duplicate=False)).get(name)
+    if bias is not None:
         bias.data = (bias.data.double() + added.to(bias.device)).to(bias.dtype)
+        return
+    owner = name.rpartition(".")[0]  # unknown to the plan's cuts, so born at its final size
+    module: Any = model.get_submodule(owner)
+    weight = module.get_parameter("weight")
+    added = added[_kept(len(added), plan.cuts.get((f"{owner}.weight", 0), ()))]
+    module.bias = nn.Parameter(added.to(weight), requires_grad=weight.requires_grad)
 
 
 def _kept(size: int, cut: tuple[int, ...]) -> Tensor:
@@ -64,7 +67,7 @@ def refresh_attributes_(module: nn.Module) -> None:
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.conv._ConvNd):
         first, second = module.weight.shape[:2]
-        if module.groups > 1 and second == 1 and not module.transposed:  # depthwise: one group an input
+        if 1 < module.groups == module.in_channels and not module.transposed:  # depthwise: one group an input
             module.groups = first // (module.out_channels // module.groups)
         outputs, inputs = (second, first) if module.transposed else (first, second * module.groups)
         module.out_channels, module.in_channels = outputs, inputs
@@ -81,11 +84,15 @@ def refresh_attributes_(module: nn.Module) -> None:
         module.num_parameters = len(module.weight)
 
 
-def _refresh_head(model: nn.Module) -> None:
-    """Timm builds a new classifier from `num_features`: keep it in step with the one that is there."""
+def _head_sizes(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """Sizes that timm builds a new classifier from: (who remembers it, under which name, whose input it is)."""
     find = getattr(model, "get_classifier", None)
-    head = find() if callable(find) else None
-    if isinstance(head, nn.Linear) and isinstance(getattr(model, "num_features", None), int):
-        for name in ("num_features", "head_hidden_size"):
-            if isinstance(getattr(model, name, None), int):
-                setattr(model, name, head.in_features)
+    layers = (find() if callable(find) else None, getattr(model, "conv_head", None))
+    readers: list[Any] = [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]
+    found = []
+    for owner in (model, getattr(model, "head", None)):
+        for name in ("num_features", "head_hidden_size", "in_features"):
+            size = vars(owner).get(name) if isinstance(owner, nn.Module) and owner not in readers else None
+            same = [reader for reader in readers if size == reader.weight.shape[1]]
+            found += [(owner, name, reader) for reader in same[:1]]
+    return found  # type: ignore[return-value]

@@ -80,7 +80,7 @@ def _differences(
         for batch in batches:
             inputs = [value.to(dtype) if value.is_floating_point() else value for value in batch]
             for left, right in zip(_tensors(first(*inputs)), _tensors(second(*inputs)), strict=True):
-                if left.shape != right.shape or not torch.isfinite(left).all():
+                if left.shape != right.shape or not (left.isfinite().all() and right.isfinite().all()):
                     return float("inf"), float("inf")
                 absolute = max(absolute, (left - right).abs().max().item())
                 largest = max(largest, left.abs().max().item())

@@ -111,6 +111,8 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 def _pooled(node: Node, x: Tensor) -> Tensor:
     """A window over equal values gives that value, unless padding zeros are counted in."""
     x = _uniform(x, range(2, x.dim()))
+    if node.target in PADDED_POOLS and len(node.args) > 6 and node.args[6] is not None:  # a divisor of its own
+        return torch.where(x == 0, x, LIVE)
     padding = node.args[3] if node.target in PADDED_POOLS and len(node.args) > 3 else 0
     counted = node.args[5] if len(node.args) > 5 else True
     padded = counted and any(padding if isinstance(padding, list | tuple) else [padding])

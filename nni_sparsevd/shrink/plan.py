@@ -1,6 +1,7 @@
 """Which channels can go without changing the output, and why the others stay: a decision, as a value."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +32,7 @@ class Plan:
     groups: tuple[GroupPlan, ...]
     cuts: dict[Axis, tuple[int, ...]]
     folds: dict[str, Tensor] = field(compare=False)
-    """Weight name -> what its removed inputs added to its outputs; shape (outputs before the cut,), float64."""
+    """Bias name -> what the removed inputs added to its outputs; shape (outputs before the cut,), float64."""
 
     @property
     def removed(self) -> int:
@@ -66,14 +67,19 @@ def make_plan(model: nn.Module, example_inputs: Inputs) -> Plan:
     Raises `TraceError` when the network cannot be traced.
     """
     graph = channel_graph(model, example_inputs)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = {  # under every name: the trace calls a tied tensor by any of them
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     states = {name: value.detach().double().cpu() for name, value in tensors.items()}
     reads = readings(graph, states)
     pinned = np.concatenate([group.labels for group in graph.groups if group.pinned] or [np.empty(0, np.int64)])
     free = np.setdiff1d(np.concatenate([group.labels for group in graph.groups] or [pinned]), pinned)
     removed, last = _largest_removal(graph, reads, free)
     cuts = {axis: tuple(graph.where(axis, removed).tolist()) for axis in graph.axes}
-    folds = {r.reader.weight: r.folded(removed) for r in reads if np.isin(r.reader.inputs, removed).any()}
+    folds = {
+        r.reader.bias: r.folded(removed) for r in reads if r.reader.bias and np.isin(r.reader.inputs, removed).any()
+    }
     groups = tuple(_account(group, reads, removed, last) for group in graph.groups)
     return Plan(groups, {axis: indices for axis, indices in cuts.items() if indices}, folds)
 
@@ -112,19 +118,29 @@ def _account(group: ChannelGroup, reads: list[Reading], removed: Atoms, last: At
     stays = group.labels[~gone]
     own = [read for read in reads if np.isin(read.reader.inputs, stays).any()]
     used = [np.unique(read.needed(removed)) for read in own]
-    border = {read.reader.module: np.intersect1d(read.reader.inputs[read.at_border()], stays) for read in own}
-    idle = np.setdiff1d(stays, np.concatenate([*used, np.empty(0, np.int64)])) if own else stays[:0]
+    idle = np.setdiff1d(stays, _joined(used)) if own else stays[:0]
     reasons = [group.pinned] if group.pinned else []
     dead = idle
     if not group.pinned:
-        at_border = np.unique(np.concatenate([*border.values(), np.empty(0, np.int64)]))
         live = [read.reader.inputs[read.used.any(0) & np.isnan(read.constant)] for read in own]
-        held = np.setdiff1d(at_border, np.concatenate([*live, np.empty(0, np.int64)]))
-        if held.size:
-            readers = ", ".join(name for name, labels in border.items() if np.isin(held, labels).any())
-            reasons.append(f"{held.size} constant, but not at the zero-padded border that {readers} sees")
+        for why, kind in (
+            ("not at the zero-padded border that {} sees", Reading.at_border),
+            ("no bias of {} alone can stand for it", Reading.homeless),
+        ):
+            where = [(read, np.intersect1d(read.reader.inputs[kind(read)], stays)) for read in own]
+            held = np.setdiff1d(_joined(labels for _, labels in where), _joined(live))
+            if held.size:
+                names = [
+                    read.reader.module or read.reader.weight for read, labels in where if np.isin(held, labels).any()
+                ]
+                readers = ", ".join(dict.fromkeys(names))
+                reasons.append(f"{held.size} constant, but {why.format(readers)}")
+                dead = np.union1d(dead, held)
         if np.isin(stays, last).any():
             reasons.append("the last channel stays")
-        dead = np.union1d(idle, held)
     modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.axes))
     return GroupPlan(group.name, modules, len(group), int(gone.sum()), int(dead.size), "; ".join(reasons))
+
+
+def _joined(labels: Iterable[Atoms]) -> Atoms:
+    return np.unique(np.concatenate([*labels, np.empty(0, np.int64)]))

@@ -1,6 +1,6 @@
 """What each reader takes from each channel: nothing, a constant that its bias can absorb, or something that varies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,14 +22,20 @@ class Reading:
     constant: NDArray[np.float64]  # shape: (channels,): NaN where it depends on the input
     padded: bool
     """Zeros around the input: a constant other than 0 is none at the border."""
+    foldable: NDArray[np.bool_]  # shape: (channels,): the bias can stand for the constant, whatever it is
 
     def varying(self) -> NDArray[np.bool_]:
         """Channels that no bias can stand for, shape (channels,)."""
-        return np.isnan(self.constant) | self.at_border()
+        return np.isnan(self.constant) | self.at_border() | self.homeless()
 
     def at_border(self) -> NDArray[np.bool_]:
         """Channels that carry a constant, but one that varies at the zero-padded border, shape (channels,)."""
         return ~np.isnan(self.constant) & (self.constant != 0) if self.padded else np.zeros(self.constant.size, bool)
+
+    def homeless(self) -> NDArray[np.bool_]:
+        """Channels that carry a constant which no bias can stand for, shape (channels,)."""
+        stuck: NDArray[np.bool_] = ~np.isnan(self.constant) & (self.constant != 0) & ~self.foldable
+        return stuck
 
     def needed(self, removed: Atoms) -> Atoms:
         """Classes of channels that an output which stays takes something varying from."""
@@ -57,9 +63,22 @@ def readings(graph: ChannelGraph, states: dict[str, Tensor]) -> list[Reading]:
                 *_matrices(reader, states[reader.weight]),
                 constant.numpy(),
                 pads_zeros(node) if states[reader.weight].dim() > 2 else False,
+                np.zeros(constant.numel(), bool),
             )
         )
-    return result
+    return [replace(reading, foldable=_foldable(reading, result)) for reading in result]
+
+
+def _foldable(reading: Reading, all_of_them: list[Reading]) -> NDArray[np.bool_]:
+    """A bias that several operators add can take up only what is the same for all of them."""
+    bias = reading.reader.bias
+    sharing = [other for other in all_of_them if bias is not None and other.reader.bias == bias]
+    nodes = {other.reader.node for other in sharing}
+    given = [node.args[2] for node in nodes if len(node.args) > 2 and node.args[2] is not None]
+    users = set().union(*(argument.users for argument in given))  # type: ignore[union-attr]
+    alike = users <= nodes and all(other.reader.weight == reading.reader.weight for other in sharing)
+    same = [other.constant == reading.constant for other in sharing if alike]
+    return np.logical_and.reduce(same) if same else np.zeros(reading.constant.size, bool)
 
 
 def _matrices(reader: Reader, weight: Tensor) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
