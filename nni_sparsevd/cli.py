@@ -121,6 +121,8 @@ def _recipe(chosen: Namespace) -> Recipe:
 
 
 def _compress(chosen: Namespace, command: list[str]) -> None:
+    from accelerate import PartialState
+
     from .report import write_report
     from .results import finish
     from .training import compress
@@ -133,6 +135,8 @@ def _compress(chosen: Namespace, command: list[str]) -> None:
             raise SettingError(f"--overwrite: {chosen.out} is no run folder (it has no recipe.toml); not deleted")
         shutil.rmtree(chosen.out)
     done = compress(settings, chosen.out, command, chosen.resume)
+    if not PartialState().is_main_process:
+        return
     print(finish(done, chosen.out))
     print(f"report: {write_report(chosen.out)}")
 
