@@ -42,7 +42,8 @@ def compute_masks(
         layers = {name: m for name, m in model.named_modules() if isinstance(m, Variational)}
         scores = {name: layer.log_alpha() for name, layer in layers.items()}
         if chosen.structure == "n:m":
-            return {name: {"weight": _n_of_m(score, chosen)} for name, score in scores.items()}
+            axes = {name: 1 - output_dim(layer) for name, layer in layers.items()}
+            return {name: {"weight": _n_of_m(score, axes[name], chosen)} for name, score in scores.items()}
         kept = _cut(scores, chosen, {name: layer.threshold for name, layer in layers.items()})
         masks: Masks = {name: {"weight": keep.float()} for name, keep in kept.items()}
         for scaled, _, gate in gate_sites(model):
@@ -79,15 +80,15 @@ def _limit(chosen: Masking, own: float) -> float:
     return chosen.threshold if isinstance(chosen.threshold, float) else own
 
 
-def _n_of_m(score: Tensor, chosen: Masking) -> Tensor:
+def _n_of_m(score: Tensor, axis: int, chosen: Masking) -> Tensor:
     """Keep the `keep` lowest of every `block` along the input axis; a layer whose inputs do not divide stays whole."""
     if chosen.keep > chosen.block:
         raise SettingError(f"masks.keep: {chosen.keep} of every {chosen.block} weights cannot be kept")
-    if score.dim() < 2 or score.shape[1] % chosen.block:
+    if score.dim() < 2 or score.shape[axis] % chosen.block:
         return torch.ones_like(score)
-    blocks = score.movedim(1, -1).unflatten(-1, (-1, chosen.block))
-    kept = torch.zeros_like(blocks).scatter_(-1, blocks.argsort(-1, stable=True)[..., : chosen.keep], 1.0)
-    return kept.flatten(-2).movedim(-1, 1).contiguous()
+    blocks = score.movedim(axis, -1).unflatten(-1, (-1, chosen.block))
+    kept = torch.zeros_like(blocks).scatter_(-1, blocks.argsort(dim=-1, stable=True)[..., : chosen.keep], 1.0)
+    return kept.flatten(-2).movedim(-1, axis).contiguous()
 
 
 def _silence(masks: Masks, model: nn.Module, name: str, kept: Tensor) -> None:
@@ -109,10 +110,13 @@ def _silence(masks: Masks, model: nn.Module, name: str, kept: Tensor) -> None:
 
 def _layer_masks(model: nn.Module, chosen: Masking) -> Masks:
     """Output channels of each layer by itself, and gates."""
-    scores = {name: _row_log_alpha(m) for name, m in model.named_modules() if isinstance(m, Variational)}
-    scores |= {name: gate.log_alpha() for name, _, gate in gate_sites(model)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Variational)}
+    scores = {name: _row_log_alpha(layer) for name, layer in layers.items()}
+    own = {name: layer.threshold for name, layer in layers.items()}
+    for name, _, gate in gate_sites(model):
+        scores[name], own[name] = gate.log_alpha(), gate.threshold
     masks: Masks = {}
-    for name, kept in _cut(scores, chosen).items():
+    for name, kept in _cut(scores, chosen, own).items():
         _silence(masks, model, name, kept)
     return masks
 
@@ -120,16 +124,18 @@ def _layer_masks(model: nn.Module, chosen: Masking) -> Masks:
 def _group_masks(model: nn.Module, graph: ChannelGraph, chosen: Masking) -> Masks:
     """Coupled channels by the log alpha of their gate, or of all the weights that write them."""
     gates = {writer: gate for _, _, gate in gate_sites(model) for writer in gate.writers}
-    scores = {}
+    scores, own = {}, {}
     for group in graph.groups:
         gate = next((gates[writer.module] for writer in group.writers if writer.module in gates), None)
         score = _group_score(model, graph, group) if gate is None else gate.log_alpha()
         if not group.pinned and score is not None:
             scores[group.name] = score
+            modules = [model.get_submodule(name.rpartition(".")[0]) for name, _ in group.axes]
+            own[group.name] = next(m.threshold for m in [gate, *modules] if isinstance(m, ChannelGate | Variational))
     if not scores:
         raise ModelError(f"{type(model).__name__} has no channel group with a posterior that could be removed")
     kept = {name: keep if chosen.allow_empty else _never_empty(keep, scores[name])
-            for name, keep in _cut(scores, chosen).items()}  # fmt: skip
+            for name, keep in _cut(scores, chosen, own).items()}  # fmt: skip
     masks: Masks = {}
     for group in graph.groups:
         if group.name in kept and not group.pinned:

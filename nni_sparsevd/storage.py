@@ -19,6 +19,7 @@ from .recipe import Argument
 
 FORMAT = "nni_sparsevd.model"
 VERSION = 1
+HEADER = ("version", "class", "name", "arguments", "attributes")
 
 
 def save(
@@ -55,26 +56,39 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
 
     Raises `FileFormatError` when the file is missing, truncated, of another format or version, or does not fit.
     """
-    from . import models
-
     path = Path(path)
     tensors, metadata = load_tensors(path)
     if FORMAT not in metadata:
         raise FileFormatError(f"{path}: plain tensors, not a network written by nni_sparsevd.save")
     try:
         header = json.loads(metadata[FORMAT])
-        version, name, arguments, attributes = (header[key] for key in ("version", "name", "arguments", "attributes"))
+        version, kind, name, arguments, attributes = (header[key] for key in HEADER)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise FileFormatError(f"{path}: its header is damaged: {error}") from None
+        raise FileFormatError(f"{path}: its header is damaged: {error!r}") from None
     if version != VERSION:
         raise FileFormatError(f"{path}: format version {version}, this release reads {VERSION}")
     if model is None:
         if name is None:
-            raise FileFormatError(f"{path}: holds a {header['class']} that timm cannot build; load(path, model=fresh)")
-        model = models.build(name, arguments)
+            raise FileFormatError(f"{path}: holds a {kind} that timm cannot build; load(path, model=fresh)")
+        model = _build(name, arguments, path)
     _put_tensors_(model, tensors, path)
     _set_attributes_(model, attributes, path)
     return model.eval()
+
+
+def _build(name: Any, arguments: Any, path: Path) -> nn.Module:
+    """The unpruned original.  A file says what to build, never what else to read: no weights, paths or addresses."""
+    from . import models
+
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise FileFormatError(f"{path}: names no network: {name!r} with {arguments!r}")
+    refused = [key for key in arguments if key.startswith(("pretrained", "checkpoint", "cache"))]
+    if refused:
+        raise FileFormatError(f"{path}: wants to load other files ({', '.join(refused)}), which none may")
+    try:
+        return models.build(name, arguments)
+    except ModelError as error:
+        raise FileFormatError(f"{path}: {error}") from error
 
 
 PLAIN = bool | int | float | str | None

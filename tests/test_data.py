@@ -168,7 +168,6 @@ def test_bad_data_is_named(tmp_path: Path) -> None:
         (Data(name="", train=first, test=good), "ant/0.png"),
         (Data(name="", train=uneven, test=good), "data.image_size"),
         (Data(name="", train=tmp_path / "words.tar", test=good), "words.tar"),
-        (Data(holdout=0.0), "data.holdout"),
         (Data(limit=1), "too few|holdout"),
     ]
     for settings, says in cases:

@@ -14,8 +14,8 @@ from torch import nn
 import nni_sparsevd as svd
 from nni_sparsevd import data as datasets
 from nni_sparsevd import models
-from nni_sparsevd.errors import DataError, FileFormatError, SettingError, TrainingError
-from nni_sparsevd.recipe import Data, Masking, Model, Recipe, Sparse, Stage
+from nni_sparsevd.errors import FileFormatError, SettingError, TrainingError
+from nni_sparsevd.recipe import Data, Masking, Model, Recipe, Sparse, Stage, make
 from nni_sparsevd.training import checkpoint, compress, evaluate, loop, optimizer, schedule, threshold
 from nni_sparsevd.training.metrics import Metrics
 
@@ -233,10 +233,10 @@ def test_another_recipe_does_not_resume_and_a_damaged_checkpoint_says_so(tmp_pat
         compress(short, tmp_path / "run", [], resume=True)
 
 
-def test_without_held_out_images_nothing_starts(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.holdout"):
-        compress(recipe(data=Data(holdout=0)), tmp_path / "run", [])
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("holdout", [0.0, 1.0])
+def test_without_held_out_or_training_images_there_is_no_recipe(holdout: float) -> None:
+    with pytest.raises(SettingError, match=r"data\.holdout"):
+        make(Recipe, {"data": {"holdout": holdout}})
 
 
 # Threshold and metrics.
