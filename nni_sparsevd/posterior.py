@@ -7,6 +7,7 @@ Molchanov, Ashukha, Vetrov: Variational Dropout Sparsifies Deep Neural Networks,
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -92,44 +93,58 @@ class _KL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, log_sigma2: Tensor, prior: Prior) -> Tensor:
-        wide = torch.promote_types(theta.dtype, torch.float32)
-        mean, noise = (value.detach().to(wide).contiguous() for value in (theta, log_sigma2))
-        pull, slope = torch.empty_like(mean), torch.empty_like(mean)
-        size = CACHED if mean.device.type == "cpu" else max(mean.numel(), 1)
-        total = mean.new_zeros((), dtype=torch.float64 if mean.device.type == "cpu" else wide)
+        mean, noise = _wide(theta), _wide(log_sigma2)
+        slope = torch.empty_like(mean)
+        total = mean.new_zeros((), dtype=torch.float64 if mean.device.type == "cpu" else mean.dtype)
         with torch.autocast(theta.device.type, enabled=False):
-            for part in zip(*(value.view(-1).split(size) for value in (mean, noise, pull, slope)), strict=True):
-                total += _kl_part(prior, *part)
-        ctx.save_for_backward(pull, slope)
+            for part in _parts(mean, noise, slope):
+                total += _value_and_slope(prior, *part)
+        ctx.save_for_backward(mean, slope)
         ctx.dtypes = theta.dtype, log_sigma2.dtype
-        return total.to(wide)
+        return total.to(mean.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        pull, slope = ctx.saved_tensors
-        return (grad * pull).to(ctx.dtypes[0]), (grad * slope).to(ctx.dtypes[1]), None
+        mean, slope = ctx.saved_tensors
+        pull, along = torch.empty_like(mean), torch.empty_like(slope)
+        with torch.autocast(mean.device.type, enabled=False):
+            for theta, r, to_theta, to_noise in _parts(mean, slope, pull, along):
+                torch.mul(r, grad, out=to_noise)
+                # -2 r theta / theta^2, with the guard of log_alpha: it is 0 at theta = 0, as by symmetry it must be
+                torch.mul(theta, to_noise, out=to_theta).div_(_square(theta)).mul_(-2)
+        return pull.to(ctx.dtypes[0]), along.to(ctx.dtypes[1]), None
 
 
-def _kl_part(prior: Prior, theta: Tensor, log_sigma2: Tensor, pull: Tensor, slope: Tensor) -> Tensor:
-    """Sum of the KL of some weights; writes its gradients in theta and log_sigma2 to `pull` and `slope`.
+def _wide(value: Tensor) -> Tensor:
+    return value.detach().to(torch.promote_types(value.dtype, torch.float32)).contiguous()
+
+
+def _square(theta: Tensor) -> Tensor:
+    return theta.square().add_(torch.finfo(theta.dtype).tiny)
+
+
+def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    size = CACHED if tensors[0].device.type == "cpu" else max(tensors[0].numel(), 1)
+    return zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
+
+
+def _value_and_slope(prior: Prior, theta: Tensor, log_sigma2: Tensor, slope: Tensor) -> Tensor:
+    """Sum of the KL of some weights; writes d KL / d log alpha of each to `slope`.
 
     The same as `kl_elements` and `kl_slope` (a test holds them together), with temporaries reused and without log1p
     and softplus, which cost ten times a logarithm:  log(1 + 1/alpha) = log(theta^2 + sigma^2) - log sigma^2.
     """
-    square = theta.square().add_(torch.finfo(theta.dtype).tiny)
+    square = _square(theta)
     if prior == "log_uniform_exact":
-        ratio = square.log().neg_().add_(log_sigma2)
-        value = kl_elements(ratio, prior).sum()
+        ratio = square.log_().neg_().add_(log_sigma2)
         slope.copy_(kl_slope(ratio, prior))
-    else:
-        noise = log_sigma2.clamp_max(80.0)  # its exponential stays finite in float32
-        both = noise.exp().add_(square)
-        torch.div(square, both, out=slope).mul_(-0.5)  # 1 / (1 + alpha)
-        value = 0.5 * (both.log_().sum() - noise.sum())
-        if prior == "log_uniform":
-            gate = square.log().neg_().add_(log_sigma2).mul_(K3).add_(K2).sigmoid_()
-            value += K1 * (gate.numel() - gate.sum())
-            slope.addcmul_(gate, gate - 1, value=K1 * K3)
-    # -2 r theta / theta^2, with the guard of log_alpha: it is 0 at theta = 0, as by symmetry it must be
-    torch.mul(theta, slope, out=pull).div_(square).mul_(-2)
+        return kl_elements(ratio, prior).sum()
+    noise = log_sigma2.clamp_max(80.0)  # its exponential stays finite in float32
+    both = noise.exp().add_(square)
+    torch.div(square, both, out=slope).mul_(-0.5)  # 1 / (1 + alpha)
+    value = 0.5 * (both.log_().sum() - noise.sum())
+    if prior == "log_uniform":
+        gate = square.log_().sub_(log_sigma2).mul_(-K3).add_(K2).sigmoid_()
+        value += K1 * (gate.numel() - gate.sum())
+        slope.addcmul_(gate, gate - 1, value=K1 * K3)
     return value
