@@ -91,7 +91,9 @@ def load(settings: Data, image_size: int | None = None, seed: int = 0) -> DataSe
     The hold-out is cut from the training images by `seed`.  Raises `DataError` for data that is missing, empty, too
     large for memory, or has classes in one split only.
     """
-    train, test = _digits() if settings.name == "digits" else _images(settings, image_size, seed)
+    train, test = (
+        _digits(settings.image_size or image_size) if settings.name == "digits" else _images(settings, image_size, seed)
+    )
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
     if settings.limit is not None:
         order = order[: settings.limit]
@@ -108,12 +110,14 @@ def _take(split: Split, rows: Tensor) -> Split:
     return Split(split.images[rows].contiguous(), split.labels[rows])
 
 
-def _digits() -> tuple[Split, Split]:
-    """scikit-learn's 1,797 digits of 8 by 8 pixels, every fifth for testing: the same split always."""
+def _digits(size: int | None) -> tuple[Split, Split]:
+    """scikit-learn's 1,797 digits of 8 by 8 pixels, enlarged on request; every fifth is for testing, always."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
+    if size is not None and size != 8:
+        images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
     labels = torch.from_numpy(digits.target).long()
     test = torch.arange(len(labels)) % 5 == 0
     return Split(images[~test], labels[~test]), Split(images[test], labels[test])

@@ -185,3 +185,12 @@ def test_batches_come_from_memory() -> None:
     rows = torch.from_numpy(np.arange(0, 100))
     assert made.train.images[rows].shape == (100, 1, 8, 8)
     assert made.train.images.is_contiguous()
+
+
+def test_digits_are_enlarged_on_request() -> None:
+    small, large = load(Data()), load(Data(image_size=16))
+    assert large.train.images.shape[1:] == (1, 16, 16)
+    assert large.train.images.dtype == torch.uint8
+    assert torch.equal(small.train.labels, large.train.labels)
+    again = torch.nn.functional.avg_pool2d(large.test.images.float(), 2)
+    assert (again - small.test.images.float()).abs().mean() < 20  # of 255: the same pictures, smoothed
