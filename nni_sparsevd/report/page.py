@@ -13,7 +13,7 @@ from . import pictures
 
 PICTURES = {
     "progress": "Accuracy and compression over the epochs",
-    "log_alpha": "log α of all posteriors: kept weights left of the threshold, noise right of it",
+    "log_alpha": "log α of all posteriors: kept left of the threshold, noise right of it; the outer bins hold the rest",
     "curve": "Accuracy against compression over thresholds, on held-out data, before fine-tuning",
     "layers": "Share of the weights removed, layer by layer",
 }
