@@ -1,0 +1,245 @@
+"""Where shrinking usually goes wrong: constants, sharing, refusals, masks, training on."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from shrinking import (
+    SMALL,
+    Net,
+    assert_law,
+    difference,
+    half_constant,
+    image,
+    prepared,
+    third,
+)
+from torch import Tensor, nn
+
+import nni_sparsevd as svd
+from nni_sparsevd.errors import MaskError, ShrinkError
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_constant_is_folded_into_the_next_bias(bias: bool) -> None:
+    model = half_constant(nn.Conv2d(5, 4, 3, bias=bias))
+    small, plan = assert_law(model, image())
+    assert plan.removed == 1 and small.first.out_channels == 4
+    before = model.reader.bias if bias else torch.zeros(4).double()
+    torch.testing.assert_close(small.reader.bias.data, before + 0.5 * model.reader.weight[:, 2].sum((1, 2)))
+
+
+def test_a_constant_is_kept_where_zero_padding_shows_it() -> None:
+    small, plan = assert_law(half_constant(nn.Conv2d(5, 4, 3, padding=1)), image())
+    group = plan.groups[0]
+    assert (plan.removed, group.dead) == (0, 1) and small.first.out_channels == 5
+    assert group.reason == "1 constant, but not at the zero-padded border that reader sees"
+    assert group.reason in str(plan)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_padding_by_name(padding: str) -> None:
+    _, plan = assert_law(half_constant(nn.Conv2d(5, 4, 3, padding=padding)), image())
+    assert plan.removed == (padding == "valid")
+
+
+@pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
+def test_padding_that_repeats_the_image_is_safe(mode: str) -> None:
+    assert_law(half_constant(nn.Conv2d(5, 4, 3, padding=1, padding_mode=mode)), image())
+
+
+def test_a_padded_depthwise_convolution_passes_no_constant_on() -> None:
+    model = half_constant(nn.Sequential(nn.Conv2d(5, 5, 3, groups=5, padding=1), nn.Conv2d(5, 4, 1)))
+    _, plan = assert_law(model, image())
+    assert plan.removed == 0
+
+
+def test_a_transposed_convolution_takes_no_constant() -> None:
+    _, plan = assert_law(half_constant(nn.ConvTranspose2d(5, 4, 3, 2)), image())
+    assert plan.removed == 0 and "border that reader sees" in plan.groups[0].reason
+
+
+def test_an_average_with_a_divisor_of_its_own() -> None:
+    assert_law(half_constant(nn.Sequential(nn.AvgPool2d(2, divisor_override=3), nn.Conv2d(5, 4, 1))), image())
+
+
+# Sharing.
+
+
+def two_branches(
+    left: Callable[[Tensor], Tensor], right: Callable[[Tensor], Tensor], twin: bool, bias: bool
+) -> nn.Module:
+    """One layer read twice, or two layers with one weight; channel 2 of both branches gets the input zero."""
+    model = Net(
+        lambda m, x: m.shared(left(m.a(x))) + 2 * m.twin(right(m.b(x))),
+        a=nn.Conv2d(3, 5, 1), b=nn.Conv2d(3, 5, 1), shared=nn.Conv2d(5, 4, 1, bias=bias),
+    )  # fmt: skip
+    model.twin = nn.Conv2d(5, 4, 1, bias=bias) if twin else model.shared
+    prepared(model)
+    model.twin.weight = model.shared.weight
+    with torch.no_grad():
+        for branch in (model.a, model.b):
+            branch.weight[2] = 0
+            branch.bias[2] = 0
+    return model
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize("right", [torch.sigmoid, torch.tanh])
+def test_a_weight_used_twice(right: Callable[[Tensor], Tensor], twin: bool, bias: bool) -> None:
+    model = two_branches(torch.sigmoid, right, twin, bias)
+    small, plan = assert_law(model, image())
+    assert small.twin.weight is small.shared.weight
+    if bias and not twin:  # one bias: it can take up a constant only when both uses see the same
+        assert plan.removed == (right is torch.sigmoid)
+
+
+def test_tied_weights_stay_tied() -> None:
+    model = Net(lambda m, x: m.decode(F.relu(m.middle(F.relu(m.encode(x))))), encode=nn.Linear(6, 9),
+                middle=nn.Linear(9, 9), decode=nn.Linear(9, 6))  # fmt: skip
+    prepared(model)
+    model.middle.weight = model.encode.weight = nn.Parameter(torch.randn(9, 9).double())
+    model.encode.in_features = 9
+    with torch.no_grad():
+        model.decode.weight[:, 1] = 0
+        model.middle.weight[:, 1] = 0
+    small, _ = assert_law(model, torch.zeros(2, 9).double())
+    assert small.middle.weight is small.encode.weight
+
+
+def test_a_weight_without_a_layer_has_no_bias_to_fold_into() -> None:
+    model = Net(lambda m, x: m.head(F.linear(torch.sigmoid(m.a(x)), m.weight)), a=nn.Linear(6, 5), head=nn.Linear(4, 2))
+    model.weight = nn.Parameter(torch.randn(4, 5))
+    prepared(model)
+    with torch.no_grad():
+        model.a.weight[2] = 0
+        model.a.bias[2] = 0
+        model.a.weight[3] = 0
+        model.weight[:, 3] = 0
+    small, plan = assert_law(model, torch.zeros(2, 6).double())
+    assert plan.removed == 1 and small.weight.shape == (4, 4)
+
+
+def test_a_grouped_convolution_may_be_left_with_one_channel_a_group() -> None:
+    grouped = nn.Conv2d(16, 32, 3, groups=4, bias=False)
+    model = prepared(nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), grouped, nn.ReLU(), nn.Conv2d(32, 4, 1)))
+    with torch.no_grad():
+        for tensor in (model[0].weight, model[0].bias):
+            tensor.view(4, 4, -1)[:, 1:] = 0
+        model[2].weight.view(4, 8, -1)[:, 4:] = 0
+    small, plan = assert_law(model, image())
+    assert (small[2].in_channels, small[2].out_channels, small[2].groups) == (4, 16, 4)
+    assert plan.removed == 3 + 4
+
+
+# Refusals, with reasons.
+
+
+@pytest.mark.parametrize(
+    ("norm", "reason"),
+    [
+        (nn.GroupNorm(2, 6), "group_norm over the channels"),
+        (nn.GroupNorm(1, 6), "group_norm over the channels"),
+        (nn.GroupNorm(6, 6, affine=False), "group_norm"),
+        (nn.InstanceNorm2d(6), "instance_norm has no rule"),
+        (nn.Softmax2d(), "softmax over the channels"),
+        (nn.ChannelShuffle(2), "channel_shuffle has no rule"),
+    ],
+)
+def test_norms_over_channels_keep_them(norm: nn.Module, reason: str) -> None:
+    model = prepared(nn.Sequential(nn.Conv2d(3, 6, 1), norm, nn.Conv2d(6, 4, 1)), "rows")
+    _, plan = assert_law(model, image())
+    assert plan.groups[0].removed == 0 and reason in plan.groups[0].reason
+
+
+def test_layer_norm_keeps_its_channels_but_not_those_inside_a_block() -> None:
+    _, plan = assert_law(prepared(SMALL["tokens"](), "rows"), image())
+    found = {group.name: group for group in plan.groups}
+    assert found["embed"].removed == 0 and "layer_norm over the channels" in found["embed"].reason
+    assert found["up"].removed == 4 and found["up"].reason == ""
+
+
+def test_a_size_written_in_the_forward_pass_is_an_error_that_says_so() -> None:
+    model = prepared(Net(lambda m, x: m.head(m.first(x).view(-1, 6 * 64)), first=nn.Conv2d(3, 6, 1),
+                         head=nn.Linear(384, 4)))  # fmt: skip
+    with torch.no_grad():
+        model.head.weight[:, :64] = 0
+    with pytest.raises(ShrinkError, match=r"Net does not run: .*a size written in its forward"):
+        svd.shrink(model, image())
+
+
+def test_a_network_that_casts_is_traced() -> None:
+    model = prepared(Net(lambda m, x: m.head(m.first(x).float().to(x.dtype).relu()), first=nn.Conv2d(3, 6, 1),
+                         head=nn.Conv2d(6, 4, 1)), "rows").float()  # fmt: skip
+    _, plan = svd.shrink(model, image().float())
+    assert plan.removed == 2
+
+
+# Masks, and stored precision.
+
+
+def test_masks_are_multiplied_in_first() -> None:
+    model = prepared(SMALL["residual"]())
+    dead = third(9)
+    masks = {"a": {"weight": (~dead).float().view(9, 1, 1, 1).expand(9, 6, 1, 1), "bias": (~dead).float()}}
+    small, plan = svd.shrink(model, image(), masks)
+    masked = svd.bake_(copy.deepcopy(model), masks)
+    assert plan.removed == 3 and difference(masked, small, image()) < 1e-10 < difference(model, small, image())
+    with pytest.raises(MaskError, match="'nowhere'"):
+        svd.shrink(model, image(), {"nowhere": {"weight": torch.ones(1)}})
+
+
+def test_a_variational_network_is_baked_first() -> None:
+    model = svd.sparsify_(prepared(SMALL["pools"]()), granularity="both", example_inputs=image())
+    with torch.no_grad():
+        model[1].gate.mu[2] = 0
+    small, plan = svd.shrink(model, image())
+    assert plan.groups[0].removed == 1
+    assert difference(svd.bake_(copy.deepcopy(model)), small, image()) < 1e-10
+
+
+def test_float32_networks_are_equal_to_rounding() -> None:
+    model = prepared(SMALL["pools"](), "rows").float()
+    small, plan = svd.shrink(model, image().float())
+    result = svd.check(model, small, image().float())
+    assert plan.removed > 0 and result.ok and not result.stored_in_64
+    assert all(parameter.dtype == torch.float32 for parameter in small.parameters())
+
+
+# Training goes on as if nothing had been removed.
+
+
+def test_gradients_of_what_is_left_are_those_of_the_masked_network() -> None:
+    model = prepared(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 9, 3), nn.ReLU(),
+                                   nn.Flatten(), nn.Linear(324, 4)))  # fmt: skip
+    with torch.no_grad():
+        for index in (0, 2):
+            model[index].weight[third(len(model[index].weight))] = 0
+            model[index].bias[third(len(model[index].weight))] = 0
+    small, plan = svd.shrink(model, image())
+    assert plan.removed == 5
+    x = torch.randn(3, 3, 8, 8).double()
+    for one in (model, small):
+        one.train()(x).square().sum().backward()
+    kept = {
+        axis: sorted(set(range(model.get_parameter(axis[0]).shape[axis[1]])) - set(cut))
+        for axis, cut in plan.cuts.items()
+    }
+    for name, parameter in model.named_parameters():
+        expected = parameter.grad
+        for dim in range(parameter.dim()):
+            if (name, dim) in kept:
+                expected = expected.index_select(dim, torch.tensor(kept[name, dim]))
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(small.get_parameter(name).grad, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    model = prepared(SMALL["residual"](), "rows")
+    for parameter in model.a.parameters():
+        parameter.requires_grad_(False)
+    small, _ = svd.shrink(model, image())
+    assert {n for n, p in small.named_parameters() if not p.requires_grad} == {"a.weight", "a.bias"}
