@@ -101,9 +101,13 @@ class VGGLike(nn.Module):
 # timm calls entry points with `pretrained` and settings of its own beside the user's: these take what they know.
 
 
-def _build(kind: type[nn.Module], arguments: dict[str, Any]) -> nn.Module:
-    for internal in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        arguments.pop(internal, None)
+def _users(arguments: dict[str, Any]) -> dict[str, Any]:
+    internal = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+    return {name: value for name, value in arguments.items() if name not in internal}
+
+
+def _build(kind: type[nn.Module], given: dict[str, Any]) -> nn.Module:
+    arguments = _users(given)
     unknown = set(arguments) - set(inspect.signature(kind).parameters)
     if unknown:
         known = ", ".join(inspect.signature(kind).parameters)
@@ -129,9 +133,7 @@ def vgg_like(pretrained: bool = False, **arguments: Any) -> nn.Module:  # noqa: 
 @register_model
 def resnet18_small(pretrained: bool = False, **arguments: Any) -> nn.Module:
     """Build timm's ResNet-18 with the stem for small images: a 3x3 convolution of stride 1 and no pooling."""
-    for internal in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        arguments.pop(internal, None)
-    model: Any = ResNet(BasicBlock, (2, 2, 2, 2), **{"num_classes": 10, **arguments})  # type: ignore[arg-type]
+    model: Any = ResNet(BasicBlock, (2, 2, 2, 2), **{"num_classes": 10, **_users(arguments)})  # type: ignore[arg-type]
     stem = model.conv1
     model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")

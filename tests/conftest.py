@@ -1,11 +1,9 @@
 """What several test files need: networks whose tests mean something, and the data where it is."""
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest
 import torch
 from torch import nn
 
@@ -26,11 +24,3 @@ def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
                     centre = 1.0 if name in ("weight", "gamma") else 0.0
                     tensor.copy_(centre + 0.3 * torch.randn(tensor.shape, generator=generator))
     return model
-
-
-@pytest.fixture
-def mnist_root() -> Path:
-    root = Path(os.environ.get("SPARSEVD_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not (root / "MNIST").is_dir():
-        pytest.skip(f"no MNIST below {root}; set SPARSEVD_DATA to a folder that holds MNIST/raw")
-    return root

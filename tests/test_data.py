@@ -1,6 +1,7 @@
 """Data: the same splits always, the right labels, vectorised augmentation as one would write it image by image."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from nni_sparsevd.data import augmented, load
 from nni_sparsevd.errors import DataError
 from nni_sparsevd.recipe import Data
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"no data in {SHARED}")
+SHARED = Path(os.environ.get("SPARSEVD_DATA", Path(__file__).parents[2] / "shared" / "data"))
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"no data in {SHARED}; set SPARSEVD_DATA")
 VALUES = {"ant": 40, "bee": 120, "cat": 200}
 
 

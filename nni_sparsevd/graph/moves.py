@@ -170,13 +170,8 @@ def split(eq: Equations, node: Node, x: Tracked, *settings: Any) -> list[Tracked
     """A piece cut by a size written in the code must keep that size, so a split pins the axis that it cuts."""
     values = node.meta["val"]
     dim = settings[-1] if op_name(node) == "unbind" and settings else settings[1] if len(settings) > 1 else 0
-    eq.pin(x.at(dim), f"{op_name(node)} of the channels at a fixed place")
-    atoms = list(x.atoms)
-    if op_name(node) == "unbind":
-        del atoms[dim]
-    else:
-        atoms[dim] = None
-    return [Tracked(tuple(value.shape), tuple(atoms)) for value in values]
+    atoms = _without(eq, node, x, dim)
+    return [Tracked(tuple(value.shape), atoms) for value in values]
 
 
 @rule(aten.select.int, aten.slice.Tensor)
@@ -184,10 +179,15 @@ def cut(eq: Equations, node: Node, x: Tracked, dim: int = 0, *settings: Any) -> 
     shape = shape_of(node)
     if shape == x.shape:
         return x
+    return Tracked(shape, _without(eq, node, x, dim))
+
+
+def _without(eq: Equations, node: Node, x: Tracked, dim: int) -> tuple[Atoms | None, ...]:
+    """Pin the axis that is cut; what is left of it is no channel axis, or no axis at all."""
     eq.pin(x.at(dim), f"{op_name(node)} of the channels at a fixed place")
     atoms = list(x.atoms)
-    if op_name(node) == "select":
+    if op_name(node) in ("unbind", "select"):
         del atoms[dim]
     else:
         atoms[dim] = None
-    return Tracked(shape, tuple(atoms))
+    return tuple(atoms)
