@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from .errors import ModelError, SettingError
-from .graph import ChannelGroup, Inputs, channel_graph
+from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
 from .masks import Masks, apply_masks_, compute_masks, validate_masks
 from .nn import VARIATIONAL, ChannelGate, convertible, is_variational, to_plain_network_, to_variational_
 from .recipe import Posterior, make
@@ -41,7 +41,7 @@ def sparsify_(
     if chosen.granularity in ("weight", "both"):
         for name in layers:
             layer = to_variational_(model.get_submodule(name), chosen)
-            layer.kl_weight = _kl_weight(name, layer, chosen)
+            layer.kl_weight = kl_weight(name, layer, chosen)
     return model
 
 
@@ -62,7 +62,8 @@ def _selected(name: str, module: nn.Module, posterior: Posterior) -> bool:
     return included and not any(_matches(pattern, name, module) for pattern in posterior.exclude)
 
 
-def _kl_weight(name: str, module: nn.Module, posterior: Posterior) -> float:
+def kl_weight(name: str, module: nn.Module, posterior: Posterior) -> float:
+    """Factor on the KL of this module: the last entry of `kl_weights` that matches it, else 1."""
     weights = [weight for pattern, weight in posterior.kl_weights.items() if _matches(pattern, name, module)]
     return weights[-1] if weights else 1.0
 
@@ -70,26 +71,33 @@ def _kl_weight(name: str, module: nn.Module, posterior: Posterior) -> float:
 def _attach_gates(model: nn.Module, posterior: Posterior, example_inputs: Inputs | None, layers: set[str]) -> None:
     if example_inputs is None:
         raise SettingError(f"granularity={posterior.granularity!r} traces the network: pass example_inputs")
-    graph = channel_graph(model, example_inputs)
-    gated = 0
-    for group in graph.groups:
-        writers = [writer for writer in group.writers if writer.module in layers]
-        whole = all(np.array_equal(graph.axes[writer.axis], group.labels) for writer in group.writers)
-        if group.pinned or not writers or len(writers) < len(group.writers) or not whole:
-            continue
-        _attach_gate(model, posterior, group)
-        gated += 1
-    if not gated:
+    groups = gateable(channel_graph(model, example_inputs), layers)
+    if not groups:
         raise ModelError(f"{type(model).__name__} has no channel group that a gate could silence")
+    for group in groups:
+        attach_gate_(model, posterior, group)
 
 
-def _attach_gate(model: nn.Module, posterior: Posterior, group: ChannelGroup) -> None:
-    like = model.get_parameter(group.writers[0].axis[0])
-    gate = ChannelGate(len(group), posterior, device=like.device, dtype=like.dtype)
-    gate.kl_weight = _kl_weight(group.name, model.get_submodule(group.name), posterior)
+def gateable(graph: ChannelGraph, layers: set[str]) -> list[ChannelGroup]:
+    """The groups that a gate can silence: free, written by these layers alone, each of which writes nothing else."""
+    found = []
+    for group in graph.groups:
+        written = [writer.module in layers for writer in group.writers]
+        whole = all(np.array_equal(graph.axes[writer.axis], group.labels) for writer in group.writers)
+        if not group.pinned and written and all(written) and whole:
+            found.append(group)
+    return found
+
+
+def attach_gate_(model: nn.Module, posterior: Posterior, group: ChannelGroup) -> ChannelGate:
+    """Put one gate behind every last writer of a group, after its normalisation; returns it."""
+    like = model.get_submodule(group.writers[0].module).weight
+    gate = ChannelGate(len(group), posterior, device=like.device, dtype=like.dtype)  # type: ignore[arg-type]
+    gate.kl_weight = kl_weight(group.name, model.get_submodule(group.name), posterior)
     gate.writers = tuple(writer.module for writer in group.writers)
     for writer in group.writers:
         gate.attach_(_site(model.get_submodule(writer.site)), writer.channel_dim)
+    return gate
 
 
 def _site(module: nn.Module) -> nn.Module:

@@ -139,7 +139,7 @@ def _group_masks(model: nn.Module, graph: ChannelGraph, chosen: Masking) -> Mask
     masks: Masks = {}
     for group in graph.groups:
         if group.name in kept and not group.pinned:
-            _silence_group(masks, model, graph, group, group.labels[~kept[group.name].cpu().numpy()])
+            silence_group_(masks, model, graph, group, group.labels[~kept[group.name].cpu().numpy()])
     return masks
 
 
@@ -175,7 +175,7 @@ def _group_score(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> 
     return variance.log() - (mean + torch.finfo(torch.float64).tiny).log()
 
 
-def _silence_group(
+def silence_group_(
     masks: Masks, model: nn.Module, graph: ChannelGraph, group: ChannelGroup, removed: np.ndarray
 ) -> None:
     """Everything that writes a removed channel, or shifts it on its way: weights, biases, norms."""

@@ -21,8 +21,8 @@ from .layers import (
     to_plain_,
     to_variational_,
 )
-from .sites import gate_sites, is_variational, output_dim, plain_copy, to_plain_network_
-from .variational import Variational
+from .sites import gate_sites, is_variational, output_dim, plain_copy, scale_channels_, to_plain_network_
+from .variational import Operation, Variational, local_reparameterisation
 
 __all__ = [
     "VARIATIONAL",
@@ -35,14 +35,17 @@ __all__ = [
     "ConvTranspose3d",
     "Embedding",
     "Linear",
+    "Operation",
     "Variational",
     "convertible",
     "gate_sites",
     "is_variational",
     "kl",
+    "local_reparameterisation",
     "named_posteriors",
     "output_dim",
     "plain_copy",
+    "scale_channels_",
     "to_plain_",
     "to_plain_network_",
     "to_variational_",

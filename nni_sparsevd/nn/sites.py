@@ -32,22 +32,26 @@ def to_plain_network_(model: nn.Module) -> nn.Module:
     """Fold every gate's mean into what it follows and make every layer ordinary, masking nothing; returns `model`."""
     for scaled, site, gate in list(gate_sites(model)):
         gate.detach_(site)
-        _fold(model.get_submodule(scaled), gate)
+        layer = model.get_submodule(scaled)
+        scale_channels_(layer, gate.mu, (layer,))
     for module in list(model.modules()):
         if isinstance(module, Variational):
             to_plain_(module)
     return model
 
 
-def _fold(layer: nn.Module, gate: ChannelGate) -> None:
-    """Scale the output channels of a layer, or scale and shift of a norm."""
+def scale_channels_(layer: nn.Module, scale: Tensor, holders: tuple[nn.Module, ...]) -> None:
+    """Scale the output channels of a layer, or scale and shift of a norm, in place; `scale` has the shape (channels,).
+
+    Weight and bias are taken from the first of `holders` that has them as parameters.
+    """
     with torch.no_grad():
-        for key in ("weight", "bias"):
-            parameter = getattr(layer, key, None)
+        for key, dim in (("weight", output_dim(layer)), ("bias", 0)):
+            parameter = next((found for holder in holders if (found := holder._parameters.get(key)) is not None), None)
             if parameter is not None:
                 shape = [1] * parameter.dim()
-                shape[output_dim(layer) if key == "weight" else 0] = -1
-                parameter.mul_(gate.mu.to(parameter).view(shape))
+                shape[dim] = -1
+                parameter.mul_(scale.to(parameter).view(shape))
 
 
 def output_dim(layer: nn.Module) -> int:

@@ -11,10 +11,43 @@ import torch
 from torch import Tensor, nn
 
 from .. import posterior as maths
-from ..recipe import Posterior
+from ..recipe import Estimator, Posterior
 
 Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(input, weight, bias) -> output: what the layer does with its weight."""
+
+
+def local_reparameterisation(
+    operation: Operation,
+    x: Tensor,
+    weight: Tensor,
+    sigma2: Tensor,
+    bias: Tensor | None,
+    estimator: Estimator,
+    *,
+    x_squared: Tensor | None = None,
+) -> Tensor:
+    """One sample of the output under weights N(weight, sigma2), of an operation that is linear in input and weight.
+
+    The output is Gaussian with mean op(x, theta) and variance op(x^2, sigma^2); the bias has no part in the variance
+    (Kingma et al. 2015; the paper, sec. 3.2).  `x_squared` where it is not x * x: the indices of an embedding.
+    """
+    mean = operation(x, weight, bias)
+    x = x.detach() if estimator == "local_detached" else x
+    device = x.device.type
+    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    if estimator != "local_bf16" and not half:
+        variance = operation(x.square() if x_squared is None else x_squared, sigma2, None)
+    else:
+        # float16 holds neither x^2 > 65504 nor small sigma^2, so its variance is computed in float32; and autocast
+        # would turn the bfloat16 of local_bf16 into its own type
+        kind = torch.bfloat16 if estimator == "local_bf16" else torch.float32
+        with torch.autocast(device, enabled=False):
+            squared = x.to(kind).square() if x_squared is None else x_squared
+            variance = operation(squared, sigma2.to(kind), None).to(torch.float32)
+    # 1e-8: the square root has no gradient at a variance of exactly 0 (an input of zeros); the clamp: fast
+    # convolutions (Winograd) may round a variance of 0 to slightly below it
+    return mean + (variance.clamp_min(0) + 1e-8).sqrt().to(mean.dtype) * torch.randn_like(mean)
 
 
 class Variational(nn.Module):
@@ -60,35 +93,17 @@ class Variational(nn.Module):
         return self.log_alpha() < self.threshold
 
     def respond(self, operation: Operation, x: Tensor, x_squared: Tensor | None = None) -> Tensor:
-        """Output of the layer whose operation on (input, weight, bias) is linear in input and weight.
-
-        local reparameterisation (Kingma et al. 2015; the paper, sec. 3.2): the output is Gaussian with mean
-        op(x, theta) and variance op(x^2, sigma^2); the bias has no part in the variance.
-        """
+        """Output of the layer whose operation on (input, weight, bias) is linear in input and weight."""
         if not self.training:
             kept = torch.where(self.mask(), self.weight, torch.zeros_like(self.weight))
             return operation(x, kept, self.bias)
-        estimator = self.settings.estimator
-        if estimator == "weight":
+        if self.settings.estimator == "weight":
             noise = torch.randn_like(self.weight) * (0.5 * self.log_sigma2).exp()
             return operation(x, self.weight + noise, self.bias)
-        mean = operation(x, self.weight, self.bias)
-        variance = self._variance(operation, x.detach() if estimator == "local_detached" else x, x_squared)
-        # 1e-8: the square root has no gradient at a variance of exactly 0 (an input of zeros); the clamp: fast
-        # convolutions (Winograd) may round a variance of 0 to slightly below it
-        return mean + (variance.clamp_min(0) + 1e-8).sqrt().to(mean.dtype) * torch.randn_like(mean)
-
-    def _variance(self, operation: Operation, x: Tensor, x_squared: Tensor | None) -> Tensor:
-        device, sigma2 = x.device.type, self.log_sigma2.exp()
-        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-        if self.settings.estimator != "local_bf16" and not half:
-            return operation(x.square() if x_squared is None else x_squared, sigma2, None)
-        # float16 holds neither x^2 > 65504 nor small sigma^2, so its variance is computed in float32; and autocast
-        # would turn the bfloat16 of local_bf16 into its own type
-        kind = torch.bfloat16 if self.settings.estimator == "local_bf16" else torch.float32
-        with torch.autocast(device, enabled=False):
-            squared = x.to(kind).square() if x_squared is None else x_squared
-            return operation(squared, sigma2.to(kind), None).to(torch.float32)
+        sigma2 = self.log_sigma2.exp()
+        return local_reparameterisation(
+            operation, x, self.weight, sigma2, self.bias, self.settings.estimator, x_squared=x_squared
+        )
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """A plain layer's state dict loads too: log_sigma2 then stays as it is."""

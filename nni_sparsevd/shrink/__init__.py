@@ -2,6 +2,7 @@
 
 from .check import CheckResult, check
 from .plan import GroupPlan, Plan, make_plan
-from .shrink import shrink
+from .shrink import shrink, shrink_masked
+from .silence import silenced
 
-__all__ = ["CheckResult", "GroupPlan", "Plan", "check", "make_plan", "shrink"]
+__all__ = ["CheckResult", "GroupPlan", "Plan", "check", "make_plan", "shrink", "shrink_masked", "silenced"]

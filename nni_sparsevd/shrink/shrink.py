@@ -9,7 +9,7 @@ from ..errors import ShrinkError
 from ..graph import Inputs
 from ..masks import Masks
 from .apply import apply_plan_
-from .check import check
+from .check import CheckResult, check
 from .plan import Plan, make_plan
 
 
@@ -23,16 +23,21 @@ def shrink(model: nn.Module, example_inputs: Inputs, masks: Masks | None = None)
     Raises `TraceError` when the network cannot be traced, `MaskError` for masks that do not fit, `ShrinkError` when
     the smaller network does not run or gives other outputs (none known: please report it).
     """
-    masked = bake_(copy.deepcopy(model), masks)
+    small, plan, _ = shrink_masked(bake_(copy.deepcopy(model), masks), example_inputs)
+    return small, plan
+
+
+def shrink_masked(masked: nn.Module, example_inputs: Inputs) -> tuple[nn.Module, Plan, CheckResult]:
+    """`shrink` for a network that is baked and masked already; also returns the comparison with it."""
     plan = make_plan(masked, example_inputs)
     small = apply_plan_(copy.deepcopy(masked), plan)
     try:
         result = check(masked, small, example_inputs, rounds=1)
     except RuntimeError as error:
         raise ShrinkError(
-            f"the shrunk {type(model).__name__} does not run: {error}; a size written in its forward? "
+            f"the shrunk {type(masked).__name__} does not run: {error}; a size written in its forward? "
             f"The plan was:\n{plan}"
         ) from error
     if not result.ok:
-        raise ShrinkError(f"the shrunk {type(model).__name__} gives other outputs, {result}; the plan was:\n{plan}")
-    return small, plan
+        raise ShrinkError(f"the shrunk {type(masked).__name__} gives other outputs, {result}; the plan was:\n{plan}")
+    return small, plan, result

@@ -1,0 +1,1 @@
+"""Bindings to other pruning toolkits: the only rooms that import one."""

@@ -1,0 +1,16 @@
+"""Sparse VD for NNI 3.0, which this import also makes work on today's PyTorch: `enable()`, undone by `disable()`."""
+
+import nni.compression.pruning
+
+from .compatibility import disable, enable
+from .exact import ExactSpeedup, save_masks
+from .graph import trace
+from .posteriors import register_apply_methods
+from .pruner import SparseVDPruner
+from .settings import SparseVD
+
+__all__ = ["ExactSpeedup", "SparseVD", "SparseVDPruner", "disable", "enable", "save_masks", "trace"]
+
+enable()
+register_apply_methods()
+nni.compression.pruning.SparseVDPruner = SparseVDPruner  # found where NNI's own pruners are found

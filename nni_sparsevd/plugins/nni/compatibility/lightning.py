@@ -1,0 +1,46 @@
+"""Repairs of NNI's `LightningEvaluator`.  Not needed where NNI finds no Lightning."""
+
+from collections.abc import Callable
+from typing import Any
+
+from nni.compression.utils import evaluator
+
+from .repairs import Patch, repair
+
+
+def _fit_loop() -> Any:
+    return evaluator.pl.loops._FitLoop
+
+
+@repair(
+    since="pytorch-lightning 2.0",
+    needed=lambda: evaluator.LIGHTNING_INSTALLED and _fit_loop().max_steps.fset is None,
+)
+def lightning_max_steps(patch: Patch) -> None:
+    """NNI sets `trainer.fit_loop.max_steps` to train for a number of steps; Lightning took its setter away.
+
+    It returns as it was, and hands the number on to the loop over batches.
+    """
+
+    def set_max_steps(loop: Any, steps: int) -> None:
+        loop.epoch_loop.max_steps = steps
+
+    patch.set(_fit_loop(), "max_steps", _fit_loop().max_steps.setter(set_max_steps))
+
+
+@repair(since="nni 3.0", needed=lambda: bool(evaluator.LIGHTNING_INSTALLED))
+def lightning_training_step(patch: Patch) -> None:
+    """Lightning passes `batch_idx` to a `training_step` whose signature has room for it.
+
+    NNI's patched step takes anything, so a module's own `training_step(self, batch)` gets an argument too many.  The
+    patched step now shows the signature of the module's.
+    """
+    patch_loss = evaluator.LightningEvaluator.patch_loss
+
+    def patch_loss_keeping_signature(self: Any, change: Callable[[Any, Any], Any]) -> None:
+        step = self.model.training_step
+        patch_loss(self, change)
+        # Lightning looks through one wrapper only, and a loss can be patched twice
+        self.model.training_step.__func__.__wrapped__ = getattr(step, "__wrapped__", step)
+
+    patch.set(evaluator.LightningEvaluator, "patch_loss", patch_loss_keeping_signature)

@@ -1,0 +1,136 @@
+"""Sparse VD's part in a training that the user's evaluator runs: KL in the loss, steps of the variances, masks."""
+
+import logging
+from collections.abc import Callable, Sized
+from typing import Any
+
+import torch
+from nni.compression.utils.evaluator import Evaluator, LightningEvaluator, TransformersEvaluator
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ...errors import SettingError
+from .settings import SparseVD
+
+_logger = logging.getLogger(__name__)
+
+
+class Learning:
+    """Joins one training.
+
+    The weights stay with the user's optimizer.  The variances and gates have an Adam of their own, as the scores of
+    NNI's Movement and Slim pruners have: SGD, weight decay or a schedule made for weights would not move them, or would
+    move them where they should not go.  It steps after the user's optimizer, since in Lightning the gradients come to
+    be inside that step.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        settings: SparseVD,
+        kl: Callable[[], Tensor],
+        rated: list[tuple[list[nn.Parameter], float]],
+        schedule: tuple[int, int],
+        epochs: int | None,
+        renew_masks: Callable[[bool], None],
+    ) -> None:
+        """`rated` are the parameters to learn, with multiples of the learning rate.
+
+        `schedule` is (interval, times): `renew_masks` is called every `interval` steps, with True at the last time.  An
+        interval below 1 means one mask at the end of `epochs`.
+        """
+        self._interval, self._times = schedule
+        if self._interval < 1 and epochs is None:
+            raise SettingError("SparseVDPruner: how long? give training_steps=, compress(max_steps=...), or a schedule")
+        self._settings, self._kl, self._renew_masks = settings, kl, renew_masks
+        self._evaluator, self._epochs, self._step = evaluator, epochs, 0
+        self._n_train: int | None = None
+        self._estimated = self._interval < 1
+        groups = [{"params": parameters, "scale": scale} for parameters, scale in rated if parameters]
+        self._optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
+        evaluator.patch_loss(self._objective)
+        evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
+
+    @property
+    def _span(self) -> int:
+        """Steps until the last masks."""
+        return self._interval * self._times
+
+    def _objective(self, loss: Tensor, batch: Any) -> Tensor:
+        """Loss + weight * KL / N.  At weight 0 too: DDP waits for a gradient of every parameter that it knows."""
+        if not loss.requires_grad:  # Transformers asks in evaluation, too
+            return loss
+        if self._n_train is None:
+            self._n_train = self._count_samples(_batch_size(batch))
+        weight = self._settings.kl_coefficient * self._ramp() / self._n_train
+        return loss + weight * self._kl().to(loss)
+
+    def _count_samples(self, batch_size: int) -> int:
+        """N; also the steps of the epochs, where only these are known."""
+        known = self._settings.n_train or _known_size(self._evaluator)
+        if self._epochs is not None and self._estimated:
+            if known is None:
+                raise SettingError(
+                    "SparseVDPruner: how many steps has an epoch? pass SparseVD(n_train=...), or give training_steps="
+                )
+            self._interval = max(1, self._epochs * (known // batch_size))
+        if known is None:
+            _logger.warning(
+                "SparseVDPruner: the size of the training set is not known, so N = %d, the samples that this training "
+                "will see. If it sees them more than once, the KL weighs too little: pass SparseVD(n_train=...).",
+                self._span * batch_size,
+            )
+        return known or self._span * batch_size
+
+    def _ramp(self) -> float:
+        """0 at the start, 1 from the end of the warm-up to the last masks, 0 after them."""
+        progress = self._step / self._span
+        if progress >= 1:
+            return 0.0
+        return min(1.0, progress / self._settings.warmup) if self._settings.warmup else 1.0
+
+    def _after_step(self) -> None:
+        if self._step >= self._span:
+            return
+        self._learn()
+        self._step += 1
+        if self._step % self._interval == 0:
+            self._renew_masks(self._step == self._span)
+
+    def warn_if_cut_short(self) -> None:
+        """A trainer's own limit may end the training before the steps that were asked for; no host says so."""
+        if self._step < self._span and not self._estimated:
+            _logger.warning(
+                "SparseVDPruner: the training ended after %d of %d steps, so the masks are made from a posterior that "
+                "has not settled; check the limits of the trainer itself.",
+                self._step,
+                self._span,
+            )
+
+    def _learn(self) -> None:
+        """One step of the variances; none on a gradient that overflowed, which a loss scaler may leave behind."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.learning_rate * group["scale"] * (1 - self._step / self._span)
+        gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if gradients and bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all()):
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+def _known_size(evaluator: Evaluator) -> int | None:
+    """Samples in the training set, where the evaluator holds it and it has a length; asked during training."""
+    data: Any = None
+    if isinstance(evaluator, LightningEvaluator):
+        data = evaluator.model.trainer.train_dataloader.dataset
+    if isinstance(evaluator, TransformersEvaluator):
+        data = evaluator.trainer.train_dataset
+    return len(data) if isinstance(data, Sized) else None
+
+
+def _batch_size(batch: Any) -> int:
+    """Samples of a batch, over all ranks."""
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
+    if not tensors:
+        raise SettingError("SparseVDPruner: found no tensor in a batch to count samples by; pass SparseVD(n_train=...)")
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return len(tensors[0]) * ranks
