@@ -35,3 +35,7 @@ class TrainingError(SparseVDError):
 
 class FileFormatError(SparseVDError):
     """A file is truncated, altered, of another format, or of a format that this package refuses to read."""
+
+
+class SparseVDWarning(UserWarning):
+    """Something was done that is probably not what was meant."""

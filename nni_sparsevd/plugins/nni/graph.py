@@ -176,7 +176,10 @@ def trace(model: nn.Module, dummy_input: Any) -> GraphModule:
     try:
         tracer = _Tracer(*tree_map_only(Tensor, Tensor.clone, (positional, named)))  # forward may write to them
         with torch.no_grad(), _Record(tracer):
-            result = GraphModule(model, tracer.trace(model))
+            graph = tracer.trace(model)
+        for node in graph.nodes:
+            node.meta.pop("is_wrapped", None)  # or the code made of the graph wraps the function for good
+        result = GraphModule(model, graph)
     except Exception as error:  # whatever a user's forward raises
         raise TraceError(f"{type(model).__name__} could not be traced: {_place(error)}: {error}") from error
     finally:

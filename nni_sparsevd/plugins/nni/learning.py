@@ -1,6 +1,6 @@
 """Sparse VD's part in a training that the user's evaluator runs: KL in the loss, steps of the variances, masks."""
 
-import logging
+import warnings
 from collections.abc import Callable, Sized
 from typing import Any
 
@@ -9,10 +9,8 @@ from nni.compression.utils.evaluator import Evaluator, LightningEvaluator, Trans
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...errors import SettingError
+from ...errors import SettingError, SparseVDWarning
 from .settings import SparseVD
-
-_logger = logging.getLogger(__name__)
 
 
 class Learning:
@@ -75,10 +73,12 @@ class Learning:
                 )
             self._interval = max(1, self._epochs * (known // batch_size))
         if known is None:
-            _logger.warning(
-                "SparseVDPruner: the size of the training set is not known, so N = %d, the samples that this training "
-                "will see. If it sees them more than once, the KL weighs too little: pass SparseVD(n_train=...).",
-                self._span * batch_size,
+            warnings.warn(
+                f"SparseVDPruner: the size of the training set is not known, so N = {self._span * batch_size}, the "
+                "samples that this training will see. If it sees them more than once, the KL weighs too little: pass "
+                "SparseVD(n_train=...)",
+                SparseVDWarning,
+                stacklevel=2,
             )
         return known or self._span * batch_size
 
@@ -100,11 +100,11 @@ class Learning:
     def warn_if_cut_short(self) -> None:
         """A trainer's own limit may end the training before the steps that were asked for; no host says so."""
         if self._step < self._span and not self._estimated:
-            _logger.warning(
-                "SparseVDPruner: the training ended after %d of %d steps, so the masks are made from a posterior that "
-                "has not settled; check the limits of the trainer itself.",
-                self._step,
-                self._span,
+            warnings.warn(
+                f"SparseVDPruner: the training ended after {self._step} of {self._span} steps, so the masks come from "
+                "a posterior that has not settled; check the limits of the trainer itself",
+                SparseVDWarning,
+                stacklevel=2,
             )
 
     def _learn(self) -> None:

@@ -1,7 +1,7 @@
 """Sparse variational dropout as a pruner of NNI: its config_list, evaluators, schedules and chains."""
 
-import logging
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...convert import kl_weight
-from ...errors import SettingError, TrainingError
+from ...errors import SettingError, SparseVDWarning, TrainingError
 from .config import check_config
 from .gates import Gates, Places, find_places
 from .learning import Learning
@@ -25,7 +25,6 @@ from .targets import Spaces, active, in_model_order, settle_
 
 Values = dict[str, dict[str, Tensor]]
 """{module name: {target name: tensor}}: how NNI hands data, metrics and masks around."""
-_logger = logging.getLogger(__name__)
 
 
 class SparseVDPruner(Pruner):  # type: ignore[misc]
@@ -157,9 +156,11 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
             self._fusion_compress(steps, max_epochs)
             return
         if not self._has_learnt():
-            _logger.warning(
-                "SparseVDPruner: no evaluator, and the posterior has not been trained: what follows is pruning by "
-                "magnitude. Pass an evaluator, or train the wrapped model with loss + pruner.kl() / n_train first."
+            warnings.warn(
+                "SparseVDPruner: no evaluator, and the posterior has not been trained: this is pruning by magnitude. "
+                "Pass an evaluator, or train the wrapped model on loss + pruner.kl() / n_train first",
+                SparseVDWarning,
+                stacklevel=2,
             )
         self._decide()
         self._clear()
@@ -219,10 +220,11 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
                if space.sparse_threshold is not None]  # fmt: skip
         single = [name for name, mask in cut if mask.numel() > 1 and mask.sum() <= 1]
         if single:
-            _logger.warning(
-                "SparseVDPruner: all but one block of %s drowned in noise. If that is not what the data say: start "
-                "from a trained network, warm up for longer (settings.warmup), or lower settings.kl_coefficient.",
-                ", ".join(single),
+            warnings.warn(
+                f"SparseVDPruner: all but one block of {', '.join(single)} drowned in noise. If that is not what the "
+                "data say: start from a trained network, warm up for longer (settings.warmup), or lower kl_coefficient",
+                SparseVDWarning,
+                stacklevel=2,
             )
 
     # Targets.

@@ -1,9 +1,10 @@
 """Repairs of `ModelSpeedup`: its tracer, its table of layers, and what it forgets."""
 
+import contextlib
 import copy
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,9 +23,8 @@ def _not_imported() -> bool:
 
 @repair(since="torch 2.2", needed=_not_imported)
 def pytree_registration(patch: Patch) -> None:
-    """NNI registers fx's immutable containers as pytree nodes, as PyTorch does by now: PyTorch warns, and says that it
-    will be an error, and its own registration, which `torch.export` needs, is lost.  So NNI is imported while what is
-    registered already is skipped.
+    """NNI registers fx's immutable containers as pytree nodes, as PyTorch does by now: PyTorch warns, means to make it an
+    error, and loses its own registration.  So NNI is imported here, while what is registered already is skipped.
     """
     register = _pytree._register_pytree_node
 
@@ -137,18 +137,43 @@ def flags(patch: Patch) -> None:
 
     @functools.wraps(run)
     def keep(self: Any) -> nn.Module:
-        model = self.bound_model
-        training = {name: module.training for name, module in model.named_modules()}
-        trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-        try:
+        with _flags_kept(self.bound_model):
             return run(self)  # type: ignore[no-any-return]
-        finally:
-            for name, module in model.named_modules():
-                module.training = training.get(name, module.training)
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(trainable.get(name, parameter.requires_grad))
 
     patch.set(ModelSpeedup, "speedup_model", keep)
+
+
+@contextlib.contextmanager
+def _flags_kept(model: nn.Module) -> Iterator[None]:
+    training = {name: module.training for name, module in model.named_modules()}
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        yield
+    finally:
+        for name, module in model.named_modules():
+            module.training = training.get(name, module.training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable.get(name, parameter.requires_grad))
+
+
+@repair(since="NNI 3.0")
+def dependency_inputs(patch: Patch) -> None:
+    """`auto_set_denpendency_group_ids` gives a dictionary of inputs, which its documentation allows, to the network as
+    one argument, and sets the training flag of every layer to the network's.  The inputs become keywords; flags stay.
+    """
+    from nni.common.graph_utils import TorchGraph
+
+    run = TorchGraph._trace
+
+    @functools.wraps(run)
+    def with_keywords(self: Any, model: nn.Module, dummy_input: Any) -> None:
+        with _flags_kept(model):
+            if not isinstance(dummy_input, dict):
+                return run(self, model, dummy_input)
+            self.trace = torch.jit.trace(model.eval(), example_kwarg_inputs=dummy_input, strict=False)
+            torch._C._jit_pass_inline(self.trace.graph)
+
+    patch.set(TorchGraph, "_trace", with_keywords)
 
 
 @repair(since="torch 2.6")
@@ -159,10 +184,11 @@ def mask_files(patch: Patch) -> None:
     from nni.compression.speedup import ModelSpeedup
 
     start = ModelSpeedup.__init__
+    allowed: list[Any] = [(_plain, "collections.defaultdict"), (_plain, "builtins.dict")]
 
     @functools.wraps(start)
     def allow(self: Any, *args: Any, **kwargs: Any) -> None:
-        with torch.serialization.safe_globals([(_plain, "collections.defaultdict"), dict]):
+        with torch.serialization.safe_globals(allowed):
             start(self, *args, **kwargs)
 
     patch.set(ModelSpeedup, "__init__", allow)

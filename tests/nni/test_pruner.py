@@ -1,0 +1,397 @@
+"""What `SparseVDPruner` decides, learns and leaves behind."""
+
+import copy
+import math
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from evaluators import BATCH, SAMPLES, lightning_evaluator, torch_evaluator, transformers_evaluator
+from nni.compression import pruning
+from torch import nn
+
+import nni_sparsevd as svd
+from nni_sparsevd.errors import SparseVDWarning
+from nni_sparsevd.plugins.nni import SparseVD, SparseVDPruner
+from nni_sparsevd.plugins.nni.learning import Learning
+
+CONVOLUTIONS = {"op_types": ["Conv2d"]}
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4),
+    )  # fmt: skip
+
+
+def settings(**posterior):
+    return SparseVD(n_train=SAMPLES, learning_rate=0.1, gate_rate=1.0, posterior=posterior)
+
+
+def with_posterior(entry, model=None, **posterior):
+    """A pruner whose log sigma^2 are drawn at random instead of learnt."""
+    model = model or network()
+    pruner = SparseVDPruner(model, [entry] if isinstance(entry, dict) else entry, settings=settings(**posterior))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("log_sigma2"):
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-9, 0, generator=generator))
+    return pruner
+
+
+def weight_of(pruner, name="0"):
+    return pruner._module_wrappers[name].weight.detach().double()
+
+
+def log_sigma2_of(pruner, name="0"):
+    return pruner._module_wrappers[name].weight_log_sigma2.detach().double()
+
+
+# The decision, from a posterior that is given.
+
+
+def test_it_decides_by_log_alpha_3_without_ratio_and_threshold():
+    pruner = with_posterior(CONVOLUTIONS)
+    expected = log_sigma2_of(pruner) - weight_of(pruner).square().log() < 3
+    torch.testing.assert_close(
+        pruner.log_alpha()["0"]["weight"], log_sigma2_of(pruner) - weight_of(pruner).square().log()
+    )
+    _, masks = pruner.compress()
+    assert torch.equal(masks["0"]["weight"].bool(), expected)
+    assert 0.05 < expected.double().mean() < 0.95
+    assert torch.equal(masks["0"]["bias"], torch.ones(8))  # a row without weights still adds its bias
+
+
+def test_another_threshold():
+    pruner = with_posterior(CONVOLUTIONS, threshold=1.0)
+    expected = pruner.log_alpha()["0"]["weight"] < 1
+    assert torch.equal(pruner.compress()[1]["0"]["weight"].bool(), expected)
+
+
+def test_the_metric_is_the_signals_share_of_the_power():
+    pruner = with_posterior(CONVOLUTIONS)
+    metric = pruner._calculate_metrics(pruner._collect_data())["3"]["weight"]
+    signal, noise = weight_of(pruner, "3").square(), log_sigma2_of(pruner, "3").exp()
+    torch.testing.assert_close(metric, signal / (signal + noise))
+
+
+@pytest.mark.parametrize(
+    ("granularity", "dims", "shape"),
+    [
+        ("out_channel", (1, 2, 3), (8, 1, 1, 1)),
+        ("in_channel", (0, 2, 3), (1, 8, 1, 1)),
+        ([1, 3, 3], (2, 3), (8, 8, 1, 1)),
+    ],
+)
+def test_blocks_are_ranked_by_their_summed_signal_and_noise(granularity, dims, shape):
+    pruner = with_posterior({"op_names": ["3"], "granularity": granularity, "sparse_ratio": 0.5})
+    signal = weight_of(pruner, "3").square().sum(dims, keepdim=True)
+    noise = log_sigma2_of(pruner, "3").exp().sum(dims, keepdim=True)
+    found = pruner.log_alpha()["3"]["weight"]
+    assert found.shape == shape
+    torch.testing.assert_close(found, (noise / signal).log())
+    kept = (pruner.compress()[1]["3"]["weight"] != 0).double().mean(dims, keepdim=True)
+    assert set(kept.unique().tolist()) == {0.0, 1.0} and kept.mean() == 0.5
+    assert found[kept == 1].max() < found[kept == 0].min()
+
+
+@pytest.mark.parametrize(
+    ("keys", "sparsity"),
+    [
+        ({"sparse_ratio": 0.75}, 0.75),
+        ({"sparse_ratio": 0.75, "max_sparse_ratio": 0.5}, 0.5),
+        ({"sparse_ratio": 0.25, "min_sparse_ratio": 0.5}, 0.5),
+        ({"sparse_ratio": 0.0}, 0.0),
+        ({"max_sparse_ratio": 0.125}, 0.125),
+        ({"min_sparse_ratio": 0.875}, 0.875),
+        ({"sparse_threshold": 0.0}, 0.0),
+        ({"sparse_threshold": 1.0, "max_sparse_ratio": 0.5}, 0.5),
+        ({"target_settings": {"weight": {"sparse_ratio": 0.5}}}, 0.5),
+        ({"target_names": ["weight"], "sparse_ratio": 0.5}, 0.5),
+        ({"sparse_ratio": 0.5, "apply_method": "bypass"}, 0.5),
+    ],
+)
+def test_keys_of_sparsity(keys, sparsity):
+    _, masks = with_posterior({"op_names": ["3"], **keys}).compress()
+    assert 1 - masks["3"]["weight"].mean().item() == pytest.approx(sparsity, abs=1 / 576)
+
+
+def test_a_threshold_in_nnis_terms_is_one_on_log_alpha():
+    pruner = with_posterior({**CONVOLUTIONS, "sparse_threshold": 0.25})
+    expected = pruner.log_alpha()["0"]["weight"] <= math.log(3)  # 1 / (1 + alpha) >= 1/4
+    assert torch.equal(pruner.compress()[1]["0"]["weight"].bool(), expected)
+
+
+def test_a_global_group_shares_its_ratio():
+    pruner = with_posterior({**CONVOLUTIONS, "sparse_ratio": 0.5, "global_group_id": "all"})
+    relevance = torch.cat([value["weight"].flatten() for value in pruner.log_alpha().values()])
+    _, masks = pruner.compress()
+    kept = torch.cat([masks[name]["weight"].flatten() for name in pruner.log_alpha()]).bool()
+    assert kept.double().mean() == pytest.approx(0.5, abs=0.01)
+    assert relevance[kept].max() <= relevance[~kept].min()
+    assert masks["0"]["weight"].mean() != masks["3"]["weight"].mean()
+
+
+@pytest.mark.parametrize("keys", [{"sparse_ratio": 0.5}, {}])
+def test_a_dependency_group_decides_as_one(keys):
+    entries = [{"op_names": ["0"], "dependency_group_id": "g", **keys}, {"op_names": ["3"], "dependency_group_id": "g"}]
+    pruner = with_posterior(entries, threshold=2.6)
+    signal = sum(weight_of(pruner, name).square().sum((1, 2, 3)) for name in "03")
+    noise = sum(log_sigma2_of(pruner, name).exp().sum((1, 2, 3)) for name in "03")
+    expected = (noise / signal).log()
+    for name in "03":
+        torch.testing.assert_close(pruner.log_alpha()[name]["weight"].flatten(), expected)
+    _, masks = pruner.compress()
+    kept = masks["0"]["weight"][:, 0, 0, 0].bool()
+    assert torch.equal(kept, masks["3"]["weight"][:, 0, 0, 0].bool())
+    assert torch.equal(kept, masks["0"]["bias"].bool())  # removed channels take their bias along
+    assert torch.equal(kept, expected < (expected.sort().values[4] if keys else 2.6))
+
+
+def test_internal_blocks_of_a_dependency_group_lose_alike():
+    entry = {**CONVOLUTIONS, "dependency_group_id": 1, "internal_metric_block": 2, "sparse_ratio": 0.5}
+    _, masks = with_posterior(entry).compress()
+    kept = masks["0"]["weight"][:, 0, 0, 0]
+    assert kept.view(2, 4).sum(1).tolist() == [2, 2]
+
+
+def test_align_takes_another_mask_over():
+    align = {"module_name": "0", "target_name": "weight", "dims": [0]}
+    entries = [
+        {"op_names": ["0"], "granularity": "out_channel", "sparse_ratio": 0.5},
+        {"op_names": ["1"], "target_settings": {"weight": {"align": align}, "bias": {"align": align}}},
+    ]
+    _, masks = with_posterior(entries).compress()
+    assert torch.equal(masks["1"]["weight"], masks["0"]["weight"][:, 0, 0, 0])
+    assert torch.equal(masks["1"]["bias"], masks["0"]["bias"])
+
+
+def test_norms_embeddings_and_transposed_convolutions_have_posteriors_too():
+    model = nn.ModuleDict({"norm": nn.BatchNorm1d(8), "embedding": nn.Embedding(10, 8, padding_idx=0),
+                           "up": nn.ConvTranspose2d(4, 4, 2), "one": nn.Conv1d(4, 4, 3)})  # fmt: skip
+    names = ["BatchNorm1d", "Embedding", "ConvTranspose2d", "Conv1d"]
+    _, masks = with_posterior({"op_types": names, "sparse_ratio": 0.5}, model).compress()
+    assert {name: 1 - targets["weight"].mean().item() for name, targets in masks.items()} == dict.fromkeys(model, 0.5)
+
+
+def test_a_layer_never_loses_everything_and_is_named():
+    model = network()
+    pruner = SparseVDPruner(model, [CONVOLUTIONS])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("log_sigma2"):
+                parameter.fill_(20.0)
+    with pytest.warns(SparseVDWarning, match="all but one block of 0, 3 drowned"):
+        _, masks = pruner.compress()
+    assert masks["0"]["weight"].sum() == masks["3"]["weight"].sum() == 1
+    best = pruner.log_alpha()["3"]["weight"]
+    assert best[masks["3"]["weight"].bool()] == best.min()
+
+
+def test_the_order_does_not_follow_the_hash_seed():
+    code = (
+        "import torch; from torch import nn; from nni_sparsevd.plugins.nni import SparseVDPruner\n"
+        "model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(12)])\n"
+        "pruner = SparseVDPruner(model, [{'op_types': ['Linear']}])\n"
+        "print([list(pruner._target_spaces), list(pruner.get_masks()), [n for n, _ in model.named_parameters()]])"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PATH": ""},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()[-1]
+        for seed in "12"
+    }
+    assert len(runs) == 1
+
+
+# Noise while it learns.
+
+
+@pytest.mark.parametrize("estimator", ["local", "local_bf16", "local_detached", "weight"])
+@pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(6, 5, 2, groups=1), nn.ConvTranspose1d(6, 5, 2)])
+def test_outputs_vary_by_the_posterior_of_what_is_kept(estimator, layer):
+    torch.manual_seed(0)
+    layer, plain = copy.deepcopy(layer), copy.deepcopy(layer)
+    kind, shape = type(layer).__name__, {2: (6,), 3: (6, 4), 4: (6, 4, 4)}[layer.weight.dim()]
+    pruner = with_posterior({"op_types": [kind], "sparse_ratio": 0.5}, nn.Sequential(layer), estimator=estimator)
+    pruner.update_masks(pruner.generate_masks())
+    wrapper = layer._nni_wrapper
+    x = torch.randn(1, *shape)
+    with torch.no_grad():
+        samples = torch.stack([layer(x) for _ in range(4000)]).double()
+    bias = wrapper.bias.detach()
+    kept = {"weight": (wrapper.weight * wrapper.weight_mask).detach(), "bias": bias}
+    noise = {"weight": (wrapper.weight_log_sigma2.exp() * wrapper.weight_mask).detach(), "bias": torch.zeros_like(bias)}
+    mean = torch.func.functional_call(plain, kept, (x,)).detach().double()
+    variance = torch.func.functional_call(plain, noise, (x.square(),)).detach().double()
+    assert (samples.mean(0) - mean).abs().max() < 0.15 * variance.sqrt().max()
+    assert ((samples.var(0) - variance).abs() < 0.15 * variance + 1e-6).all()
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+    torch.testing.assert_close(layer(x).double(), mean)
+
+
+def test_noise_on_an_embedding_leaves_its_padding_alone():
+    for estimator in ("local", "weight"):
+        model = nn.Sequential(nn.Embedding(10, 8, padding_idx=0))
+        with_posterior({"op_types": ["Embedding"]}, model, estimator=estimator)
+        tokens = torch.tensor([[0, 3]])
+        first, second = model(tokens), model(tokens)
+        assert torch.allclose(first[0, 0], torch.zeros(8), atol=2e-4)
+        assert not torch.equal(first[0, 1], second[0, 1])
+        assert not hasattr(model[0], "bias")
+
+
+# Learning, with NNI's evaluators.
+
+
+def test_the_objective_is_loss_plus_kl_over_n_after_a_warm_up():
+    model, evaluator = torch_evaluator(network())
+    losses = []
+    original = evaluator._ori_training_step
+
+    def noted(batch, model):
+        loss = original(batch, model)
+        losses.append(loss.item())
+        return loss
+
+    evaluator._ori_training_step = evaluator._training_step = noted
+    objectives, divergences = [], []
+    train = evaluator.training_func
+
+    def watched(model, optimizer, training_step, *rest):
+        def step(batch, model):
+            divergences.append(pruner.kl().item())
+            loss = training_step(batch, model)
+            objectives.append(loss.item())
+            return loss
+
+        train(model, optimizer, step, *rest)
+
+    evaluator.training_func = watched
+    pruner = SparseVDPruner(model, [CONVOLUTIONS], evaluator, 10, settings=SparseVD(n_train=SAMPLES, warmup=0.5))
+    pruner.compress(12)
+    added = torch.tensor(objectives) - torch.tensor(losses)
+    ramp = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 0, 0])  # the last two come after the decision
+    torch.testing.assert_close(added, ramp * torch.tensor(divergences) / SAMPLES, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("maker", [torch_evaluator, lightning_evaluator, transformers_evaluator])
+@pytest.mark.parametrize("granularity", ["weight", "gate", "both"])
+def test_it_learns_with_each_evaluator_and_leaves_an_ordinary_network(maker, granularity):
+    model, evaluator = maker(network())
+    before = {name: type(module) for name, module in model.named_modules()}
+    keys = list(model.state_dict())
+    pruner = SparseVDPruner(model, [CONVOLUTIONS], evaluator, 40, settings=settings(granularity=granularity))
+    assert len(list(model.state_dict())) > len(keys)
+    learnt, masks = pruner.compress()
+    assert learnt is model
+    moved = torch.cat([value.flatten() for targets in pruner.log_alpha().values() for value in targets.values()])
+    assert moved.isfinite().all() and moved.std() > 0
+    assert any(0 < mask["weight"].mean() < 1 for mask in masks.values()) or granularity == "gate"
+    assert pruner.compress()[1].keys() == masks.keys()  # asking again changes nothing
+    images = torch.randn(5, 1, 8, 8)
+    inner = getattr(model, "network", model)
+    inner.eval()
+    wrapped = inner(images)
+    pruner.unwrap_model()
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert sorted(model.state_dict()) == sorted(keys)
+    svd.bake_(model, {n: {t: m for t, m in targets.items() if m is not None} for n, targets in masks.items()})
+    torch.testing.assert_close(inner(images), wrapped)
+    inner.train()
+    assert torch.equal(inner(images), inner(images))  # no noise is left
+
+
+def test_variances_move_under_any_optimizer_and_the_weights_stay_with_it():
+    model, evaluator = torch_evaluator(network())
+    pruner = SparseVDPruner(model, [CONVOLUTIONS], evaluator, 10, settings=settings())
+    evaluator._optimizer_helpers[0].kwargs["lr"] = 0.0
+    weight, start = weight_of(pruner).clone(), log_sigma2_of(pruner).clone()
+    pruner.compress()
+    assert torch.equal(weight_of(pruner), weight)
+    assert (pruner.log_alpha()["0"]["weight"] + weight.square().log() - start).abs().min() > 0
+
+
+def test_gates_silence_what_they_remove_and_speedup_is_exact():
+    from nni.compression.speedup import ModelSpeedup
+
+    model, evaluator = torch_evaluator(network())
+    entry = {**CONVOLUTIONS, "sparse_ratio": 0.5}
+    pruner = SparseVDPruner(model, [entry], evaluator, 20, settings=settings(granularity="gate"))
+    _, masks = pruner.compress()
+    pruner.unwrap_model()
+    dead = masks["0"]["weight"][:, 0, 0, 0] == 0
+    assert dead.sum() == 4
+    assert not model[1].weight[dead].any() and not model[1].bias[dead].any()
+    model.eval()
+    x = torch.randn(4, 1, 8, 8)
+    before = model(x)
+    small = ModelSpeedup(model, x, masks).speedup_model()
+    assert small[0].out_channels == 4
+    torch.testing.assert_close(small.eval()(x), before)
+
+
+def test_without_an_evaluator_one_trains_the_wrapped_model_oneself():
+    model = network()
+    pruner = SparseVDPruner(model, [CONVOLUTIONS])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    x, y = torch.randn(32, 1, 8, 8), torch.randint(4, (32,))
+    for _ in range(10):
+        optimizer.zero_grad()
+        (F.cross_entropy(model(x), y) + pruner.kl() / 32).backward()
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SparseVDWarning)
+        pruner.compress()
+
+
+def test_untrained_it_ranks_by_magnitude_and_says_so():
+    model = network()
+    with pytest.warns(SparseVDWarning, match="pruning by magnitude"):
+        _, masks = SparseVDPruner(model, [{**CONVOLUTIONS, "sparse_ratio": 0.5}]).compress()
+    level = pruning.LevelPruner(network(), [{**CONVOLUTIONS, "sparse_ratio": 0.5}])
+    for name, targets in level.compress()[1].items():
+        assert torch.equal(targets["weight"], masks[name]["weight"])
+
+
+@pytest.mark.parametrize(
+    ("maker", "known"),
+    [(torch_evaluator, 20 * BATCH), (lightning_evaluator, SAMPLES), (transformers_evaluator, SAMPLES)],
+)
+def test_the_size_of_the_training_set(maker, known, monkeypatch):
+    counted = []
+    count = Learning._count_samples
+    monkeypatch.setattr(Learning, "_count_samples", lambda *a: counted.append(count(*a)) or counted[-1])
+    model, evaluator = maker(network())
+    SparseVDPruner(model, [CONVOLUTIONS], evaluator, 20).compress()
+    assert counted == [known]
+
+
+def test_training_by_epochs():
+    model, evaluator = lightning_evaluator(network())
+    SparseVDPruner(model, [CONVOLUTIONS], evaluator).compress(max_epochs=3)
+    model, evaluator = torch_evaluator(network())
+    with pytest.raises(svd.SparseVDError, match="how many steps has an epoch"):
+        SparseVDPruner(model, [CONVOLUTIONS], evaluator).compress(max_epochs=3)
+    model, evaluator = torch_evaluator(network())
+    with pytest.raises(svd.SparseVDError, match="how long"):
+        SparseVDPruner(model, [CONVOLUTIONS], evaluator).compress()
+
+
+def test_a_training_cut_short_is_named():
+    model, evaluator = lightning_evaluator(network())
+    evaluator.trainer.trace_kwargs["max_epochs"] = 1
+    with pytest.warns(SparseVDWarning, match="after 4 of 40 steps"):
+        SparseVDPruner(model, [CONVOLUTIONS], evaluator, 40).compress()
