@@ -1,0 +1,58 @@
+"""Scripts that NNI's users have, with one line changed."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from nni_sparsevd.errors import SparseVDWarning
+from nni_sparsevd.plugins.nni import SparseVDPruner
+
+SCRIPTS = Path(__file__).parent / "scripts"
+
+
+def run(name, **replaced):
+    """Run a script with whole lines replaced; returns what it defines."""
+    text = (SCRIPTS / name).read_text()
+    for before, after in replaced.values():
+        assert text.count(f"\n{before}\n") == 1
+        text = text.replace(f"\n{before}\n", f"\n{after}\n")
+    defined: dict[str, object] = {"__name__": "__main__"}
+    exec(compile(text, name, "exec"), defined)
+    return defined
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "pruner"), [("l1norm.py", "L1NormPruner"), ("taylor.py", "TaylorPruner")])
+def test_one_changed_line(name, pruner, capsys):
+    line = f"from nni.compression.pruning import {pruner}"
+    before = run(name)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", SparseVDWarning)
+        after = run(name, only=(line, f"from nni_sparsevd.plugins.nni import SparseVDPruner as {pruner}"))
+    assert type(before["pruner"]).__name__ == pruner and type(after["pruner"]) is SparseVDPruner
+    assert parameters(before["model"]) == parameters(after["model"])  # the same ratio in the same groups
+    messages = " ".join(str(one.message) for one in said if one.category is SparseVDWarning)
+    expected = "pruning by magnitude" if pruner == "L1NormPruner" else "the size of the training set is not known"
+    assert expected in messages
+
+
+def test_the_l1_script_trains_with_an_evaluator():
+    """L1NormPruner needs no training and its script has no evaluator: the second line gives it one."""
+    evaluator = "TorchEvaluator(train, prepare_optimizer(model), training_step)"
+    done = run(
+        "l1norm.py",
+        pruner=(
+            "from nni.compression.pruning import L1NormPruner",
+            "from nni_sparsevd.plugins.nni import SparseVDPruner; from nni.compression.utils import TorchEvaluator",
+        ),
+        evaluator=(
+            "pruner = L1NormPruner(model, config_list)",
+            f"pruner = SparseVDPruner(model, config_list, {evaluator}, training_steps=20)",
+        ),
+    )
+    log_alpha = done["pruner"].log_alpha()
+    assert all(targets["weight"].isfinite().all() for targets in log_alpha.values())
