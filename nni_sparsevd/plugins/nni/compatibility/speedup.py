@@ -23,8 +23,8 @@ def _not_imported() -> bool:
 
 @repair(since="torch 2.2", needed=_not_imported)
 def pytree_registration(patch: Patch) -> None:
-    """NNI registers fx's immutable containers as pytree nodes, as PyTorch does by now: PyTorch warns, means to make it an
-    error, and loses its own registration.  So NNI is imported here, while what is registered already is skipped.
+    """NNI registers fx's immutable containers as pytree nodes, as PyTorch does by now: it warns, means to make that
+    an error, and loses its own registration.  So NNI is imported here, while what is registered already is skipped.
     """
     register = _pytree._register_pytree_node
 
@@ -116,7 +116,7 @@ def failed_run(patch: Patch) -> None:
         state = {name: tensor.clone() for name, tensor in self.graph_module.state_dict().items()}
         try:
             return run(self)  # type: ignore[no-any-return]
-        except Exception:
+        except BaseException:  # Ctrl-C too
             self.graph_module.load_state_dict(state)
             for name, layer in layers.items():
                 self.bound_model.set_submodule(name, layer)
@@ -168,10 +168,11 @@ def dependency_inputs(patch: Patch) -> None:
     @functools.wraps(run)
     def with_keywords(self: Any, model: nn.Module, dummy_input: Any) -> None:
         with _flags_kept(model):
-            if not isinstance(dummy_input, dict):
-                return run(self, model, dummy_input)
-            self.trace = torch.jit.trace(model.eval(), example_kwarg_inputs=dummy_input, strict=False)
-            torch._C._jit_pass_inline(self.trace.graph)
+            if isinstance(dummy_input, dict):
+                self.trace = torch.jit.trace(model.eval(), example_kwarg_inputs=dummy_input, strict=False)
+                torch._C._jit_pass_inline(self.trace.graph)
+            else:
+                run(self, model, dummy_input)
 
     patch.set(TorchGraph, "_trace", with_keywords)
 
