@@ -5,22 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from torch import nn
+
+from nni_sparsevd.shrink import randomise_ as randomise_
 
 torch.set_num_threads(1)
-
-
-def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw norms, biases and layer scales at random: fresh timm networks hide whole branches behind zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-                if not tensor.is_floating_point():
-                    continue
-                if name == "running_var":
-                    tensor.uniform_(0.5, 1.5, generator=generator)
-                elif tensor.dim() <= 1 or name == "gamma":
-                    centre = 1.0 if name in ("weight", "gamma") else 0.0
-                    tensor.copy_(centre + 0.3 * torch.randn(tensor.shape, generator=generator))
-    return model

@@ -2,7 +2,18 @@
 
 from .check import CheckResult, check
 from .plan import GroupPlan, Plan, make_plan
+from .randomise import randomise_
 from .shrink import shrink, shrink_masked
 from .silence import silenced
 
-__all__ = ["CheckResult", "GroupPlan", "Plan", "check", "make_plan", "shrink", "shrink_masked", "silenced"]
+__all__ = [
+    "CheckResult",
+    "GroupPlan",
+    "Plan",
+    "check",
+    "make_plan",
+    "randomise_",
+    "shrink",
+    "shrink_masked",
+    "silenced",
+]

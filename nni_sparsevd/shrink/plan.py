@@ -66,7 +66,11 @@ def make_plan(model: nn.Module, example_inputs: Inputs) -> Plan:
 
     Raises `TraceError` when the network cannot be traced.
     """
-    graph = channel_graph(model, example_inputs)
+    return plan_of(model, channel_graph(model, example_inputs))
+
+
+def plan_of(model: nn.Module, graph: ChannelGraph) -> Plan:
+    """`make_plan` for a network whose channels are known; zeros in weights do not change them."""
     tensors = {  # under every name: the trace calls a tied tensor by any of them
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),

@@ -6,11 +6,11 @@ from torch import nn
 
 from ..convert import bake_
 from ..errors import ShrinkError
-from ..graph import Inputs
+from ..graph import ChannelGraph, Inputs, channel_graph
 from ..masks import Masks
 from .apply import apply_plan_
 from .check import CheckResult, check
-from .plan import Plan, make_plan
+from .plan import Plan, plan_of
 
 
 def shrink(model: nn.Module, example_inputs: Inputs, masks: Masks | None = None) -> tuple[nn.Module, Plan]:
@@ -23,13 +23,16 @@ def shrink(model: nn.Module, example_inputs: Inputs, masks: Masks | None = None)
     Raises `TraceError` when the network cannot be traced, `MaskError` for masks that do not fit, `ShrinkError` when
     the smaller network does not run or gives other outputs (none known: please report it).
     """
-    small, plan, _ = shrink_masked(bake_(copy.deepcopy(model), masks), example_inputs)
+    masked = bake_(copy.deepcopy(model), masks)
+    small, plan, _ = shrink_masked(masked, channel_graph(masked, example_inputs), example_inputs)
     return small, plan
 
 
-def shrink_masked(masked: nn.Module, example_inputs: Inputs) -> tuple[nn.Module, Plan, CheckResult]:
+def shrink_masked(
+    masked: nn.Module, graph: ChannelGraph, example_inputs: Inputs
+) -> tuple[nn.Module, Plan, CheckResult]:
     """`shrink` for a network that is baked and masked already; also returns the comparison with it."""
-    plan = make_plan(masked, example_inputs)
+    plan = plan_of(masked, graph)
     small = apply_plan_(copy.deepcopy(masked), plan)
     try:
         result = check(masked, small, example_inputs, rounds=1)

@@ -5,24 +5,23 @@ import copy
 import numpy as np
 from torch import nn
 
-from ..graph import Axis, Inputs, channel_graph
+from ..graph import Axis, ChannelGraph
 from ..masks import Masks, apply_masks_, silence_group_, validate_masks
 from ..nn import output_dim
 
 
-def silenced(model: nn.Module, masks: Masks, example_inputs: Inputs) -> Masks:
+def silenced(model: nn.Module, masks: Masks, graph: ChannelGraph) -> Masks:
     """`masks`, and for each channel that no weight writes any more also its biases and its norms' scales and shifts.
 
     Pruners that look at weights alone leave these: the channel then carries a constant, which may keep it from being
     removed.  Silencing changes what the network computes, to what the pruner's user had in mind.  The last channel of
     an axis is left as it is.
 
-    Raises `TraceError` when the network cannot be traced, `MaskError` for masks that do not fit.
+    Raises `MaskError` for masks that do not fit.
     """
     validate_masks(model, masks)
     masked = copy.deepcopy(model)
     apply_masks_(masked, masks)
-    graph = channel_graph(masked, example_inputs)
     extended = {name: {key: mask.float().clone() for key, mask in targets.items()} for name, targets in masks.items()}
     for group in graph.groups:
         written = [graph.axes[axis][alive] for axis in group.axes if (alive := _alive(masked, axis)) is not None]

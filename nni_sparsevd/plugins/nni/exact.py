@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from ...convert import bake_
 from ...errors import MaskError, ModelError, SettingError
 from ...files import load_tensors, save_tensors
-from ...graph import Inputs
+from ...graph import Inputs, channel_graph
 from ...masks import Masks, flatten, unflatten
 from ...shrink import CheckResult, Plan, shrink_masked, silenced
 
@@ -77,9 +77,10 @@ class ExactSpeedup:
         Raises `MaskError` for masks that fit no parameter or would leave a layer empty, `TraceError` when the model
         cannot be traced, `ShrinkError` rather than change what it computes.
         """
-        masks = silenced(self.bound_model, self.masks, self.inputs) if self._silence else self.masks
+        graph = channel_graph(self.bound_model, self.inputs)
+        masks = silenced(self.bound_model, self.masks, graph) if self._silence else self.masks
         masked = bake_(copy.deepcopy(self.bound_model), masks)
-        small, self.plan, self.check = shrink_masked(masked, self.inputs)
+        small, self.plan, self.check = shrink_masked(masked, graph, self.inputs)
         self._logger.info("ExactSpeedup: %d channels removed; %s", self.plan.removed, self.check)
         vars(self.bound_model).clear()
         vars(self.bound_model).update(vars(small))

@@ -1,0 +1,100 @@
+"""Masked against sped up, by NNI's ModelSpeedup and by ExactSpeedup: `python examples/nni_speedup.py OUT.json`.
+
+L1NormPruner masks half of the output channels, with NNI's own dependency groups; norms, biases and layer scales are
+random.  The ways take turns, on one thread; median processor time, without that of finding the dependencies.
+"""
+
+import copy
+import logging
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from nni.compression.pruning import L1NormPruner
+from nni.compression.speedup import ModelSpeedup
+from nni.compression.utils import auto_set_denpendency_group_ids
+from torch import Tensor, nn
+
+from nni_sparsevd import models
+from nni_sparsevd.files import write_json
+from nni_sparsevd.masks import apply_masks_
+from nni_sparsevd.plugins.nni import ExactSpeedup
+from nni_sparsevd.plugins.nni.exact import parameter_masks
+from nni_sparsevd.report import macs, parameters
+from nni_sparsevd.shrink import randomise_
+from nni_sparsevd.training.environment import environment
+
+ROUNDS = 3
+CONVOLUTIONS = {"op_types": ["Conv2d"]}
+NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, Any]]] = {  # arguments, input, entry
+    "lenet_300_100": ({}, (1, 28, 28), {"op_names": ["fc1", "fc2"]}),
+    "vgg_like": ({}, (3, 32, 32), CONVOLUTIONS),
+    "resnet18": ({}, (3, 64, 64), CONVOLUTIONS),
+    "mobilenetv2_100": ({}, (3, 64, 64), CONVOLUTIONS),
+    "efficientnet_b0": ({}, (3, 64, 64), CONVOLUTIONS),
+    "deit_tiny_patch16_224": ({"img_size": 64}, (3, 64, 64), {"op_names_re": [r"blocks\.\d+\.mlp\.fc1"]}),
+}
+WAYS: dict[str, Callable[[nn.Module, Tensor, Any], nn.Module]] = {
+    "ModelSpeedup": lambda model, x, masks: ModelSpeedup(model, x, masks).speedup_model(),
+    "ExactSpeedup": lambda model, x, masks: ExactSpeedup(model, x, masks).speedup_model(),
+    "ExactSpeedup, silence": lambda model, x, masks: ExactSpeedup(model, x, masks, silence=True).speedup_model(),
+}
+
+
+def difference(left: nn.Module, right: nn.Module, shape: tuple[int, ...]) -> float:
+    """Largest difference over the largest output, on random images, in float32."""
+    x = torch.randn(8, *shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, found = left.eval()(x), right.eval()(x)
+    return float((expected - found).abs().max() / expected.abs().max())
+
+
+def measure(name: str, arguments: dict[str, Any], shape: tuple[int, ...], entry: dict[str, Any]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = randomise_(models.build(name, {"num_classes": 10, **arguments})).eval()
+    x = torch.randn(2, *shape)
+    entries = auto_set_denpendency_group_ids(model, [{**entry, "sparse_ratio": 0.5}], x)
+    pruner = L1NormPruner(model, entries)
+    _, masks = pruner.compress()
+    pruner.unwrap_model()
+    masked = copy.deepcopy(model)
+    apply_masks_(masked, parameter_masks(masks))
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    small: dict[str, nn.Module] = {}
+    for _ in range(ROUNDS):
+        for way, speed_up in WAYS.items():
+            fresh, given = copy.deepcopy(model), copy.deepcopy(masks)  # NNI changes both
+            began = time.process_time()
+            small[way] = speed_up(fresh, x, given)
+            seconds[way].append(time.process_time() - began)
+    return {
+        "input": list(shape),
+        "parameters": parameters(model),
+        "macs": macs(model, x[:1]),
+        "ways": {
+            way: {
+                "difference": difference(masked, network, shape),
+                "parameters": parameters(network),
+                "macs": macs(network, x[:1]),
+                "seconds": statistics.median(seconds[way]),
+            }
+            for way, network in small.items()
+        },
+    }
+
+
+def main(path: Path) -> None:
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    results = {name: measure(name, *chosen) for name, chosen in NETWORKS.items()}
+    write_json(path, {"environment": environment(["examples/nni_speedup.py", str(path)], 0), "results": results})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
