@@ -1,4 +1,4 @@
-"""Two pages that cannot go stale: the first one is the README, and the table of settings is read from recipe.py."""
+"""Pages that cannot go stale: the first one is the README, and tables of settings and repairs are read from the code."""
 
 import json
 import re
@@ -12,7 +12,10 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Put the generated parts in place (called by mkdocs for every page)."""
     if page.file.src_uri == "index.md":
         return readme()
-    return markdown.replace("<!-- settings -->", settings())
+    for marker, table in (("settings", settings), ("nni settings", nni_settings), ("nni repairs", nni_repairs)):
+        if f"<!-- {marker} -->" in markdown:
+            markdown = markdown.replace(f"<!-- {marker} -->", table())
+    return markdown
 
 
 def readme() -> str:
@@ -32,7 +35,26 @@ def settings() -> str:
     """Make one row a key of the recipe: its flag, what it may be, its default, and its docstring."""
     from nni_sparsevd.recipe import Recipe
 
-    schema = Recipe.model_json_schema()
+    return _settings(Recipe.model_json_schema())
+
+
+def nni_settings() -> str:
+    """The same for what SparseVDPruner takes."""
+    from nni_sparsevd.plugins.nni import SparseVD
+
+    return _settings(SparseVD.model_json_schema())
+
+
+def nni_repairs() -> str:
+    """Make one row a repair of NNI: its name, the release that made it necessary, and its docstring."""
+    from nni_sparsevd.plugins.nni.compatibility import REPAIRS
+
+    lines = ["| Repair | Since | Why |", "|---|---|---|"]
+    lines += [f"| `{one.name}` | {one.since} | {_cell(one.reason)} |" for one in REPAIRS.values()]
+    return "\n".join(lines)
+
+
+def _settings(schema: dict[str, Any]) -> str:
     lines = ["| Setting | Values | Default | What it does |", "|---|---|---|---|"]
     for part, about in schema["properties"].items():
         if "$ref" not in about:

@@ -10,7 +10,6 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, Any]]] = { 
     "efficientnet_b0": ({}, (3, 64, 64), CONVOLUTIONS),
     "deit_tiny_patch16_224": ({"img_size": 64}, (3, 64, 64), {"op_names_re": [r"blocks\.\d+\.mlp\.fc1"]}),
 }
-WAYS: dict[str, Callable[[nn.Module, Tensor, Any], nn.Module]] = {
-    "ModelSpeedup": lambda model, x, masks: ModelSpeedup(model, x, masks).speedup_model(),
-    "ExactSpeedup": lambda model, x, masks: ExactSpeedup(model, x, masks).speedup_model(),
-    "ExactSpeedup, silence": lambda model, x, masks: ExactSpeedup(model, x, masks, silence=True).speedup_model(),
-}
+WAYS = {"ModelSpeedup": {}, "ExactSpeedup": {}, "ExactSpeedup, silence": {"silence": True}}
 
 
 def difference(left: nn.Module, right: nn.Module, shape: tuple[int, ...]) -> float:
@@ -66,12 +61,16 @@ def measure(name: str, arguments: dict[str, Any], shape: tuple[int, ...], entry:
     apply_masks_(masked, parameter_masks(masks))
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     small: dict[str, nn.Module] = {}
+    checks: dict[str, dict[str, object] | None] = {}
     for _ in range(ROUNDS):
-        for way, speed_up in WAYS.items():
+        for way, options in WAYS.items():
+            kind = ModelSpeedup if way == "ModelSpeedup" else ExactSpeedup
             fresh, given = copy.deepcopy(model), copy.deepcopy(masks)  # NNI changes both
             began = time.process_time()
-            small[way] = speed_up(fresh, x, given)
+            speedup = kind(fresh, x, given, **options)
+            small[way] = speedup.speedup_model()
             seconds[way].append(time.process_time() - began)
+            checks[way] = None if kind is ModelSpeedup else speedup.check.to_dict()
     return {
         "input": list(shape),
         "parameters": parameters(model),
@@ -79,6 +78,7 @@ def measure(name: str, arguments: dict[str, Any], shape: tuple[int, ...], entry:
         "ways": {
             way: {
                 "difference": difference(masked, network, shape),
+                "check": checks[way],
                 "parameters": parameters(network),
                 "macs": macs(network, x[:1]),
                 "seconds": statistics.median(seconds[way]),

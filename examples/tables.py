@@ -1,4 +1,4 @@
-"""Write the tables of README.md anew from docs/results/*.json: `python examples/tables.py [--check]`.
+"""Write the tables of README.md and docs/ anew from docs/results/*.json: `python examples/tables.py [--check]`.
 
 `--collect RUN` first copies the results of a run folder there.
 """
@@ -56,7 +56,43 @@ def step_cost() -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {"compression": compression, "step_cost": step_cost}
+def nni_speedup() -> list[str]:
+    results = read(RESULTS / "nni_speedup.json")["results"]
+    lines = ["| network, input | parameters | ModelSpeedup | | | ExactSpeedup | | | …, silence | | |"]
+    lines.append("|---|--:" + "|--:" * 9 + "|")
+    lines.append("| | | *difference* | *parameters* | *s*" + " | *difference* | *parameters* | *s*" * 2 + " |")
+    for name, row in results.items():
+        cells = []
+        for way, values in row["ways"].items():
+            # silent channels change the function that the small network must keep: its difference is from that one
+            wrong = values["check"]["max_rel_32"] if "silence" in way else values["difference"]
+            cells.append(f"{wrong:.1e} | {values['parameters']:,} | {values['seconds']:.1f}")
+        size = "×".join(str(length) for length in row["input"])
+        lines.append(f"| {name}, {size} | {row['parameters']:,} | {' | '.join(cells)} |")
+    return lines
+
+
+def nni_conformance() -> list[str]:
+    networks = read(RESULTS / "nni_conformance.json")["networks"]
+    rows = next(iter(networks.values()))
+    pruners = list(next(iter(rows.values())))
+    lines = [
+        "| | " + " | ".join(pruner.replace("Pruner", "") for pruner in pruners) + " |",
+        "|---" * (len(pruners) + 1) + "|",
+    ]
+    for row in rows:
+        passed = [sum(not found[row][pruner] for found in networks.values()) for pruner in pruners]
+        cells = [str(count) if count == len(networks) else f"**{count}**" for count in passed]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return lines
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "compression": compression,
+    "step_cost": step_cost,
+    "nni_speedup": nni_speedup,
+    "nni_conformance": nni_conformance,
+}
 
 
 def rendered(text: str) -> str:
@@ -72,12 +108,13 @@ def rendered(text: str) -> str:
 def main(arguments: list[str]) -> int:
     if "--collect" in arguments:
         collect(Path(arguments[arguments.index("--collect") + 1]))
-    readme = ROOT / "README.md"
-    text = rendered(readme.read_text())
-    if "--check" in arguments:
-        return int(text != readme.read_text())
-    readme.write_text(text)
-    return 0
+    stale = 0
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = rendered(page.read_text())
+        stale += text != page.read_text()
+        if "--check" not in arguments:
+            page.write_text(text)
+    return int(bool(stale) and "--check" in arguments)
 
 
 if __name__ == "__main__":

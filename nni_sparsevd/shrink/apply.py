@@ -5,14 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .carriers import Merge
 from .plan import Plan
 
 
 def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
-    """Fold and cut in place; `model` is the network that the plan was made for.  Returns it."""
+    """Fold, merge and cut in place; `model` is the network that the plan was made for.  Returns it."""
     for bias, added in plan.folds.items():
         if added.any():
             _fold(model, bias, added, plan)
+    for (weight, dim), merges in plan.merges.items():
+        _merge(model, weight, dim, merges)
     sizes = _head_sizes(model)
     touched: set[str] = set()
     for (name, dim), indices in plan.cuts.items():
@@ -34,6 +37,14 @@ def _fold(model: nn.Module, name: str, added: Tensor, plan: Plan) -> None:
     weight = module.get_parameter("weight")
     added = added[_kept(len(added), plan.cuts.get((f"{owner}.weight", 0), ()))]
     module.bias = nn.Parameter(added.to(weight), requires_grad=weight.requires_grad)
+
+
+def _merge(model: nn.Module, name: str, dim: int, merges: tuple[Merge, ...]) -> None:
+    weight = dict(_states(model, remove_duplicate=False))[name]
+    columns = weight.data.double().movedim(dim, 0)
+    for merge in merges:
+        columns[merge.into] += merge.factor * columns[merge.source]
+    weight.data = columns.movedim(0, dim).to(weight.dtype).contiguous()
 
 
 def _kept(size: int, cut: tuple[int, ...]) -> Tensor:

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from torch import Tensor, nn
 
 from ..graph import Atoms, Axis, ChannelGraph, ChannelGroup, Inputs, channel_graph
+from .carriers import Carriers, Merge
 from .readers import Reading, readings
 
 
@@ -27,12 +28,14 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Indices to cut from every axis, constants to fold into biases, and the account of each group."""
+    """Indices to cut from every axis, constants to fold or to carry, and the account of each group."""
 
     groups: tuple[GroupPlan, ...]
     cuts: dict[Axis, tuple[int, ...]]
     folds: dict[str, Tensor] = field(compare=False)
     """Bias name -> what the removed inputs added to its outputs; shape (outputs before the cut,), float64."""
+    merges: dict[Axis, tuple[Merge, ...]]
+    """Weight and its input axis -> channels that take over what others carry, before these are cut."""
 
     @property
     def removed(self) -> int:
@@ -47,7 +50,8 @@ class Plan:
     def to_json(self) -> str:
         """The account and the cuts."""
         cuts = {f"{name}:{dim}": indices for (name, dim), indices in self.cuts.items()}
-        return json.dumps({"groups": self.rows(), "cuts": cuts}, indent=1)
+        merges = {f"{name}:{dim}": [asdict(merge) for merge in found] for (name, dim), found in self.merges.items()}
+        return json.dumps({"groups": self.rows(), "cuts": cuts, "merges": merges}, indent=1)
 
     def __str__(self) -> str:
         width = max((len(group.name) for group in self.groups), default=5)
@@ -60,9 +64,10 @@ class Plan:
 def make_plan(model: nn.Module, example_inputs: Inputs) -> Plan:
     """Decide which channels of `model` can be removed exactly; the zeros in its weights are the only input.
 
-    A channel goes when each output that stays either gives it only zero weights, or receives from it a constant
-    that the output's bias can absorb.  The largest set of channels for which this holds is found, so chains and even
-    cycles of channels that only serve each other go together.  No axis is emptied: its last channel stays.
+    A channel goes when each output that stays either gives it only zero weights, or receives from it a constant that
+    the output's bias can absorb, or that one channel can carry for several.  The largest set of channels for which this
+    holds is found, so chains and even cycles of channels that only serve each other go together.  No axis is emptied:
+    its last channel stays.
 
     Raises `TraceError` when the network cannot be traced.
     """
@@ -75,20 +80,24 @@ def plan_of(model: nn.Module, graph: ChannelGraph) -> Plan:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
-    states = {name: value.detach().double().cpu() for name, value in tensors.items()}
+    wide = {id(value): value.detach().double().cpu() for value in tensors.values()}  # a tied tensor stays one
+    states = {name: wide[id(value)] for name, value in tensors.items()}
     reads = readings(graph, states)
     pinned = np.concatenate([group.labels for group in graph.groups if group.pinned] or [np.empty(0, np.int64)])
     free = np.setdiff1d(np.concatenate([group.labels for group in graph.groups] or [pinned]), pinned)
-    removed, last = _largest_removal(graph, reads, free)
+    carriers = Carriers(graph, reads)
+    removed, last = _largest_removal(graph, reads, carriers, free)
+    while carriers.carry_(removed):
+        removed, last = _largest_removal(graph, reads, carriers, free)
     cuts = {axis: tuple(graph.where(axis, removed).tolist()) for axis in graph.axes}
     folds = {
         r.reader.bias: r.folded(removed) for r in reads if r.reader.bias and np.isin(r.reader.inputs, removed).any()
     }
-    groups = tuple(_account(group, reads, removed, last) for group in graph.groups)
-    return Plan(groups, {axis: indices for axis, indices in cuts.items() if indices}, folds)
+    groups = tuple(_account(group, reads, carriers, removed, last) for group in graph.groups)
+    return Plan(groups, {axis: indices for axis, indices in cuts.items() if indices}, folds, carriers.merges(removed))
 
 
-def _largest_removal(graph: ChannelGraph, reads: list[Reading], free: Atoms) -> tuple[Atoms, Atoms]:
+def _largest_removal(graph: ChannelGraph, reads: list[Reading], carriers: Carriers, free: Atoms) -> tuple[Atoms, Atoms]:
     """The greatest fixed point: remove all that may go, take back what is needed by what stays, repeat.
 
     Returns the classes to remove and those kept only because an axis would have been empty without them.
@@ -96,7 +105,7 @@ def _largest_removal(graph: ChannelGraph, reads: list[Reading], free: Atoms) -> 
     last = np.empty(0, np.int64)
     removed = free
     while True:
-        needed = np.unique(np.concatenate([last, *(read.needed(removed) for read in reads)]))
+        needed = np.unique(np.concatenate([last, *carriers.needed(removed)]))
         staying = np.setdiff1d(removed, needed)
         if staying.size < removed.size:
             removed = staying
@@ -117,7 +126,7 @@ def _cheapest(labels: Atoms, reads: list[Reading]) -> int:
     return min((int(label) for label in np.unique(labels)), key=cost)
 
 
-def _account(group: ChannelGroup, reads: list[Reading], removed: Atoms, last: Atoms) -> GroupPlan:
+def _account(group: ChannelGroup, reads: list[Reading], carriers: Carriers, removed: Atoms, last: Atoms) -> GroupPlan:
     gone = np.isin(group.labels, removed)
     stays = group.labels[~gone]
     own = [read for read in reads if np.isin(read.reader.inputs, stays).any()]
@@ -138,7 +147,9 @@ def _account(group: ChannelGroup, reads: list[Reading], removed: Atoms, last: At
                     read.reader.module or read.reader.weight for read, labels in where if np.isin(held, labels).any()
                 ]
                 readers = ", ".join(dict.fromkeys(names))
-                reasons.append(f"{held.size} constant, but {why.format(readers)}")
+                load = carriers.load(held)
+                carried = f", and carries {load} more" if load else ""
+                reasons.append(f"{held.size} constant, but {why.format(readers)}{carried}")
                 dead = np.union1d(dead, held)
         if np.isin(stays, last).any():
             reasons.append("the last channel stays")

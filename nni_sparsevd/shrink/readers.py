@@ -23,6 +23,8 @@ class Reading:
     padded: bool
     """Zeros around the input: a constant other than 0 is none at the border."""
     foldable: NDArray[np.bool_]  # shape: (channels,): the bias can stand for the constant, whatever it is
+    alone: bool
+    """No other reader has this weight, under any name."""
 
     def varying(self) -> NDArray[np.bool_]:
         """Channels that no bias can stand for, shape (channels,)."""
@@ -52,6 +54,7 @@ def readings(graph: ChannelGraph, states: dict[str, Tensor]) -> list[Reading]:
     """Every reader of the network with these float64 parameter and buffer values."""
     values = constants(graph.trace, states)
     result = []
+    shared = [states[reader.weight].data_ptr() for reader in graph.readers]
     for reader in graph.readers:
         node = reader.node
         carried = at_reader(node, values[node.args[0]])  # type: ignore[index]
@@ -64,6 +67,7 @@ def readings(graph: ChannelGraph, states: dict[str, Tensor]) -> list[Reading]:
                 constant.numpy(),
                 pads_zeros(node) if states[reader.weight].dim() > 2 else False,
                 np.zeros(constant.numel(), bool),
+                shared.count(states[reader.weight].data_ptr()) == 1,
             )
         )
     return [replace(reading, foldable=_foldable(reading, result)) for reading in result]
