@@ -1,4 +1,4 @@
-"""Pages that cannot go stale: the first one is the README, and tables of settings and repairs are read from the code."""
+"""Pages that cannot go stale: the first one is the README; tables of settings and repairs are read from the code."""
 
 import json
 import re

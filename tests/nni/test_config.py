@@ -23,6 +23,7 @@ MALFORMED = {
     "nothing selects": ([{"sparse_ratio": 0.5}], "config_list[0]", "op_types, op_names, op_names_re"),
     "misspelt key": ([{**LINEAR, "sparse_ration": 0.5}], "config_list[0].sparse_ration", "did you mean sparse_ratio"),
     "unknown key": ([GOOD, {**LINEAR, "colour": 1}], "config_list[1].colour", "known keys: "),
+    "nothing given": ([{**GOOD, "exclude_op_names": None}], "config_list[0].exclude_op_names", "leave the key out"),
     "op_types no list": ([{"op_types": "Linear"}], "config_list[0].op_types", "found 'Linear'"),
     "op_types empty": ([{"op_types": []}], "config_list[0].op_types", "at least 1"),
     "op_types of numbers": ([{"op_types": [1]}], "config_list[0].op_types.0", "found 1"),
@@ -122,6 +123,21 @@ def test_gates_that_cannot_be(entry, message):
     with pytest.raises(SettingError, match=re.escape(message.replace("'2'", "'3'"))):
         SparseVDPruner(model, [{**entry, **names}], evaluator, 5, settings=gates)
     assert "gate" not in " ".join(model.state_dict())
+
+
+def test_a_gate_is_not_on_the_inputs_of_a_transposed_convolution():
+    from evaluators import torch_evaluator
+
+    network = nn.Sequential(nn.ConvTranspose2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(324, 4))
+    entries = [{"op_types": ["ConvTranspose2d"]}]
+    for granularity in ("gate", "both"):
+        model, evaluator = torch_evaluator(network)
+        settings = SparseVD(n_train=64, posterior={"granularity": granularity})
+        if granularity == "gate":
+            with pytest.raises(SettingError, match="'0' cannot have a gate"):
+                SparseVDPruner(model, entries, evaluator, 5, settings=settings)
+        else:
+            assert SparseVDPruner(model, entries, evaluator, 5, settings=settings).gates.all() == []
 
 
 def test_gates_need_inputs_to_trace_with():

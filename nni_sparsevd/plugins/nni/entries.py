@@ -60,6 +60,9 @@ def parsed(where: str, given: Any) -> Entry:
     """The entry; raises `SettingError` that names each bad key, with `where` in front."""
     if not isinstance(given, dict):
         raise SettingError(f"{where}: a dictionary, found {given!r}")
+    for key, value in given.items():
+        if value is None:
+            raise SettingError(f"{where}.{key}: None; leave the key out")
     try:
         entry = Entry.model_validate(given)
     except ValidationError as error:

@@ -1,27 +1,35 @@
 """Gates on the channels that an NNI config selects: one posterior a coupled channel, behind its normalisation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from nni.compression.base.config import select_modules_by_config, trans_legacy_config_list
+from nni.compression.utils.evaluator import Evaluator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ...convert import attach_gate_, gateable
 from ...errors import SettingError
-from ...graph import ChannelGraph, Inputs, channel_graph
+from ...graph import ChannelGraph, channel_graph
 from ...nn import ChannelGate, gate_sites, output_dim, scale_channels_
 from ...recipe import Posterior
+from .config import check_config
 
 
 @dataclass(frozen=True)
 class Places:
     """Where gates belong in an ordinary network; found before NNI wraps its layers, which hides them from a trace."""
 
+    model: nn.Module
     graph: ChannelGraph
     layers: dict[str, nn.Module]
+    """Those that the config_list selects."""
 
-    def attach_(self, model: nn.Module, posterior: Posterior) -> "Gates":
+    def attach_(self, posterior: Posterior) -> "Gates":
         """Put one gate behind the last writers of each group."""
+        model = self.model
         gates = Gates(model, {}, {})
         for group in gateable(self.graph, set(self.layers)):
             gate = attach_gate_(model, posterior, group)
@@ -34,27 +42,42 @@ class Places:
         return gates
 
 
-def find_places(
-    model: nn.Module, layers: dict[str, nn.Module], example_inputs: Inputs | None, *, everywhere: bool
-) -> Places:
-    """Trace `model` for the channel groups that `layers` write.
+def find_places(model: nn.Module, config_list: Any, evaluator: Evaluator | None, granularity: str) -> Places:
+    """Trace `model` with the evaluator's dummy input for the channel groups that the selected layers write.
 
-    Raises `SettingError` where there are no inputs to trace with, or, if a gate is wanted `everywhere`, where the
-    channels of a layer cannot have one.
+    Raises `SettingError` where there is no input to trace with, where blocks are not output channels, or, with the
+    granularity "gate", where the channels of a layer cannot have one.
     """
-    if example_inputs is None:
+    inner, prefix = (model.module, "module.") if isinstance(model, DistributedDataParallel) else (model, "")
+    legible = trans_legacy_config_list(config_list)
+    check_config(model, legible)
+    layers: dict[str, nn.Module] = {}
+    refused: dict[str, str] = {}
+    for index, entry in enumerate(legible):
+        if entry.get("granularity", "default") not in ("default", "out_channel"):
+            where = f"config_list[{index}].granularity"
+            raise SettingError(f"{where}: {entry['granularity']!r}, but gates are on output channels")
+        for name, module in select_modules_by_config(model, entry)[0].items():
+            if module.weight.dim() > 1 and output_dim(module) == 0:
+                layers[name.removeprefix(prefix)] = module
+            elif module.weight.dim() > 1:
+                refused[name] = "the first axis of its weight, which NNI calls out_channel, is not that of its outputs"
+    example = None if evaluator is None else evaluator.get_dummy_input()
+    if example is None:
         raise SettingError("posterior.granularity: gates trace the network; give the evaluator a dummy_input")
-    places = Places(channel_graph(model, example_inputs), layers)
+    places = Places(inner, channel_graph(inner, example), layers)
     gated = {axis for group in gateable(places.graph, set(layers)) for axis in group.axes}
     for group in places.graph.groups:
         for name, dim in group.axes:
             layer = name.rpartition(".")[0]
-            if everywhere and layer in layers and dim == output_dim(layers[layer]) and (name, dim) not in gated:
-                reason = group.pinned or "layers that no entry selects write them, too"
-                raise SettingError(
-                    f"config_list: the channels of {layer!r} cannot have a gate ({reason}); exclude it, or use the "
-                    "posterior granularity 'weight' or 'both'"
-                )
+            if layer in layers and dim == 0 and name.endswith(".weight") and (name, dim) not in gated:
+                refused[layer] = group.pinned or "layers that no entry selects write them, too"
+    if refused and granularity == "gate":
+        layer, reason = next(iter(refused.items()))
+        raise SettingError(
+            f"config_list: the channels of {layer!r} cannot have a gate ({reason}); exclude it, or use the posterior "
+            "granularity 'weight' or 'both'"
+        )
     return places
 
 

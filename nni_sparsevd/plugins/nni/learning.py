@@ -61,7 +61,7 @@ class Learning:
         if self._n_train is None:
             self._n_train = self._count_samples(_batch_size(batch))
         weight = self._settings.kl_coefficient * self._ramp() / self._n_train
-        return loss + weight * self._kl().to(loss)
+        return loss + (weight * self._kl()).to(loss)
 
     def _count_samples(self, batch_size: int) -> int:
         """N; also the steps of the epochs, where only these are known."""

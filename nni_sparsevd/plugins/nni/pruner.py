@@ -6,18 +6,16 @@ from typing import Any
 
 import torch
 from nni.compression.base.compressor import Compressor, Pruner
-from nni.compression.base.config import select_modules_by_config, trans_legacy_config_list
 from nni.compression.base.target_space import PruningTargetSpace
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.pruning.tools import generate_sparsity
 from nni.compression.utils.evaluator import Evaluator
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ...convert import kl_weight
-from ...errors import SettingError, SparseVDWarning, TrainingError
+from ...errors import ModelError, SettingError, SparseVDWarning, TrainingError
 from .config import check_config
-from .gates import Gates, Places, find_places
+from .gates import Gates, find_places
 from .learning import Learning
 from .posteriors import TargetPosterior
 from .settings import SparseVD
@@ -60,7 +58,8 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         self.settings = settings or SparseVD()
         if self.settings.posterior.include or self.settings.posterior.exclude:
             raise SettingError("posterior.include, posterior.exclude: in NNI the config_list selects; use its keys")
-        places = self._places(model, config_list, evaluator)
+        granularity = self.settings.posterior.granularity
+        places = None if granularity == "weight" else find_places(model, config_list, evaluator, granularity)
         super().__init__(model, config_list, evaluator, existed_wrappers)
         self.training_steps = training_steps
         self.interval_steps = -1 if training_steps is None else training_steps  # schedules set these two
@@ -70,7 +69,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         threshold = 1 / (1 + math.exp(self.settings.posterior.threshold))
         self._members = settle_(self._target_spaces, threshold)
         posterior = self.settings.posterior
-        self.gates = places.attach_(_inner(model), posterior) if places else Gates(model, {}, {})
+        self.gates = places.attach_(posterior) if places else Gates(model, {}, {})
         self._posteriors = {
             (name, target): TargetPosterior(space, posterior, kl_weight(name, self._module(name), posterior))
             for name, target, space in active(self._target_spaces)
@@ -99,8 +98,13 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
     # What is learnt.
 
     def kl(self) -> Tensor:
-        """KL of all posteriors from their priors, in nats: a scalar with gradient.  The objective is loss + kl / N."""
+        """KL of all posteriors from their priors, in nats: a scalar with gradient.  The objective is loss + kl / N.
+
+        Raises `ModelError` once the masks are made and the posteriors gone.
+        """
         terms = [one.kl() for one in self._posteriors.values()] + [gate.kl() for gate in self.gates.all()]
+        if not terms:
+            raise ModelError("SparseVDPruner: the masks are made and no posterior is left; train on without kl()")
         return torch.stack([term.to(terms[0].device) for term in terms]).sum()
 
     def log_alpha(self) -> Values:
@@ -232,30 +236,6 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
     def _validate_config(self) -> None:
         check_config(self.bound_model, self.config_list)
 
-    def _places(self, model: nn.Module, config_list: Any, evaluator: Evaluator | None) -> Places | None:
-        """Where gates go, found while the model's layers are still ordinary."""
-        granularity = self.settings.posterior.granularity
-        if granularity == "weight":
-            return None
-        legible = trans_legacy_config_list(config_list)
-        check_config(model, legible)
-        chosen: dict[str, nn.Module] = {}
-        for index, entry in enumerate(legible):
-            if entry.get("granularity", "default") not in ("default", "out_channel"):
-                raise SettingError(
-                    f"config_list[{index}].granularity: {entry['granularity']!r}, but gates are on output channels"
-                )
-            modules = select_modules_by_config(model, entry)[0]
-            chosen |= {name: module for name, module in modules.items() if module.weight.dim() > 1}
-        prefix = "module." if isinstance(model, DistributedDataParallel) else ""
-        layers = {name.removeprefix(prefix): module for name, module in chosen.items()}
-        example = None if evaluator is None else evaluator.get_dummy_input()
-        return find_places(_inner(model), layers, example, everywhere=granularity == "gate")
-
     def _module(self, name: str) -> nn.Module:
         module: nn.Module = self._module_wrappers[name].module
         return module
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -21,9 +21,9 @@ def in_model_order(by_module: dict[str, T], model: nn.Module) -> dict[str, T]:
 def settle_(spaces: Spaces, threshold: float) -> dict[tuple[str, str], list[PruningTargetSpace]]:
     """Give every prunable target a ratio or a threshold; returns all members of its dependency group.
 
-    A target without either takes the ratio of its group, else `threshold`.  A bias whose weight loses single elements
-    stays: a row without weights still adds it.  Where a threshold cuts, at least the best
+    A target without either takes the ratio of its group, else `threshold`.  Where a threshold cuts, at least the best
     block stays, and the group ids go: NNI ranks groups by a ratio only, and the common metric makes their masks agree.
+    A bias whose weight loses single elements stays: a row without weights still adds it.
     """
     everything = {(name, target): space for name, targets in spaces.items() for target, space in targets.items()}
     prunable = {key: space for key, space in everything.items() if _prunable(space)}
