@@ -17,7 +17,7 @@ import torch
 from nni.compression.pruning import L1NormPruner
 from nni.compression.speedup import ModelSpeedup
 from nni.compression.utils import auto_set_denpendency_group_ids
-from torch import Tensor, nn
+from torch import nn
 
 from nni_sparsevd import models
 from nni_sparsevd.files import write_json
@@ -30,14 +30,17 @@ from nni_sparsevd.training.environment import environment
 
 ROUNDS = 3
 CONVOLUTIONS = {"op_types": ["Conv2d"]}
-NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, Any]]] = {  # arguments, input, entry
-    "lenet_300_100": ({}, (1, 28, 28), {"op_names": ["fc1", "fc2"]}),
-    "vgg_like": ({}, (3, 32, 32), CONVOLUTIONS),
-    "resnet18": ({}, (3, 64, 64), CONVOLUTIONS),
-    "mobilenetv2_100": ({}, (3, 64, 64), CONVOLUTIONS),
-    "efficientnet_b0": ({}, (3, 64, 64), CONVOLUTIONS),
-    "deit_tiny_patch16_224": ({"img_size": 64}, (3, 64, 64), {"op_names_re": [r"blocks\.\d+\.mlp\.fc1"]}),
-}
+FC1 = {"op_names_re": [r"blocks\.\d+\.mlp\.fc1"]}
+NETWORKS: list[tuple[str, dict[str, Any], tuple[int, ...], dict[str, Any]]] = [  # name, arguments, input, entry
+    ("lenet_300_100", {}, (1, 28, 28), {"op_names": ["fc1", "fc2"]}),
+    ("vgg_like", {}, (3, 32, 32), CONVOLUTIONS),
+    ("resnet18", {}, (3, 64, 64), CONVOLUTIONS),
+    ("resnet18", {}, (3, 224, 224), CONVOLUTIONS),
+    ("mobilenetv2_100", {}, (3, 64, 64), CONVOLUTIONS),
+    ("efficientnet_b0", {}, (3, 64, 64), CONVOLUTIONS),
+    ("deit_tiny_patch16_224", {"img_size": 64}, (3, 64, 64), FC1),
+    ("deit_tiny_patch16_224", {}, (3, 224, 224), FC1),
+]
 WAYS = {"ModelSpeedup": {}, "ExactSpeedup": {}, "ExactSpeedup, silence": {"silence": True}}
 
 
@@ -72,6 +75,7 @@ def measure(name: str, arguments: dict[str, Any], shape: tuple[int, ...], entry:
             seconds[way].append(time.process_time() - began)
             checks[way] = None if kind is ModelSpeedup else speedup.check.to_dict()
     return {
+        "network": name,
         "input": list(shape),
         "parameters": parameters(model),
         "macs": macs(model, x[:1]),
@@ -92,7 +96,7 @@ def main(path: Path) -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    results = {name: measure(name, *chosen) for name, chosen in NETWORKS.items()}
+    results = [measure(*chosen) for chosen in NETWORKS]
     write_json(path, {"environment": environment(["examples/nni_speedup.py", str(path)], 0), "results": results})
 
 

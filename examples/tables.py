@@ -61,14 +61,14 @@ def nni_speedup() -> list[str]:
     lines = ["| network, input | parameters | ModelSpeedup | | | ExactSpeedup | | | …, silence | | |"]
     lines.append("|---|--:" + "|--:" * 9 + "|")
     lines.append("| | | *difference* | *parameters* | *s*" + " | *difference* | *parameters* | *s*" * 2 + " |")
-    for name, row in results.items():
+    for row in results:
         cells = []
         for way, values in row["ways"].items():
             # silent channels change the function that the small network must keep: its difference is from that one
             wrong = values["check"]["max_rel_32"] if "silence" in way else values["difference"]
-            cells.append(f"{wrong:.1e} | {values['parameters']:,} | {values['seconds']:.1f}")
+            cells.append(f"{wrong:.2g} | {values['parameters']:,} | {values['seconds']:.1f}")
         size = "×".join(str(length) for length in row["input"])
-        lines.append(f"| {name}, {size} | {row['parameters']:,} | {' | '.join(cells)} |")
+        lines.append(f"| {row['network']}, {size} | {row['parameters']:,} | {' | '.join(cells)} |")
     return lines
 
 

@@ -27,7 +27,7 @@ def silenced(model: nn.Module, masks: Masks, graph: ChannelGraph) -> Masks:
         written = [graph.axes[axis][alive] for axis in group.axes if (alive := _alive(masked, axis)) is not None]
         if not group.pinned and written:
             dead = np.setdiff1d(group.labels, np.concatenate(written))
-            if dead.size < group.labels.size:
+            if 0 < dead.size < group.labels.size:
                 silence_group_(extended, masked, graph, group, dead)
     return extended
 
