@@ -58,15 +58,13 @@ def step_cost() -> list[str]:
 
 def nni_speedup() -> list[str]:
     results = read(RESULTS / "nni_speedup.json")["results"]
-    lines = ["| network, input | parameters | ModelSpeedup | | | ExactSpeedup | | | …, silence | | |"]
-    lines.append("|---|--:" + "|--:" * 9 + "|")
-    lines.append("| | | *difference* | *parameters* | *s*" + " | *difference* | *parameters* | *s*" * 2 + " |")
+    lines = ["| network, input | parameters | " + " | ".join(results[0]["ways"]) + " |", "|---|--:|--:|--:|--:|"]
     for row in results:
         cells = []
         for way, values in row["ways"].items():
             # silent channels change the function that the small network must keep: its difference is from that one
             wrong = values["check"]["max_rel_32"] if "silence" in way else values["difference"]
-            cells.append(f"{wrong:.2g} | {values['parameters']:,} | {values['seconds']:.1f}")
+            cells.append(f"{wrong:.2g} · {values['parameters']:,} · {values['seconds']:.1f} s")
         size = "×".join(str(length) for length in row["input"])
         lines.append(f"| {row['network']}, {size} | {row['parameters']:,} | {' | '.join(cells)} |")
     return lines
@@ -76,14 +74,22 @@ def nni_conformance() -> list[str]:
     networks = read(RESULTS / "nni_conformance.json")["networks"]
     rows = next(iter(networks.values()))
     pruners = list(next(iter(rows.values())))
-    lines = [
-        "| | " + " | ".join(pruner.replace("Pruner", "") for pruner in pruners) + " |",
-        "|---" * (len(pruners) + 1) + "|",
-    ]
+    names = [pruner.replace("NormPruner", "").replace("Pruner", "").replace("SparseVD, ", "") for pruner in pruners]
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(pruners) + 1) + "|"]
     for row in rows:
         passed = [sum(not found[row][pruner] for found in networks.values()) for pruner in pruners]
         cells = [str(count) if count == len(networks) else f"**{count}**" for count in passed]
         lines.append(f"| {row} | {' | '.join(cells)} |")
+    return lines
+
+
+def nni_mnist() -> list[str]:
+    lines = ["| threshold | dense error % | error % | weights | fewer | seconds |", "|--:|--:|--:|--:|--:|--:|"]
+    for row in read(RESULTS / "nni_mnist.json")["results"]:
+        lines.append(
+            f"| {row['threshold']:g} | {row['dense_error_percent']:.2f} | {row['error_percent']:.2f} | "
+            f"{row['weights']:,} → {row['kept']:,} | {row['weights'] / row['kept']:.1f}× | {row['seconds']:.0f} |"
+        )
     return lines
 
 
@@ -92,6 +98,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "step_cost": step_cost,
     "nni_speedup": nni_speedup,
     "nni_conformance": nni_conformance,
+    "nni_mnist": nni_mnist,
 }
 
 
