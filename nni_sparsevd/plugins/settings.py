@@ -1,8 +1,8 @@
-"""What `SparseVDPruner` can be told beyond NNI's config_list."""
+"""What the pruners of all hosts can be told about posteriors and their training."""
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from ...recipe import Fraction, Posterior, Settings
+from ..recipe import Fraction, Posterior, Settings
 
 
 class SparseVD(Settings):

@@ -2,12 +2,12 @@
 
 import nni.compression.pruning
 
+from ..settings import SparseVD
 from .compatibility import disable, enable
 from .exact import ExactSpeedup, save_masks
 from .graph import trace
 from .posteriors import register_apply_methods
 from .pruner import SparseVDPruner
-from .settings import SparseVD
 
 __all__ = ["ExactSpeedup", "SparseVD", "SparseVDPruner", "disable", "enable", "save_masks", "trace"]
 

@@ -6,20 +6,20 @@ from typing import Any
 
 import torch
 from nni.compression.utils.evaluator import Evaluator, LightningEvaluator, TransformersEvaluator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ...errors import SettingError, SparseVDWarning
-from .settings import SparseVD
+from ..settings import SparseVD
+from ..variances import Rated, Variances
 
 
 class Learning:
     """Joins one training.
 
-    The weights stay with the user's optimizer.  The variances and gates have an Adam of their own, as the scores of
-    NNI's Movement and Slim pruners have: SGD, weight decay or a schedule made for weights would not move them, or would
-    move them where they should not go.  It steps after the user's optimizer, since in Lightning the gradients come to
-    be inside that step.
+    The weights stay with the user's optimizer.  The variances and gates have one of their own, as the scores of NNI's
+    Movement and Slim pruners have.  It steps after the user's, since in Lightning the gradients come to be inside that
+    step.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Learning:
         evaluator: Evaluator,
         settings: SparseVD,
         kl: Callable[[], Tensor],
-        rated: list[tuple[list[nn.Parameter], float]],
+        rated: Rated,
         schedule: tuple[int, int],
         epochs: int | None,
         renew_masks: Callable[[bool], None],
@@ -44,8 +44,7 @@ class Learning:
         self._evaluator, self._epochs, self._step = evaluator, epochs, 0
         self._n_train: int | None = None
         self._estimated = self._interval < 1
-        groups = [{"params": parameters, "scale": scale} for parameters, scale in rated if parameters]
-        self._optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
+        self._variances = Variances(rated, settings.learning_rate)
         evaluator.patch_loss(self._objective)
         evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
 
@@ -92,7 +91,7 @@ class Learning:
     def _after_step(self) -> None:
         if self._step >= self._span:
             return
-        self._learn()
+        self._variances.step(1 - self._step / self._span)
         self._step += 1
         if self._step % self._interval == 0:
             self._renew_masks(self._step == self._span)
@@ -106,15 +105,6 @@ class Learning:
                 SparseVDWarning,
                 stacklevel=2,
             )
-
-    def _learn(self) -> None:
-        """One step of the variances; none on a gradient that overflowed, which a loss scaler may leave behind."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.learning_rate * group["scale"] * (1 - self._step / self._span)
-        gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if gradients and bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all()):
-            self._optimizer.step()
-        self._optimizer.zero_grad()
 
 
 def _known_size(evaluator: Evaluator) -> int | None:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ...convert import kl_weight
 from ...errors import ModelError, SettingError, SparseVDWarning, TrainingError
+from ..settings import SparseVD
 from .config import check_config
 from .gates import Gates, find_places
 from .learning import Learning
 from .posteriors import TargetPosterior
-from .settings import SparseVD
 from .targets import Spaces, active, in_model_order, settle_
 
 Values = dict[str, dict[str, Tensor]]

@@ -1,0 +1,127 @@
+"""A budget instead of a ratio: how costly a network would be if it were cut now, and where to cut to arrive there."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Gt, Lt
+from torch import Tensor, nn
+
+from ...nn import ChannelGate, Variational, named_posteriors, output_dim
+from ...recipe import Settings
+from ...report import latencies, macs, parameters
+
+Cost = Callable[[nn.Module], float]
+
+
+class Budget(Settings):
+    """What the network may cost at the end, as a part of what it costs at the start."""
+
+    kind: Literal["macs", "parameters", "latency"] = "macs"
+    """Multiply-accumulates and milliseconds are those of one example input; latency is measured, on one thread."""
+    fraction: Annotated[float, Gt(0), Lt(1)]
+    """Part of the cost that is left."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """How close a budget was met."""
+
+    budget: Budget
+    dense: float
+    at_threshold: float
+    """Cost of the cut that the posterior's own threshold would have made."""
+    reached: float
+    log_alpha: float
+    """The threshold that was used instead."""
+
+    @property
+    def off(self) -> float:
+        """By how much the budget was missed, as a part of it; positive: costlier."""
+        return self.reached / (self.budget.fraction * self.dense) - 1
+
+
+def cost_of(kind: str, example_inputs: Tensor) -> Cost:
+    """The function that measures a network."""
+    one = example_inputs[:1]
+    if kind == "parameters":
+        return parameters
+    if kind == "macs":
+        return lambda model: macs(model, one)
+    return lambda model: latencies({"": model}, one, rounds=15)[""]
+
+
+def weigh_by_macs_(model: nn.Module, example_inputs: Tensor) -> None:
+    """Make the KL of each weight or channel proportional to the multiplications that it costs; on average as before.
+
+    A weight of a convolution costs as many as there are positions in its output, and a channel what its writers cost.
+    """
+    spent: dict[nn.Module, float] = {}
+
+    def count(layer: Any, inputs: Any, output: Tensor) -> None:
+        fan_in = layer.weight.numel() / layer.weight.shape[output_dim(layer)]
+        spent[layer] = spent.get(layer, 0.0) + output[0].numel() * fan_in
+
+    layers = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
+    }
+    hooks = [layer.register_forward_hook(count) for layer in layers.values()]
+    training = [module for module in model.modules() if module.training]
+    try:
+        with torch.no_grad():
+            model.eval()(example_inputs[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in training:
+            module.training = True
+    costs: list[tuple[Variational | ChannelGate, float, int]] = []
+    for _, one in named_posteriors(model):
+        if isinstance(one, ChannelGate):
+            costs.append((one, sum(spent.get(layers[name], 0.0) for name in one.writers), len(one.mu)))
+        else:
+            costs.append((one, spent.get(one, 0.0), one.weight.numel()))
+    for kind in (Variational, ChannelGate):
+        chosen = [(one, cost, size) for one, cost, size in costs if isinstance(one, kind)]
+        mean = sum(cost for _, cost, _ in chosen) / max(sum(size for *_, size in chosen), 1)
+        for one, cost, size in chosen:
+            one.kl_weight *= cost / size / mean if mean else 1.0
+
+
+class Controller:
+    """Presses the KL harder while the network is costlier than it should be by now, and less while it is cheaper."""
+
+    def __init__(self, dense: float, target: float) -> None:
+        self._dense, self._target = dense, target
+        self.pressure = 1.0
+        """Factor on the KL."""
+
+    def react(self, cost: float, progress: float) -> None:
+        """`cost` if the network were cut now; it should fall geometrically with `progress`, from 0 to 1."""
+        wanted = self._dense ** (1 - progress) * self._target**progress
+        self.pressure = min(1e3, max(1e-3, self.pressure * min(4.0, max(0.25, cost / wanted))))
+
+
+def best_cutoff(scores: Tensor, cost_at: Callable[[float], float], target: float) -> tuple[float, float]:
+    """(cutoff, cost there): the score up to which everything goes so that the cost comes closest to the target.
+
+    `scores` of all channels; the cost falls as the cutoff rises, so a bisection over them finds it.
+    """
+    cuts = [-math.inf, *scores.unique().tolist()]
+    low, high = 0, len(cuts) - 1
+    costs = {low: cost_at(cuts[low]), high: cost_at(cuts[high])}
+    while high - low > 1:
+        middle = (low + high) // 2
+        costs[middle] = cost_at(cuts[middle])
+        low, high = (middle, high) if costs[middle] > target else (low, middle)
+    best = min(costs, key=lambda place: abs(costs[place] - target))
+    return cuts[best], costs[best]
+
+
+def copy_with_map(model: nn.Module) -> tuple[nn.Module, dict[nn.Module, nn.Module]]:
+    """A deep copy, and which of its modules stands for which."""
+    twin = copy.deepcopy(model)
+    return twin, dict(zip(model.modules(), twin.modules(), strict=True))

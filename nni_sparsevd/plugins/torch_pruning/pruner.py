@@ -1,0 +1,243 @@
+"""`SparseVDPruner`: a pruner of Torch-Pruning whose regulariser is the KL, and that can decide by itself."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from ...convert import sparsify_
+from ...errors import SettingError
+from ...graph import Inputs
+from ...nn import ChannelGate, kl, named_posteriors, plain_copy, to_plain_network_
+from ..settings import SparseVD
+from ..variances import Variances
+from .attention import find_attentions, update_attentions_
+from .budget import Arrival, Budget, Controller, best_cutoff, copy_with_map, cost_of, weigh_by_macs_
+from .importance import SparseVDImportance
+
+
+class Options(TypedDict, total=False):
+    """What `BasePruner` takes besides; see there."""
+
+    global_pruning: bool
+    pruning_ratio_dict: dict[Any, float]
+    max_pruning_ratio: float
+    iterative_steps: int
+    iterative_pruning_ratio_scheduler: Callable[[float, int], list[float]]
+    ignored_layers: list[Any]
+    round_to: int | None
+    isomorphic: bool
+    in_channel_groups: dict[nn.Module, int]
+    out_channel_groups: dict[nn.Module, int]
+    num_heads: dict[nn.Module, int]
+    prune_num_heads: bool
+    prune_head_dims: bool
+    head_pruning_ratio: float
+    head_pruning_ratio_dict: dict[nn.Module, float]
+    customized_pruners: dict[Any, Any]
+    unwrapped_parameters: Any
+    root_module_types: list[type[nn.Module]]
+    forward_fn: Callable[..., Any]
+    output_transform: Callable[..., Any]
+
+
+class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
+    """Takes the place of `GroupNormPruner`: the same arguments and the same three calls in a training loop.
+
+    The layers of `model` get posteriors, and with `settings.posterior.granularity` "gate" or "both" each coupled group
+    a gate.  Between backward and step, `regularize(model)` adds the gradient of KL / N and moves the variances, which
+    have an optimizer of their own.  `step()` cuts:
+
+    - without a `pruning_ratio`, exactly the channels whose log alpha has reached the threshold (3), the best one of
+      each group excepted;
+    - with one, the least relevant, as every pruner of Torch-Pruning does;
+    - with a `budget`, where the network comes closest to it.  In training, once an epoch, `update_regularizer()`
+      presses the KL up or down so that the threshold itself gets there, and weighs it by the MACs of each layer.
+
+    After the last step the layers and their parameters are ordinary, and what attention remembers of its sizes is up
+    to date; make a new optimizer then, as after every cut.
+
+    `training_steps` is how often `regularize` will be called: the KL warms up over the first part of it, and the
+    variances' rate falls to 0.  None: full KL and rate throughout.
+
+    Raises `SettingError` for an option that Torch-Pruning does not have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        importance: SparseVDImportance | None = None,
+        pruning_ratio: float | None = None,
+        *,
+        settings: SparseVD | None = None,
+        training_steps: int | None = None,
+        budget: Budget | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        unknown = set(options) - set(Options.__annotations__)
+        if unknown:
+            known = ", ".join(Options.__annotations__)
+            raise SettingError(f"SparseVDPruner: {', '.join(sorted(unknown))} is no option; known are {known}")
+        by_ratio = pruning_ratio is not None or "pruning_ratio_dict" in options
+        if budget is not None and (by_ratio or not isinstance(example_inputs, Tensor)):
+            raise SettingError("SparseVDPruner: a budget goes with one input tensor and without a pruning_ratio")
+        self.settings = settings or SparseVD()
+        self._by_itself = not by_ratio
+        self._training_steps, self._done = training_steps, 0
+        self._attentions = find_attentions(model)
+        # Torch-Pruning's own defaults for these are shared between all pruners of a process
+        own: Options = {"num_heads": {one.module.qkv: one.heads for one in self._attentions},
+                        "in_channel_groups": {}, "out_channel_groups": {}}  # fmt: skip
+        given: Any = {**own, **options}
+        ignored = {id(inner) for layer in given.get("ignored_layers") or () if isinstance(layer, nn.Module)
+                   for inner in layer.modules()}  # fmt: skip
+        names = [name for name, module in model.named_modules() if id(module) in ignored]
+        posterior = self.settings.posterior
+        chosen = posterior.model_copy(update={"exclude": (*posterior.exclude, *names)})
+        sparsify_(model, chosen, example_inputs=example_inputs)
+        training = [module for module in model.modules() if module.training]
+        super().__init__(
+            model, example_inputs, importance or SparseVDImportance(), pruning_ratio=pruning_ratio or 0.0, **given
+        )
+        for module in training:  # Torch-Pruning leaves a network that it has traced in evaluation mode
+            module.training = True
+        self._variances = self._optimizer()
+        self._example_inputs, self._budget = example_inputs, budget
+        self.arrival: Arrival | None = None
+        """How close the budget was met; after `step`."""
+        if budget is not None:
+            self._set_budget(budget)
+
+    def _set_budget(self, budget: Budget) -> None:
+        assert isinstance(self._example_inputs, Tensor)
+        self._cost = cost_of(budget.kind, self._example_inputs)
+        self._dense = self._cost(plain_copy(self.model))
+        self._controller = Controller(self._dense, budget.fraction * self._dense)
+        if budget.kind != "parameters":
+            weigh_by_macs_(self.model, self._example_inputs)
+
+    def _optimizer(self) -> Variances:
+        found = [module for _, module in named_posteriors(self.model)]
+        gates = [parameter for module in found if isinstance(module, ChannelGate) for parameter in module.parameters()]
+        variances = [module.log_sigma2 for module in found if not isinstance(module, ChannelGate)]
+        return Variances([(variances, 1.0), (gates, self.settings.gate_rate)], self.settings.learning_rate)
+
+    def kl(self) -> Tensor:
+        """KL of all posteriors from their priors, in nats: a scalar with gradient."""
+        return kl(self.model)
+
+    def update_regularizer(self) -> None:
+        """Let the budget's controller look at the network; call it once an epoch.  Nothing without a budget."""
+        if self._budget is not None and self.arrival is None:
+            at_threshold = 1 / (1 + math.exp(self.settings.posterior.threshold))
+            progress = min(1.0, self._done / self._training_steps) if self._training_steps else 1.0
+            self._controller.react(self._cost_at(at_threshold), progress)
+
+    def regularize(self, model: nn.Module | None = None, loss: Tensor | None = None) -> None:
+        """Add the gradient of weight * KL / N to what backward has left, and take one step of the variances.
+
+        Call it between `loss.backward()` and `optimizer.step()`.  `model` and `loss` are those of Torch-Pruning's own
+        pruners and not needed.
+        """
+        if self.settings.n_train is None:
+            raise SettingError("SparseVDPruner: KL / N needs N: pass settings=SparseVD(n_train=...)")
+        progress = min(1.0, self._done / self._training_steps) if self._training_steps else 0.0
+        ramp = 1.0
+        if self._training_steps and self.settings.warmup:
+            ramp = min(1.0, progress / self.settings.warmup)
+        pressure = 1.0 if self._budget is None else self._controller.pressure
+        (pressure * self.settings.kl_coefficient * ramp / self.settings.n_train * self.kl()).backward()
+        self._variances.step(1 - progress)
+        self._done += 1
+
+    def step(self, interactive: bool = False) -> Iterator[Any] | None:
+        """Cut; with `interactive`, give back the groups to be pruned by the caller, who calls `finish` afterwards."""
+        groups: Iterator[Any] | None = super().step(interactive)
+        if groups is None:
+            self._attentions = update_attentions_(self._attentions, self.num_heads)
+            self._variances = self._optimizer()
+            if self._by_itself or self.current_step >= self.iterative_steps:
+                self.finish()
+        return groups
+
+    def finish(self) -> nn.Module:
+        """Make the layers ordinary, the gates folded into what they follow; returns the model."""
+        self._attentions = update_attentions_(self._attentions, self.num_heads)
+        return to_plain_network_(self.model)
+
+    @torch.no_grad()
+    def _prune(self) -> Iterator[Any]:
+        if not self._by_itself:
+            yield from super()._prune()
+            return
+        for cut in self._cuts(self._cutoff()):
+            group = self.DG.get_pruning_group(*cut)
+            if self.DG.check_pruning_group(group):
+                yield group
+
+    def _cutoff(self) -> float:
+        """The score up to which channels go: that of the threshold, or the one that meets the budget."""
+        at_threshold = 1 / (1 + math.exp(self.settings.posterior.threshold))
+        if self._budget is None:
+            return at_threshold
+        scores = torch.cat([one.relevant for one in self._scored()])
+        natural = self._cost_at(at_threshold)
+        cutoff, reached = best_cutoff(scores, self._cost_at, self._budget.fraction * self._dense)
+        self.arrival = Arrival(self._budget, self._dense, natural, reached, -torch.logit(torch.tensor(cutoff)).item())
+        return cutoff
+
+    def _scored(self) -> list["Scored"]:
+        """All groups that have a posterior, with the score of each channel."""
+        found = []
+        for group in self.DG.get_all_groups(self.ignored_layers, self.root_module_types):
+            attention, _ = self._is_atten_group(group)
+            rooted = self._downstream_node_as_root_if_attention(group) if attention else group
+            score = None if rooted is None else self.estimate_importance(rooted)
+            if score is not None:
+                places = self._get_channel_groups(rooted)
+                root = rooted[0].dep
+                found.append(Scored(root.target.module, root.handler, score.view(places, -1).amax(0).cpu(), places))
+        return found
+
+    def _cuts(self, cutoff: float) -> list[tuple[nn.Module, Any, list[int]]]:
+        """(layer, pruning function, indices) of what goes."""
+        cuts = [(one.layer, one.function, one.removable(cutoff, self.round_to)) for one in self._scored()]
+        return [cut for cut in cuts if cut[2]]
+
+    def _cost_at(self, cutoff: float) -> float:
+        """What the network costs when it is cut there: a copy is cut and measured."""
+        twin, stands_for = copy_with_map(self.model)
+        attentions = find_attentions(twin)
+        with torch.enable_grad():
+            graph = tp.DependencyGraph().build_dependency(twin, self._example_inputs, verbose=False)
+        for layer, function, indices in self._cuts(cutoff):
+            group = graph.get_pruning_group(stands_for[layer], function, indices)
+            if graph.check_pruning_group(group):
+                group.prune()
+        update_attentions_(attentions, {})
+        return self._cost(to_plain_network_(twin))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A coupled group by its root, and how relevant each of its channels is."""
+
+    layer: nn.Module
+    function: Any
+    relevant: Tensor  # shape: (channels of one channel group,)
+    places: int
+    """Channel groups: the same places go from each."""
+
+    def removable(self, cutoff: float, round_to: int | None) -> list[int]:
+        """Indices at or below the cutoff, not all, rounded as asked: by keeping more."""
+        size = len(self.relevant)
+        count = min(int((self.relevant <= cutoff).sum()), size - 1)
+        if round_to:
+            count = max(0, size - math.ceil((size - count) / round_to) * round_to)
+        starts = torch.arange(self.places) * size
+        return sorted((self.relevant.argsort()[:count] + starts[:, None]).flatten().tolist())

@@ -1,0 +1,298 @@
+"""`SparseVDPruner` of Torch-Pruning: what it learns, cuts and leaves behind."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torch_pruning as tp
+from conftest import randomise_
+from torch import nn
+
+import nni_sparsevd as svd
+from nni_sparsevd.nn import is_variational, named_posteriors
+from nni_sparsevd.plugins.torch_pruning import Budget, SparseVD, SparseVDImportance, SparseVDPruner
+from nni_sparsevd.plugins.torch_pruning.attention import find_attentions, update_attentions_
+from nni_sparsevd.report import macs, parameters
+
+
+def network(width=24):
+    torch.manual_seed(0)
+    blocks = [(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()),
+              (nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())]  # fmt: skip
+    layers = [layer for block in blocks for layer in block]
+    return randomise_(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 4)))
+
+
+def settings(granularity="gate", **posterior):
+    chosen = {"granularity": granularity, **posterior}
+    return SparseVD(n_train=256, learning_rate=0.05, gate_rate=1.0, posterior=chosen)
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(64, 1, 8, 8, generator=generator), torch.randint(4, (64,), generator=generator)
+
+
+def made(model, **options):
+    return SparseVDPruner(model, batch()[0], ignored_layers=[model[8]], **{"settings": settings(), **options})
+
+
+def train(model, pruner, steps, every=10):
+    """The loop of Torch-Pruning's README for its regularising pruners."""
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2, momentum=0.9)
+    model.train()
+    for step in range(steps):
+        if step % every == 0:
+            pruner.update_regularizer()
+        images, labels = batch()
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        pruner.regularize(model)
+        optimizer.step()
+
+
+def drawn(model, low=-6.0, high=3.0):
+    """Posteriors at random, as if learnt."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("log_sigma2"):
+                parameter.copy_(torch.empty(parameter.shape).uniform_(low, high, generator=generator))
+
+
+def below(model, threshold):
+    return [int((gate.log_alpha() < threshold).sum()) for _, gate in named_posteriors(model)]
+
+
+def vision_transformer():
+    torch.manual_seed(0)
+    return randomise_(timm.create_model("deit_tiny_patch16_224", num_classes=10, img_size=64))
+
+
+@pytest.mark.parametrize("granularity", ["weight", "gate", "both"])
+def test_it_learns_and_leaves_an_ordinary_network(granularity):
+    model = network()
+    keys, kinds = sorted(model.state_dict()), [type(module) for module in model.modules()]
+    pruner = made(model, settings=settings(granularity))
+    assert all(module.training for module in model.modules())
+    before = pruner.kl().item()
+    train(model, pruner, 30)
+    assert pruner.kl().item() < before
+    model.eval()
+    pruner.step()
+    assert sorted(model.state_dict()) == keys and [type(module) for module in model.modules()] == kinds
+    model.train()
+    images = batch()[0]
+    assert torch.equal(model(images), model(images))
+    model(images).sum().backward()
+
+
+def test_the_regulariser_is_the_gradient_of_kl_over_n_after_a_warm_up():
+    model = network()
+    chosen = settings("both").model_copy(update={"warmup": 0.5})
+    pruner = made(model, settings=chosen, training_steps=8)
+    for step in range(6):
+        twin = copy.deepcopy(model)
+        twin.zero_grad()
+        (min(1.0, step / 4) / 256 * svd.kl(twin)).backward()
+        model.zero_grad()
+        pruner.regularize(model)
+        torch.testing.assert_close(model[0].weight.grad, twin[0].weight.grad)
+        assert step == 0 or model[0].weight.grad.any()
+
+
+def test_the_threshold_cuts_exactly_what_has_reached_it():
+    model = network()
+    pruner = made(model, settings=settings(threshold=1.0))
+    drawn(model)
+    kept = below(model, 1.0)
+    assert all(0 < count < 24 for count in kept)
+    pruner.step()
+    assert [model[0].out_channels, model[3].out_channels] == kept
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100", "convnext_atto", "deit_tiny_patch16_224"])
+def test_gates_cut_exactly(name):
+    """What the variational network computes in evaluation mode is what comes out."""
+    torch.manual_seed(0)
+    options = {"img_size": 64} if "deit" in name else {}
+    model = randomise_(timm.create_model(name, num_classes=10, **options)).double()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    chosen = settings(threshold=0.0)
+    pruner = SparseVDPruner(model, x, ignored_layers=[model.get_classifier()], settings=chosen)
+    drawn(model)
+    size = parameters(model)
+    before = model.eval()(x)
+    pruner.step()
+    after = model.eval()(x)
+    assert parameters(model) < 0.9 * size
+    assert (after - before).abs().max() < 1e-10 * before.abs().max()
+
+
+def test_the_best_channel_stays_and_rounding_keeps_more():
+    model = network()
+    pruner = made(model)
+    drawn(model, low=10, high=12)
+    pruner.step()
+    assert model[0].out_channels == model[3].out_channels == 1
+    model = network()
+    pruner = made(model, round_to=8, settings=settings(threshold=1.0))
+    drawn(model)
+    kept = below(model, 1.0)
+    pruner.step()
+    assert [model[0].out_channels, model[3].out_channels] == [-(-count // 8) * 8 for count in kept]
+
+
+def test_a_ratio_and_steps_go_as_with_every_pruner():
+    model = network()
+    pruner = made(model, pruning_ratio=0.5, iterative_steps=2)
+    drawn(model)
+    pruner.step()
+    assert model[0].out_channels == 18 and is_variational(model)
+    train(model, pruner, 3)  # goes on with what is left
+    pruner.step()
+    assert model[0].out_channels == model[3].out_channels == 12 and not is_variational(model)
+
+
+def test_groups_can_be_cut_by_the_caller():
+    model = network()
+    pruner = made(model)
+    drawn(model)
+    kept = below(model, 3.0)
+    for group in pruner.step(interactive=True):
+        group.prune()
+    pruner.finish()
+    assert [model[0].out_channels, model[3].out_channels] == kept and not is_variational(model)
+
+
+@pytest.mark.parametrize("kind", ["macs", "parameters"])
+@pytest.mark.parametrize("fraction", [0.5, 0.2])
+def test_a_budget_is_met(kind, fraction):
+    model = network(64)
+    dense = {"macs": macs(model, batch()[0][:1]), "parameters": parameters(model)}[kind]
+    pruner = made(model, training_steps=40, budget=Budget(kind=kind, fraction=fraction))
+    train(model, pruner, 40)
+    pruner.step()
+    left = {"macs": macs(model, batch()[0][:1]), "parameters": parameters(model)}[kind]
+    assert pruner.arrival.reached == left and pruner.arrival.dense == dense
+    assert abs(pruner.arrival.off) < 0.03
+    assert left / dense == pytest.approx(fraction, rel=0.03)
+
+
+def test_a_latency_is_met_by_measuring():
+    model = network(96)
+    budget = Budget(kind="latency", fraction=0.5)
+    pruner = SparseVDPruner(
+        model, torch.randn(2, 1, 32, 32), ignored_layers=[model[8]], settings=settings(), budget=budget
+    )
+    drawn(model)
+    pruner.step()
+    assert 0 < pruner.arrival.reached < pruner.arrival.dense  # how close is the machine's matter
+    assert model[0].out_channels < 96
+
+
+def test_the_pressure_follows_the_cost():
+    model = network(64)
+    pruner = made(model, training_steps=100, budget=Budget(fraction=0.5))
+    pruner.update_regularizer()
+    assert pruner._controller.pressure == 1.0  # nothing is due at the start
+    pruner._done = 50
+    pruner.update_regularizer()
+    pressed = pruner._controller.pressure
+    assert pressed > 1.0  # nothing is gone by half of the time
+    drawn(model, low=9, high=12)
+    pruner.update_regularizer()
+    assert pruner._controller.pressure < pressed  # everything would go
+
+
+def test_the_kl_of_a_costly_layer_weighs_more():
+    model = network()
+    SparseVDPruner(model, batch()[0], settings=settings("weight"), budget=Budget(fraction=0.5))
+    layers = (model[0], model[3], model[8])
+    first, second, last = (layer.kl_weight for layer in layers)
+    assert first == pytest.approx(second) and first == pytest.approx(64 * last)  # 8 x 8 positions against one
+    sizes = [layer.weight.numel() for layer in layers]
+    assert first * sizes[0] + second * sizes[1] + last * sizes[2] == pytest.approx(sum(sizes))
+
+
+@pytest.mark.parametrize("ratio", [None, 0.25])
+def test_attention_needs_no_plumbing(ratio):
+    model = vision_transformer()
+    options = {} if ratio is None else {"prune_num_heads": True, "head_pruning_ratio": 0.34, "prune_head_dims": False}
+    pruner = SparseVDPruner(
+        model, torch.randn(2, 3, 64, 64), pruning_ratio=ratio, ignored_layers=[model.head],
+        settings=settings("both", threshold=0.5), **options,
+    )  # fmt: skip
+    drawn(model)
+    pruner.step()
+    attention = model.blocks[0].attn
+    assert attention.qkv.out_features == 3 * attention.num_heads * attention.head_dim
+    assert attention.attn_dim == attention.proj.in_features
+    assert ratio is None or attention.num_heads < 3
+    model.train()(torch.randn(2, 3, 64, 64)).sum().backward()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_cutting_the_dimensions_of_heads_keeps_the_temperature(fused):
+    """Dimensions of queries, keys and values that are zero go without a trace."""
+    model = vision_transformer().double().eval()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    attention = model.blocks[0].attn
+    attention.fused_attn = fused
+    dead = [head * 64 + place for head in range(3) for place in range(0, 64, 2)]
+    rows = [part * 192 + index for part in range(3) for index in dead]
+    with torch.no_grad():
+        attention.qkv.weight[rows] = 0
+        attention.qkv.bias[rows] = 0
+    before, found = model(x), find_attentions(model)
+    graph = tp.DependencyGraph().build_dependency(model, x)
+    graph.get_pruning_group(attention.proj, tp.prune_linear_in_channels, dead).prune()
+    update_attentions_(found, {})
+    assert attention.head_dim == 32
+    assert (model.eval()(x) - before).abs().max() < 1e-10 * before.abs().max()
+
+
+def test_what_is_pruned_is_saved_and_loaded_without_torch_pruning(tmp_path):
+    torch.manual_seed(0)
+    model = randomise_(timm.create_model("resnet18", num_classes=10))
+    x = torch.randn(2, 3, 64, 64)
+    pruner = SparseVDPruner(model, x, ignored_layers=[model.fc], settings=settings())
+    drawn(model)
+    pruner.step()
+    svd.save(model, tmp_path / "small.safetensors", name="resnet18", arguments={"num_classes": 10})
+    torch.testing.assert_close(svd.load(tmp_path / "small.safetensors")(x), model.eval()(x))
+
+
+def test_the_readmes_recipe_with_one_changed_line():
+    """Torch-Pruning's README: sparse training, its pruner replaced; the rest of the loop is `train`."""
+    for make in (
+        lambda model, x: tp.pruner.GroupNormPruner(
+            model, x, importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=0.5,
+            ignored_layers=[model[8]],
+        ),
+        lambda model, x: SparseVDPruner(
+            model, x, importance=SparseVDImportance(), pruning_ratio=0.5, ignored_layers=[model[8]],
+            settings=settings(),
+        ),
+    ):  # fmt: skip
+        model = network()
+        pruner = make(model, batch()[0])
+        train(model, pruner, 4, every=2)
+        pruner.step()
+        assert model[0].out_channels == model[3].out_channels == 12
+        model(batch()[0])
+
+
+def test_mistakes_are_named():
+    x = batch()[0]
+    with pytest.raises(svd.SparseVDError, match="global_prunning is no option; known are global_pruning"):
+        SparseVDPruner(network(), x, global_prunning=True)
+    model = network()
+    with pytest.raises(svd.SparseVDError, match="without a pruning_ratio"):
+        SparseVDPruner(model, x, pruning_ratio=0.5, budget=Budget(fraction=0.5))
+    assert not is_variational(model)
+    with pytest.raises(svd.SparseVDError, match="n_train"):
+        SparseVDPruner(network(), x).regularize()
