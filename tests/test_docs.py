@@ -74,15 +74,15 @@ def test_commands_are_those_of_the_program(capsys):
     assert seen == {"compress", "report", "check", "list-models"}
 
 
-@pytest.mark.parametrize("room", ["", "plugins/nni"])
+@pytest.mark.parametrize("room", ["", "plugins/nni", "plugins/torch_pruning"])
 def test_every_public_name_is_documented(room):
     front = ast.parse((ROOT / "nni_sparsevd" / room / "__init__.py").read_text())
     names = {
         alias.asname or alias.name for node in front.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    } - {"register_apply_methods"}
+    } - {"register", "register_apply_methods"}
     text = "\n".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
     documented = set(re.findall(r"^::: nni_sparsevd\.(?:\w+\.)*(\w+)$", text, re.MULTILINE))
-    assert len(names) >= 7
+    assert len(names) >= 4
     assert names - documented == set()
 
 

@@ -1,0 +1,381 @@
+"""What the table says about each pruner of Torch-Pruning with each importance, and about ours, on each network."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch_pruning.dependency.dependency import Dependency
+
+import nni_sparsevd as svd
+from nni_sparsevd.nn import ChannelGate, Variational, named_posteriors, output_dim, plain_copy
+from nni_sparsevd.plugins.torch_pruning import SparseVD, SparseVDImportance, SparseVDPruner
+from nni_sparsevd.plugins.torch_pruning.attention import find_attentions
+from nni_sparsevd.report import parameters
+from nni_sparsevd.shrink import randomise_
+
+NETWORKS = ("resnet18", "mobilenetv2_100", "convnext_atto", "deit_tiny_patch16_224")
+COLUMNS = ("runs", "forward", "backward", "exact")
+SIZE, CLASSES, BATCH = 64, 10, 4
+TOLERANCE = 1e-10
+UNREACHED = "not reached"
+FAMILIES = (tp.pruner.BasePruner, tp.pruner.BNScalePruner, tp.pruner.GroupNormPruner, tp.pruner.GrowingRegPruner)
+MODES: dict[str, dict[str, Any]] = {
+    "local": {},
+    "global_pruning": {"global_pruning": True},
+    "isomorphic": {"global_pruning": True, "isomorphic": True},
+    "iterative_steps=3": {"iterative_steps": 3},
+    "round_to=8": {"round_to": 8},
+    "interactive": {},
+}
+REDUCTIONS = ("posterior", "sum", "mean", "max", "prod", "first", "gate", None)
+NORMALIZERS = ("sum", "standarization", "mean", "max", "gaussian", "sentinel_0.5", "lamp", torch.tanh)
+Kept = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pruner and its importance."""
+
+    family: type
+    importance: Callable[[], Any]
+    options: dict[str, Any] = field(default_factory=lambda: {"pruning_ratio": 0.5})
+    granularity: str = ""
+    """Of the network's posteriors; it has none where this is empty."""
+    interactive: bool = False
+
+    @property
+    def gates_decide(self) -> bool:
+        """Whether the network itself, in evaluation mode, says what is to come out."""
+        return "pruning_ratio" not in self.options and self.granularity == "gate"
+
+
+def in_every_mode(name: str, family: type, importance: Callable[[], Any], granularity: str = "") -> dict[str, Row]:
+    return {
+        f"{name}, {family.__name__}, {mode}": Row(
+            family, importance, {"pruning_ratio": 0.5, **options}, granularity, mode == "interactive"
+        )
+        for mode, options in MODES.items()
+    }
+
+
+def with_every_argument(name: str, importance: type, granularity: str = "") -> dict[str, Row]:
+    rows = {}
+    for key, values in {"group_reduction": REDUCTIONS, "normalizer": NORMALIZERS}.items():
+        for value in values:
+            if value != "posterior" or granularity:  # that reduction is ours
+                label = getattr(value, "__name__", value)
+                made = Row(tp.pruner.BasePruner, lambda k=key, v=value: importance(**{k: v}), granularity=granularity)
+                rows[f"{name}({key}={label}), BasePruner"] = made
+    return rows
+
+
+BUILT_IN: dict[str, Row] = {
+    **{
+        f"{kind.__name__}, BasePruner": Row(tp.pruner.BasePruner, kind)
+        for kind in (
+            tp.importance.BNScaleImportance,
+            tp.importance.LAMPImportance,
+            tp.importance.FPGMImportance,
+            tp.importance.RandomImportance,
+            tp.importance.GroupTaylorImportance,
+            tp.importance.GroupHessianImportance,
+            tp.importance.OBDCImportance,
+            tp.importance.ActivationImportance,
+        )
+    },
+    "BNScaleImportance, BNScalePruner": Row(tp.pruner.BNScalePruner, tp.importance.BNScaleImportance),
+    "BNScaleImportance, BNScalePruner, group_lasso": Row(
+        tp.pruner.BNScalePruner, tp.importance.BNScaleImportance, {"pruning_ratio": 0.5, "group_lasso": True}
+    ),
+    "GroupMagnitudeImportance, GroupNormPruner": Row(
+        tp.pruner.GroupNormPruner, tp.importance.GroupMagnitudeImportance
+    ),
+    "GroupMagnitudeImportance, GrowingRegPruner": Row(
+        tp.pruner.GrowingRegPruner, tp.importance.GroupMagnitudeImportance
+    ),
+    **in_every_mode("GroupMagnitudeImportance", tp.pruner.BasePruner, tp.importance.GroupMagnitudeImportance),
+    **with_every_argument("GroupMagnitudeImportance", tp.importance.GroupMagnitudeImportance),
+}
+OURS: dict[str, Row] = {
+    **{
+        key: row
+        for family in FAMILIES
+        for key, row in in_every_mode("SparseVDImportance", family, SparseVDImportance, "weight").items()
+    },
+    **with_every_argument("SparseVDImportance", SparseVDImportance, "weight"),
+    **{
+        f"SparseVDPruner, {how}, {granularity}": Row(SparseVDPruner, SparseVDImportance, options, granularity)
+        for how, options in {"by itself": {}, "pruning_ratio=0.5": {"pruning_ratio": 0.5}}.items()
+        for granularity in ("weight", "gate", "both")
+    },
+}
+ROWS = {**BUILT_IN, **OURS}
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    options = {"img_size": SIZE} if "deit" in name else {}
+    return randomise_(timm.create_model(name, num_classes=CLASSES, **options))
+
+
+def draw_(model: nn.Module) -> None:
+    """Log alpha at random: a part of each output and each input, so that whole channels are noise."""
+    generator = torch.Generator().manual_seed(1)
+
+    def uniform(low: float, high: float, count: int, like: Tensor) -> Tensor:
+        return torch.empty(count).uniform_(low, high, generator=generator).to(like)
+
+    with torch.no_grad():
+        for _, one in named_posteriors(model):
+            if isinstance(one, ChannelGate):
+                one.log_sigma2.copy_(uniform(-6, 6, len(one.mu), one.mu))
+            else:
+                rows, columns, *rest = one.weight.shape
+                noise = uniform(-6, 3, rows, one.weight)[:, None] + uniform(-6, 3, columns, one.weight)
+                one.log_sigma2.copy_(one.weight.square().mean().log() + noise.view(rows, columns, *[1] * len(rest)))
+
+
+class Case:
+    """A pruner on a network, and the ordinary network in which the same channels are silent."""
+
+    def __init__(self, row: Row, name: str) -> None:
+        self.row = row
+        # ours folds gates and temperatures, so its weights are rounded; some built-ins know float32 alone
+        dtype = torch.float64 if row.family is SparseVDPruner else torch.float32
+        self.model = network(name).to(dtype)
+        self.x = torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(dtype)
+        self.labels = torch.arange(BATCH) % CLASSES
+        self.heads = {one.module.qkv: one.heads for one in find_attentions(self.model)}
+        self.size = parameters(self.model)
+        self.kept: Kept = {}
+        self.importance = row.importance()
+        options = {**row.options, "ignored_layers": [self.model.get_classifier()]}
+        if row.family is SparseVDPruner:
+            settings = SparseVD(n_train=1000, posterior={"granularity": row.granularity})
+            options["settings"] = settings
+        else:
+            if row.granularity:
+                svd.sparsify_(self.model, granularity=row.granularity, example_inputs=self.x)
+            # the defaults of these are shared between all pruners of a process
+            options |= {"num_heads": dict(self.heads), "in_channel_groups": {}, "out_channel_groups": {}}
+        self.pruner = row.family(self.model, self.x, importance=self.importance, **options)
+        draw_(self.model)
+
+    def run(self) -> None:
+        """Two steps of training with the regulariser, what the importance has to see, and the cut."""
+        self._train()
+        self._look()
+        self.before = copy.deepcopy(self.model)
+        with recorded_cuts(self.model) as cuts:
+            for _ in range(self.pruner.iterative_steps):
+                if self.row.interactive:
+                    for group in self.pruner.step(interactive=True):
+                        group.prune()
+                else:
+                    self.pruner.step()
+        self.cuts = cuts
+        if self.row.family is not SparseVDPruner:
+            self._tell_attentions()
+            svd.bake_(self.model)
+        assert not any(isinstance(module, Variational | ChannelGate) for module in self.model.modules())
+        assert parameters(self.model) < 0.95 * self.size, "nothing is gone"
+
+    def _train(self) -> None:
+        optimizer = torch.optim.SGD(self.model.parameters(), 1e-4)
+        self.model.train()
+        self.pruner.update_regularizer()
+        for _ in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(self.model(self.x), self.labels).backward()
+            if self.row.family is not tp.pruner.BasePruner:  # which has none
+                self.pruner.regularize(self.model)
+            optimizer.step()
+            if isinstance(self.pruner, tp.pruner.GrowingRegPruner):
+                self.pruner.update_reg()
+
+    def _look(self) -> None:
+        """As the documents of Torch-Pruning and its examples do for importances that need data."""
+        self.model.zero_grad()
+        if isinstance(self.importance, tp.importance.ActivationImportance):
+            with torch.no_grad(), self.importance.compute_importance(self.model):
+                self.model(self.x)
+            return
+        if isinstance(self.importance, tp.importance.OBDCImportance):
+            self.importance._prepare_model(self.model, self.pruner)
+        losses = F.cross_entropy(self.model(self.x), self.labels, reduction="none")
+        if isinstance(self.importance, tp.importance.GroupHessianImportance):
+            for loss in losses:
+                self.model.zero_grad()
+                loss.backward(retain_graph=True)
+                self.importance.accumulate_grad(self.model)
+            return
+        losses.mean().backward()
+        if isinstance(self.importance, tp.importance.OBDCImportance):
+            self.importance.step()
+            self.importance._rm_hooks(self.model)
+
+    def _tell_attentions(self) -> None:
+        """As its examples for transformers do: what attention remembers of its sizes."""
+        for one in find_attentions(self.model):
+            one.module.num_heads = self.pruner.num_heads[one.module.qkv]
+            one.module.head_dim = one.module.qkv.out_features // (3 * one.module.num_heads)
+            one.module.attn_dim = one.module.num_heads * one.module.head_dim
+
+    def forward(self) -> None:
+        output = self.model.eval()(self.x)
+        assert output.shape == (BATCH, CLASSES) and output.isfinite().all()
+
+    def backward(self) -> None:
+        model = copy.deepcopy(self.model).train()
+        model.zero_grad()
+        model(self.x).square().sum().backward()
+        missing = [name for name, one in model.named_parameters() if one.grad is None or one.grad.shape != one.shape]
+        assert not missing, f"no gradient for {missing[0]}"
+
+    def exact(self) -> None:
+        """Raises `AssertionError` saying what changed besides the silence of the removed channels."""
+        found = outputs(self.model, self.x)
+        if self.row.gates_decide:
+            off = distance(found, outputs(self.before, self.x))
+            assert off < TOLERANCE, f"differs by {off:.1e}"
+            return
+        ordinary = plain_copy if self.row.family is SparseVDPruner else lambda model: svd.bake_(copy.deepcopy(model))
+        reference = ordinary(self.before).double()
+        kept = silence_(reference, self.cuts)
+        explained: list[str] = []
+        off = distance(found, outputs(reference, self.x))
+        for reason, mend_ in (("mixes", normalise_over_kept_), ("temperature", heat_attentions_)):
+            if off >= TOLERANCE and mend_(reference, kept):
+                off = distance(found, outputs(reference, self.x))
+                explained.append(reason)
+        assert off < TOLERANCE, f"differs by {off:.1e}"
+        assert not explained, ", ".join(explained)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Output channels of a module, or elements of a parameter, that have gone: as numbered when they went."""
+
+    name: str
+    dim: int
+    indices: list[int]
+
+
+@contextmanager
+def recorded_cuts(model: nn.Module) -> Iterator[list[Cut]]:
+    """All that Torch-Pruning removes from outputs meanwhile.  Readers go along, and change nothing that is silent."""
+    cuts: list[Cut] = []
+    call = Dependency.__call__
+
+    def recording(self: Dependency, idxs: list[Any]) -> Any:
+        target = self.target.module
+        named = model.named_parameters() if isinstance(target, nn.Parameter) else model.named_modules()
+        name = next(name for name, one in named if one is target)
+        if isinstance(target, nn.Parameter):
+            cuts.append(Cut(name, self.target.pruning_dim, plain(idxs)))
+        elif hasattr(target, "weight") and not self.handler.__name__.endswith("in_channels"):
+            cuts.append(Cut(name, 0, plain(idxs)))
+        return call(self, idxs)
+
+    Dependency.__call__ = recording
+    try:
+        yield cuts
+    finally:
+        Dependency.__call__ = call
+
+
+def plain(idxs: list[Any]) -> list[int]:
+    return [int(getattr(one, "idx", one)) for one in idxs]
+
+
+@torch.no_grad()
+def silence_(model: nn.Module, cuts: list[Cut]) -> Kept:
+    """Zero what was cut; returns what is left of each module's channels."""
+    modules, tensors, kept = dict(model.named_modules()), dict(model.named_parameters()), {}
+    for cut in cuts:
+        module = modules.get(cut.name)
+        held = [(tensors[cut.name], cut.dim)] if module is None else [
+            (tensor, output_dim(module) if key == "weight" else 0)
+            for key in ("weight", "bias", "running_mean")
+            if (tensor := getattr(module, key, None)) is not None
+        ]  # fmt: skip
+        left = kept.setdefault(cut.name, list(range(held[0][0].shape[held[0][1]])))
+        gone = [left[index] for index in cut.indices]
+        for tensor, dim in held:
+            tensor.index_fill_(dim, torch.tensor(gone), 0)
+        kept[cut.name] = [index for index in left if index not in set(gone)]
+    return kept
+
+
+def normalise_over_kept_(model: nn.Module, kept: Kept) -> bool:
+    """Let each LayerNorm see only the channels that are left; whether there was one to tell."""
+    cut = [(name, norm) for name, norm in model.named_modules() if isinstance(norm, nn.LayerNorm) and name in kept]
+    for name, norm in cut:
+        index, dim = torch.tensor(kept[name]), 1 if "2d" in type(norm).__name__ else -1
+
+        def hook(norm: Any, inputs: Any, output: Tensor, index: Tensor = index, dim: int = dim) -> Tensor:
+            x = inputs[0].index_select(dim, index).movedim(dim, -1)
+            small = F.layer_norm(x, (len(index),), norm.weight[index], norm.bias[index], norm.eps)
+            return torch.zeros_like(output).index_copy(dim, index, small.movedim(-1, dim))
+
+        norm.register_forward_hook(hook)
+    return bool(cut)
+
+
+@torch.no_grad()
+def heat_attentions_(model: nn.Module, kept: Kept) -> bool:
+    """Divide scores by the root of the smaller heads' dimension; whether there was an attention to tell."""
+    names = {module: name for name, module in model.named_modules()}
+    cut = [one.module for one in find_attentions(model) if names[one.module.qkv] in kept]
+    for attention in cut:
+        rows = attention.qkv.out_features
+        factor = (rows / len(kept[names[attention.qkv]])) ** 0.5
+        attention.qkv.weight[: rows // 3] *= factor
+        attention.qkv.bias[: rows // 3] *= factor
+    return bool(cut)
+
+
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return copy.deepcopy(model).double().eval()(x.double())
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, as a part of the largest output."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def outcome(row: str, name: str) -> dict[str, str]:
+    """For each column: empty where it works, else what went wrong."""
+    torch.manual_seed(0)
+    found = dict.fromkeys(COLUMNS, UNREACHED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            case = Case(ROWS[row], name)
+            case.run()
+        except Exception as error:
+            return {**found, "runs": told(error)}
+        found["runs"] = ""
+        for column in COLUMNS[1:]:
+            try:
+                getattr(case, column)()
+                found[column] = ""
+            except Exception as error:
+                found[column] = told(error)
+                if column == "forward":
+                    break
+    return found
+
+
+def told(error: Exception) -> str:
+    text = (str(error) or "assertion").splitlines()[0][:120]
+    return text if type(error) is AssertionError else f"{type(error).__name__}: {text}"
