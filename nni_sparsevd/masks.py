@@ -47,7 +47,7 @@ def compute_masks(
         kept = _cut(scores, chosen, {name: layer.threshold for name, layer in layers.items()})
         masks: Masks = {name: {"weight": keep.float()} for name, keep in kept.items()}
         for scaled, _, gate in gate_sites(model):
-            _silence(masks, model, scaled, _gate_cut(gate, chosen))
+            _silence(masks, model, scaled, gate.spread(_gate_cut(gate, chosen)))
         return masks
 
 
@@ -113,11 +113,12 @@ def _layer_masks(model: nn.Module, chosen: Masking) -> Masks:
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Variational)}
     scores = {name: _row_log_alpha(layer) for name, layer in layers.items()}
     own = {name: layer.threshold for name, layer in layers.items()}
-    for name, _, gate in gate_sites(model):
+    gates = {name: gate for name, _, gate in gate_sites(model)}
+    for name, gate in gates.items():
         scores[name], own[name] = gate.log_alpha(), gate.threshold
     masks: Masks = {}
     for name, kept in _cut(scores, chosen, own).items():
-        _silence(masks, model, name, kept)
+        _silence(masks, model, name, gates[name].spread(kept) if name in gates else kept)
     return masks
 
 

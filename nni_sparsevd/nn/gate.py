@@ -16,6 +16,9 @@ class ChannelGate(nn.Module):
 
     Placed after the normalisation, on the last writers of a coupled channel group, z = 0 silences the channel for good.
     A gate on several writers is one posterior: its KL counts once; each writer and sample draws its own noise.
+
+    `parts` are for layers that write several things at once, such as queries, keys and values: the same gate scales
+    each part that is True.
     """
 
     def __init__(
@@ -23,6 +26,7 @@ class ChannelGate(nn.Module):
         channels: int,
         posterior: Posterior | None = None,
         *,
+        parts: tuple[bool, ...] = (True,),
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -32,6 +36,7 @@ class ChannelGate(nn.Module):
         self.log_sigma2 = nn.Parameter(torch.full_like(self.mu, self.settings.init_log_sigma2))
         self.threshold = self.settings.threshold
         self.kl_weight = 1.0
+        self.parts = parts
         self.writers: tuple[str, ...] = ()
         """Names of the layers whose channels it gates."""
 
@@ -50,20 +55,27 @@ class ChannelGate(nn.Module):
         """True where a channel is kept, shape (channels,)."""
         return self.log_alpha() < self.threshold
 
+    def spread(self, values: Tensor, dim: int = 0) -> Tensor:
+        """One value a channel of the gate -> one a channel of what it scales: 1 in the parts that it leaves alone."""
+        return torch.cat([values if scaled else torch.ones_like(values) for scaled in self.parts], dim)
+
     def forward(self, x: Tensor, dim: int = 1) -> Tensor:
         """Scale dimension `dim` of x: in training by a fresh z per sample, else by the mean of what is kept."""
-        if x.shape[dim] != len(self.mu):
-            raise ModelError(f"a gate of {len(self.mu)} channels met {tuple(x.shape)}, channels at dimension {dim}")
+        if x.shape[dim] != len(self.mu) * len(self.parts):
+            raise ModelError(
+                f"a gate of {len(self.mu)} channels in {len(self.parts)} parts met {tuple(x.shape)}, channels at "
+                f"dimension {dim}"
+            )
         shape = [1] * x.dim()
         shape[dim] = -1
         if not self.training:
             kept = torch.where(self.mask(), self.mu, torch.zeros_like(self.mu))
-            return x * kept.to(x.dtype).view(shape)
+            return x * self.spread(kept).to(x.dtype).view(shape)
         noise_shape = [1] * x.dim()
         noise_shape[0], noise_shape[dim] = x.shape[0], len(self.mu)
         noise = torch.randn(noise_shape, device=x.device, dtype=self.mu.dtype)
         z = self.mu.view(shape) + (0.5 * self.log_sigma2).exp().view(shape) * noise
-        return x * z.to(x.dtype)
+        return x * self.spread(z, dim).to(x.dtype)
 
     def attach_(self, site: nn.Module, dim: int) -> None:
         """Gate the outputs of `site`: as its child "gate" and a forward hook (a deep copy takes both along)."""

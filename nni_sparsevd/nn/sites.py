@@ -33,7 +33,7 @@ def to_plain_network_(model: nn.Module) -> nn.Module:
     for scaled, site, gate in list(gate_sites(model)):
         gate.detach_(site)
         layer = model.get_submodule(scaled)
-        scale_channels_(layer, gate.mu, (layer,))
+        scale_channels_(layer, gate.spread(gate.mu), (layer,))
     for module in list(model.modules()):
         if isinstance(module, Variational):
             to_plain_(module)

@@ -236,6 +236,41 @@ def test_attention_needs_no_plumbing(ratio):
 
 
 @pytest.mark.parametrize("fused", [True, False])
+def test_heads_and_their_dimensions_go_exactly(fused):
+    """Gates of whole heads and of single dimensions have closed: on queries and values, so on the scores, too."""
+    model = vision_transformer().double()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    pruner = SparseVDPruner(model, x, ignored_layers=[model.head], settings=settings())
+    gate = model.blocks[2].attn.qkv.gate
+    assert gate.parts == (True, False, True) and len(gate.mu) == 192
+    with torch.no_grad():
+        gate.mu.uniform_(0.5, 1.5)
+        gate.log_sigma2.view(3, 64)[1] = 9.0  # a head
+        gate.log_sigma2.view(3, 64)[:, ::4] = 9.0  # every fourth dimension of all
+        gate.log_sigma2.view(3, 64)[0, :32] = 9.0  # more of one head: these stay, for the other's sake
+    before = model.eval()(x)
+    pruner.step()
+    attention = model.blocks[2].attn
+    assert (attention.num_heads, attention.head_dim) == (2, 48)
+    assert attention.qkv.out_features == 3 * 96 and attention.proj.in_features == 96
+    assert model.blocks[0].attn.num_heads == 3
+    assert (model.eval()(x) - before).abs().max() < 1e-10 * before.abs().max()
+
+
+def test_a_head_that_is_all_stays():
+    model = vision_transformer()
+    pruner = SparseVDPruner(model, torch.randn(2, 3, 64, 64), ignored_layers=[model.head], settings=settings())
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.gate.log_sigma2.uniform_(8, 9)
+    pruner.step()
+    assert {(block.attn.num_heads, block.attn.head_dim) for block in model.blocks} == {(1, 1)}
+    model(torch.randn(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("fused", [True, False])
 def test_cutting_the_dimensions_of_heads_keeps_the_temperature(fused):
     """Dimensions of queries, keys and values that are zero go without a trace."""
     model = vision_transformer().double().eval()

@@ -106,4 +106,5 @@ class Gates:
             gate.detach_(site)
             wrapper = getattr(layer, "_nni_wrapper", None)  # while a layer is wrapped, NNI keeps its targets there
             holders = (layer,) if wrapper is None else (wrapper, layer)
-            scale_channels_(layer, mean * kept.get(self.writers[scaled], torch.ones_like(mean)), holders)
+            mean = mean * kept.get(self.writers[scaled], torch.ones_like(mean))
+            scale_channels_(layer, gate.spread(mean), holders)

@@ -7,12 +7,15 @@ import torch
 from torch import nn
 
 from ...errors import ModelError
+from ...nn import ChannelGate
+from ...recipe import Posterior
 
 
 @dataclass(frozen=True)
 class Attention:
     """One self-attention of timm's kind: a fused projection `qkv`, and sizes written down beside it."""
 
+    name: str
     module: Any
     heads: int
     head_dim: int
@@ -21,11 +24,28 @@ class Attention:
 def find_attentions(model: nn.Module) -> list[Attention]:
     """All self-attentions of `model` whose heads and head dimensions can be cut."""
     found = []
-    for module in model.modules():
+    for name, module in model.named_modules():
         projection, heads = getattr(module, "qkv", None), getattr(module, "num_heads", None)
         if isinstance(projection, nn.Linear) and isinstance(heads, int):
-            found.append(Attention(module, heads, projection.out_features // (3 * heads)))
+            found.append(Attention(name, module, heads, projection.out_features // (3 * heads)))
     return found
+
+
+def attach_gates_(attentions: list[Attention], posterior: Posterior) -> None:
+    """One gate on each dimension of each head: on its query and its value, so that its key has no say either.
+
+    Where queries and keys are normalised, a dimension has a say in the others; there is no gate then.
+    """
+    for one in attentions:
+        projection = one.module.qkv
+        normalised = [getattr(one.module, norm, None) for norm in ("q_norm", "k_norm", "norm")]
+        if all(norm is None or isinstance(norm, nn.Identity) for norm in normalised):
+            weight = projection.weight
+            gate = ChannelGate(
+                one.heads * one.head_dim, posterior, parts=(True, False, True), device=weight.device, dtype=weight.dtype
+            )
+            gate.writers = (f"{one.name}.qkv",)
+            gate.attach_(projection, -1)
 
 
 def update_attentions_(attentions: list[Attention], num_heads: dict[nn.Module, int]) -> list[Attention]:
@@ -57,7 +77,7 @@ def update_attentions_(attentions: list[Attention], num_heads: dict[nn.Module, i
         for name, size in {**sizes, "scale": head_dim**-0.5}.items():
             if hasattr(module, name):
                 setattr(module, name, size)
-        updated.append(Attention(module, heads, head_dim))
+        updated.append(Attention(one.name, module, heads, head_dim))
     return updated
 
 

@@ -25,10 +25,12 @@ class Companions:
         """After `size` channels along `dim` of the weight have become those in `kept`."""
         if isinstance(self.layer, Variational):
             self.layer.log_sigma2 = cut(pruner, self.layer.log_sigma2, kept, dim)
-        # a gate on several writers is cut with the first of them
-        if self.gate is not None and dim == output_dim(self.layer) and len(self.gate.mu) == size:
-            self.gate.mu = cut(pruner, self.gate.mu, kept, 0)
-            self.gate.log_sigma2 = cut(pruner, self.gate.log_sigma2, kept, 0)
+        gate = self.gate
+        if gate is None or dim != output_dim(self.layer) or len(gate.mu) * len(gate.parts) != size:
+            return  # a gate on several writers is cut with the first of them
+        first = [index for index in kept if index < len(gate.mu)]  # the other parts are cut at the same places
+        gate.mu = cut(pruner, gate.mu, first, 0)
+        gate.log_sigma2 = cut(pruner, gate.log_sigma2, first, 0)
 
 
 def companions_of(layer: nn.Module) -> Companions | None:

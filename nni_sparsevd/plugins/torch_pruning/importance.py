@@ -76,7 +76,9 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
             gate = companions.gate
             if gate is not None and not reads and gate not in seen:
                 seen.add(gate)
-                yield Member(torch.stack([gate.mu.square(), gate.log_sigma2.exp()]).double()[:, idxs], places, True)
+                first = [(index, place) for index, place in zip(idxs, places, strict=True) if index < len(gate.mu)]
+                moments = torch.stack([gate.mu.square(), gate.log_sigma2.exp()]).double()
+                yield Member(moments[:, [index for index, _ in first]], [place for _, place in first], True)
             if isinstance(layer, Variational):
                 dim = 1 - output_dim(layer) if reads else output_dim(layer)
                 yield Member(_moments(layer, dim)[:, idxs], places, False)

@@ -2,22 +2,22 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from ...convert import sparsify_
+from ...convert import bake_, sparsify_
 from ...errors import SettingError
 from ...graph import Inputs
 from ...nn import ChannelGate, kl, named_posteriors, plain_copy, to_plain_network_
 from ..settings import SparseVD
 from ..variances import Variances
-from .attention import find_attentions, update_attentions_
+from .attention import attach_gates_, find_attentions, update_attentions_
 from .budget import Arrival, Budget, Controller, best_cutoff, copy_with_map, cost_of, weigh_by_macs_
 from .importance import SparseVDImportance
+from .scored import Scored
 
 
 class Options(TypedDict, total=False):
@@ -100,6 +100,8 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         posterior = self.settings.posterior
         chosen = posterior.model_copy(update={"exclude": (*posterior.exclude, *names)})
         sparsify_(model, chosen, example_inputs=example_inputs)
+        if chosen.granularity != "weight":
+            attach_gates_([one for one in self._attentions if id(one.module.qkv) not in ignored], chosen)
         training = [module for module in model.modules() if module.training]
         super().__init__(
             model, example_inputs, importance or SparseVDImportance(), pruning_ratio=pruning_ratio or 0.0, **given
@@ -166,18 +168,26 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         return groups
 
     def finish(self) -> nn.Module:
-        """Make the layers ordinary, the gates folded into what they follow; returns the model."""
+        """Make the layers ordinary, masked as in evaluation mode and with the gates folded in; returns the model.
+
+        A channel that has drowned and yet stays, for the sake of rounding or of other heads, is zero.
+        """
         self._attentions = update_attentions_(self._attentions, self.num_heads)
-        return to_plain_network_(self.model)
+        if self.arrival is not None:  # the budget's threshold is the one that counts
+            for _, one in named_posteriors(self.model):
+                if isinstance(one, ChannelGate):
+                    one.threshold = self.arrival.log_alpha + 1e-4  # scores are rounded to float32
+        return bake_(self.model)
 
     @torch.no_grad()
     def _prune(self) -> Iterator[Any]:
         if not self._by_itself:
             yield from super()._prune()
             return
-        for cut in self._cuts(self._cutoff()):
-            group = self.DG.get_pruning_group(*cut)
+        for one, indices, heads in self._cuts(self._cutoff()):
+            group = self.DG.get_pruning_group(one.layer, one.function, indices)
             if self.DG.check_pruning_group(group):
+                self.num_heads.update(heads)
                 yield group
 
     def _cutoff(self) -> float:
@@ -185,29 +195,30 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         at_threshold = 1 / (1 + math.exp(self.settings.posterior.threshold))
         if self._budget is None:
             return at_threshold
-        scores = torch.cat([one.relevant for one in self._scored()])
+        scores = torch.cat([one.relevant.flatten() for one in self._scored()])
         natural = self._cost_at(at_threshold)
         cutoff, reached = best_cutoff(scores, self._cost_at, self._budget.fraction * self._dense)
-        self.arrival = Arrival(self._budget, self._dense, natural, reached, -torch.logit(torch.tensor(cutoff)).item())
+        log_alpha = math.log(1 / cutoff - 1) if 0 < cutoff < 1 else math.copysign(math.inf, 0.5 - cutoff)
+        self.arrival = Arrival(self._budget, self._dense, natural, reached, log_alpha)
         return cutoff
 
-    def _scored(self) -> list["Scored"]:
+    def _scored(self) -> list[Scored]:
         """All groups that have a posterior, with the score of each channel."""
         found = []
         for group in self.DG.get_all_groups(self.ignored_layers, self.root_module_types):
-            attention, _ = self._is_atten_group(group)
+            attention, projections = self._is_atten_group(group)
             rooted = self._downstream_node_as_root_if_attention(group) if attention else group
             score = None if rooted is None else self.estimate_importance(rooted)
             if score is not None:
-                places = self._get_channel_groups(rooted)
-                root = rooted[0].dep
-                found.append(Scored(root.target.module, root.handler, score.view(places, -1).amax(0).cpu(), places))
+                root, places = rooted[0].dep, self._get_channel_groups(rooted)
+                relevant = score.view(places, -1).cpu()
+                found.append(Scored(root.target.module, root.handler, relevant, tuple(projections)))
         return found
 
-    def _cuts(self, cutoff: float) -> list[tuple[nn.Module, Any, list[int]]]:
-        """(layer, pruning function, indices) of what goes."""
-        cuts = [(one.layer, one.function, one.removable(cutoff, self.round_to)) for one in self._scored()]
-        return [cut for cut in cuts if cut[2]]
+    def _cuts(self, cutoff: float) -> list[tuple[Scored, list[int], dict[nn.Module, int]]]:
+        """(group, indices of what goes, heads that are left of its attention)."""
+        cuts = [(one, *one.removable(cutoff, self.round_to)) for one in self._scored()]
+        return [(one, indices, dict.fromkeys(one.projections, heads)) for one, indices, heads in cuts if indices]
 
     def _cost_at(self, cutoff: float) -> float:
         """What the network costs when it is cut there: a copy is cut and measured."""
@@ -215,29 +226,11 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         attentions = find_attentions(twin)
         with torch.enable_grad():
             graph = tp.DependencyGraph().build_dependency(twin, self._example_inputs, verbose=False)
-        for layer, function, indices in self._cuts(cutoff):
-            group = graph.get_pruning_group(stands_for[layer], function, indices)
+        num_heads: dict[nn.Module, int] = {}
+        for one, indices, heads in self._cuts(cutoff):
+            group = graph.get_pruning_group(stands_for[one.layer], one.function, indices)
             if graph.check_pruning_group(group):
+                num_heads.update({stands_for[projection]: left for projection, left in heads.items()})
                 group.prune()
-        update_attentions_(attentions, {})
+        update_attentions_(attentions, num_heads)
         return self._cost(to_plain_network_(twin))
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A coupled group by its root, and how relevant each of its channels is."""
-
-    layer: nn.Module
-    function: Any
-    relevant: Tensor  # shape: (channels of one channel group,)
-    places: int
-    """Channel groups: the same places go from each."""
-
-    def removable(self, cutoff: float, round_to: int | None) -> list[int]:
-        """Indices at or below the cutoff, not all, rounded as asked: by keeping more."""
-        size = len(self.relevant)
-        count = min(int((self.relevant <= cutoff).sum()), size - 1)
-        if round_to:
-            count = max(0, size - math.ceil((size - count) / round_to) * round_to)
-        starts = torch.arange(self.places) * size
-        return sorted((self.relevant.argsort()[:count] + starts[:, None]).flatten().tolist())
