@@ -166,3 +166,34 @@ def test_refuses_a_site_that_has_a_gate_or_would_run_it_as_a_layer() -> None:
     for site in (taken, nn.Sequential(nn.Linear(4, 4))):
         with pytest.raises(SparseVDError, match="gate"):
             gate().attach_(site, -1)
+
+
+def test_a_gate_in_parts_scales_some_and_leaves_others() -> None:
+    """Queries, keys and values in one projection: the same draw on queries and values, none on keys."""
+    made = ChannelGate(2, Posterior(init_log_sigma2=-1.0), parts=(True, False, True))
+    with torch.no_grad():
+        made.mu.copy_(torch.tensor([0.5, 1e-3]))
+    x = torch.ones(3, 5, 6)
+    assert torch.equal(made.eval()(x, -1), torch.tensor([0.5, 0, 1, 1, 0.5, 0]).expand(3, 5, 6))
+    drawn = made.train()(x, -1)
+    assert torch.equal(drawn[..., :2], drawn[..., 4:]) and torch.equal(drawn[..., 2:4], x[..., :2])
+    assert not torch.equal(drawn[0, 0, :2], drawn[1, 0, :2])
+    with pytest.raises(SparseVDError, match="2 channels in 3 parts"):
+        made(torch.ones(3, 5, 4), -1)
+
+
+def test_a_gate_in_parts_is_folded_and_masked_where_it_scales() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 6)
+    model, weight = nn.Sequential(layer), layer.weight.detach().clone()
+    made = ChannelGate(2, Posterior(), parts=(True, False, True))
+    with torch.no_grad():
+        made.mu.copy_(torch.tensor([0.5, 1e-3]))
+    made.attach_(layer, -1)
+    model.eval()
+    x = torch.randn(3, 4)
+    expected = model(x)
+    assert svd.compute_masks(model)["0"]["bias"].tolist() == [1, 0, 1, 1, 1, 0]
+    svd.bake_(model)
+    torch.testing.assert_close(model(x), expected)
+    assert torch.equal(layer.weight[2:4], weight[2:4]) and not layer.weight[[1, 5]].any()
