@@ -64,9 +64,9 @@ def per_epoch(data: DataSets) -> int:
 
 
 def sparse_vd(model: nn.Module, data: DataSets) -> dict[str, Any]:
-    settings = SparseVD(
-        n_train=len(data.train), kl_coefficient=5.0, posterior={"granularity": "both", "estimator": "weight"}
-    )
+    # gates alone: the KL of five million weights would outweigh what so few images say
+    gates = {"granularity": "gate", "init_log_sigma2": -4.0}
+    settings = SparseVD(n_train=len(data.train), kl_coefficient=20.0, learning_rate=2e-3, posterior=gates)
     pruner = SparseVDPruner(
         model, IMAGE, ignored_layers=[model.get_classifier()], settings=settings,
         training_steps=SPARSE * per_epoch(data), budget=Budget(fraction=FRACTION),

@@ -93,12 +93,71 @@ def nni_mnist() -> list[str]:
     return lines
 
 
+def tp_conformance() -> list[str]:
+    networks = read(RESULTS / "torch_pruning_conformance.json")["networks"]
+    lines = ["| importance, pruner | " + " | ".join(networks) + " |", "|---" * (len(networks) + 1) + "|"]
+    for row in next(iter(networks.values())):
+        lines.append(f"| {row} | {' | '.join(_verdict(found[row]) for found in networks.values())} |")
+    return lines
+
+
+def _verdict(cells: dict[str, str]) -> str:
+    """How far it gets: the first column that is not empty, and why."""
+    for column, wrong in cells.items():
+        if wrong:
+            words = wrong if len(wrong) <= 40 else f"{wrong[:40]}…"
+            return f"**{column}**: {words}".replace("|", "\\|")
+    return "exact"
+
+
+def budget() -> list[str]:
+    results = read(RESULTS / "cifar10_budget.json")
+    lines = ["| | error % | after the cut % | MACs | of the budget | parameters | latency ÷ | seconds |"]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for name, row in results.items():
+        if isinstance(row, dict) and "macs" in row:
+            off = f"{row['off_percent']:+.2f} %" if "off_percent" in row else ""
+            cut = f"{row['error_after_cut']:.2f}" if "error_after_cut" in row else ""
+            lines.append(
+                f"| {name} | {row['error_percent']:.2f} | {cut} | {row['macs']:,} | {off} | {row['parameters']:,} | "
+                f"{row['latency_ratio']:.2f} | {row['seconds']:.0f} |"
+            )
+    return lines
+
+
+PUBLISHED = (
+    ("Sparse VD, by neurons (Neklyudov et al. 2017)", "17-32-329-75", "0.75", "2.19"),
+    ("SSL (Wen et al. 2016)", "3-12-800-500", "1.00", "3.90"),
+    ("SBP (Neklyudov et al. 2017)", "3-18-284-283", "0.86", "10.49"),
+    ("BC-GNJ (Louizos et al. 2017)", "8-13-88-13", "1.0", ""),
+    ("BC-GHS (Louizos et al. 2017)", "5-10-76-16", "1.0", ""),
+)
+
+
+def lenet5_structured() -> list[str]:
+    lines = ["| | units | error % | MACs | MACs ÷ | latency ÷, 1 image | latency ÷, 100 images |"]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|")
+    lines += [f"| {name} | {units} | {error} | | {fewer} | | |" for name, units, error, fewer in PUBLISHED]
+    for row in read(RESULTS / "lenet5_structured.json")["results"]:
+        faster = [f"{row[f'latency_batch_{batch}']['faster']:.2f}" for batch in (1, 100)]
+        units = "-".join(str(count) for count in row["units"])
+        error = row["test"]["error_percent"]
+        lines.append(
+            f"| ours, {row['name']} | {units} | {error:.2f} | {row['macs']:,} | {row['fewer_macs']:.1f} | "
+            f"{' | '.join(faster)} |"
+        )
+    return lines
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     "compression": compression,
     "step_cost": step_cost,
     "nni_speedup": nni_speedup,
     "nni_conformance": nni_conformance,
     "nni_mnist": nni_mnist,
+    "tp_conformance": tp_conformance,
+    "budget": budget,
+    "lenet5_structured": lenet5_structured,
 }
 
 

@@ -22,6 +22,16 @@ LEARNING_RATE = 1e-2
 SHAPE, CLASSES = (1, 8, 8), 4
 
 
+def network():
+    """Two convolutions with norms and a classifier, for images of SHAPE."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4),
+    )  # fmt: skip
+
+
 class Blobs(Dataset):
     """Each class is a random image, each sample its class's image with noise; items are what Transformers wants."""
 

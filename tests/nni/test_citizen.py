@@ -9,13 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from evaluators import SAMPLES, torch_evaluator
+from evaluators import SAMPLES, network, torch_evaluator
 from nni.compression.base.compressor import Pruner
 from nni.compression.distillation import DynamicLayerwiseDistiller
 from nni.compression.pruning import AGPPruner, L1NormPruner, LinearPruner
 from nni.compression.quantization import QATQuantizer
 from nni.compression.speedup import ModelSpeedup
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nni_sparsevd.plugins.nni import SparseVD, SparseVDPruner
@@ -26,15 +25,6 @@ def settings(granularity="weight"):
 
 
 FIRST, SECOND = {"op_names": ["0"]}, {"op_names": ["3"]}
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4),
-    )  # fmt: skip
 
 
 def sparsity(masks, name):

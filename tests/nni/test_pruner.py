@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from evaluators import BATCH, SAMPLES, lightning_evaluator, torch_evaluator, transformers_evaluator
+from evaluators import BATCH, SAMPLES, lightning_evaluator, network, torch_evaluator, transformers_evaluator
 from nni.compression import pruning
 from torch import nn
 
@@ -19,15 +19,6 @@ from nni_sparsevd.plugins.nni import SparseVD, SparseVDPruner
 from nni_sparsevd.plugins.nni.learning import Learning
 
 CONVOLUTIONS = {"op_types": ["Conv2d"]}
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4),
-    )  # fmt: skip
 
 
 def settings(**posterior):
