@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.pruner import function
 
+from ...errors import SettingError
 from ...nn import Variational, output_dim
 from .cutting import companions_of
 
 READING = (function.prune_conv_in_channels, function.prune_linear_in_channels)
-Reduction = Literal["posterior", "sum", "mean", "max", "prod", "first", "gate"] | None
+Reduction = Literal["posterior", "sum", "mean", "max", "prod", "first", "gate"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
     without one, the default, the shares of all groups compare, and 0.0474 is log alpha 3.  Layers that are none of
     `target_types` do not count.
 
-    A group without posteriors is left alone.
+    A group without posteriors is left alone.  Raises `SettingError` for an unknown reduction.
     """
 
     def __init__(
@@ -45,6 +46,9 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
         normalizer: Any = None,
         target_types: Sequence[type[nn.Module]] = (nn.Module,),
     ) -> None:
+        if group_reduction not in get_args(Reduction):
+            known = ", ".join(get_args(Reduction))
+            raise SettingError(f"SparseVDImportance: group_reduction {group_reduction!r}; known are {known}")
         super().__init__(2, group_reduction, normalizer, False, list(target_types))
 
     @torch.no_grad()
@@ -62,8 +66,8 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
             score = _share(total)
         else:
             score = self._reduce([_share(one.moments) for one in chosen], [one.places for one in chosen])
-        normalised: Tensor = self._normalize(score, self.normalizer)
-        return normalised.float()
+        normalised: Tensor = self._normalize(score.float(), self.normalizer)
+        return normalised
 
     def _members(self, group: Any) -> Iterator[Member]:
         """All that has a posterior on channels of this group; a gate on several layers once."""
