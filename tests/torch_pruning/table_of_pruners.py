@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import timm
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch_pruning.dependency.dependency import Dependency
 
 import nni_sparsevd as svd
-from nni_sparsevd.nn import ChannelGate, Variational, named_posteriors, output_dim, plain_copy
+from nni_sparsevd.nn import ChannelGate, Variational, named_posteriors, output_dim
 from nni_sparsevd.plugins.torch_pruning import SparseVD, SparseVDImportance, SparseVDPruner
 from nni_sparsevd.plugins.torch_pruning.attention import find_attentions
 from nni_sparsevd.report import parameters
@@ -35,7 +36,7 @@ MODES: dict[str, dict[str, Any]] = {
     "round_to=8": {"round_to": 8},
     "interactive": {},
 }
-REDUCTIONS = ("posterior", "sum", "mean", "max", "prod", "first", "gate", None)
+REDUCTIONS = ("posterior", "sum", "mean", "max", "prod", "first", "gate")
 NORMALIZERS = ("sum", "standarization", "mean", "max", "gaussian", "sentinel_0.5", "lamp", torch.tanh)
 Kept = dict[str, list[int]]
 
@@ -66,17 +67,6 @@ def in_every_mode(name: str, family: type, importance: Callable[[], Any], granul
     }
 
 
-def with_every_argument(name: str, importance: type, granularity: str = "") -> dict[str, Row]:
-    rows = {}
-    for key, values in {"group_reduction": REDUCTIONS, "normalizer": NORMALIZERS}.items():
-        for value in values:
-            if value != "posterior" or granularity:  # that reduction is ours
-                label = getattr(value, "__name__", value)
-                made = Row(tp.pruner.BasePruner, lambda k=key, v=value: importance(**{k: v}), granularity=granularity)
-                rows[f"{name}({key}={label}), BasePruner"] = made
-    return rows
-
-
 BUILT_IN: dict[str, Row] = {
     **{
         f"{kind.__name__}, BasePruner": Row(tp.pruner.BasePruner, kind)
@@ -95,14 +85,11 @@ BUILT_IN: dict[str, Row] = {
     "BNScaleImportance, BNScalePruner, group_lasso": Row(
         tp.pruner.BNScalePruner, tp.importance.BNScaleImportance, {"pruning_ratio": 0.5, "group_lasso": True}
     ),
-    "GroupMagnitudeImportance, GroupNormPruner": Row(
-        tp.pruner.GroupNormPruner, tp.importance.GroupMagnitudeImportance
-    ),
+    "GroupMagnitudeImportance, GroupNormPruner": Row(tp.pruner.GroupNormPruner, tp.importance.GroupMagnitudeImportance),
     "GroupMagnitudeImportance, GrowingRegPruner": Row(
         tp.pruner.GrowingRegPruner, tp.importance.GroupMagnitudeImportance
     ),
     **in_every_mode("GroupMagnitudeImportance", tp.pruner.BasePruner, tp.importance.GroupMagnitudeImportance),
-    **with_every_argument("GroupMagnitudeImportance", tp.importance.GroupMagnitudeImportance),
 }
 OURS: dict[str, Row] = {
     **{
@@ -110,7 +97,13 @@ OURS: dict[str, Row] = {
         for family in FAMILIES
         for key, row in in_every_mode("SparseVDImportance", family, SparseVDImportance, "weight").items()
     },
-    **with_every_argument("SparseVDImportance", SparseVDImportance, "weight"),
+    **{
+        f"SparseVDImportance({key}={getattr(value, '__name__', value)}), BasePruner": Row(
+            tp.pruner.BasePruner, partial(SparseVDImportance, **{key: value}), granularity="weight"
+        )
+        for key, values in {"group_reduction": REDUCTIONS, "normalizer": NORMALIZERS}.items()
+        for value in values
+    },
     **{
         f"SparseVDPruner, {how}, {granularity}": Row(SparseVDPruner, SparseVDImportance, options, granularity)
         for how, options in {"by itself": {}, "pruning_ratio=0.5": {"pruning_ratio": 0.5}}.items()
@@ -127,20 +120,19 @@ def network(name: str) -> nn.Module:
 
 
 def draw_(model: nn.Module) -> None:
-    """Log alpha at random: a part of each output and each input, so that whole channels are noise."""
-    generator = torch.Generator().manual_seed(1)
+    """Log alpha at random: the same for a channel in all layers that it goes through, so that whole channels are noise.
 
-    def uniform(low: float, high: float, count: int, like: Tensor) -> Tensor:
-        return torch.empty(count).uniform_(low, high, generator=generator).to(like)
-
+    The share of the signal of a channel with many writers would else be about the same for all.
+    """
+    level = torch.empty(4096).uniform_(-6, 6, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         for _, one in named_posteriors(model):
             if isinstance(one, ChannelGate):
-                one.log_sigma2.copy_(uniform(-6, 6, len(one.mu), one.mu))
+                one.log_sigma2.copy_(level[: len(one.mu)])
             else:
                 rows, columns, *rest = one.weight.shape
-                noise = uniform(-6, 3, rows, one.weight)[:, None] + uniform(-6, 3, columns, one.weight)
-                one.log_sigma2.copy_(one.weight.square().mean().log() + noise.view(rows, columns, *[1] * len(rest)))
+                noise = (level[:rows, None] + level[:columns]).view(rows, columns, *[1] * len(rest))
+                one.log_sigma2.copy_(one.weight.square().mean().log() + noise)
 
 
 class Case:
@@ -247,8 +239,7 @@ class Case:
             off = distance(found, outputs(self.before, self.x))
             assert off < TOLERANCE, f"differs by {off:.1e}"
             return
-        ordinary = plain_copy if self.row.family is SparseVDPruner else lambda model: svd.bake_(copy.deepcopy(model))
-        reference = ordinary(self.before).double()
+        reference = svd.bake_(copy.deepcopy(self.before)).double()
         kept = silence_(reference, self.cuts)
         explained: list[str] = []
         off = distance(found, outputs(reference, self.x))
@@ -277,12 +268,12 @@ def recorded_cuts(model: nn.Module) -> Iterator[list[Cut]]:
 
     def recording(self: Dependency, idxs: list[Any]) -> Any:
         target = self.target.module
-        named = model.named_parameters() if isinstance(target, nn.Parameter) else model.named_modules()
-        name = next(name for name, one in named if one is target)
-        if isinstance(target, nn.Parameter):
-            cuts.append(Cut(name, self.target.pruning_dim, plain(idxs)))
-        elif hasattr(target, "weight") and not self.handler.__name__.endswith("in_channels"):
-            cuts.append(Cut(name, 0, plain(idxs)))
+        is_parameter = isinstance(target, nn.Parameter)
+        # operations without weights stand in the graph as modules of their own
+        if is_parameter or (hasattr(target, "weight") and not self.handler.__name__.endswith("in_channels")):
+            named = model.named_parameters() if is_parameter else model.named_modules()
+            name = next(name for name, one in named if one is target)
+            cuts.append(Cut(name, self.target.pruning_dim, [int(getattr(one, "idx", one)) for one in idxs]))
         return call(self, idxs)
 
     Dependency.__call__ = recording
@@ -290,10 +281,6 @@ def recorded_cuts(model: nn.Module) -> Iterator[list[Cut]]:
         yield cuts
     finally:
         Dependency.__call__ = call
-
-
-def plain(idxs: list[Any]) -> list[int]:
-    return [int(getattr(one, "idx", one)) for one in idxs]
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_pruning.dependency import DependencyGraph
 from torch_pruning.pruner.function import BasePruningFunc
 
-from ...nn import ChannelGate, Variational, gate_sites, output_dim
+from ...nn import ChannelGate, Variational, gate_sites, is_variational, output_dim
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,20 @@ def register() -> None:
 
     def build_dependency(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         gates = {model.get_submodule(name): gate for name, _, gate in gate_sites(model)}
+        ours = is_variational(model)
         for layer in model.modules():
             if isinstance(layer, Variational) or layer in gates:
                 layer.weight.companions = Companions(layer, gates.get(layer))  # type: ignore[union-attr]
+            elif ours and isinstance(layer, nn.LayerNorm):  # whose channels Torch-Pruning may put into another order
+                for parameter in layer.parameters(recurse=False):
+                    parameter.companions = Companions(layer, None)  # type: ignore[attr-defined]
         return build(self, model, *args, **kwargs)
 
     def cut_along(self: Any, weight: Tensor, kept: list[int], dim: int) -> nn.Parameter:
-        small: nn.Parameter = cut(self, weight, kept, dim)
         companions = getattr(weight, "companions", None)
+        if companions is not None:
+            kept = sorted(int(index) for index in kept)  # a LayerNorm's come as a set gives them
+        small: nn.Parameter = cut(self, weight, kept, dim)
         if companions is not None:
             small.companions = companions  # type: ignore[attr-defined]
             companions.cut_(self, cut, weight.shape[dim], kept, dim)
