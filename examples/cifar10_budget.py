@@ -23,6 +23,7 @@ from nni_sparsevd.files import read_json, write_json
 from nni_sparsevd.plugins.torch_pruning import Budget, SparseVD, SparseVDPruner
 from nni_sparsevd.recipe import Data
 from nni_sparsevd.report import latencies, macs, parameters
+from nni_sparsevd.training import evaluate
 from nni_sparsevd.training.environment import environment
 
 NAME, BATCH, FRACTION = "resnet10t", 128, 0.5
@@ -51,12 +52,8 @@ def epochs(
         optimizer.step()
 
 
-@torch.no_grad()
 def error_percent(model: nn.Module, data: DataSets) -> float:
-    model.eval()
-    parts = zip(data.test.images.split(500), data.test.labels.split(500), strict=True)
-    wrong = sum(int((model(data.normalise(images)).argmax(1) != labels).sum()) for images, labels in parts)
-    return 100 * wrong / len(data.test)
+    return evaluate(model, data, data.test).to_dict()["error_percent"]
 
 
 def per_epoch(data: DataSets) -> int:

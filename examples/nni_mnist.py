@@ -19,6 +19,7 @@ from nni_sparsevd import data, models
 from nni_sparsevd.files import write_json
 from nni_sparsevd.plugins.nni import SparseVD, SparseVDPruner
 from nni_sparsevd.recipe import Data
+from nni_sparsevd.training import evaluate
 from nni_sparsevd.training.environment import environment
 
 BATCH = 100
@@ -34,15 +35,14 @@ def training_step(batch: Batch, model: nn.Module) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-@torch.no_grad()
-def error_percent(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    return 100 * (model.eval()(images).argmax(1) != labels).float().mean().item()
+def error_percent(model: nn.Module, sets: data.DataSets) -> float:
+    return evaluate(model, sets, sets.test).to_dict()["error_percent"]
 
 
 def run(folder: Path, threshold: float, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     sets = data.load(Data(name="torch/mnist", train=folder))
-    training, test = ((sets.normalise(part.images), part.labels) for part in (sets.train, sets.test))
+    training = sets.normalise(sets.train.images), sets.train.labels
 
     def train(
         model: nn.Module, optimizer: Any, step: Any, scheduler: Any = None, max_steps: int = 0, epochs: Any = None
@@ -63,7 +63,7 @@ def run(folder: Path, threshold: float, seed: int) -> dict[str, Any]:
     epoch = -(-len(training[1]) // BATCH)
     model = models.build("lenet_300_100", {})
     train(model, torch.optim.Adam(model.parameters()), training_step, max_steps=5 * epoch)
-    dense, began = error_percent(model, *test), time.monotonic()
+    dense, began = error_percent(model, sets), time.monotonic()
 
     evaluator = TorchEvaluator(train, nni.trace(torch.optim.Adam)(model.parameters()), training_step)
     settings = SparseVD(n_train=len(training[1]), posterior={"estimator": "weight", "threshold": threshold})
@@ -73,7 +73,7 @@ def run(folder: Path, threshold: float, seed: int) -> dict[str, Any]:
     return {
         "threshold": threshold,
         "dense_error_percent": dense,
-        "error_percent": error_percent(model, *test),
+        "error_percent": error_percent(model, sets),
         "weights": sum(mask.numel() for mask in weights),
         "kept": int(sum(mask.sum() for mask in weights)),
         "seconds": time.monotonic() - began,

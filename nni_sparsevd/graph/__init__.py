@@ -2,7 +2,7 @@
 
 from .groups import CONVOLUTIONS, READERS, TRANSPOSED, ChannelGraph, ChannelGroup, Reader, Writer, channel_graph, item
 from .labels import Atoms, Axis
-from .trace import Inputs, Trace, as_tuple
+from .trace import Inputs, Trace, as_tuple, evaluation_mode
 
 __all__ = [
     "CONVOLUTIONS",
@@ -18,5 +18,6 @@ __all__ = [
     "Writer",
     "as_tuple",
     "channel_graph",
+    "evaluation_mode",
     "item",
 ]

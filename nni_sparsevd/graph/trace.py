@@ -1,5 +1,7 @@
 """A network as a flat, functional list of operators: `torch.export`, with parameters known by their names."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +30,19 @@ def as_tuple(example_inputs: Inputs) -> tuple[Tensor, ...]:
     return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
 
 
+@contextmanager
+def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+    """Set evaluation mode, and give every module its own mode back afterwards."""
+    before = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """Record what `model` computes on `example_inputs`; the model is left as it was.
 
@@ -35,10 +50,8 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
 
     Raises `TraceError` when the network fails on the inputs or `torch.export` cannot follow it.
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             model(*as_tuple(example_inputs))
             program = torch.export.export(model, as_tuple(example_inputs)).run_decompositions({})
     except Exception as error:  # whatever a user's forward raises
@@ -46,9 +59,6 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         raise TraceError(
             f"{type(model).__name__} could not be traced on inputs of shape {shapes}: {str(error).splitlines()[0]}"
         ) from error
-    finally:
-        for module in training:
-            module.training = True
     for node in list(program.graph.nodes):
         if node.op == "call_function" and "val" not in node.meta:  # assertions that `.to(dtype)` leaves: no value
             program.graph.erase_node(node)

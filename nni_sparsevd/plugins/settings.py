@@ -1,5 +1,7 @@
 """What the pruners of all hosts can be told about posteriors and their training."""
 
+import math
+
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ..recipe import Fraction, Posterior, Settings
@@ -20,3 +22,12 @@ class SparseVD(Settings):
     """Rate of the variances' own Adam; falls linearly to 0.  The weights stay with the user's optimizer."""
     gate_rate: PositiveFloat = 10.0
     """Rate of gates, as a multiple of it."""
+
+    @property
+    def share_at_threshold(self) -> float:
+        """The signal's share of the power, 1 / (1 + alpha), where log alpha is the threshold."""
+        return 1 / (1 + math.exp(self.posterior.threshold))
+
+    def ramp(self, progress: float) -> float:
+        """Factor on the KL in the warm-up, from 0 to 1; `progress` is the part of the training that is done."""
+        return min(1.0, progress / self.warmup) if self.warmup else 1.0

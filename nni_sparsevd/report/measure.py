@@ -2,13 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from ..graph import evaluation_mode
 
 
 def parameters(model: nn.Module) -> int:
@@ -25,7 +25,7 @@ def macs(model: nn.Module, example: Tensor) -> int:
     torch.backends.mha.set_fastpath_enabled(False)
     counter = FlopCounterMode(display=False)
     try:  # fused attention on the CPU has no formula and would count as nothing: take it apart
-        with _evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        with evaluation_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(example)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -42,7 +42,7 @@ def latencies(models: dict[str, nn.Module], example: Tensor, rounds: int = 30, t
     times: dict[str, list[float]] = {name: [] for name in models}
     repeats = {}
     try:
-        with _evaluating(*models.values()), torch.inference_mode():
+        with evaluation_mode(*models.values()), torch.inference_mode():
             for name, model in models.items():
                 model(example)
                 repeats[name] = max(1, round(1e-3 / _seconds(model, example, 1)))
@@ -59,16 +59,3 @@ def _seconds(model: nn.Module, example: Tensor, repeats: int) -> float:
     for _ in range(repeats):
         model(example)
     return (time.perf_counter() - began) / repeats
-
-
-@contextmanager
-def _evaluating(*models: nn.Module) -> Iterator[None]:
-    """Set evaluation mode, and give every module its own mode back afterwards."""
-    before = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for module, training in before:
-            module.training = training

@@ -46,7 +46,8 @@ class Carriers:
             stays = np.setdiff1d(group.labels, removed)
             held = np.array([label for label in stays if self._of[label] == label], np.int64)
             values = self._constants(held, removed)
-            held, values = held[~np.isnan(values).any(0)], values[:, ~np.isnan(values).any(0)]
+            steady = ~np.isnan(values).any(0)
+            held, values = held[steady], values[:, steady]
             reached = (values != 0).any(1)  # readers to which any of them brings something
             able = (values[reached] != 0).all(0) if reached.any() else np.zeros(held.size, bool)
             if held.size < 2 or not able.any():
@@ -65,8 +66,7 @@ class Carriers:
         """
         rows = []
         for read in self._reads:
-            used = read.used[~np.isin(read.outputs, removed)].any(0)
-            stuck = used & read.varying()
+            stuck = read.stuck(removed)
             places = [np.flatnonzero(read.reader.inputs == label) for label in labels]
             row = []
             for where in places:
@@ -80,9 +80,8 @@ class Carriers:
         """What to change in the weights of the readers before `removed` goes: {(weight, its input axis): merges}."""
         found = {}
         for read in self._reads:
-            stuck = read.used[~np.isin(read.outputs, removed)].any(0) & read.varying()
             merges = []
-            for source in np.flatnonzero(stuck & np.isin(read.reader.inputs, removed)):
+            for source in np.flatnonzero(read.stuck(removed) & np.isin(read.reader.inputs, removed)):
                 into = int(np.flatnonzero(read.reader.inputs == self._of[read.reader.inputs[source]])[0])
                 merges.append(Merge(into, int(source), float(read.constant[source] / read.constant[into])))
             if merges:

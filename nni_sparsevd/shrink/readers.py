@@ -39,10 +39,14 @@ class Reading:
         stuck: NDArray[np.bool_] = ~np.isnan(self.constant) & (self.constant != 0) & ~self.foldable
         return stuck
 
+    def stuck(self, removed: Atoms) -> NDArray[np.bool_]:
+        """Channels that an output which stays takes something from that no bias can stand for, shape (channels,)."""
+        taken: NDArray[np.bool_] = self.used[~np.isin(self.outputs, removed)].any(0) & self.varying()
+        return taken
+
     def needed(self, removed: Atoms) -> Atoms:
-        """Classes of channels that an output which stays takes something varying from."""
-        rows = ~np.isin(self.outputs, removed)
-        return np.unique(self.reader.inputs[self.used[rows].any(0) & self.varying()])
+        """Classes of the channels that are `stuck`."""
+        return np.unique(self.reader.inputs[self.stuck(removed)])
 
     def folded(self, removed: Atoms) -> Tensor:
         """What the removed channels added to each output, shape (outputs,), float64."""

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...convert import attach_gate_, gateable
 from ...errors import SettingError
-from ...graph import ChannelGraph, channel_graph
+from ...graph import ChannelGraph, ChannelGroup, channel_graph
 from ...nn import ChannelGate, gate_sites, output_dim, scale_channels_
 from ...recipe import Posterior
 from .config import check_config
@@ -26,12 +26,14 @@ class Places:
     graph: ChannelGraph
     layers: dict[str, nn.Module]
     """Those that the config_list selects."""
+    groups: list[ChannelGroup]
+    """Those that these layers alone write: each can have a gate."""
 
     def attach_(self, posterior: Posterior) -> "Gates":
         """Put one gate behind the last writers of each group."""
         model = self.model
         gates = Gates(model, {}, {})
-        for group in gateable(self.graph, set(self.layers)):
+        for group in self.groups:
             gate = attach_gate_(model, posterior, group)
             gates.writers.update({writer.site: self.layers[writer.module] for writer in group.writers})
             for name, dim in group.axes:
@@ -65,9 +67,10 @@ def find_places(model: nn.Module, config_list: Any, evaluator: Evaluator | None,
     example = None if evaluator is None else evaluator.get_dummy_input()
     if example is None:
         raise SettingError("posterior.granularity: gates trace the network; give the evaluator a dummy_input")
-    places = Places(inner, channel_graph(inner, example), layers)
-    gated = {axis for group in gateable(places.graph, set(layers)) for axis in group.axes}
-    for group in places.graph.groups:
+    graph = channel_graph(inner, example)
+    places = Places(inner, graph, layers, gateable(graph, set(layers)))
+    gated = {axis for group in places.groups for axis in group.axes}
+    for group in graph.groups:
         for name, dim in group.axes:
             layer = name.rpartition(".")[0]
             if layer in layers and dim == 0 and name.endswith(".weight") and (name, dim) not in gated:

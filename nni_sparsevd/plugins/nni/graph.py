@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...errors import TraceError
+from ...graph import evaluation_mode
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _STATIC = (bool, int, float, str, torch.dtype, torch.device, torch.layout, type(None))
@@ -171,11 +172,9 @@ def trace(model: nn.Module, dummy_input: Any) -> GraphModule:
     else:
         positional, named = (dummy_input,) if isinstance(dummy_input, Tensor) else tuple(dummy_input), {}
     own = set(vars(model))
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
         tracer = _Tracer(*tree_map_only(Tensor, Tensor.clone, (positional, named)))  # forward may write to them
-        with torch.no_grad(), _Record(tracer):
+        with evaluation_mode(model), torch.no_grad(), _Record(tracer):
             graph = tracer.trace(model)
         for node in graph.nodes:
             node.meta.pop("is_wrapped", None)  # or the code made of the graph wraps the function for good
@@ -183,8 +182,6 @@ def trace(model: nn.Module, dummy_input: Any) -> GraphModule:
     except Exception as error:  # whatever a user's forward raises
         raise TraceError(f"{type(model).__name__} could not be traced: {_place(error)}: {error}") from error
     finally:
-        for module in training:
-            module.training = True
         for name in set(vars(model)) - own:  # constants that fx parked there; the graph has them now
             delattr(model, name)
     result.training = model.training

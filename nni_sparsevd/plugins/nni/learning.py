@@ -84,9 +84,7 @@ class Learning:
     def _ramp(self) -> float:
         """0 at the start, 1 from the end of the warm-up to the last masks, 0 after them."""
         progress = self._step / self._span
-        if progress >= 1:
-            return 0.0
-        return min(1.0, progress / self._settings.warmup) if self._settings.warmup else 1.0
+        return self._settings.ramp(progress) if progress < 1 else 0.0
 
     def _after_step(self) -> None:
         if self._step >= self._span:

@@ -1,6 +1,5 @@
 """Sparse variational dropout as a pruner of NNI: its config_list, evaluators, schedules and chains."""
 
-import math
 import warnings
 from typing import Any
 
@@ -66,8 +65,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         self.total_times = 1
         self._module_wrappers: dict[str, ModuleWrapper] = in_model_order(self._module_wrappers, model)
         self._target_spaces: Spaces = in_model_order(self._target_spaces, model)
-        threshold = 1 / (1 + math.exp(self.settings.posterior.threshold))
-        self._members = settle_(self._target_spaces, threshold)
+        self._members = settle_(self._target_spaces, self.settings.share_at_threshold)
         posterior = self.settings.posterior
         self.gates = places.attach_(posterior) if places else Gates(model, {}, {})
         self._posteriors = {

@@ -10,6 +10,7 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
+from ...graph import evaluation_mode
 from ...nn import ChannelGate, Variational, named_posteriors, output_dim
 from ...recipe import Settings
 from ...report import latencies, macs, parameters
@@ -69,15 +70,12 @@ def weigh_by_macs_(model: nn.Module, example_inputs: Tensor) -> None:
         name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
     }
     hooks = [layer.register_forward_hook(count) for layer in layers.values()]
-    training = [module for module in model.modules() if module.training]
     try:
-        with torch.no_grad():
-            model.eval()(example_inputs[:1])
+        with evaluation_mode(model), torch.no_grad():
+            model(example_inputs[:1])
     finally:
         for hook in hooks:
             hook.remove()
-        for module in training:
-            module.training = True
     costs: list[tuple[Variational | ChannelGate, float, int]] = []
     for _, one in named_posteriors(model):
         if isinstance(one, ChannelGate):

@@ -1,5 +1,6 @@
 """`SparseVDPruner`: a pruner of Torch-Pruning whose regulariser is the KL, and that can decide by itself."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypedDict, Unpack
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ...convert import bake_, sparsify_
 from ...errors import SettingError
-from ...graph import Inputs
+from ...graph import Inputs, evaluation_mode
 from ...nn import ChannelGate, kl, named_posteriors, plain_copy, to_plain_network_
 from ..settings import SparseVD
 from ..variances import Variances
@@ -102,12 +103,10 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         sparsify_(model, chosen, example_inputs=example_inputs)
         if chosen.granularity != "weight":
             attach_gates_([one for one in self._attentions if id(one.module.qkv) not in ignored], chosen)
-        training = [module for module in model.modules() if module.training]
-        super().__init__(
-            model, example_inputs, importance or SparseVDImportance(), pruning_ratio=pruning_ratio or 0.0, **given
-        )
-        for module in training:  # Torch-Pruning leaves a network that it has traced in evaluation mode
-            module.training = True
+        with evaluation_mode(model):  # in which Torch-Pruning leaves a network that it has traced
+            super().__init__(
+                model, example_inputs, importance or SparseVDImportance(), pruning_ratio=pruning_ratio or 0.0, **given
+            )
         self._variances = self._optimizer()
         self._example_inputs, self._budget = example_inputs, budget
         self.arrival: Arrival | None = None
@@ -136,9 +135,8 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     def update_regularizer(self) -> None:
         """Let the budget's controller look at the network; call it once an epoch.  Nothing without a budget."""
         if self._budget is not None and self.arrival is None:
-            at_threshold = 1 / (1 + math.exp(self.settings.posterior.threshold))
             progress = min(1.0, self._done / self._training_steps) if self._training_steps else 1.0
-            self._controller.react(self._cost_at(at_threshold), progress)
+            self._controller.react(self._cost_at(self._scored(), self.settings.share_at_threshold), progress)
 
     def regularize(self, model: nn.Module | None = None, loss: Tensor | None = None) -> None:
         """Add the gradient of weight * KL / N to what backward has left, and take one step of the variances.
@@ -149,9 +147,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         if self.settings.n_train is None:
             raise SettingError("SparseVDPruner: KL / N needs N: pass settings=SparseVD(n_train=...)")
         progress = min(1.0, self._done / self._training_steps) if self._training_steps else 0.0
-        ramp = 1.0
-        if self._training_steps and self.settings.warmup:
-            ramp = min(1.0, progress / self.settings.warmup)
+        ramp = self.settings.ramp(progress) if self._training_steps else 1.0
         pressure = 1.0 if self._budget is None else self._controller.pressure
         (pressure * self.settings.kl_coefficient * ramp / self.settings.n_train * self.kl()).backward()
         self._variances.step(1 - progress)
@@ -161,10 +157,11 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         """Cut; with `interactive`, give back the groups to be pruned by the caller, who calls `finish` afterwards."""
         groups: Iterator[Any] | None = super().step(interactive)
         if groups is None:
-            self._attentions = update_attentions_(self._attentions, self.num_heads)
             self._variances = self._optimizer()
             if self._by_itself or self.current_step >= self.iterative_steps:
                 self.finish()
+            else:
+                self._attentions = update_attentions_(self._attentions, self.num_heads)
         return groups
 
     def finish(self) -> nn.Module:
@@ -184,20 +181,22 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         if not self._by_itself:
             yield from super()._prune()
             return
-        for one, indices, heads in self._cuts(self._cutoff()):
+        scored = self._scored()
+        for one, indices, heads in self._cuts(scored, self._cutoff(scored)):
             group = self.DG.get_pruning_group(one.layer, one.function, indices)
             if self.DG.check_pruning_group(group):
                 self.num_heads.update(heads)
                 yield group
 
-    def _cutoff(self) -> float:
+    def _cutoff(self, scored: list[Scored]) -> float:
         """The score up to which channels go: that of the threshold, or the one that meets the budget."""
-        at_threshold = 1 / (1 + math.exp(self.settings.posterior.threshold))
+        at_threshold = self.settings.share_at_threshold
         if self._budget is None:
             return at_threshold
-        scores = torch.cat([one.relevant.flatten() for one in self._scored()])
-        natural = self._cost_at(at_threshold)
-        cutoff, reached = best_cutoff(scores, self._cost_at, self._budget.fraction * self._dense)
+        scores = torch.cat([one.relevant.flatten() for one in scored])
+        natural = self._cost_at(scored, at_threshold)
+        cost_at = functools.partial(self._cost_at, scored)
+        cutoff, reached = best_cutoff(scores, cost_at, self._budget.fraction * self._dense)
         log_alpha = math.log(1 / cutoff - 1) if 0 < cutoff < 1 else math.copysign(math.inf, 0.5 - cutoff)
         self.arrival = Arrival(self._budget, self._dense, natural, reached, log_alpha)
         return cutoff
@@ -215,19 +214,19 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 found.append(Scored(root.target.module, root.handler, relevant, tuple(projections)))
         return found
 
-    def _cuts(self, cutoff: float) -> list[tuple[Scored, list[int], dict[nn.Module, int]]]:
+    def _cuts(self, scored: list[Scored], cutoff: float) -> list[tuple[Scored, list[int], dict[nn.Module, int]]]:
         """(group, indices of what goes, heads that are left of its attention)."""
-        cuts = [(one, *one.removable(cutoff, self.round_to)) for one in self._scored()]
+        cuts = [(one, *one.removable(cutoff, self.round_to)) for one in scored]
         return [(one, indices, dict.fromkeys(one.projections, heads)) for one, indices, heads in cuts if indices]
 
-    def _cost_at(self, cutoff: float) -> float:
+    def _cost_at(self, scored: list[Scored], cutoff: float) -> float:
         """What the network costs when it is cut there: a copy is cut and measured."""
         twin, stands_for = copy_with_map(self.model)
         attentions = find_attentions(twin)
         with torch.enable_grad():
             graph = tp.DependencyGraph().build_dependency(twin, self._example_inputs, verbose=False)
         num_heads: dict[nn.Module, int] = {}
-        for one, indices, heads in self._cuts(cutoff):
+        for one, indices, heads in self._cuts(scored, cutoff):
             group = graph.get_pruning_group(stands_for[one.layer], one.function, indices)
             if graph.check_pruning_group(group):
                 num_heads.update({stands_for[projection]: left for projection, left in heads.items()})
