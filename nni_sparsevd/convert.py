@@ -93,7 +93,7 @@ def attach_gate_(model: nn.Module, posterior: Posterior, group: ChannelGroup) ->
     """Put one gate behind every last writer of a group, after its normalisation; returns it."""
     like = model.get_submodule(group.writers[0].module).weight
     gate = ChannelGate(len(group), posterior, device=like.device, dtype=like.dtype)  # type: ignore[arg-type]
-    gate.kl_weight = kl_weight(group.name, model.get_submodule(group.name), posterior)
+    gate.kl_weight = kl_weight(group.module, model.get_submodule(group.module), posterior)
     gate.writers = tuple(writer.module for writer in group.writers)
     for writer in group.writers:
         gate.attach_(_site(model.get_submodule(writer.site)), writer.channel_dim)

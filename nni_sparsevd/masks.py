@@ -161,8 +161,8 @@ def _group_score(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> 
         module = model.get_submodule(name.rpartition(".")[0])
         if not isinstance(module, Variational) or not name.endswith(".weight") or dim != output_dim(module):
             continue
-        position = torch.from_numpy(np.searchsorted(group.labels, graph.axes[name, dim]))
-        inside = torch.from_numpy(np.isin(graph.axes[name, dim], group.labels))
+        position = torch.from_numpy(graph.channels((name, dim), group))
+        inside = position >= 0
         others = [d for d in range(module.weight.dim()) if d != dim]
         squares = module.weight.detach().double().square().sum(others).cpu()
         noise = module.log_sigma2.detach().double().exp().sum(others).cpu()

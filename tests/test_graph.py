@@ -154,11 +154,10 @@ REASONS = {
     "group norm": (lambda m, x: m.norm(m.first(x)), nn.GroupNorm(2, 8), "group_norm over the channels"),
     "softmax": (lambda m, x: m.first(x).softmax(1), nn.Identity(), "softmax over the channels"),
     "mean": (lambda m, x: m.first(x).mean(1, keepdim=True), nn.Identity(), "mean over the channels"),
-    "split": (lambda m, x: m.first(x).chunk(2, 1)[0], nn.Identity(), "of the channels at a fixed place"),
+    "chunk": (lambda m, x: m.first(x).chunk(3, 1)[0], nn.Identity(), "chunk into unequal pieces"),
     "slice": (lambda m, x: m.first(x)[:, 2:5], nn.Identity(), "slice of the channels at a fixed place"),
     "select": (lambda m, x: m.first(x)[:, 2], nn.Identity(), "select of the channels at a fixed place"),
-    "merge": (lambda m, x: m.first(x).view(2, 2, 4, 8, 8).flatten(2), nn.Identity(), "reshape splits the channels"),
-    "shuffle": (lambda m, x: m.norm(m.first(x)), nn.ChannelShuffle(2), "channel_shuffle has no rule"),
+    "norm of its own": (lambda m, x: m.norm(m.first(x)), nn.InstanceNorm2d(8), "instance_norm without weights"),
     "unknown": (lambda m, x: torch.cumsum(m.first(x), 2), nn.Identity(), "cumsum has no rule"),
     "input": (
         lambda m, x: m.first(x) + x.repeat(1, 3, 1, 1)[:, :8],

@@ -21,6 +21,7 @@ ALLOWED |= {
     "report": (*METHOD, "models", "shrink", "storage"),
     "results": (*METHOD, "data", "models", "training", "shrink", "storage", "report"),
 }
+ALLOWED["zoo"] = ALLOWED["results"]
 ALLOWED["plugins"] = tuple(ALLOWED)
 ALLOWED["cli"] = tuple(ALLOWED)
 ALLOWED["__main__"] = ("cli",)

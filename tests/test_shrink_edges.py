@@ -144,7 +144,7 @@ def test_a_grouped_convolution_may_be_left_with_one_channel_a_group() -> None:
         (nn.GroupNorm(2, 6), "group_norm over the channels"),
         (nn.GroupNorm(1, 6), "group_norm over the channels"),
         (nn.GroupNorm(6, 6, affine=False), "group_norm"),
-        (nn.InstanceNorm2d(6), "instance_norm has no rule"),
+        (nn.InstanceNorm2d(6), "instance_norm without weights keeps its number"),
         (nn.Softmax2d(), "softmax over the channels"),
         (nn.ChannelShuffle(2), "channel_shuffle has no rule"),
     ],
@@ -162,12 +162,24 @@ def test_layer_norm_keeps_its_channels_but_not_those_inside_a_block() -> None:
     assert found["up"].removed == 4 and found["up"].reason == ""
 
 
-def test_a_size_written_in_the_forward_pass_is_an_error_that_says_so() -> None:
+def test_a_size_written_in_the_forward_pass_keeps_its_channels() -> None:
     model = prepared(Net(lambda m, x: m.head(m.first(x).view(-1, 6 * 64)), first=nn.Conv2d(3, 6, 1),
                          head=nn.Linear(384, 4)))  # fmt: skip
     with torch.no_grad():
         model.head.weight[:, :64] = 0
-    with pytest.raises(ShrinkError, match=r"Net does not run: .*a size written in its forward"):
+    _, plan = assert_law(model, image())
+    assert plan.removed == 0 and plan.groups[0].reason == "a size in the code of Net cannot follow"
+
+
+def test_code_that_insists_on_a_number_of_channels_is_an_error_that_says_so() -> None:
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = m.first(x)
+        if x.shape[1] != 6:
+            raise RuntimeError("six, please")
+        return m.head(x)
+
+    model = prepared(Net(forward, first=nn.Conv2d(3, 6, 1), head=nn.Conv2d(6, 4, 1)), "rows")
+    with pytest.raises(ShrinkError, match=r"Net does not run: six, please; a size written in its forward"):
         svd.shrink(model, image())
 
 

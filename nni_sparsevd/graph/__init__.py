@@ -1,7 +1,11 @@
 """Channels: a network traced to operators, and the coupled groups that its channels form."""
 
-from .groups import CONVOLUTIONS, READERS, TRANSPOSED, ChannelGraph, ChannelGroup, Reader, Writer, channel_graph, item
-from .labels import Atoms, Axis
+from .build import channel_graph
+from .groups import ChannelGraph, ChannelGroup, Product, Reader, Size, Writer
+from .labels import Atoms, Axis, Flags, Link
+from .reshapes import segments
+from .resize import cut_, kept, left, states
+from .rules import CONVOLUTIONS, READERS, TRANSPOSED
 from .trace import Inputs, Trace, as_tuple, evaluation_mode
 
 __all__ = [
@@ -12,12 +16,20 @@ __all__ = [
     "Axis",
     "ChannelGraph",
     "ChannelGroup",
+    "Flags",
     "Inputs",
+    "Link",
+    "Product",
     "Reader",
+    "Size",
     "Trace",
     "Writer",
     "as_tuple",
     "channel_graph",
+    "cut_",
     "evaluation_mode",
-    "item",
+    "kept",
+    "left",
+    "segments",
+    "states",
 ]

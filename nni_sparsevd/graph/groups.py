@@ -1,26 +1,17 @@
 """The coupled channel groups of a network: what would have to be removed together, and what never can be."""
 
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
-import torch
-from torch import nn
+from scipy.sparse import csr_array, eye_array
 from torch.fx import Node
-from torch.fx.node import map_arg
 
-from . import moves  # noqa: F401  enters its rules
-from .labels import Atoms, Axis, Equations, Tracked
-from .rules import RULES, op_name, opaque, shape_of
-from .trace import Inputs, Trace, trace
-
-aten = torch.ops.aten
-TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
-CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
-CONVOLUTIONS |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
-READERS = CONVOLUTIONS | TRANSPOSED | {aten.linear.default}
-BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+from .labels import Atoms, Axis, Flags, Link, Pins
+from .origins import Origin
+from .rules import TRANSPOSED
+from .trace import Trace
 
 
 @dataclass(frozen=True)
@@ -41,17 +32,19 @@ class Writer:
 
 @dataclass(frozen=True)
 class Reader:
-    """A contraction over channels: where what a channel carries ends up."""
+    """A contraction of channels with a weight: where what a channel carries ends up."""
 
     node: Node
-    weight: str
+    weight: str | None
+    """The parameter, or None where the weight is computed from one."""
     inputs: Atoms  # shape: (channels of the input,): the class of each
+    outputs: Atoms  # shape: (channels of the output,)
     bias: str | None
     """The parameter that can take up a constant, perhaps yet to be born; None where nothing can."""
 
     @property
     def module(self) -> str:
-        return self.weight.rpartition(".")[0]
+        return str(self.node.meta["module"])
 
     @property
     def input_dim(self) -> int:
@@ -59,11 +52,35 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A contraction of the channels of two computed tensors, the first two arguments of `node`."""
+
+    node: Node
+    inputs: Atoms  # shape: (channels,): the class of each
+    dims: tuple[int, int]
+    """The dimension of each tensor that is summed over."""
+    heads: dict[int, Atoms]
+    """Batch dimension, counted from the end -> the classes along it: what is removed there needs nothing."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """An attribute of a module that says how many channels there are."""
+
+    origin: Origin
+    labels: Atoms
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
-    """Channels of one kind: each is one class of coupled indices, and all touch the same axes of the same tensors."""
+    """Channels of one kind: each is one class of coupled indices, and all touch the same axes of the same tensors.
+
+    A head, or one dimension of all heads, is a channel too: one class that takes others with it.
+    """
 
     name: str
-    """The module that writes them first."""
+    """Of the module that writes them first; numbered where that writes several kinds."""
+    module: str
     labels: Atoms  # shape: (channels,)
     axes: tuple[Axis, ...]
     writers: tuple[Writer, ...]
@@ -81,131 +98,95 @@ class ChannelGraph:
 
     trace: Trace
     axes: dict[Axis, Atoms]
-    groups: tuple[ChannelGroup, ...]
+    count: int
+    """How many classes there are; the last one holds nothing and never goes."""
+    links: tuple[Link, ...]
+    pins: Pins
     readers: tuple[Reader, ...]
+    products: tuple[Product, ...]
+    sizes: tuple[Size, ...]
+    written: tuple[Writer, ...]
+    """All writers, in the order of writing."""
+    last: tuple[Writer, ...]
+    """Those that a reader sees last."""
+
+    @cached_property
+    def reach(self) -> csr_array:
+        """Row u holds the classes that go with class u: itself, and the elements of which it is a unit, and theirs."""
+        pairs = np.concatenate([np.empty((2, 0), np.int64), *(link.pairs for link in self.links)], 1)
+        step = csr_array((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(self.count, self.count))
+        reach = frontier = csr_array(eye_array(self.count, dtype=np.int8))
+        while (frontier := csr_array(frontier @ step)).nnz:  # units of units, as where heads are split once more
+            reach = csr_array(reach + frontier)
+        return reach
+
+    @cached_property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """In the order in which the network writes them."""
+        return _groups(self)
+
+    def removable(self) -> Flags:
+        """Flag the classes that no pin holds and that some group's removal may take along."""
+        flags = np.zeros(self.count, np.bool_)
+        for group in self.groups:
+            if not group.pinned:
+                flags[self.with_elements(group.labels)] = True
+        flags[self.pins.held()] = False
+        return flags
+
+    def with_elements(self, labels: Atoms) -> Atoms:
+        """`labels`, and all classes that go with one of them."""
+        return np.unique(self.reach[labels].indices) if self.links else labels
 
     def where(self, axis: Axis, labels: Atoms) -> Atoms:
-        """Indices along `axis` that belong to one of the classes `labels`."""
-        return np.flatnonzero(np.isin(self.axes[axis], labels))
+        """Indices along `axis` that go when the classes `labels` go."""
+        return np.flatnonzero(np.isin(self.axes[axis], self.with_elements(labels)))
+
+    def channels(self, axis: Axis, group: ChannelGroup) -> Atoms:
+        """The position in `group` of the channel that takes each index of `axis` along, -1 for none."""
+        rows = self.reach[group.labels]
+        owner = np.full(self.count, -1, np.int64)
+        owner[rows.indices] = np.repeat(np.arange(len(group)), np.diff(rows.indptr))
+        return owner[self.axes[axis]]
 
 
-def channel_graph(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
-    """Trace `model` and find its coupled channel groups, in the order in which the network writes them.
-
-    Raises `TraceError` when the network cannot be traced.
-    """
-    recorded = trace(model, example_inputs)
-    walk = _Walk(recorded)
-    classes, reasons = walk.equations.solve()
-    axes = {axis: classes[atoms] for axis, atoms in walk.equations.axes.items()}
-    touched: dict[int, list[Axis]] = defaultdict(list)
-    for axis, labels in axes.items():
-        for label in np.unique(labels):
-            touched[int(label)].append(axis)
-    kinds: dict[tuple[tuple[Axis, ...], str | None], list[int]] = defaultdict(list)
-    for label, found in touched.items():
-        kinds[tuple(found), reasons.get(label)].append(label)
+def _groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
+    """Classes that touch the same axes, as the same kind of unit, and are pinned for the same reason or free."""
+    names = list(graph.axes)
+    sizes = [labels.size for labels in graph.axes.values()]
+    label, axis = np.concatenate([np.empty(0, np.int64), *graph.axes.values()]), np.repeat(np.arange(len(names)), sizes)
+    touches = csr_array((np.ones(label.size, np.int64), (label, axis)), shape=(graph.count, len(names)))
+    touched = csr_array(graph.reach @ touches)
+    touched.data[:] = 1
+    # Two classes are of one kind when their random fingerprints agree.
+    random = np.random.default_rng(0)
+    kind = touched @ random.integers(2**62, size=len(names))
+    held = graph.pins.held()
+    element, unit, useful = (np.zeros(graph.count, np.bool_) for _ in range(3))
+    for link in graph.links:
+        element[link.elements] = unit[link.pairs[0]] = True
+        useful[link.pairs[0][~held[link.pairs[1]]]] = True
+        kind[np.unique(link.pairs[0])] += random.integers(2**62)
+    texts = list(dict.fromkeys(graph.pins.texts))
+    salts = dict(zip(texts, random.integers(2**62, size=len(texts)), strict=True))
+    kind[held] += np.array([salts[text] for text in graph.pins.texts], np.int64)[graph.pins.ids[held]]
+    # An element goes with its units only; a pinned unit is worth a word where its elements can go without it.
+    chosen = np.where(held, ~unit | useful, ~element) & (np.diff(touched.indptr) > 0)
+    members = np.flatnonzero(chosen)
+    members = members[np.argsort(kind[members], kind="stable")]
+    found = []
+    for labels in np.split(members, np.flatnonzero(np.diff(kind[members])) + 1):
+        where = tuple(names[at] for at in np.sort(touched[labels[:1]].indices)) if labels.size else ()
+        first = next((index for index, writer in enumerate(graph.written) if writer.axis in where), None)
+        if first is not None:
+            last = tuple(dict.fromkeys(writer for writer in graph.last if writer.axis in where))
+            found.append((first, labels, where, last))
+    found.sort(key=lambda one: (one[0], int(one[1][0])))
+    seen: Counter[str] = Counter()
     groups = []
-    for (where, reason), members in kinds.items():
-        written = [writer for writer in walk.writers.values() if writer.axis in where]
-        if written:
-            last = tuple(walk.writers[node] for node in walk.writers if node in walk.read)
-            last = tuple(dict.fromkeys(writer for writer in last if writer.axis in where))  # a module may run twice
-            groups.append(ChannelGroup(written[0].module, np.array(members), where, last, reason))
-    order = [writer.module for writer in walk.writers.values()]
-    groups.sort(key=lambda group: order.index(group.name))
-    readers = tuple(Reader(node, name, classes[atoms], bias) for node, name, atoms, bias in walk.readers)
-    return ChannelGraph(recorded, axes, tuple(groups), readers)
-
-
-def item(node: Node, values: dict[Node, Any]) -> Any:
-    """What `operator.getitem` takes from a value that is a list; None past what is tracked."""
-    source, index = node.args
-    found = values[source]  # type: ignore[index]
-    return found[index] if index < len(found) else None  # type: ignore[operator,index]
-
-
-class _Walk:
-    """One pass over the operators: collects the equations, the writers, and which of them a reader sees last."""
-
-    def __init__(self, recorded: Trace) -> None:
-        self.equations = Equations()
-        self.writers: dict[Node, Writer] = {}
-        self.read: set[Node] = set()
-        self.readers: list[tuple[Node, str, Atoms, str | None]] = []
-        self._recorded = recorded
-        self._values: dict[Node, Any] = {}
-        self._sources: dict[Node, frozenset[Node]] = defaultdict(frozenset)
-        for node in recorded.graph.nodes:
-            if node.op == "placeholder":
-                self._values[node] = self._placeholder(node)
-            elif node.op == "output":
-                opaque(self.equations, None, self._resolve(node.args), reason="output of the network")
-            else:
-                self._operator(node)
-
-    def _resolve(self, arguments: Any) -> Any:
-        return map_arg(arguments, lambda node: self._values[node])
-
-    def _placeholder(self, node: Node) -> Tracked | None:
-        if not isinstance(node.meta.get("val"), torch.Tensor):
-            return None
-        name, shape = self._recorded.state(node), shape_of(node)
-        return self.equations.state(name, shape) if name else Tracked(shape, (None,) * len(shape))
-
-    def _operator(self, node: Node) -> None:
-        self._sources[node] = frozenset().union(*(self._sources[source] for source in self._carriers(node)))
-        if getattr(node.target, "__name__", "") == "getitem":
-            self._values[node] = item(node, self._values)
-            return
-        arguments = self._resolve(node.args)
-        if node.target not in RULES:
-            reason = f"{op_name(node)} has no rule"
-            options = dict(self._resolve(node.kwargs))
-            self._values[node] = opaque(self.equations, node, arguments, options, reason=reason)
-            return
-        self._values[node] = RULES[node.target](self.equations, node, *arguments, **self._resolve(node.kwargs))
-        if node.target in READERS:
-            self._reader(node, arguments)
-
-    def _carriers(self, node: Node) -> list[Node]:
-        """The inputs that bring channels.  One silent factor silences a product: squeeze-and-excite needs no gate."""
-        inputs = node.all_input_nodes
-        if node.target == aten.mul.Tensor and len(inputs) == 2:
-            return [max(inputs, key=lambda source: source.meta["val"].numel())]
-        return inputs
-
-    def _reader(self, node: Node, arguments: Any) -> None:
-        x, weight = arguments[0], arguments[1]
-        # A depthwise convolution passes channels on: those before it need no gate of their own.
-        depthwise = node.target in CONVOLUTIONS and weight.shape[1] == 1 and x.shape[1] > 1
-        inputs = x.at(-1) if node.target == aten.linear.default else x.at(1)
-        name = self._recorded.state(node.args[1])
-        if not depthwise:
-            self.read |= self._sources[node]
-            if inputs is not None and name is not None:
-                self.readers.append((node, name, inputs, self._bias(node, name)))
-        if name is None:
-            self.equations.pin(inputs, f"{op_name(node)} with a computed weight")
-        else:
-            self.writers[node] = Writer((name, 1 if node.target in TRANSPOSED else 0), *self._site(node, name))
-            self._sources[node] = frozenset({node})
-
-    def _bias(self, node: Node, weight: str) -> str | None:
-        given = node.args[2] if len(node.args) > 2 else None
-        if given is not None:
-            return self._recorded.state(given)
-        # A new bias is read only where one of torch's layers was called, not its weight taken from elsewhere.
-        path, kind = list(node.meta["nn_module_stack"].values())[-1]
-        module, _, key = weight.rpartition(".")
-        ours = key == "weight" and path.split("@")[0] == module and kind.startswith("torch.nn.modules.")
-        return f"{module}.bias" if ours else None
-
-    def _site(self, node: Node, weight: str) -> tuple[str, int]:
-        """Where a gate belongs, and in which dimension of that module's output the channels are."""
-        users = list(node.users)
-        if len(users) == 1 and users[0].target == BATCH_NORM:
-            norm = self._recorded.state(users[0].args[1])
-            if norm is not None:
-                return norm.rpartition(".")[0], 1
-        return weight.rpartition(".")[0], -1 if node.target == aten.linear.default else 1
+    for first, labels, where, last in found:
+        module = graph.written[first].module
+        seen[module] += 1
+        name = module if seen[module] == 1 else f"{module}#{seen[module]}"
+        groups.append(ChannelGroup(name, module, labels, where, last, graph.pins.reason(int(labels[0]))))
+    return tuple(groups)

@@ -5,18 +5,27 @@ equations between atoms ("this input channel of the convolution is that output c
 and pins ("this one is an output of the network: never remove it").  Solved together at the end, the classes of
 equal atoms are the coupled channels.  Collecting costs one pass, solving one connected-components call: no
 search, however many branches, concatenations and residual sums there are.
+
+A reshape that splits an axis into heads and their dimensions, or merges them, is no equation: an element of the long
+axis goes when its head goes or when its dimension goes.  That is a `Link`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from torch.fx import Node
+
+from .origins import Origin
 
 Atoms = NDArray[np.int64]
 Axis = tuple[str, int]
 """A parameter's or buffer's qualified name and one of its dimensions."""
+Flags = NDArray[np.bool_]
+"""One flag a class."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +39,108 @@ class Tracked:
         return self.atoms[dim]
 
 
+@dataclass(frozen=True)
+class Link:
+    """What a reshape says of classes: an element of a block goes exactly when one of its units does.
+
+    A block has one dimension for each axis that the reshape splits it into or merges; a unit is an index of one axis.
+    """
+
+    elements: Atoms  # shape: (elements,), each class once
+    pairs: Atoms  # shape: (2, pairs): a unit, and an element that goes with it
+
+    def violations(self, removed: Flags) -> Atoms:
+        """Classes that cannot go as long as others stay."""
+        units, elements = self.pairs
+        taken = np.zeros_like(removed)
+        taken[elements[removed[units]]] = True
+        alone = self.elements[removed[self.elements] & ~taken[self.elements]]
+        return np.concatenate([alone, units[removed[units] & ~removed[elements]]])
+
+
+@dataclass(frozen=True)
+class Pins:
+    """Which classes may not be removed, and why."""
+
+    ids: Atoms  # shape: (classes,): -1 for a free class
+    texts: tuple[str, ...]
+
+    def held(self) -> Flags:
+        """Flag the classes that are pinned."""
+        found: Flags = self.ids >= 0
+        return found
+
+    def reason(self, label: int) -> str | None:
+        """Why a class stays, None for a free one."""
+        place = int(self.ids[label])
+        return self.texts[place] if place >= 0 else None
+
+    def plus(self, labels: Atoms, reason: str) -> "Pins":
+        """The same, with those of `labels` pinned that are free."""
+        ids = self.ids.copy()
+        ids[labels[ids[labels] < 0]] = len(self.texts)
+        return Pins(ids, (*self.texts, reason))
+
+    def spread(self, links: Sequence[Link]) -> "Pins":
+        """With what follows: a unit with a pinned element cannot go, nor an element all of whose units are pinned."""
+        pins, before = self, -1
+        while pins.held().sum() > before:
+            before = int(pins.held().sum())
+            for link in links:
+                pins = pins._through(link)
+        return pins
+
+    def _through(self, link: Link) -> "Pins":
+        units, elements = link.pairs
+        ids, free = self.ids.copy(), ~self.held()
+        held = free[units] & ~free[elements]
+        ids[units[held]] = ids[elements[held]]
+        takes = np.zeros_like(free)
+        takes[elements[ids[units] < 0]] = True
+        stuck = link.elements[free[link.elements] & ~takes[link.elements]]
+        if not stuck.size:
+            return Pins(ids, self.texts)
+        why = dict.fromkeys(self.texts[place] for place in np.unique(ids[units[np.isin(elements, stuck)]]))
+        return Pins(ids, self.texts).plus(stuck, "; ".join(why) or "reshape splits the channels")
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A sum of products over channels of two computed tensors, the first two arguments of `node`."""
+
+    node: Node
+    inputs: Atoms  # shape: (channels,)
+    dims: tuple[int, int]
+    """The dimension of each that is summed over."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A size that the code of a network gives as a number."""
+
+    node: Node
+    origin: Origin | None
+    """The attribute that it is read from."""
+    atoms: Atoms
+
+
 class Equations:
-    """Collects atoms, equations and pins; `solve` turns them into classes."""
+    """Collects atoms, equations, links and pins; `solve` turns them into classes."""
 
     def __init__(self) -> None:
         self.axes: dict[Axis, Atoms] = {}
-        self._count = 0
+        self.contractions: list[Contraction] = []
+        self.written: list[Written] = []
+        self.count = 0
         self._left: list[Atoms] = []
         self._right: list[Atoms] = []
+        self._links: list[tuple[Atoms, Atoms]] = []
         self._pins: list[tuple[Atoms, str]] = []
 
     def fresh(self, size: int) -> Atoms:
         """`size` new atoms."""
-        self._count += size
-        return np.arange(self._count - size, self._count, dtype=np.int64)
+        self.count += size
+        return np.arange(self.count - size, self.count, dtype=np.int64)
 
     def state(self, name: str, shape: tuple[int, ...]) -> Tracked:
         """The parameter or buffer `name`: the same atoms at each use."""
@@ -63,20 +160,45 @@ class Equations:
             self._right.append(right)
         return left
 
+    def link(self, elements: Atoms, units: Sequence[Atoms]) -> None:
+        """State that each element goes exactly with one of its units: those at its place in the rows of `units`."""
+        pairs = [np.stack([along, elements]) for along in units]
+        self._links.append((elements, np.concatenate([np.empty((2, 0), np.int64), *pairs], 1)))
+
+    def link_block(self, block: Atoms, units: Sequence[Atoms | None]) -> None:
+        """The same for a block of elements with the units along each of its axes; an axis without keeps its size."""
+        axes = [(dim, along) for dim, along in enumerate(units) if along is not None]
+        spread = [np.expand_dims(along, [d for d in range(block.ndim) if d != dim]) for dim, along in axes]
+        self.link(block.ravel(), [np.broadcast_to(along, block.shape).ravel() for along in spread])
+
+    def contract(self, node: Node, left: Tracked, right: Tracked, dims: tuple[int, int], reason: str) -> None:
+        """State that `node` sums products over dimension `dims` of two computed tensors."""
+        summed = self.equate(left.at(dims[0]), right.at(dims[1]), reason)
+        if summed is not None:
+            self.contractions.append(Contraction(node, summed, dims))
+
+    def write(self, node: Node, place: int, size: object, atoms: Atoms | None) -> None:
+        """State that the code of the network gives `size` for this axis, as its number `place`; -1 is none."""
+        if atoms is not None and isinstance(size, int) and size != -1:
+            self.written.append(Written(node, node.meta["origins"].get(place), atoms))
+
     def pin(self, atoms: Atoms | None, reason: str) -> None:
         """State that none of these may be removed, and why."""
         if atoms is not None and atoms.size:
             self._pins.append((atoms, reason))
 
-    def solve(self) -> tuple[Atoms, dict[int, str]]:
-        """The class of every atom, and the reason of each class that is pinned (its first)."""
+    def solve(self) -> tuple[Atoms, tuple[Link, ...], "Pins"]:
+        """The class of every atom, the links between classes, and the pins of all classes and of one more.
+
+        That last one holds no atom: it stands for what never goes.
+        """
         left = np.concatenate([*self._left, np.empty(0, np.int64)])
         right = np.concatenate([*self._right, np.empty(0, np.int64)])
-        edges = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(self._count, self._count))
+        edges = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(self.count, self.count))
         _, classes = connected_components(edges, directed=False)
         classes = classes.astype(np.int64)
-        reasons: dict[int, str] = {}
-        for atoms, reason in self._pins:
-            for label in np.unique(classes[atoms]):
-                reasons.setdefault(int(label), reason)
-        return classes, reasons
+        links = tuple(Link(np.unique(classes[elements]), classes[pairs]) for elements, pairs in self._links)
+        ids = np.full(self.count + 1, -1)
+        for place in range(len(self._pins) - 1, -1, -1):  # the first pin of a class is the one that counts
+            ids[classes[self._pins[place][0]]] = place
+        return classes, links, Pins(ids, tuple(reason for _, reason in self._pins))

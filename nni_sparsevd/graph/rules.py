@@ -5,7 +5,7 @@ result.  An operator without a rule pins every channel that enters it: it stays,
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from .labels import Atoms, Equations, Tracked
 Rule = Callable[..., Any]
 RULES: dict[Any, Rule] = {}
 aten = torch.ops.aten
+TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
+CONVOLUTIONS |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
+READERS = CONVOLUTIONS | TRANSPOSED | {aten.linear.default}
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -30,6 +34,11 @@ def rule(*operators: Any) -> Callable[[Function], Function]:
         return function
 
     return register
+
+
+def all_overloads(packet: Any) -> list[Any]:
+    """The operators that share a name."""
+    return [getattr(packet, name) for name in packet.overloads()]
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
@@ -63,8 +72,7 @@ def op_name(node: Node) -> str:
 # Readers: a contraction over the channels that come in, and new channels that go out.
 
 
-@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding)
-@rule(aten.conv3d.padding)
+@rule(*CONVOLUTIONS)
 def convolution(
     eq: Equations, node: Node, x: Tracked, weight: Tracked, bias: Tracked | None = None, *settings: Any
 ) -> Tracked:
@@ -102,7 +110,7 @@ def linear(eq: Equations, node: Node, x: Tracked, weight: Tracked, bias: Tracked
     return Tracked(shape_of(node), (*x.atoms[:-1], weight.at(0)))
 
 
-@rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+@rule(*TRANSPOSED)
 def transposed_convolution(
     eq: Equations, node: Node, x: Tracked, weight: Tracked, bias: Tracked | None = None, *settings: Any
 ) -> Tracked:
@@ -130,12 +138,17 @@ def embedding(eq: Equations, node: Node, weight: Tracked, indices: Tracked, *set
 # Normalisations.
 
 
-@rule(aten._native_batch_norm_legit_no_training.default)
-def batch_norm(eq: Equations, node: Node, x: Tracked, *states: Any) -> list[Tracked]:
-    for state in states[:4]:
+@rule(aten.batch_norm.default, aten.instance_norm.default)
+def batch_norm(eq: Equations, node: Node, x: Tracked, *settings: Any) -> Tracked:
+    for state in settings[:4]:
         if state is not None:
-            eq.equate(x.at(1), state.at(0), "batch norm of something that is no channel")
-    return [x]
+            eq.equate(x.at(1), state.at(0), f"{op_name(node)} of something that is no channel")
+    for dim, atoms in enumerate(x.atoms):
+        if dim != 1 and settings[4]:  # statistics of its own, as in standardised weights
+            eq.pin(atoms, f"{op_name(node)} over this axis: removing one changes the statistics of the others")
+    if not any(isinstance(state, Tracked) for state in settings[:4]):  # its module would remember the old number
+        eq.pin(x.at(1), f"{op_name(node)} without weights keeps its number of channels")
+    return x
 
 
 @rule(aten.layer_norm.default, aten.rms_norm.default)
@@ -171,27 +184,35 @@ def _mixing(eq: Equations, x: Tracked, dims: Sequence[int], states: Sequence[Any
 # Element by element.
 
 
-@rule(*(getattr(aten, name).default for name in (
+@rule(*(overload for name in (
     "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "elu", "selu", "celu",
     "leaky_relu", "mish", "softplus", "log_sigmoid", "softsign", "neg", "exp", "abs", "sqrt", "rsqrt", "erf", "sin",
-    "cos", "square", "clone", "alias", "detach", "lift_fresh_copy", "dropout", "clamp", "clamp_min", "clamp_max",
-    "_to_copy", "contiguous",
-) if hasattr(aten, name)), aten.pow.Tensor_Scalar, aten.to.dtype, aten.feature_dropout.default)  # fmt: skip
-def elementwise(eq: Equations, node: Node, x: Tracked, *settings: Any, **options: Any) -> Tracked:
+    "cos", "square", "reciprocal", "log", "clone", "alias", "detach", "lift_fresh_copy", "dropout", "feature_dropout",
+    "alpha_dropout", "clamp", "clamp_min", "clamp_max", "_to_copy", "contiguous", "to", "type_as", "bitwise_not",
+    "logical_not", "threshold", "hardshrink", "softshrink", "logit", "nan_to_num", "round", "floor", "sign",
+) if hasattr(aten, name) for overload in all_overloads(getattr(aten, name))),
+    aten.pow.Tensor_Scalar, aten.pow.Scalar, aten.rsub.Scalar)  # fmt: skip
+def elementwise(eq: Equations, node: Node, *arguments: Any, **options: Any) -> Tracked:
+    x = next(value for value in arguments if isinstance(value, Tracked))
     return Tracked(shape_of(node), x.atoms)
 
 
-@rule(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default)
-def binary(eq: Equations, node: Node, x: Tracked | float, y: Tracked | float, **options: Any) -> Tracked:
-    if not isinstance(x, Tracked) or not isinstance(y, Tracked):
-        tensor = x if isinstance(x, Tracked) else y
-        assert isinstance(tensor, Tracked)
-        return tensor
+@rule(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.div.Tensor_mode, aten.maximum.default)
+@rule(aten.minimum.default, aten.pow.Tensor_Tensor, aten.rsub.Tensor, aten.clamp.Tensor, aten.where.self)
+@rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.eq.Tensor, aten.lt.Tensor, aten.gt.Tensor)
+@rule(aten.logical_and.default, aten.logical_or.default, aten.expand_as.default)
+def broadcast(eq: Equations, node: Node, *arguments: Any, **options: Any) -> Tracked:
+    tensors = [value for value in arguments if isinstance(value, Tracked)]
     shape = shape_of(node)
-    return Tracked(shape, tuple(_broadcast(eq, x, y, dim - len(shape), op_name(node)) for dim in range(len(shape))))
+    result = tensors[0]
+    for other in tensors[1:]:
+        both = np.broadcast_shapes(result.shape, other.shape)
+        atoms = tuple(aligned(eq, result, other, dim - len(both), op_name(node)) for dim in range(len(both)))
+        result = Tracked(both, atoms)
+    return Tracked(shape, result.atoms)
 
 
-def _broadcast(eq: Equations, x: Tracked, y: Tracked, dim: int, name: str) -> Atoms | None:
+def aligned(eq: Equations, x: Tracked, y: Tracked, dim: int, name: str) -> Atoms | None:
     """Axis `dim` (counted from the end) of the broadcast of two tensors."""
     sides = [side for side in (x, y) if -dim <= len(side.shape)]
     wide = [side for side in sides if side.shape[dim] > 1]
@@ -218,3 +239,50 @@ def prelu(eq: Equations, node: Node, x: Tracked, weight: Tracked) -> Tracked:
 def softmax(eq: Equations, node: Node, x: Tracked, dim: int, *settings: Any) -> Tracked:
     eq.pin(x.at(dim), "softmax over the channels")
     return x
+
+
+# Products of two computed tensors: attention.
+
+
+@rule(aten.matmul.default, aten.bmm.default)
+def matmul(eq: Equations, node: Node, x: Tracked, y: Tracked) -> Tracked:
+    if len(x.shape) < 2 or len(y.shape) < 2:
+        return cast(Tracked, opaque(eq, node, x, y, reason="matmul with a vector"))
+    eq.contract(node, x, y, (-1, -2), "matmul with something that is no channel")
+    rank = len(shape_of(node))
+    batch = tuple(aligned(eq, x, y, dim - rank, "matmul") for dim in range(rank - 2))
+    return Tracked(shape_of(node), (*batch, x.at(-2), y.at(-1)))
+
+
+@rule(aten.scaled_dot_product_attention.default)
+def attention(
+    eq: Equations, node: Node, q: Tracked, k: Tracked, v: Tracked, mask: Tracked | None = None, *settings: Any,
+    scale: float | None = None, enable_gqa: bool = False, **options: Any,
+) -> Tracked:  # fmt: skip
+    if enable_gqa and q.shape[-3] != k.shape[-3]:
+        return cast(Tracked, opaque(eq, node, q, k, v, mask, reason="attention with shared keys"))
+    shape = shape_of(node)
+    eq.contract(node, q, k, (-1, -1), "attention with something that is no channel")
+    if scale is None:
+        eq.pin(q.at(-1), "attention is scaled by the number of dimensions")
+    for tokens in (q.at(-2), k.at(-2), v.at(-2)):
+        eq.pin(tokens, "attention over the channels")
+    scores = Tracked((*shape[:-1], k.shape[-2]), (*(None,) * (len(shape) - 1), None))
+    for side in (q, k, v):
+        heads = Tracked((*side.shape[:-2], 1, 1), (*side.atoms[:-2], None, None))
+        scores = _joined(eq, scores, heads)
+    if mask is not None:
+        scores = _joined(eq, scores, mask)
+    return Tracked(shape, (*scores.atoms[:-1], v.at(-1)))
+
+
+def _joined(eq: Equations, scores: Tracked, other: Tracked) -> Tracked:
+    """Attention scores and something that is broadcast to them: an axis that is known on one side only is that one."""
+    atoms = list(scores.atoms)
+    for dim in range(1, len(other.shape) + 1):
+        found = other.at(-dim)
+        if found is not None and other.shape[-dim] > 1:
+            atoms[-dim] = found if atoms[-dim] is None else eq.equate(atoms[-dim], found, "")
+        elif found is not None:
+            eq.pin(found, "broadcast axis")
+    return Tracked(scores.shape, tuple(atoms))

@@ -24,11 +24,16 @@ def macs(model: nn.Module, example: Tensor) -> int:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     counter = FlopCounterMode(display=False)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:  # the counter's own hooks fail where a block is given a parameter that learns
+        parameter.requires_grad_(False)
     try:  # fused attention on the CPU has no formula and would count as nothing: take it apart
         with evaluation_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(example)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for parameter in learning:
+            parameter.requires_grad_(True)
     return int(counter.get_total_flops() // 2)
 
 

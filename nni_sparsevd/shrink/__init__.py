@@ -1,7 +1,8 @@
 """Exact shrinking: from zeros in the weights to a smaller network that computes the same function."""
 
+from .apply import apply_plan_
 from .check import CheckResult, check
-from .plan import GroupPlan, Plan, make_plan
+from .plan import GroupPlan, Plan, make_plan, plan_of
 from .randomise import randomise_
 from .shrink import shrink, shrink_masked
 from .silence import silenced
@@ -10,8 +11,10 @@ __all__ = [
     "CheckResult",
     "GroupPlan",
     "Plan",
+    "apply_plan_",
     "check",
     "make_plan",
+    "plan_of",
     "randomise_",
     "shrink",
     "shrink_masked",

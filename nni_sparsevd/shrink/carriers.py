@@ -5,12 +5,13 @@ the constant channels that a padded convolution reads is enough: if c0 is its co
 weights, each output is what it was, at the border too and for every size of the input.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Atoms, Axis, ChannelGraph
+from ..graph import Atoms, Axis, ChannelGraph, Flags
 from .readers import Reading
 
 
@@ -29,23 +30,28 @@ class Carriers:
     def __init__(self, graph: ChannelGraph, reads: list[Reading]) -> None:
         self._groups = [group for group in graph.groups if not group.pinned]
         self._reads = reads
-        self._of = np.arange(1 + max((int(labels.max()) for labels in graph.axes.values() if labels.size), default=0))
+        self._of = np.arange(graph.count)
 
-    def needed(self, removed: Atoms) -> list[Atoms]:
-        """Classes that outputs which stay take something from: their carriers, where they have one."""
-        return [np.unique(self._of[read.needed(removed)]) for read in self._reads]
+    def needed(self, removed: Flags) -> Iterator[Atoms]:
+        """Classes that outputs which stay take something from: their carriers, where they have one.
+
+        Reader by reader: `removed` may lose what one needs before the next is asked.
+        """
+        return (self._of[read.needed(removed)] for read in self._reads)
 
     def load(self, labels: Atoms) -> int:
         """How many other classes these carry."""
         return int(np.isin(self._of, labels).sum() - labels.size)
 
-    def carry_(self, removed: Atoms) -> bool:
+    def carry_(self, removed: Flags) -> bool:
         """Let one channel of each group carry the other constants of it that had to stay; True where that is new."""
         new = False
+        stuck = [(read, read.stuck(removed)) for read in self._reads]
+        stuck = [(read, taken) for read, taken in stuck if taken.any()]
         for group in self._groups:
-            stays = np.setdiff1d(group.labels, removed)
-            held = np.array([label for label in stays if self._of[label] == label], np.int64)
-            values = self._constants(held, removed)
+            stays = group.labels[~removed[group.labels]]
+            held = stays[self._of[stays] == stays]
+            values = self._constants(held, stuck)
             steady = ~np.isnan(values).any(0)
             held, values = held[steady], values[:, steady]
             reached = (values != 0).any(1)  # readers to which any of them brings something
@@ -58,32 +64,36 @@ class Carriers:
             new = True
         return new
 
-    def _constants(self, labels: Atoms, removed: Atoms) -> NDArray[np.float64]:
+    def _constants(self, labels: Atoms, stuck: list[tuple[Reading, NDArray[np.bool_]]]) -> NDArray[np.float64]:
         """What each class brings to each reader that stays, shape (readers, classes).
 
         0 where it brings nothing or the reader's bias takes it; NaN where it is alive, or not in one place of a weight
         that only this reader uses, so that nothing can be put in its place.
         """
-        rows = []
-        for read in self._reads:
-            stuck = read.stuck(removed)
-            places = [np.flatnonzero(read.reader.inputs == label) for label in labels]
-            row = []
-            for where in places:
-                taken = stuck[where].any()
-                movable = where.size == 1 and read.alone
-                row.append(0.0 if not taken else read.constant[where[0]] if movable else np.nan)
-            rows.append(row)
-        return np.array(rows).reshape(len(self._reads), labels.size)
+        column = np.full(self._of.size, -1)
+        column[labels] = np.arange(labels.size)
+        rows = [np.empty((0, labels.size))]
+        for read, taken in stuck:
+            where = column[read.inputs]
+            places = np.flatnonzero(where >= 0)
+            if places.size:
+                several = np.bincount(where[places], minlength=labels.size) > 1
+                row = np.zeros(labels.size)
+                row[where[places]] = read.constant[places]
+                row[several] = np.nan
+                brings = np.zeros(labels.size, bool)
+                brings[where[places[taken[places]]]] = True
+                rows.append(np.where(brings, row if read.alone else np.nan, 0.0)[None])
+        return np.concatenate(rows)
 
-    def merges(self, removed: Atoms) -> dict[Axis, tuple[Merge, ...]]:
+    def merges(self, removed: Flags) -> dict[Axis, tuple[Merge, ...]]:
         """What to change in the weights of the readers before `removed` goes: {(weight, its input axis): merges}."""
         found = {}
         for read in self._reads:
             merges = []
-            for source in np.flatnonzero(read.stuck(removed) & np.isin(read.reader.inputs, removed)):
-                into = int(np.flatnonzero(read.reader.inputs == self._of[read.reader.inputs[source]])[0])
+            for source in np.flatnonzero(read.stuck(removed) & removed[read.inputs]):
+                into = int(np.flatnonzero(read.inputs == self._of[read.inputs[source]])[0])
                 merges.append(Merge(into, int(source), float(read.constant[source] / read.constant[into])))
-            if merges:
+            if merges and read.reader and read.reader.weight:
                 found[read.reader.weight, read.reader.input_dim] = tuple(merges)
         return found

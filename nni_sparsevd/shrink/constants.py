@@ -6,69 +6,110 @@ only operators that can stop it (a zero weight) or that break uniformity (zero p
 All in float64.  The claim is sound for every finite input: a value that is no NaN is what the network computes there.
 """
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
-from ..graph import CONVOLUTIONS, TRANSPOSED, Trace, item
+from ..graph import CONVOLUTIONS, TRANSPOSED, Trace, segments
 
 aten = torch.ops.aten
 LIVE = float("nan")
 PADDED_POOLS = {aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default}
+
+
 ELEMENTWISE = {getattr(aten, name).default for name in (
     "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "elu", "selu", "celu",
     "leaky_relu", "mish", "softplus", "neg", "exp", "abs", "sqrt", "rsqrt", "erf", "square", "clamp", "clamp_min",
-    "clamp_max",
+    "clamp_max", "log", "sin", "cos", "reciprocal",
 )} | {aten.pow.Tensor_Scalar, aten.add.Tensor, aten.sub.Tensor, aten.maximum.default, aten.minimum.default}  # fmt: skip
+"""What gives NaN for NaN, so that a dependence on the input is never lost."""
 PASSING = {aten.clone.default, aten.alias.default, aten.detach.default, aten.dropout.default, aten.to.dtype,
-           aten._to_copy.default, aten.feature_dropout.default, aten.contiguous.default}  # fmt: skip
+           aten.to.device, aten.to.dtype_layout, aten.type_as.default, aten._to_copy.default,
+           aten.feature_dropout.default, aten.contiguous.default}  # fmt: skip
 UNIFORM = {aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, *PADDED_POOLS,
            aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default,
-           aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec}  # fmt: skip
-MOVING = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.permute.default,
-          aten.transpose.int, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.expand.default,
-          aten.cat.default, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int,
-          aten.select.int, aten.slice.Tensor, aten.mean.dim, aten.sum.dim_IntList, aten.roll.default}  # fmt: skip
+           aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec,
+           aten.upsample_linear1d.vec, aten.upsample_bilinear2d.vec, aten.upsample_trilinear3d.vec}  # fmt: skip
 
 
 def constants(trace: Trace, states: dict[str, Tensor]) -> dict[Node, Any]:
     """The constant value of every node of `trace`, NaN where it depends on the input, for these parameter values."""
     values: dict[Node, Any] = {}
     for node in trace.graph.nodes:
-        if node.op == "placeholder":
-            name = trace.state(node)
-            if isinstance(node.meta.get("val"), Tensor):
-                values[node] = states[name].double() if name else _live(node.meta["val"])
-            else:
-                values[node] = None
-        elif node.op == "call_function":
+        if node.op == "call_function":
             values[node] = _evaluate(node, values)
+        elif node.op != "output":
+            name = trace.state(node)
+            values[node] = _held(node) if name is None else _wide(states[name])
     return values
+
+
+def _held(node: Node) -> Tensor:
+    """An input, or a tensor that the code holds: known where the network ran with real tensors."""
+    value = node.meta.get("constant")
+    return _live(node.meta["val"]) if value is None or value.is_meta else _wide(value.detach().cpu())
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
 
 
 def _evaluate(node: Node, values: dict[Node, Any]) -> Any:
     target: Any = node.target
-    if getattr(target, "__name__", "") == "getitem":
-        return item(node, values)
+    if target is operator.getitem:
+        return values[node.args[0]][node.args[1]]  # type: ignore[index]
     arguments: Any = map_arg(node.args, lambda source: values[source])
     options: Any = map_arg(node.kwargs, lambda source: values[source])
+    if target in PASSING:
+        return _passed(node, arguments[0])
     if target in ELEMENTWISE:
         return target(*arguments, **options)
-    if target in PASSING:
-        return arguments[0]
-    if target in MOVING:
-        full: Any = map_arg(node.args, lambda source: _expanded(source, values))
-        return _mapped(_compressed, target(*full, **options))
     if target in UNIFORM:
         return _pooled(node, arguments[0])
     if target in RULES:
         return RULES[target](node, *arguments, **options)
+    if _known((arguments, options)) and isinstance(target, OpOverload) and _repeatable(target):
+        return _computed(node, values)
     return _mapped(_live, node.meta["val"])
+
+
+def _passed(node: Node, x: Tensor) -> Tensor:
+    """The same value; floating-point numbers stay float64 whatever their type, others are really converted."""
+    kind = node.meta["val"].dtype
+    if kind.is_floating_point:
+        return x.double()
+    return _live(x) if not _known([x]) else x.to(kind)
+
+
+def _known(arguments: Any) -> bool:
+    """Whether no tensor among the arguments depends on the input."""
+    return not any(
+        isinstance(one, Tensor) and one.is_floating_point() and one.isnan().any() for one in tree_leaves(arguments)
+    )
+
+
+def _repeatable(target: OpOverload) -> bool:
+    return torch.Tag.nondeterministic_seeded not in target.tags and "empty" not in target._schema.name
+
+
+def _computed(node: Node, values: dict[Node, Any]) -> Any:
+    """The value of an operator that depends on no input: a table of positions, a weight made from a parameter."""
+    target: Any = node.target
+    full: Any = map_arg(node.args, lambda source: _expanded(source, values))
+    options: Any = map_arg(node.kwargs, lambda source: _expanded(source, values))
+    if options.get("device") is not None:
+        options = {**options, "device": torch.device("cpu")}
+    if isinstance(options.get("dtype"), torch.dtype) and options["dtype"].is_floating_point:
+        options = {**options, "dtype": torch.float64}
+    return _mapped(lambda value: _compressed(_wide(value)), target(*full, **options))
 
 
 def _live(like: Tensor) -> Tensor:
@@ -77,7 +118,9 @@ def _live(like: Tensor) -> Tensor:
 
 
 def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
-    return [_mapped(function, item) for item in value] if isinstance(value, list | tuple) else function(value)
+    if isinstance(value, list | tuple):
+        return [_mapped(function, item) for item in value]
+    return function(value) if isinstance(value, Tensor) else value
 
 
 def _expanded(node: Node, values: dict[Node, Any]) -> Tensor:
@@ -85,12 +128,23 @@ def _expanded(node: Node, values: dict[Node, Any]) -> Tensor:
     return value.expand(node.meta["val"].shape).contiguous()
 
 
+def _along(node: Node, value: Tensor, *dims: int, argument: int = 0) -> Tensor:
+    """`value`, an argument of `node`, at its full size along `dims`."""
+    source: Any = node.args[argument]
+    full = source.meta["val"].shape
+    sizes = list(value.shape)
+    for dim in dims:
+        sizes[dim] = full[dim]
+    return value.expand(sizes)
+
+
 def _compressed(value: Tensor) -> Tensor:
     """Size 1 along every dimension in which the tensor is uniform."""
     for dim, size in enumerate(value.shape):
-        first = value.narrow(dim, 0, 1)
-        if size > 1 and ((value == first) | (value.isnan() & first.isnan())).all():
-            value = first
+        if size > 1:
+            first = value.narrow(dim, 0, 1)
+            if ((value == first) | ((value != value) & (first != first))).all():
+                value = first
     return value
 
 
@@ -149,7 +203,7 @@ def _convolution(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = No
     if default == 0 and groups > 1:
         return _live(x)
     space = x.dim() - 2
-    x = at_reader(node, x)
+    x, weight = at_reader(node, x), _along(node, weight, *range(weight.dim()), argument=1)
     live, constant = live_and_constant(x, pads_zeros(node))
     taps = weight.flatten(2) if default else weight.transpose(0, 1).flatten(2)
     outputs = taps.shape[0]
@@ -163,18 +217,38 @@ def _convolution(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = No
 
 
 def _linear(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    weight = _along(node, weight, 0, 1, argument=1)
     x = x.expand(*x.shape[:-1], weight.shape[1])
     live, constant = live_and_constant(x, varies=False)
     value = F.linear(constant, weight, bias)
     return value.masked_fill(F.linear(live.double(), (weight != 0).double()) > 0, LIVE)
 
 
-def _batch_norm(node: Node, x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, *settings: Any) -> list[Any]:
+def _batch_norm(
+    node: Node, x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, own: bool, momentum: float, eps: float, *_: Any
+) -> Tensor:
     def along(state: Tensor) -> Tensor:
         return state.view(-1, *(1,) * (x.dim() - 2))
 
-    scale = (var + settings[1]).rsqrt() * (1 if weight is None else weight)
-    return [_product(x - along(mean), along(scale)) + (0 if bias is None else along(bias)), None, None]
+    if own:  # statistics of the tensor itself
+        if _known([x]):
+            full = _along(node, x, *range(x.dim()))
+            return _compressed(F.batch_norm(full, None, None, weight, bias, True, 0.0, eps))
+        mean, var = _live(x).flatten()[:1], torch.ones(1, dtype=torch.float64)
+    scale = (var + eps).rsqrt() * (1 if weight is None else weight)
+    return _product(x - along(mean), along(scale)) + (0 if bias is None else along(bias))
+
+
+def _instance_norm(
+    node: Node, x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, own: bool, momentum: float, eps: float, *_: Any
+) -> Tensor:
+    if not own:
+        return _batch_norm(node, x, weight, bias, mean, var, False, momentum, eps)
+    x = _uniform(x, range(2, x.dim()))
+    shape = (-1, *(1,) * (x.dim() - 2))
+    centred = torch.where(x.isnan(), x, 0.0)
+    scaled = centred if weight is None else _product(centred, weight.view(shape))
+    return scaled if bias is None else scaled + bias.view(shape)
 
 
 def _layer_norm(node: Node, x: Tensor, normalized: Any, weight: Any = None, bias: Any = None, *eps: Any) -> Tensor:
@@ -182,6 +256,12 @@ def _layer_norm(node: Node, x: Tensor, normalized: Any, weight: Any = None, bias
     if weight is None:
         return _live(x)
     return _product(_live(x), weight) + (0 if bias is None else bias)
+
+
+def _group_norm(node: Node, x: Tensor, groups: int, weight: Any = None, bias: Any = None, *eps: Any) -> Tensor:
+    shape = (-1, *(1,) * (x.dim() - 2))
+    states = [None if state is None else state.view(shape) for state in (weight, bias)]
+    return _layer_norm(node, x, None, *states)
 
 
 def _multiply(node: Node, left: Any, right: Any) -> Tensor:
@@ -194,7 +274,7 @@ def _multiply(node: Node, left: Any, right: Any) -> Tensor:
 
 
 def _divide(node: Node, left: Any, right: Any, **options: Any) -> Tensor:
-    return _multiply(node, left, 1 / right)
+    return _live(node.meta["val"]) if options.get("rounding_mode") else _multiply(node, left, 1 / right)
 
 
 def _prelu(node: Node, x: Tensor, weight: Tensor) -> Tensor:
@@ -202,12 +282,124 @@ def _prelu(node: Node, x: Tensor, weight: Tensor) -> Tensor:
     return torch.where(x > 0, x, _product(x, slope))
 
 
+def _matmul(node: Node, x: Tensor, y: Tensor) -> Tensor:
+    """A sum of products is zero where each has a factor that is zero."""
+    if x.dim() < 2 or y.dim() < 2:
+        return _live(node.meta["val"])
+    x, y = _along(node, x, -1), _along(node, y, -2, argument=1)
+    used, other = (x != 0).double(), (y != 0).double()
+    live = x.isnan().double() @ other + used @ y.isnan().double()
+    return (x.nan_to_num() @ y.nan_to_num()).masked_fill(live > 0, LIVE)
+
+
+def _attention(node: Node, q: Tensor, k: Tensor, v: Tensor, mask: Any = None, *rest: Any, **options: Any) -> Tensor:
+    """An average over the tokens: of equal values, that value."""
+    v = _uniform(v, range(v.dim() - 2, v.dim() - 1))
+    return v if mask is None and options.get("attn_mask") is None else torch.where(v == 0, v, LIVE)
+
+
+# Moving: what is uniform along an axis stays so.
+
+
+def _view(node: Node, x: Tensor, *sizes: Any) -> Tensor:
+    old, new = node.args[0].meta["val"].shape, node.meta["val"].shape  # type: ignore[union-attr]
+    before, after = list(x.shape), [1] * len(new)
+    for merged, split in segments(tuple(old), tuple(new)):
+        if any(x.shape[dim] > 1 for dim in merged):
+            for dim in merged:
+                before[dim] = old[dim]
+            for dim in split:
+                after[dim] = new[dim]
+    return _compressed(x.expand(before).reshape(after))
+
+
+def _moved(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor:
+    target: Any = node.target
+    moved: Tensor = target(x, *settings, **options)
+    return moved
+
+
+def _squeeze(node: Node, x: Tensor, dims: int | Sequence[int]) -> Tensor:
+    full = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+    gone = [dim for dim in ([dims] if isinstance(dims, int) else dims) if full[dim] == 1]
+    return x.squeeze(gone)
+
+
+def _stretched(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor:
+    lead = node.meta["val"].dim() - x.dim()
+    return x.reshape(*(1,) * lead, *x.shape)
+
+
+def _cut(node: Node, x: Tensor, *settings: Any, **options: Any) -> Any:
+    """Pieces along the one axis that the arguments name; every other may stay as it is."""
+    target: Any = node.target
+    named = {argument.name: at for at, argument in enumerate(target._schema.arguments)}
+    at = named["dim"] - 1
+    dim = settings[at] if len(settings) > at else options.get("dim", 0)
+    return _mapped(_compressed, target(_along(node, x, dim), *settings, **options))
+
+
+def _reduced(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor:
+    full = _along(node, x, *(settings[0] if settings and settings[0] else range(x.dim())))
+    target: Any = node.target
+    reduced: Tensor = target(full, *settings, **{**options, "dtype": None} if "dtype" in options else options)
+    return reduced
+
+
+def _roll(node: Node, x: Tensor, shifts: Any, dims: Sequence[int] = ()) -> Tensor:
+    full = _along(node, x, *(dims or range(x.dim())))
+    return _compressed(aten.roll.default(full, shifts, dims))
+
+
+def _cat(node: Node, parts: list[Tensor], dim: int = 0) -> Tensor:
+    sources: Any = node.args[0]
+    rank = node.meta["val"].dim()
+    sizes = [max(part.shape[d] for part in parts) for d in range(rank)]
+    full = []
+    for part, source in zip(parts, sources, strict=True):
+        sizes[dim] = source.meta["val"].shape[dim]
+        full.append(part.expand(sizes))
+    return _compressed(torch.cat(full, dim))
+
+
+def _stack(node: Node, parts: list[Tensor], dim: int = 0) -> Tensor:
+    return _compressed(torch.stack(list(torch.broadcast_tensors(*parts)), dim))
+
+
+def _index(node: Node, x: Tensor, indices: Sequence[Any]) -> Tensor:
+    """A table that is looked up at places which do not depend on the input."""
+    if any(index is not None and index.is_floating_point() for index in indices):
+        return _live(node.meta["val"])
+    full = _along(node, x, *(dim for dim, index in enumerate(indices) if index is not None))
+    return _compressed(aten.index.Tensor(full, indices))
+
+
 RULES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(CONVOLUTIONS | TRANSPOSED, _convolution),
     aten.linear.default: _linear,
-    aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.batch_norm.default: _batch_norm,
+    aten.instance_norm.default: _instance_norm,
     aten.layer_norm.default: _layer_norm,
+    aten.rms_norm.default: _layer_norm,
+    aten.group_norm.default: _group_norm,
     aten.mul.Tensor: _multiply,
     aten.div.Tensor: _divide,
     aten.prelu.default: _prelu,
-}
+    aten.matmul.default: _matmul,
+    aten.bmm.default: _matmul,
+    aten.scaled_dot_product_attention.default: _attention,
+    **dict.fromkeys(
+        (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
+         aten.reshape_as.default, aten.view_as.default, aten.unflatten.int), _view),
+    **dict.fromkeys((aten.permute.default, aten.transpose.int, aten.unsqueeze.default, aten.t.default,
+                     aten.mT.default, aten.movedim.int, aten.flip.default), _moved),
+    **dict.fromkeys((aten.squeeze.dim, aten.squeeze.dims), _squeeze),
+    **dict.fromkeys((aten.expand.default, aten.expand_as.default), _stretched),
+    **dict.fromkeys((aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int,
+                     aten.select.int, aten.slice.Tensor, aten.narrow.default), _cut),
+    aten.roll.default: _roll,
+    **dict.fromkeys((aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default), _reduced),
+    aten.cat.default: _cat,
+    aten.stack.default: _stack,
+    aten.index.Tensor: _index,
+}  # fmt: skip

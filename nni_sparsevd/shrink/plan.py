@@ -1,29 +1,16 @@
 """Which channels can go without changing the output, and why the others stay: a decision, as a value."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from torch import Tensor, nn
 
-from ..graph import Atoms, Axis, ChannelGraph, ChannelGroup, Inputs, channel_graph
+from ..graph import Atoms, Axis, ChannelGraph, Flags, Inputs, Size, channel_graph, left
+from ..graph import states as named_states
+from .account import Account, GroupPlan
 from .carriers import Carriers, Merge
 from .readers import Reading, readings
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """What happens to one coupled group."""
-
-    name: str
-    modules: tuple[str, ...]
-    channels: int
-    removed: int
-    dead: int
-    """Channels that nothing depends on, but that stay."""
-    reason: str
-    """Why dead channels stay, or why the group can lose none."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +23,8 @@ class Plan:
     """Bias name -> what the removed inputs added to its outputs; shape (outputs before the cut,), float64."""
     merges: dict[Axis, tuple[Merge, ...]]
     """Weight and its input axis -> channels that take over what others carry, before these are cut."""
+    sizes: tuple[tuple[Size, int], ...] = field(compare=False)
+    """Attributes that say how many channels there are, with what they have to say afterwards."""
 
     @property
     def removed(self) -> int:
@@ -76,45 +65,49 @@ def make_plan(model: nn.Module, example_inputs: Inputs) -> Plan:
 
 def plan_of(model: nn.Module, graph: ChannelGraph) -> Plan:
     """`make_plan` for a network whose channels are known; zeros in weights do not change them."""
-    tensors = {  # under every name: the trace calls a tied tensor by any of them
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    wide = {id(value): value.detach().double().cpu() for value in tensors.values()}  # a tied tensor stays one
-    states = {name: wide[id(value)] for name, value in tensors.items()}
-    reads = readings(graph, states)
-    pinned = np.concatenate([group.labels for group in graph.groups if group.pinned] or [np.empty(0, np.int64)])
-    free = np.setdiff1d(np.concatenate([group.labels for group in graph.groups] or [pinned]), pinned)
+    tensors = dict(named_states(model))  # under every name: a tied tensor is called by any of them
+    wide = {id(value): value.detach().cpu() for value in tensors.values()}  # a tied tensor stays one
+    wide = {key: value.double() if value.is_floating_point() else value for key, value in wide.items()}
+    reads = readings(graph, {name: wide[id(value)] for name, value in tensors.items()})
+    free = graph.removable()
     carriers = Carriers(graph, reads)
     removed, last = _largest_removal(graph, reads, carriers, free)
     while carriers.carry_(removed):
         removed, last = _largest_removal(graph, reads, carriers, free)
-    cuts = {axis: tuple(graph.where(axis, removed).tolist()) for axis in graph.axes}
+    cuts = {axis: tuple(np.flatnonzero(removed[labels]).tolist()) for axis, labels in graph.axes.items()}
     folds = {
-        r.reader.bias: r.folded(removed) for r in reads if r.reader.bias and np.isin(r.reader.inputs, removed).any()
+        read.reader.bias: read.folded(removed)
+        for read in reads
+        if read.reader and read.reader.bias and removed[read.inputs].any()
     }
-    groups = tuple(_account(group, reads, carriers, removed, last) for group in graph.groups)
-    return Plan(groups, {axis: indices for axis, indices in cuts.items() if indices}, folds, carriers.merges(removed))
+    account = Account(graph, reads, carriers, removed, last)
+    groups = tuple(account.of(group) for group in graph.groups)
+    sizes = tuple((size, number) for size, number in left(graph.sizes, removed) if removed[size.labels].any())
+    cuts = {axis: indices for axis, indices in cuts.items() if indices}
+    return Plan(groups, cuts, folds, carriers.merges(removed), sizes)
 
 
-def _largest_removal(graph: ChannelGraph, reads: list[Reading], carriers: Carriers, free: Atoms) -> tuple[Atoms, Atoms]:
+def _largest_removal(graph: ChannelGraph, reads: list[Reading], carriers: Carriers, free: Flags) -> tuple[Flags, Atoms]:
     """The greatest fixed point: remove all that may go, take back what is needed by what stays, repeat.
 
     Returns the classes to remove and those kept only because an axis would have been empty without them.
     """
     last = np.empty(0, np.int64)
-    removed = free
+    removed = free.copy()
     while True:
-        needed = np.unique(np.concatenate([last, *carriers.needed(removed)]))
-        staying = np.setdiff1d(removed, needed)
-        if staying.size < removed.size:
-            removed = staying
+        before = removed.sum()
+        removed[last] = False
+        for needed in carriers.needed(removed):
+            removed[needed] = False
+        for link in graph.links:
+            removed[link.violations(removed)] = False
+        if removed.sum() < before:
             continue
-        emptied = [labels for labels in graph.axes.values() if labels.size and np.isin(labels, removed).all()]
+        emptied = [labels for labels in graph.axes.values() if labels.size and removed[labels].all()]
         if not emptied:
             return removed, last
         last = np.append(last, _cheapest(emptied[0], reads))
-        removed = free
+        removed = free.copy()
 
 
 def _cheapest(labels: Atoms, reads: list[Reading]) -> int:
@@ -124,38 +117,3 @@ def _cheapest(labels: Atoms, reads: list[Reading]) -> int:
         return sum(int(read.used[read.outputs == label].sum()) for read in reads)
 
     return min((int(label) for label in np.unique(labels)), key=cost)
-
-
-def _account(group: ChannelGroup, reads: list[Reading], carriers: Carriers, removed: Atoms, last: Atoms) -> GroupPlan:
-    gone = np.isin(group.labels, removed)
-    stays = group.labels[~gone]
-    own = [read for read in reads if np.isin(read.reader.inputs, stays).any()]
-    used = [np.unique(read.needed(removed)) for read in own]
-    idle = np.setdiff1d(stays, _joined(used)) if own else stays[:0]
-    reasons = [group.pinned] if group.pinned else []
-    dead = idle
-    if not group.pinned:
-        live = [read.reader.inputs[read.used.any(0) & np.isnan(read.constant)] for read in own]
-        for why, kind in (
-            ("not at the zero-padded border that {} sees", Reading.at_border),
-            ("no bias of {} alone can stand for it", Reading.homeless),
-        ):
-            where = [(read, np.intersect1d(read.reader.inputs[kind(read)], stays)) for read in own]
-            held = np.setdiff1d(_joined(labels for _, labels in where), _joined(live))
-            if held.size:
-                names = [
-                    read.reader.module or read.reader.weight for read, labels in where if np.isin(held, labels).any()
-                ]
-                readers = ", ".join(dict.fromkeys(names))
-                load = carriers.load(held)
-                carried = f", and carries {load} more" if load else ""
-                reasons.append(f"{held.size} constant, but {why.format(readers)}{carried}")
-                dead = np.union1d(dead, held)
-        if np.isin(stays, last).any():
-            reasons.append("the last channel stays")
-    modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.axes))
-    return GroupPlan(group.name, modules, len(group), int(gone.sum()), int(dead.size), "; ".join(reasons))
-
-
-def _joined(labels: Iterable[Atoms]) -> Atoms:
-    return np.unique(np.concatenate([*labels, np.empty(0, np.int64)]))

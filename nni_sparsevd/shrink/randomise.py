@@ -14,7 +14,9 @@ def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
                     continue
                 if name == "running_var":
                     tensor.uniform_(0.5, 1.5, generator=generator)
-                elif tensor.dim() <= 1 or name == "gamma":
+                elif sum(size > 1 for size in tensor.shape) <= 1:  # one number a channel, whatever its shape
                     centre = 1.0 if name in ("weight", "gamma") else 0.0
                     tensor.copy_(centre + 0.3 * torch.randn(tensor.shape, generator=generator))
+                elif not tensor.any() and isinstance(tensor, nn.Parameter):
+                    tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
     return model

@@ -24,9 +24,11 @@ def silenced(model: nn.Module, masks: Masks, graph: ChannelGraph) -> Masks:
     apply_masks_(masked, masks)
     extended = {name: {key: mask.float().clone() for key, mask in targets.items()} for name, targets in masks.items()}
     for group in graph.groups:
-        written = [graph.axes[axis][alive] for axis in group.axes if (alive := _alive(masked, axis)) is not None]
+        written = [
+            graph.channels(axis, group)[alive] for axis in group.axes if (alive := _alive(masked, axis)) is not None
+        ]
         if not group.pinned and written:
-            dead = np.setdiff1d(group.labels, np.concatenate(written))
+            dead = np.delete(group.labels, np.setdiff1d(np.concatenate(written), [-1]))
             if 0 < dead.size < group.labels.size:
                 silence_group_(extended, masked, graph, group, dead)
     return extended

@@ -1,0 +1,67 @@
+"""From a network to its channel graph."""
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.fx import Node
+
+from .fit import fit
+from .groups import ChannelGraph, Product, Reader, Writer
+from .labels import Atoms, Tracked
+from .rules import aten
+from .trace import Inputs, trace
+from .walk import Walk
+
+
+def channel_graph(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
+    """Trace `model` and find its coupled channel groups, in the order in which the network writes them.
+
+    Raises `TraceError` when the network cannot be traced.
+    """
+    recorded = trace(model, example_inputs)
+    walk = Walk(recorded)
+    classes, links, pins = walk.equations.solve()
+
+    def solved(value: Any) -> Any:
+        """The classes along each axis of a value, None for the axes that are not tracked."""
+        if isinstance(value, Tracked):
+            return tuple(None if atoms is None else classes[atoms] for atoms in value.atoms)
+        return [solved(one) for one in value] if isinstance(value, list | tuple) else ()
+
+    axes = {node: solved(value) for node, value in walk.values.items()}
+    writers = {node: Writer(*found) for node, found in walk.writers.items()}
+    never = len(classes)
+    readers = [
+        Reader(node, weight, classes[inputs], _outputs(node, axes, never), bias)
+        for node, inputs, weight, bias in walk.readers
+    ]
+    products = [
+        Product(one.node, classes[one.inputs], one.dims, _heads(axes[one.node])) for one in walk.equations.contractions
+    ]
+    graph = ChannelGraph(
+        trace=recorded,
+        axes={axis: classes[atoms] for axis, atoms in walk.equations.axes.items()},
+        count=never + 1,
+        links=links,
+        pins=pins.spread(links),
+        readers=tuple(readers),
+        products=tuple(products),
+        sizes=(),
+        written=tuple(writers.values()),
+        last=tuple(writer for node, writer in writers.items() if node in walk.read),
+    )
+    given = [(one.node, one.origin, classes[one.atoms]) for one in walk.equations.written]
+    return fit(model, example_inputs, graph, given, axes)
+
+
+def _outputs(node: Node, axes: dict[Node, Any], never: int) -> Atoms:
+    """The class of each output of a reader; `never` where it is no channel that could be removed."""
+    dim = -1 if node.target == aten.linear.default else 1
+    found, size = axes[node][dim], node.meta["val"].shape[dim]
+    return np.full(size, never) if found is None else found
+
+
+def _heads(along: tuple[Atoms | None, ...]) -> dict[int, Atoms]:
+    """Classes along the batch dimensions of a product, by dimension from the end."""
+    return {dim - len(along): labels for dim, labels in enumerate(along[:-2]) if labels is not None}

@@ -1,0 +1,144 @@
+"""One network of the zoo: kill channels, shrink, compare."""
+
+import copy
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..errors import TraceError
+from ..graph import ChannelGraph, channel_graph
+from ..masks import Masks, apply_masks_, silence_group_
+from ..report import macs, parameters
+from ..shrink import apply_plan_, check, make_plan, plan_of, randomise_
+from .families import Member
+
+KILLS = ("half", "random")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one network under one mask."""
+
+    family: str
+    model: str
+    kill: str
+    """"half": every second channel of every removable group, with everything that makes it heard.  "random": every
+    channel with a probability drawn for its group, by its weights alone, so that biases and shifts go on."""
+    verdict: str
+    """"exact", or what went wrong and where."""
+    input_size: int = 0
+    groups: int = 0
+    free_groups: int = 0
+    killed: int = 0
+    removed: int = 0
+    parameters: tuple[int, int] = (0, 0)
+    """Before and after."""
+    macs: tuple[int, int] = (0, 0)
+    max_rel_64: float = float("nan")
+    max_rel_32: float = float("nan")
+    deaf: tuple[str, ...] = ()
+    """Surviving parameters of which no element changes the output."""
+    seconds: float = 0.0
+    """Tracing, planning and shrinking, without the comparison."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Why channels are not free, or stayed though dead, and of how many groups."""
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def trial(member: Member, kill: str, seed: int) -> Row:
+    """Shrink one network; one that cannot be traced gets a row that says why."""
+    family = member.family
+    torch.manual_seed(seed)
+    model = randomise_(timm.create_model(member.model), seed).double().eval()
+    began = time.perf_counter()
+    try:
+        example, graph = _traced(model, member)
+    except TraceError as error:
+        return Row(family, member.model, kill, f"not traced: {error}")
+    seconds = time.perf_counter() - began
+    masks, killed = killing(model, graph, kill, seed)
+    apply_masks_(model, masks)
+    began = time.perf_counter()
+    plan = plan_of(model, graph)
+    small = apply_plan_(copy.deepcopy(model), plan)
+    seconds += time.perf_counter() - began
+    result = check(model, small, example, rounds=1, seed=seed)
+    again = make_plan(small, example).removed
+    verdict = f"different: {result}" if not result.ok else f"{again} more the second time" if again else "exact"
+    return Row(
+        family,
+        member.model,
+        kill,
+        verdict,
+        input_size=example.shape[-1],
+        groups=len(graph.groups),
+        free_groups=sum(not group.pinned for group in graph.groups),
+        killed=killed,
+        removed=plan.removed,
+        parameters=(parameters(model), parameters(small)),
+        macs=(_macs(model, example), _macs(small, example)),
+        max_rel_64=result.max_rel_64,
+        max_rel_32=result.max_rel_32,
+        deaf=deaf(small, example, seed),
+        seconds=seconds,
+        reasons=dict(Counter(group.reason for group in plan.groups if group.reason)),
+    )
+
+
+def _traced(model: nn.Module, member: Member) -> tuple[Tensor, ChannelGraph]:
+    """The smallest input that the network takes, and its channels."""
+    for side in member.sizes:
+        example = torch.zeros(2, member.channels, side, side, dtype=torch.float64)
+        try:
+            return example, channel_graph(model, example)
+        except TraceError:
+            if side == member.sizes[-1]:
+                raise
+    raise AssertionError("a member has sizes")
+
+
+def killing(model: nn.Module, graph: ChannelGraph, kill: str, seed: int) -> tuple[Masks, int]:
+    """Masks that kill channels of every removable group, and how many; no group loses all."""
+    draw = np.random.default_rng(seed)
+    masks: Masks = {}
+    killed = 0
+    for group in graph.groups:
+        if group.pinned or len(group) < 2:
+            continue
+        dead = np.arange(len(group)) % 2 == 1
+        if kill == "random":
+            dead = draw.random(len(group)) < draw.uniform(0.1, 0.9)
+            dead[draw.integers(len(group))] = False
+        silence_group_(masks, model, graph, group, group.labels[dead])
+        killed += int(dead.sum())
+    if kill == "random":
+        masks = {name: {"weight": own["weight"]} for name, own in masks.items() if own.get("weight", _NONE).dim() > 1}
+    return masks, killed
+
+
+_NONE = torch.empty(0)
+
+
+def deaf(model: nn.Module, example: Tensor, seed: int) -> tuple[str, ...]:
+    """Parameters of which no element changes the output on random inputs: a comparison says nothing about them."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(example.shape, generator=generator, dtype=torch.float64)
+    parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
+    output = model(inputs)
+    weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    gradients = torch.autograd.grad((output * weights).sum(), list(parameters.values()), allow_unused=True)
+    return tuple(
+        name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None or not gradient.any()
+    )
+
+
+def _macs(model: nn.Module, example: Tensor) -> int:
+    return macs(model, example[:1])
