@@ -174,7 +174,6 @@ EXACT: dict[str, Fed] = {
     "reciprocal": Fed(lambda x: torch.reciprocal(torch.square(x) + 1)),
     "to_device": Fed(lambda x: aten.to.device(x, torch.device("cpu"), torch.float64)),
     "to_layout": Fed(lambda x: aten.to.dtype_layout(x, dtype=torch.float64)),
-    "to_whole": Fed(lambda x: x.to(torch.int64) + 0.5 * x),
     "type_as": Fed(lambda x: x.type_as(x)),
     "upsample_nearest1d": Fed(lambda x: F.interpolate(x.flatten(2), scale_factor=2)),
     "upsample_nearest3d": Fed(lambda x: F.interpolate(x.unsqueeze(-1), scale_factor=(2, 2, 1))),
@@ -258,6 +257,7 @@ CAUTIOUS: dict[str, tuple[Fed, list[float]]] = {
     "attention_masked": (
         Fed(lambda x: F.scaled_dot_product_attention(*3 * [x.flatten(2).mT], x.flatten(2)[:, :1].mT).mT), [2],
     ),
+    "to_whole": (Fed(lambda x: x.to(torch.int64).double()), []),
     "matmul_vector": (Fed(lambda x: (x[0, :, 0] @ x[0, 0, 0])[None]), []),
     "batch_norm_of_its_own": (Fed(lambda x: F.batch_norm(x, None, None, training=True)), []),
     "index_by_values": (Fed(lambda x: x[:, :, x[0, 0, 0].abs().long() * 0]), []),

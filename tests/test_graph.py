@@ -97,18 +97,25 @@ def test_flattening_repeats_a_channel_over_its_positions() -> None:
     assert graph.where(("head.weight", 1), channel).tolist() == [8, 9, 10, 11]
 
 
-def test_grouped_convolution_loses_the_same_position_of_every_group() -> None:
+def test_grouped_convolution_loses_whole_groups_and_the_same_position_of_every_group() -> None:
     model = Net(
         lambda m, x: m.head(m.grouped(m.first(x))),
         first=nn.Conv2d(3, 6, 1), grouped=nn.Conv2d(6, 8, 1, groups=2), head=nn.Conv2d(8, 2, 1),
     )  # fmt: skip
     graph = channel_graph(model, IMAGE)
     found = account(graph)
+    outputs = {"grouped.weight:0", "grouped.bias:0", "head.weight:1"}
     assert found["first"] == (3, {"first.weight:0", "first.bias:0", "grouped.weight:1"}, None)
-    assert found["grouped"] == (4, {"grouped.weight:0", "grouped.bias:0", "head.weight:1"}, None)
-    label = graph.axes["first.weight", 0][[1]]
-    assert graph.where(("first.weight", 0), label).tolist() == [1, 4]
-    assert graph.where(("grouped.weight", 1), label).tolist() == [1]
+    assert found["grouped"] == (4, outputs, None)
+    assert found["first#2"] == (2, {"first.weight:0", "first.bias:0"} | outputs, None)
+    groups = {group.name: group for group in graph.groups}
+    position, whole = groups["first"].labels[[1]], groups["first#2"].labels[[1]]
+    assert graph.where(("first.weight", 0), position).tolist() == [1, 4]
+    assert graph.where(("grouped.weight", 1), position).tolist() == [1]
+    assert graph.where(("first.weight", 0), whole).tolist() == [3, 4, 5]
+    assert graph.where(("grouped.weight", 0), whole).tolist() == [4, 5, 6, 7]
+    assert graph.channels(("first.weight", 0), groups["first"]).tolist() == [0, 1, 2, 0, 1, 2]
+    assert graph.channels(("first.weight", 0), groups["first#2"]).tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_transposed_convolution_writes_along_its_second_axis() -> None:

@@ -6,6 +6,7 @@ from .labels import Atoms, Axis, Flags, Link
 from .reshapes import segments
 from .resize import cut_, kept, left, states
 from .rules import CONVOLUTIONS, READERS, TRANSPOSED
+from .scales import Scale
 from .trace import Inputs, Trace, as_tuple, evaluation_mode
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Link",
     "Product",
     "Reader",
+    "Scale",
     "Size",
     "Trace",
     "Writer",

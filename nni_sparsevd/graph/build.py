@@ -10,6 +10,7 @@ from .fit import fit
 from .groups import ChannelGraph, Product, Reader, Writer
 from .labels import Atoms, Tracked
 from .rules import aten
+from .scales import Scale, query_rows
 from .trace import Inputs, trace
 from .walk import Walk
 
@@ -48,6 +49,7 @@ def channel_graph(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
         readers=tuple(readers),
         products=tuple(products),
         sizes=(),
+        scales=tuple(_scale(node, classes[atoms]) for node, atoms in walk.equations.scales),
         written=tuple(writers.values()),
         last=tuple(writer for node, writer in writers.items() if node in walk.read),
     )
@@ -60,6 +62,12 @@ def _outputs(node: Node, axes: dict[Node, Any], never: int) -> Atoms:
     dim = -1 if node.target == aten.linear.default else 1
     found, size = axes[node][dim], node.meta["val"].shape[dim]
     return np.full(size, never) if found is None else found
+
+
+def _scale(node: Any, dimensions: Atoms) -> Scale:
+    found = query_rows(node.args[0])
+    assert found is not None  # or the rule would have pinned the dimensions
+    return Scale(node.meta["module"], *found, dimensions)
 
 
 def _heads(along: tuple[Atoms | None, ...]) -> dict[int, Atoms]:

@@ -11,6 +11,7 @@ from torch.fx import Node
 from .labels import Atoms, Axis, Flags, Link, Pins
 from .origins import Origin
 from .rules import TRANSPOSED
+from .scales import Scale
 from .trace import Trace
 
 
@@ -105,6 +106,7 @@ class ChannelGraph:
     readers: tuple[Reader, ...]
     products: tuple[Product, ...]
     sizes: tuple[Size, ...]
+    scales: tuple[Scale, ...]
     written: tuple[Writer, ...]
     """All writers, in the order of writing."""
     last: tuple[Writer, ...]
@@ -166,7 +168,8 @@ def _groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
     for link in graph.links:
         element[link.elements] = unit[link.pairs[0]] = True
         useful[link.pairs[0][~held[link.pairs[1]]]] = True
-        kind[np.unique(link.pairs[0])] += random.integers(2**62)
+        for along in link.axes:
+            kind[along] += random.integers(2**62)
     texts = list(dict.fromkeys(graph.pins.texts))
     salts = dict(zip(texts, random.integers(2**62, size=len(texts)), strict=True))
     kind[held] += np.array([salts[text] for text in graph.pins.texts], np.int64)[graph.pins.ids[held]]

@@ -48,6 +48,8 @@ class Link:
 
     elements: Atoms  # shape: (elements,), each class once
     pairs: Atoms  # shape: (2, pairs): a unit, and an element that goes with it
+    axes: tuple[Atoms, ...]
+    """The units along each axis."""
 
     def violations(self, removed: Flags) -> Atoms:
         """Classes that cannot go as long as others stay."""
@@ -56,6 +58,12 @@ class Link:
         taken[elements[removed[units]]] = True
         alone = self.elements[removed[self.elements] & ~taken[self.elements]]
         return np.concatenate([alone, units[removed[units] & ~removed[elements]]])
+
+
+def _link(elements: Atoms, units: Sequence[Atoms]) -> Link:
+    pairs = [np.stack([along, elements]) for along in units]
+    together = np.concatenate([np.empty((2, 0), np.int64), *pairs], 1)
+    return Link(np.unique(elements), together, tuple(np.unique(along) for along in units))
 
 
 @dataclass(frozen=True)
@@ -131,10 +139,12 @@ class Equations:
         self.axes: dict[Axis, Atoms] = {}
         self.contractions: list[Contraction] = []
         self.written: list[Written] = []
+        self.scales: list[tuple[Node, Atoms]] = []
+        """Attentions that are scaled by their number of dimensions, and those."""
         self.count = 0
         self._left: list[Atoms] = []
         self._right: list[Atoms] = []
-        self._links: list[tuple[Atoms, Atoms]] = []
+        self._links: list[tuple[Atoms, tuple[Atoms, ...]]] = []
         self._pins: list[tuple[Atoms, str]] = []
 
     def fresh(self, size: int) -> Atoms:
@@ -162,8 +172,7 @@ class Equations:
 
     def link(self, elements: Atoms, units: Sequence[Atoms]) -> None:
         """State that each element goes exactly with one of its units: those at its place in the rows of `units`."""
-        pairs = [np.stack([along, elements]) for along in units]
-        self._links.append((elements, np.concatenate([np.empty((2, 0), np.int64), *pairs], 1)))
+        self._links.append((elements, tuple(units)))
 
     def link_block(self, block: Atoms, units: Sequence[Atoms | None]) -> None:
         """The same for a block of elements with the units along each of its axes; an axis without keeps its size."""
@@ -197,7 +206,7 @@ class Equations:
         edges = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(self.count, self.count))
         _, classes = connected_components(edges, directed=False)
         classes = classes.astype(np.int64)
-        links = tuple(Link(np.unique(classes[elements]), classes[pairs]) for elements, pairs in self._links)
+        links = tuple(_link(classes[elements], [classes[one] for one in units]) for elements, units in self._links)
         ids = np.full(self.count + 1, -1)
         for place in range(len(self._pins) - 1, -1, -1):  # the first pin of a class is the one that counts
             ids[classes[self._pins[place][0]]] = place

@@ -19,6 +19,8 @@ def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[t
     axes: dict[str, list[tuple[int, Sequence[int]]]] = defaultdict(list)
     for (name, dim), indices in cuts.items():
         axes[aliases[id(named[name])][0]].append((dim, indices))
+    for size, number in sizes:
+        _set(model, size, number)
     touched: set[str] = set()
     for name, cut in axes.items():
         names = aliases[id(named[name])]
@@ -29,13 +31,15 @@ def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[t
             touched.add(module)
     for module in sorted(touched):
         refresh_attributes_(model.get_submodule(module))
-    for size, number in sizes:
-        module, name, at = size.origin
-        owner = model.get_submodule(module)
-        value = getattr(owner, name)
-        if at is not None:
-            value = type(value)([*value[:at], number, *value[at + 1 :]])
-        setattr(owner, name, number if at is None else value)
+
+
+def _set(model: nn.Module, size: Size, number: int) -> None:
+    module, name, at = size.origin
+    owner = model.get_submodule(module)
+    value = getattr(owner, name)
+    if at is not None:
+        value = type(value)([*value[:at], number, *value[at + 1 :]])
+    setattr(owner, name, number if at is None else value)
 
 
 def left(sizes: Iterable[Size], removed: Flags) -> list[tuple[Size, int]]:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from .labels import Atoms, Equations, Tracked
+from .labels import Atoms, Equations, Tracked, Written
+from .scales import query_rows
 
 Rule = Callable[..., Any]
 RULES: dict[Any, Rule] = {}
@@ -83,23 +84,25 @@ def convolution(
     if groups == 1:
         eq.equate(inputs, weight.at(1), f"{op_name(node)} reads something that is no channel")
     else:
-        _grouped(eq, inputs, weight, groups)
+        _grouped(eq, node, inputs, weight, groups)
     if bias is not None:
         eq.equate(weight.at(0), bias.at(0), "bias")
     return Tracked(shape_of(node), (x.at(0), outputs, *(None,) * (len(x.shape) - 2)))
 
 
-def _grouped(eq: Equations, inputs: Atoms | None, weight: Tracked, groups: int) -> None:
-    """Depthwise: an output lives with its input.  Else the same position goes from every group, or from none."""
+def _grouped(eq: Equations, node: Node, inputs: Atoms | None, weight: Tracked, groups: int) -> None:
+    """Depthwise: an output lives with its input.  Else whole groups go, or the same position of every group."""
     outputs, local = weight.at(0), weight.at(1)
     if inputs is None or outputs is None or groups == inputs.size:
         eq.pin(local, "input axis of a depthwise convolution")
         repeated = inputs if inputs is None else np.repeat(inputs, weight.shape[0] // groups)
         eq.equate(repeated, outputs, "depthwise convolution of something that is no channel")
         return
-    for atoms in (inputs, outputs):
-        eq.equate(np.tile(atoms.reshape(groups, -1)[0], groups), atoms, "")
-    eq.equate(inputs.reshape(groups, -1)[0], local, "")
+    group = eq.fresh(groups)
+    eq.link_block(inputs.reshape(groups, -1), [group, local])
+    each = eq.fresh(outputs.size // groups)
+    eq.link_block(outputs.reshape(groups, -1), [group, each])
+    eq.written.append(Written(node, (node.meta["module"], "groups", None), group))
 
 
 @rule(aten.linear.default)
@@ -263,8 +266,13 @@ def attention(
         return cast(Tracked, opaque(eq, node, q, k, v, mask, reason="attention with shared keys"))
     shape = shape_of(node)
     eq.contract(node, q, k, (-1, -1), "attention with something that is no channel")
-    if scale is None:
-        eq.pin(q.at(-1), "attention is scaled by the number of dimensions")
+    if scale is None and (dimensions := q.at(-1)) is not None:
+        if query_rows(node.args[0]) is None:  # type: ignore[arg-type]
+            eq.pin(
+                dimensions, "attention is scaled by the number of dimensions, and more than a layer writes its queries"
+            )
+        else:
+            eq.scales.append((node, dimensions))
     for tokens in (q.at(-2), k.at(-2), v.at(-2)):
         eq.pin(tokens, "attention over the channels")
     scores = Tracked((*shape[:-1], k.shape[-2]), (*(None,) * (len(shape) - 1), None))

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..graph import cut_, kept, states
+from ..graph import Scale, cut_, kept, states
 from .carriers import Merge
 from .plan import Plan
 
@@ -16,6 +17,8 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
             _fold(model, bias, added, plan)
     for (weight, dim), merges in plan.merges.items():
         _merge(model, weight, dim, merges)
+    for scale, number in plan.scales:
+        _rescale(model, scale, number)
     sizes = _head_sizes(model)
     cut_(model, plan.cuts, plan.sizes)
     for owner, attribute, reader in sizes:
@@ -41,6 +44,21 @@ def _merge(model: nn.Module, name: str, dim: int, merges: tuple[Merge, ...]) -> 
     for merge in merges:
         columns[merge.into] += merge.factor * columns[merge.source]
     weight.data = columns.movedim(0, dim).to(weight.dtype).contiguous()
+
+
+def _rescale(model: nn.Module, scale: Scale, number: int) -> None:
+    """Multiply the queries by what the attention will divide too much, and tell the module that remembers its scale."""
+    before = scale.dimensions.size
+    named = dict(states(model))
+    for name in (scale.weight, scale.bias):
+        if name is not None:
+            rows = named[name].data.double()
+            rows[torch.from_numpy(scale.rows)] *= (number / before) ** 0.5
+            named[name].data = rows.to(named[name].dtype)
+    owner = model.get_submodule(scale.module)
+    for key, value in vars(owner).items():
+        if isinstance(value, float) and value == before**-0.5:
+            setattr(owner, key, number**-0.5)
 
 
 def _head_sizes(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:

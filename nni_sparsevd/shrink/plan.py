@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from torch import Tensor, nn
 
-from ..graph import Atoms, Axis, ChannelGraph, Flags, Inputs, Size, channel_graph, left
+from ..graph import Atoms, Axis, ChannelGraph, Flags, Inputs, Scale, Size, channel_graph, left
 from ..graph import states as named_states
 from .account import Account, GroupPlan
 from .carriers import Carriers, Merge
@@ -25,6 +25,8 @@ class Plan:
     """Weight and its input axis -> channels that take over what others carry, before these are cut."""
     sizes: tuple[tuple[Size, int], ...] = field(compare=False)
     """Attributes that say how many channels there are, with what they have to say afterwards."""
+    scales: tuple[tuple[Scale, int], ...] = field(compare=False)
+    """Attentions that lose dimensions, with how many are left."""
 
     @property
     def removed(self) -> int:
@@ -84,7 +86,9 @@ def plan_of(model: nn.Module, graph: ChannelGraph) -> Plan:
     groups = tuple(account.of(group) for group in graph.groups)
     sizes = tuple((size, number) for size, number in left(graph.sizes, removed) if removed[size.labels].any())
     cuts = {axis: indices for axis, indices in cuts.items() if indices}
-    return Plan(groups, cuts, folds, carriers.merges(removed), sizes)
+    scales = tuple((scale, int((~removed[scale.dimensions]).sum())) for scale in graph.scales)
+    scales = tuple((scale, number) for scale, number in scales if number < scale.dimensions.size)
+    return Plan(groups, cuts, folds, carriers.merges(removed), sizes, scales)
 
 
 def _largest_removal(graph: ChannelGraph, reads: list[Reading], carriers: Carriers, free: Flags) -> tuple[Flags, Atoms]:
