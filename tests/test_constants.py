@@ -109,6 +109,7 @@ EXACT: dict[str, Fed] = {
     "rsqrt": Fed(lambda x: torch.rsqrt(torch.square(x) + 1)),
     "erf": Fed(torch.erf),
     "clamp": Fed(lambda x: x.clamp(-0.5, 0.4)),
+    "clamp_tensor": Fed(lambda x: x.clamp(torch.tensor(-0.5), torch.tensor(0.4))),
     "clamp_min": Fed(lambda x: aten.clamp_min.default(x, -0.5)),
     "clamp_max": Fed(lambda x: aten.clamp_max.default(x, 0.4)),
     "pow": Fed(lambda x: x**2),
@@ -294,7 +295,7 @@ def test_nan_passes_every_activation() -> None:
                 "pow": (2,),
                 "add": (1.0,),
                 "sub": (1.0,),
-                "clamp": (0.0, 1.0),
+                "clamp": (x, x) if target == aten.clamp.Tensor else (0.0, 1.0),
                 "clamp_min": (0.0,),
                 "maximum": (x,),
             }

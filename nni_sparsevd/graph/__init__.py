@@ -1,13 +1,14 @@
 """Channels: a network traced to operators, and the coupled groups that its channels form."""
 
 from .build import channel_graph
+from .fit import follow
 from .groups import ChannelGraph, ChannelGroup, Product, Reader, Size, Writer
 from .labels import Atoms, Axis, Flags, Link
 from .reshapes import segments
 from .resize import cut_, kept, left, states
 from .rules import CONVOLUTIONS, READERS, TRANSPOSED
 from .scales import Scale
-from .trace import Inputs, Trace, as_tuple, evaluation_mode
+from .trace import Inputs, Trace, as_tuple, evaluation_mode, forget_
 
 __all__ = [
     "CONVOLUTIONS",
@@ -30,6 +31,8 @@ __all__ = [
     "channel_graph",
     "cut_",
     "evaluation_mode",
+    "follow",
+    "forget_",
     "kept",
     "left",
     "segments",

@@ -7,7 +7,7 @@ from torch import nn
 from torch.fx import Node
 
 from .fit import fit
-from .groups import ChannelGraph, Product, Reader, Writer
+from .groups import ChannelGraph, Given, Product, Reader, Writer
 from .labels import Atoms, Tracked
 from .rules import aten
 from .scales import Scale, query_rows
@@ -52,9 +52,10 @@ def channel_graph(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
         scales=tuple(_scale(node, classes[atoms]) for node, atoms in walk.equations.scales),
         written=tuple(writers.values()),
         last=tuple(writer for node, writer in writers.items() if node in walk.read),
+        given=tuple(Given(one.node, one.origin, classes[one.atoms]) for one in walk.equations.written),
+        values=axes,
     )
-    given = [(one.node, one.origin, classes[one.atoms]) for one in walk.equations.written]
-    return fit(model, example_inputs, graph, given, axes)
+    return fit(model, graph)
 
 
 def _outputs(node: Node, axes: dict[Node, Any], never: int) -> Atoms:

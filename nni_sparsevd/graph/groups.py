@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array, eye_array
@@ -73,6 +74,16 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Given:
+    """A size that the code gives to an operator as a number."""
+
+    node: Node
+    origin: Origin | None
+    """The attribute that it is read from."""
+    labels: Atoms  # shape: (the size,): the classes along that axis
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels of one kind: each is one class of coupled indices, and all touch the same axes of the same tensors.
 
@@ -111,6 +122,9 @@ class ChannelGraph:
     """All writers, in the order of writing."""
     last: tuple[Writer, ...]
     """Those that a reader sees last."""
+    given: tuple[Given, ...]
+    values: dict[Node, Any]
+    """The classes along the axes of every value: a tuple, None for an axis without, or a list of them."""
 
     @cached_property
     def reach(self) -> csr_array:
@@ -140,6 +154,15 @@ class ChannelGraph:
         """`labels`, and all classes that go with one of them."""
         return np.unique(self.reach[labels].indices) if self.links else labels
 
+    def feasible(self, removed: Flags) -> Flags:
+        """`removed` without the classes that cannot go as long as others stay."""
+        found, before = removed.copy(), -1
+        while found.sum() != before:
+            before = int(found.sum())
+            for link in self.links:
+                found[link.violations(found)] = False
+        return found
+
     def where(self, axis: Axis, labels: Atoms) -> Atoms:
         """Indices along `axis` that go when the classes `labels` go."""
         return np.flatnonzero(np.isin(self.axes[axis], self.with_elements(labels)))
@@ -168,8 +191,8 @@ def _groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
     for link in graph.links:
         element[link.elements] = unit[link.pairs[0]] = True
         useful[link.pairs[0][~held[link.pairs[1]]]] = True
-        for along in link.axes:
-            kind[along] += random.integers(2**62)
+        for axis in link.axes:
+            kind[np.unique(axis[0])] += random.integers(2**62)
     texts = list(dict.fromkeys(graph.pins.texts))
     salts = dict(zip(texts, random.integers(2**62, size=len(texts)), strict=True))
     kind[held] += np.array([salts[text] for text in graph.pins.texts], np.int64)[graph.pins.ids[held]]

@@ -12,6 +12,7 @@ axis goes when its head goes or when its dimension goes.  That is a `Link`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +48,12 @@ class Link:
     """
 
     elements: Atoms  # shape: (elements,), each class once
-    pairs: Atoms  # shape: (2, pairs): a unit, and an element that goes with it
-    axes: tuple[Atoms, ...]
-    """The units along each axis."""
+    axes: tuple[Atoms, ...]  # shape of each: (2, pairs): a unit, and an element that goes with it
+
+    @cached_property
+    def pairs(self) -> Atoms:
+        """Those of all axes, shape (2, pairs)."""
+        return np.concatenate([np.empty((2, 0), np.int64), *self.axes], 1)
 
     def violations(self, removed: Flags) -> Atoms:
         """Classes that cannot go as long as others stay."""
@@ -60,10 +64,27 @@ class Link:
         return np.concatenate([alone, units[removed[units] & ~removed[elements]]])
 
 
-def _link(elements: Atoms, units: Sequence[Atoms]) -> Link:
-    pairs = [np.stack([along, elements]) for along in units]
-    together = np.concatenate([np.empty((2, 0), np.int64), *pairs], 1)
-    return Link(np.unique(elements), together, tuple(np.unique(along) for along in units))
+def _components(left: Atoms, right: Atoms, count: int) -> Atoms:
+    """The class of each of `count` atoms, of which these pairs are equal."""
+    edges = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(count, count))
+    classes: Atoms = connected_components(edges, directed=False)[1].astype(np.int64)
+    return classes
+
+
+def _same_elements(links: Sequence[Link], count: int) -> tuple[Atoms, Atoms]:
+    """Units of several reshapes that take the same elements along: pairs of different classes that are one thing."""
+    prints = np.random.default_rng(0).integers(2**62, size=count)
+    units, found = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for along, elements in (axis for link in links for axis in link.axes):
+        pairs = np.unique(along * count + elements)  # an element that a unit takes twice counts once
+        own, first = np.unique(pairs // count, return_index=True)
+        units.append(own)
+        found.append(np.add.reduceat(prints[pairs % count], first))
+    label, fingerprint = np.concatenate(units), np.concatenate(found)
+    order = np.argsort(fingerprint, kind="stable")
+    label, fingerprint = label[order], fingerprint[order]
+    same = (fingerprint[1:] == fingerprint[:-1]) & (label[1:] != label[:-1])
+    return label[1:][same], label[:-1][same]
 
 
 @dataclass(frozen=True)
@@ -201,12 +222,18 @@ class Equations:
 
         That last one holds no atom: it stands for what never goes.
         """
-        left = np.concatenate([*self._left, np.empty(0, np.int64)])
-        right = np.concatenate([*self._right, np.empty(0, np.int64)])
-        edges = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(self.count, self.count))
-        _, classes = connected_components(edges, directed=False)
-        classes = classes.astype(np.int64)
-        links = tuple(_link(classes[elements], [classes[one] for one in units]) for elements, units in self._links)
+        nothing = np.empty(0, np.int64)
+        left, right = np.concatenate([*self._left, nothing]), np.concatenate([*self._right, nothing])
+        classes = _components(left, right, self.count)
+        while True:
+            links = tuple(
+                Link(np.unique(classes[elements]), tuple(classes[np.stack([along, elements])] for along in units))
+                for elements, units in self._links
+            )
+            left, right = _same_elements(links, self.count)
+            if not left.size:
+                break
+            classes = _components(left, right, self.count)[classes]
         ids = np.full(self.count + 1, -1)
         for place in range(len(self._pins) - 1, -1, -1):  # the first pin of a class is the one that counts
             ids[classes[self._pins[place][0]]] = place

@@ -67,7 +67,7 @@ def opaque(equations: Equations, node: Node | None, *arguments: Any, reason: str
 
 
 def op_name(node: Node) -> str:
-    return str(node.target).removeprefix("aten.").split(".")[0]
+    return str(getattr(node.target, "__name__", node.target)).removeprefix("aten.").split(".")[0]
 
 
 # Readers: a contraction over the channels that come in, and new channels that go out.

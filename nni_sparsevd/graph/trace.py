@@ -37,6 +37,7 @@ class Trace:
     """Names of the modules whose classes are PyTorch's own, not derived from them."""
     device: str | None
     """Where the network ran: on "meta", or None where it had to see the inputs."""
+    inputs: tuple[Tensor, ...]
 
     def state(self, node: object) -> str | None:
         """Name of the parameter or buffer that `node` is, if it is one."""
@@ -62,6 +63,17 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def forget_(model: nn.Module) -> None:
+    """Make modules drop what they keep from one evaluation to the next, such as tables of attention biases.
+
+    Training is when they do so of themselves; each gets its own mode back.
+    """
+    before = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, training in before:
+        module.training = training
+
+
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """Record what `model` computes on `example_inputs`; the model is left as it was.
 
@@ -71,15 +83,16 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
 
     Raises `TraceError` when the network fails on the inputs, or when its way depends on their values.
     """
+    inputs = as_tuple(example_inputs)
     try:
-        attempt = record(run_copy(model, "meta"), example_inputs, "meta")
+        attempt = record(run_copy(model, "meta"), inputs, "meta")
         if attempt.error is not None:
-            attempt = record(run_copy(model, None), example_inputs, None)
+            attempt = record(run_copy(model, None), inputs, None)
         if attempt.error is not None:
             raise attempt.error
         return attempt.trace
     except Exception as error:  # whatever a user's forward raises
-        shapes = ", ".join(str(tuple(value.shape)) for value in as_tuple(example_inputs))
+        shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise TraceError(f"{type(model).__name__} could not be traced on inputs of shape {shapes}: {said}") from error
 
@@ -103,14 +116,16 @@ def run_copy(model: nn.Module, device: str | None) -> nn.Module:
     for tensor in tensors:
         if device is not None and isinstance(tensor, nn.Parameter):
             copied[id(tensor)] = nn.Parameter(copied[id(tensor)], tensor.requires_grad)
-    made = copy.deepcopy(model, copied).eval()
+    made = copy.deepcopy(model, copied)
+    forget_(made)
+    made.eval()
     name_numbers_(made)
     return made
 
 
-def record(model: nn.Module, example_inputs: Inputs, device: str | None) -> Attempt:
+def record(model: nn.Module, inputs: tuple[Tensor, ...], device: str | None) -> Attempt:
     """Run `model`, a `run_copy`, once; see `trace`."""
-    inputs = tuple(value if device is None else value.to(device) for value in as_tuple(example_inputs))
+    inputs = tuple(value if device is None else value.to(device) for value in inputs)
     recorder = _Recorder(model, inputs)
     names = {id(module): name for name, module in reversed(list(model.named_modules()))}
     enter = register_module_forward_pre_hook(lambda module, _: recorder.enter(names.get(id(module), "")))
@@ -128,7 +143,7 @@ def record(model: nn.Module, example_inputs: Inputs, device: str | None) -> Atte
         enter.remove()
         leave.remove()
     layers = (name for name, module in model.named_modules() if type(module).__module__.startswith("torch.nn.modules."))
-    return Attempt(Trace(recorder.graph, frozenset(layers), device), error, recorder.place, recorder.running)
+    return Attempt(Trace(recorder.graph, frozenset(layers), device, inputs), error, recorder.place, recorder.running)
 
 
 class _Recorder(TorchDispatchMode):
@@ -143,6 +158,7 @@ class _Recorder(TorchDispatchMode):
         self._nodes: dict[int, Node] = {}
         self._held: list[Tensor] = []  # an id names a tensor only while it lives
         self._views: dict[int, list[Tensor]] = {}  # by storage
+        self._stale: dict[int, Node] = {}  # tensors of whose memory an operator wrote a part, if they are used again
         self._live: set[Node] = set()
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         self._names = {id(tensor): name for name, tensor in reversed(named)}
@@ -172,6 +188,11 @@ class _Recorder(TorchDispatchMode):
             if name is None:
                 node.meta["constant"] = value
             self._bind(value, node)
+        if id(value) in self._stale:
+            writing = self._stale.pop(id(value))
+            node = self.graph.call_function(partial_write, (self._nodes[id(value)], writing))
+            self._live.add(node)
+            self._bind(value, node)
         return self._nodes[id(value)]
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -188,6 +209,8 @@ class _Recorder(TorchDispatchMode):
         self.running = True
         outputs = target(*args, **kwargs)
         self.running = False
+        if outputs is None:  # an assertion
+            return None
         node = self.graph.create_node("call_function", _functional(target), given, options)
         node.meta["origins"] = self.origins.of(args[1:])
         if live:
@@ -223,14 +246,13 @@ class _Recorder(TorchDispatchMode):
 
     def _written(self, written: Tensor, node: Node) -> None:
         """What else shows the memory that an operator wrote to is now something that no rule describes."""
+        self._stale.pop(id(written), None)
         for other in self._views.get(written.untyped_storage()._cdata, []):
             if other is not written:
-                stale = self.graph.call_function(overwritten, (self._nodes[id(other)], node))
-                self._live.add(stale)
-                self._bind(other, stale)
+                self._stale[id(other)] = node
 
 
-def overwritten(before: Tensor, written: Tensor) -> Tensor:
+def partial_write(before: Tensor, written: Tensor) -> Tensor:
     """Stands for a tensor after a part of it was written to; never called."""
     raise NotImplementedError
 

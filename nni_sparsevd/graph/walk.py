@@ -10,7 +10,8 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from . import pieces, reshapes, space  # noqa: F401  enter their rules
-from .labels import Axis, Equations, Tracked
+from .labels import Atoms, Axis, Equations, Tracked
+from .origins import Origin
 from .rules import CONVOLUTIONS, READERS, RULES, TRANSPOSED, op_name, opaque, shape_of
 from .trace import Trace
 
@@ -37,6 +38,14 @@ class Walk:
                 self._operator(node)
             else:
                 self.values[node] = self._held(node)
+        self._couple_sizes()
+
+    def _couple_sizes(self) -> None:
+        """Axes that get their size from one attribute lose the same channels, so that one number fits them all."""
+        first: dict[Origin, Atoms] = {}
+        for one in self.equations.written:
+            if one.origin is not None:
+                self.equations.equate(first.setdefault(one.origin, one.atoms), one.atoms, "")
 
     def _resolve(self, arguments: Any) -> Any:
         return map_arg(arguments, lambda node: self.values[node])

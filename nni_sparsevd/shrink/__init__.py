@@ -1,9 +1,9 @@
 """Exact shrinking: from zeros in the weights to a smaller network that computes the same function."""
 
 from .apply import apply_plan_
-from .check import CheckResult, check
+from .check import CheckResult, check, gradient_difference
 from .plan import GroupPlan, Plan, make_plan, plan_of
-from .randomise import randomise_
+from .randomise import randomise_, settle_
 from .shrink import shrink, shrink_masked
 from .silence import silenced
 
@@ -13,9 +13,11 @@ __all__ = [
     "Plan",
     "apply_plan_",
     "check",
+    "gradient_difference",
     "make_plan",
     "plan_of",
     "randomise_",
+    "settle_",
     "shrink",
     "shrink_masked",
     "silenced",

@@ -29,7 +29,8 @@ ELEMENTWISE = {getattr(aten, name).default for name in (
     "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "elu", "selu", "celu",
     "leaky_relu", "mish", "softplus", "neg", "exp", "abs", "sqrt", "rsqrt", "erf", "square", "clamp", "clamp_min",
     "clamp_max", "log", "sin", "cos", "reciprocal",
-)} | {aten.pow.Tensor_Scalar, aten.add.Tensor, aten.sub.Tensor, aten.maximum.default, aten.minimum.default}  # fmt: skip
+)} | {aten.pow.Tensor_Scalar, aten.add.Tensor, aten.sub.Tensor, aten.maximum.default, aten.minimum.default,
+     aten.clamp.Tensor}  # fmt: skip
 """What gives NaN for NaN, so that a dependence on the input is never lost."""
 PASSING = {aten.clone.default, aten.alias.default, aten.detach.default, aten.dropout.default, aten.to.dtype,
            aten.to.device, aten.to.dtype_layout, aten.type_as.default, aten._to_copy.default,

@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from torch import Tensor, nn
 
-from ..graph import Atoms, Axis, ChannelGraph, Flags, Inputs, Scale, Size, channel_graph, left
+from ..errors import SettingError
+from ..graph import Axis, ChannelGraph, Inputs, Scale, Size, channel_graph, follow, left
 from ..graph import states as named_states
 from .account import Account, GroupPlan
 from .carriers import Carriers, Merge
-from .readers import Reading, readings
+from .readers import readings
+from .removal import largest_removal
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(model: nn.Module, example_inputs: Inputs) -> Plan:
+def make_plan(model: nn.Module, example_inputs: Inputs, *, round_to: int = 1) -> Plan:
     """Decide which channels of `model` can be removed exactly; the zeros in its weights are the only input.
 
     A channel goes when each output that stays either gives it only zero weights, or receives from it a constant that
@@ -60,22 +62,30 @@ def make_plan(model: nn.Module, example_inputs: Inputs) -> Plan:
     holds is found, so chains and even cycles of channels that only serve each other go together.  No axis is emptied:
     its last channel stays.
 
-    Raises `TraceError` when the network cannot be traced.
+    What is left of a layer is a multiple of `round_to`, where it had that many: dead channels stay to fill it up.
+    Heads and the like, which are several channels each, are not counted.
+
+    Raises `TraceError` when the network cannot be traced, `SettingError` for a `round_to` below 1.
     """
-    return plan_of(model, channel_graph(model, example_inputs))
+    return plan_of(model, channel_graph(model, example_inputs), round_to)
 
 
-def plan_of(model: nn.Module, graph: ChannelGraph) -> Plan:
+def plan_of(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Plan:
     """`make_plan` for a network whose channels are known; zeros in weights do not change them."""
+    if round_to < 1:
+        raise SettingError(f"round_to: a number of channels, 1 or more, found {round_to}")
     tensors = dict(named_states(model))  # under every name: a tied tensor is called by any of them
     wide = {id(value): value.detach().cpu() for value in tensors.values()}  # a tied tensor stays one
     wide = {key: value.double() if value.is_floating_point() else value for key, value in wide.items()}
     reads = readings(graph, {name: wide[id(value)] for name, value in tensors.items()})
-    free = graph.removable()
-    carriers = Carriers(graph, reads)
-    removed, last = _largest_removal(graph, reads, carriers, free)
-    while carriers.carry_(removed):
-        removed, last = _largest_removal(graph, reads, carriers, free)
+    tighter: ChannelGraph | None = graph
+    while tighter is not None:  # the code may not follow these numbers of channels though it followed others
+        graph = tighter
+        carriers = Carriers(graph, reads)
+        removed, last = largest_removal(graph, reads, carriers, round_to)
+        while carriers.carry_(removed):
+            removed, last = largest_removal(graph, reads, carriers, round_to)
+        tighter = follow(model, graph, removed)
     cuts = {axis: tuple(np.flatnonzero(removed[labels]).tolist()) for axis, labels in graph.axes.items()}
     folds = {
         read.reader.bias: read.folded(removed)
@@ -89,35 +99,3 @@ def plan_of(model: nn.Module, graph: ChannelGraph) -> Plan:
     scales = tuple((scale, int((~removed[scale.dimensions]).sum())) for scale in graph.scales)
     scales = tuple((scale, number) for scale, number in scales if number < scale.dimensions.size)
     return Plan(groups, cuts, folds, carriers.merges(removed), sizes, scales)
-
-
-def _largest_removal(graph: ChannelGraph, reads: list[Reading], carriers: Carriers, free: Flags) -> tuple[Flags, Atoms]:
-    """The greatest fixed point: remove all that may go, take back what is needed by what stays, repeat.
-
-    Returns the classes to remove and those kept only because an axis would have been empty without them.
-    """
-    last = np.empty(0, np.int64)
-    removed = free.copy()
-    while True:
-        before = removed.sum()
-        removed[last] = False
-        for needed in carriers.needed(removed):
-            removed[needed] = False
-        for link in graph.links:
-            removed[link.violations(removed)] = False
-        if removed.sum() < before:
-            continue
-        emptied = [labels for labels in graph.axes.values() if labels.size and removed[labels].all()]
-        if not emptied:
-            return removed, last
-        last = np.append(last, _cheapest(emptied[0], reads))
-        removed = free.copy()
-
-
-def _cheapest(labels: Atoms, reads: list[Reading]) -> int:
-    """Of the classes of an axis, the one that reads least: keeping it keeps least else."""
-
-    def cost(label: int) -> int:
-        return sum(int(read.used[read.outputs == label].sum()) for read in reads)
-
-    return min((int(label) for label in np.unique(labels)), key=cost)

@@ -13,26 +13,30 @@ from .check import CheckResult, check
 from .plan import Plan, plan_of
 
 
-def shrink(model: nn.Module, example_inputs: Inputs, masks: Masks | None = None) -> tuple[nn.Module, Plan]:
+def shrink(
+    model: nn.Module, example_inputs: Inputs, masks: Masks | None = None, *, round_to: int = 1
+) -> tuple[nn.Module, Plan]:
     """Remove every channel that can be removed exactly; returns the smaller network and the account of what went.
 
     Any network will do: a variational one is baked first, `masks` (NNI's format) are multiplied in, and plain zeros
     in the weights count as they are.  `model` itself is untouched.  The result has the original classes, and in
-    evaluation mode the original outputs, which is measured before it is returned.
+    evaluation mode the original outputs, which is measured before it is returned.  `round_to` is the multiple of
+    channels to leave, where there are that many, as some hardware likes it.
 
-    Raises `TraceError` when the network cannot be traced, `MaskError` for masks that do not fit, `ShrinkError` when
-    the smaller network does not run or gives other outputs (none known: please report it).
+    Raises `TraceError` when the network cannot be traced, `MaskError` for masks that do not fit, `SettingError` for a
+    `round_to` below 1, `ShrinkError` when the smaller network does not run or gives other outputs (none known: please
+    report it).
     """
     masked = bake_(copy.deepcopy(model), masks)
-    small, plan, _ = shrink_masked(masked, channel_graph(masked, example_inputs), example_inputs)
+    small, plan, _ = shrink_masked(masked, channel_graph(masked, example_inputs), example_inputs, round_to)
     return small, plan
 
 
 def shrink_masked(
-    masked: nn.Module, graph: ChannelGraph, example_inputs: Inputs
+    masked: nn.Module, graph: ChannelGraph, example_inputs: Inputs, round_to: int = 1
 ) -> tuple[nn.Module, Plan, CheckResult]:
     """`shrink` for a network that is baked and masked already; also returns the comparison with it."""
-    plan = plan_of(masked, graph)
+    plan = plan_of(masked, graph, round_to)
     small = apply_plan_(copy.deepcopy(masked), plan)
     try:
         result = check(masked, small, example_inputs, rounds=1)

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TraceError
-from ..graph import ChannelGraph, channel_graph
+from ..graph import ChannelGraph, channel_graph, forget_
 from ..masks import Masks, apply_masks_, silence_group_
 from ..report import macs, parameters
-from ..shrink import apply_plan_, check, make_plan, plan_of, randomise_
+from ..shrink import Plan, apply_plan_, check, gradient_difference, make_plan, plan_of, randomise_, settle_
 from .families import Member
 
 KILLS = ("half", "random")
+TRIES = 3
+"""Sizes of the input with which a network may leave parameters without effect before the smallest is taken."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class Row:
     macs: tuple[int, int] = (0, 0)
     max_rel_64: float = float("nan")
     max_rel_32: float = float("nan")
+    noise_32: float = float("nan")
+    """What float32 alone does to the masked network, relative as well."""
+    max_rel_gradient: float | None = None
+    """Of the parameters that survive, in training and in evaluation mode; for "half", where no constants are left."""
     deaf: tuple[str, ...] = ()
     """Surviving parameters of which no element changes the output."""
     seconds: float = 0.0
@@ -58,11 +64,12 @@ def trial(member: Member, kill: str, seed: int) -> Row:
     family = member.family
     torch.manual_seed(seed)
     model = randomise_(timm.create_model(member.model), seed).double().eval()
-    began = time.perf_counter()
     try:
-        example, graph = _traced(model, member)
+        example = _input(model, member, seed)
     except TraceError as error:
         return Row(family, member.model, kill, f"not traced: {error}")
+    began = time.perf_counter()
+    graph = channel_graph(model, example)
     seconds = time.perf_counter() - began
     masks, killed = killing(model, graph, kill, seed)
     apply_masks_(model, masks)
@@ -87,29 +94,44 @@ def trial(member: Member, kill: str, seed: int) -> Row:
         macs=(_macs(model, example), _macs(small, example)),
         max_rel_64=result.max_rel_64,
         max_rel_32=result.max_rel_32,
+        max_rel_gradient=None if kill == "random" else _gradients(model, small, plan, example, seed),
+        noise_32=result.noise_32,
         deaf=deaf(small, example, seed),
         seconds=seconds,
         reasons=dict(Counter(group.reason for group in plan.groups if group.reason)),
     )
 
 
-def _traced(model: nn.Module, member: Member) -> tuple[Tensor, ChannelGraph]:
-    """The smallest input that the network takes, and its channels."""
+def _input(model: nn.Module, member: Member, seed: int) -> Tensor:
+    """The smallest input on which every parameter matters, or else that the network takes; norms settled on it."""
+    found = None
+    tried = 0
     for side in member.sizes:
         example = torch.zeros(2, member.channels, side, side, dtype=torch.float64)
         try:
-            return example, channel_graph(model, example)
+            channel_graph(model, example)
         except TraceError:
-            if side == member.sizes[-1]:
+            if side == member.sizes[-1] and found is None:
                 raise
-    raise AssertionError("a member has sizes")
+            continue
+        settle_(model, example, seed)
+        found = example if found is None else found
+        tried += 1
+        if not deaf(model, example, seed):
+            return example
+        if tried == TRIES:
+            break
+    assert found is not None
+    settle_(model, found, seed)
+    return found
 
 
 def killing(model: nn.Module, graph: ChannelGraph, kill: str, seed: int) -> tuple[Masks, int]:
-    """Masks that kill channels of every removable group, and how many; no group loses all."""
+    """Masks that kill channels of every removable group, and how many; no axis loses all."""
     draw = np.random.default_rng(seed)
     masks: Masks = {}
     killed = 0
+    gone = np.zeros(graph.count, np.bool_)
     for group in graph.groups:
         if group.pinned or len(group) < 2:
             continue
@@ -117,6 +139,11 @@ def killing(model: nn.Module, graph: ChannelGraph, kill: str, seed: int) -> tupl
         if kill == "random":
             dead = draw.random(len(group)) < draw.uniform(0.1, 0.9)
             dead[draw.integers(len(group))] = False
+        both = gone.copy()
+        both[graph.with_elements(group.labels[dead])] = True
+        if any(both[graph.axes[axis]].all() for axis in group.axes):  # with those of heads that are gone already
+            continue
+        gone = both
         silence_group_(masks, model, graph, group, group.labels[dead])
         killed += int(dead.sum())
     if kill == "random":
@@ -131,6 +158,7 @@ def deaf(model: nn.Module, example: Tensor, seed: int) -> tuple[str, ...]:
     """Parameters of which no element changes the output on random inputs: a comparison says nothing about them."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(example.shape, generator=generator, dtype=torch.float64)
+    forget_(model)
     parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
     output = model(inputs)
     weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
@@ -138,6 +166,11 @@ def deaf(model: nn.Module, example: Tensor, seed: int) -> tuple[str, ...]:
     return tuple(
         name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None or not gradient.any()
     )
+
+
+def _gradients(model: nn.Module, small: nn.Module, plan: Plan, example: Tensor, seed: int) -> float:
+    modes = (True, False)
+    return max(gradient_difference(model, small, plan, example, training=mode, seed=seed) for mode in modes)
 
 
 def _macs(model: nn.Module, example: Tensor) -> int:
