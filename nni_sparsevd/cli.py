@@ -1,4 +1,4 @@
-"""The command line: `nni-sparsevd compress | report | check | list-models`."""
+"""The command line: `nni-sparsevd compress | report | check | list-models | zoo`."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ from .recipe import Recipe
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed with a message, 2 bad usage, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
-    actions = {"compress": _compress, "report": _report, "check": _check, "list-models": _list_models}
+    actions = {"compress": _compress, "report": _report, "check": _check, "list-models": _list_models, "zoo": _zoo}
     try:
         parsed = _parser(given).parse_args(given)
         actions[parsed.subcommand](parsed[parsed.subcommand], ["nni-sparsevd", *given])
@@ -69,6 +69,20 @@ def _parser(given: list[str]) -> ArgumentParser:
     )
     models.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'resnet*'")
     commands.add_subcommand("list-models", models, help="list the networks that compress knows")
+    zoo = ArgumentParser(
+        description="Shrink the smallest network of every architecture that timm has, under two masks, and compare.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    zoo.add_argument(
+        "--out", type=Path, required=True, help="folder for the rows; those that it holds are not made again"
+    )
+    zoo.add_argument("--families", default="*", help="shell pattern of timm's modules, or several with commas")
+    zoo.add_argument("--jobs", type=int, default=1, help="networks at once, one thread each")
+    zoo.add_argument("--seconds", type=float, default=600.0, help="what one family may take")
+    zoo.add_argument("--gibibytes", type=float, default=16.0, help="memory that one family may take")
+    zoo.add_argument("--seed", type=int, default=0, help="of weights, masks and inputs")
+    commands.add_subcommand("zoo", zoo, help="exact shrinking of every architecture of timm")
     return parser
 
 
@@ -93,6 +107,8 @@ def _with_suggestion(message: str, given: list[str]) -> str:
     known += [f"--{part}.{key}" for part, field in Recipe.model_fields.items()
               for key in getattr(field.annotation, "model_fields", {})]  # fmt: skip
     known += ["--recipe", "--out", "--resume", "--overwrite", "--help"]
+    known += ["--families", "--jobs", "--seconds", "--gibibytes"] if given[:1] == ["zoo"] else []
+    known += ["--families", "--jobs", "--seconds", "--gibibytes", "--seed"] if "zoo" in given else []
     open_ended = ("--model.arguments.", "--posterior.kl_weights.")
     hints = []
     for word in given:
@@ -154,6 +170,22 @@ def _check(chosen: Namespace, command: list[str]) -> None:
     print(result)
     if not result.ok:
         raise SparseVDError(f"{chosen.run}: small.safetensors does not compute what masked.safetensors does")
+
+
+def _zoo(chosen: Namespace, command: list[str]) -> None:
+    from .files import write_json
+    from .training.environment import environment
+    from .zoo import Limits, run_zoo, summary, table
+
+    limits = Limits(chosen.seconds, chosen.gibibytes)
+    rows = [row.to_dict() for row in run_zoo(chosen.out / "rows", chosen.families, chosen.jobs, limits, chosen.seed)]
+    write_json(chosen.out / "zoo.json", {"environment": environment(command, chosen.seed), "rows": rows})
+    (chosen.out / "zoo.md").write_text("\n".join([summary(rows), "", *table(rows), ""]))
+    print(summary(rows))
+    print(f"table: {chosen.out / 'zoo.md'}")
+    wrong = [row for row in rows if str(row["verdict"]).startswith("different")]
+    if wrong:
+        raise SparseVDError(f"{len(wrong)} networks compute something else once shrunk; see {chosen.out / 'zoo.md'}")
 
 
 def _list_models(chosen: Namespace, command: list[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from ..errors import SettingError
 from ..files import read_json, write_json
 from .families import Member, families, smallest
 from .trial import KILLS, Row, trial
@@ -28,8 +29,11 @@ class Limits:
 def run_zoo(out: Path, pattern: str = "*", jobs: int = 1, limits: Limits | None = None, seed: int = 0) -> list[Row]:
     """Rows of all families that match `pattern`, written to a file a family as soon as they are known.
 
-    Raises `SettingError` when no family matches, `FileFormatError` for a file that cannot be read or written.
+    Raises `SettingError` when no family matches or `jobs` is none, `FileFormatError` for a file that cannot be read or
+    written.
     """
+    if jobs < 1:
+        raise SettingError(f"jobs: 1 or more, found {jobs}")
     paths = {family: out / f"{family}.json" for family in families(pattern)}
     waiting = [family for family, path in paths.items() if not path.exists()]
     context = mp.get_context("forkserver")  # imports once, and has no threads that a fork would lose

@@ -1,0 +1,145 @@
+"""How long planning and shrinking take, beside Torch-Pruning and NNI: `python examples/pass_speed.py OUT.json`.
+
+Half of the channels go.  Ours: the channel graph, the plan, the cut (and, in a column of its own, the comparison that
+neither of the others makes).  Torch-Pruning: its pruner made and `step` called, its README's way with `num_heads`.
+NNI: L1NormPruner's masks are made before, ModelSpeedup alone is timed.  One thread, in turns, median wall time.
+"""
+
+import copy
+import logging
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch_pruning as tp
+from nni.compression.pruning import L1NormPruner
+from nni.compression.speedup import ModelSpeedup
+from torch import nn
+
+from nni_sparsevd.files import write_json
+from nni_sparsevd.graph import channel_graph
+from nni_sparsevd.masks import apply_masks_
+from nni_sparsevd.plugins.nni.graph import trace
+from nni_sparsevd.shrink import apply_plan_, check, plan_of, randomise_
+from nni_sparsevd.training.environment import environment
+from nni_sparsevd.zoo.trial import killing
+
+ROUNDS = 5
+NETWORKS = {
+    "resnet50": 224,
+    "efficientnet_b0": 224,
+    "convnext_tiny": 224,
+    "vit_small_patch16_224": 224,
+    "swin_tiny_patch4_window7_224": 224,
+    "densenet121": 224,
+}
+
+
+def ours(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
+    masks, _ = killing(model, channel_graph(model, x), "half", 0)
+    masked = copy.deepcopy(model)
+    apply_masks_(masked, masks)
+
+    def run() -> nn.Module:
+        return apply_plan_(copy.deepcopy(masked), plan_of(masked, channel_graph(masked, x)))
+
+    return run
+
+
+def compared(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
+    small = ours(model, x)()
+    masked = copy.deepcopy(model)
+    apply_masks_(masked, killing(model, channel_graph(model, x), "half", 0)[0])
+
+    def run() -> nn.Module:
+        assert check(masked, small, x, rounds=1).ok
+        return small
+
+    return run
+
+
+def torch_pruning(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
+    def run() -> nn.Module:
+        pruned = copy.deepcopy(model)
+        heads = {m.qkv: m.num_heads for m in pruned.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")}
+        importance = tp.importance.GroupMagnitudeImportance(p=2)
+        ignored = [pruned.get_classifier()]
+        pruner = tp.pruner.BasePruner(pruned, x[:1], importance, pruning_ratio=0.5, ignored_layers=ignored,
+                                      num_heads=heads, prune_num_heads=False)  # fmt: skip
+        pruner.step()
+        return pruned
+
+    return run
+
+
+def nni(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
+    original = copy.deepcopy(model)
+    pruner = L1NormPruner(original, [{"op_types": ["Conv2d"], "sparse_ratio": 0.5, "exclude_op_names": []}])
+    _, masks = pruner.compress()
+    pruner.unwrap_model()
+
+    def run() -> nn.Module:
+        pruned = copy.deepcopy(original)
+        ModelSpeedup(pruned, x, masks, graph_module=trace(pruned, x)).speedup_model()
+        return pruned
+
+    return run
+
+
+WAYS: dict[str, Callable[[nn.Module, torch.Tensor], Callable[[], nn.Module]]] = {
+    "ours": ours,
+    "ours, comparison": compared,
+    "Torch-Pruning": torch_pruning,
+    "NNI ModelSpeedup": nni,
+}
+
+
+def measure(name: str, size: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = randomise_(timm.create_model(name)).eval()
+    x = torch.randn(2, 3, size, size)
+    runs: dict[str, Callable[[], nn.Module]] = {}
+    row: dict[str, Any] = {"network": name, "input": size, "ways": {}}
+    for way, make in WAYS.items():
+        try:
+            runs[way] = make(model, x)
+            small = runs[way]()
+            row["ways"][way] = {"parameters": sum(p.numel() for p in small.parameters()), "runs": True, "error": ""}
+        except Exception as error:  # a rival that fails is a result
+            runs.pop(way, None)
+            row["ways"][way] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+            continue
+        try:
+            small(x)
+        except Exception as error:
+            row["ways"][way] |= {"runs": False, "error": f"forward: {str(error).splitlines()[0]}"}
+    seconds: dict[str, list[float]] = {way: [] for way in runs}
+    for _ in range(ROUNDS):
+        for way, run in runs.items():
+            began = time.perf_counter()
+            run()
+            seconds[way].append(time.perf_counter() - began)
+    for way, values in seconds.items():
+        row["ways"][way]["seconds"] = statistics.median(values)
+    return row
+
+
+def main(path: Path) -> None:
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    results = []
+    for name, size in NETWORKS.items():
+        results.append(measure(name, size))
+        print(results[-1], flush=True)
+        write_json(path, {"environment": environment(sys.argv, 0), "results": results})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

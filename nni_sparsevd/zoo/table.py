@@ -1,0 +1,83 @@
+"""The zoo as a table: a line a family, with both masks."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Record = dict[str, Any]
+"""A `Row` as it is on disk."""
+
+
+def summary(rows: Sequence[Record]) -> str:
+    """How many families shrink exactly, and what became of the others."""
+    families = _by_family(rows)
+    smaller = [
+        name for name, own in families.items() if all(row["verdict"] == "exact" and row["removed"] for row in own)
+    ]
+    kept = [
+        name for name, own in families.items() if all(row["verdict"] == "exact" and not row["killed"] for row in own)
+    ]
+    others = [name for name in families if name not in smaller and name not in kept]
+    exact = [row for row in rows if row["verdict"] == "exact"]
+    worst = {key: max((row[key] for row in exact if row[key] is not None), default=0.0) for key in
+             ("max_rel_64", "max_rel_32", "max_rel_gradient")}  # fmt: skip
+    lines = [
+        f"{len(smaller)} of {len(families)} families shrink exactly under both masks",
+        f"{len(kept)} keep all channels, for the reasons given: {', '.join(kept) or 'none'}",
+        f"{len(others)} others: {', '.join(others) or 'none'}",
+        "largest relative difference of those that are exact: "
+        f"{worst['max_rel_64']:.1e} in float64, {worst['max_rel_32']:.1e} in float32, "
+        f"{worst['max_rel_gradient']:.1e} between gradients",
+    ]
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Record]) -> list[str]:
+    """Markdown: what is left of the parameters and MACs under "half · random", and the larger of two differences."""
+    lines = [
+        "| family: smallest member, input | free groups | removed of killed | parameters | MACs | float64 | float32 "
+        "| gradients | s | reasons |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for family, own in _by_family(rows).items():
+        first = own[0]
+        if any(row["verdict"] != "exact" for row in own):
+            wrong = "; ".join(f"{row['kill']}: {row['verdict']}" for row in own)
+            lines.append(f"| {family}: {first['model']} | | | | | | | | | **{wrong}** |")
+            continue
+        lines.append(
+            f"| {family}: {first['model']}, {first['input_size']} | {first['free_groups']} of {first['groups']} | "
+            + " · ".join(f"{row['removed']:,} of {row['killed']:,}" for row in own)
+            + " | "
+            + " · ".join(_share(row["parameters"]) for row in own)
+            + " | "
+            + " · ".join(_share(row["macs"]) for row in own)
+            + " | "
+            + " | ".join(_largest(own, key) for key in ("max_rel_64", "max_rel_32", "max_rel_gradient"))
+            + f" | {max(row['seconds'] for row in own):.1f} | {_reasons(own)} |"
+        )
+    return lines
+
+
+def _by_family(rows: Iterable[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for row in rows:
+        found.setdefault(row["family"], []).append(row)
+    return found
+
+
+def _share(pair: Sequence[int]) -> str:
+    return f"{pair[1] / pair[0]:.2f}"
+
+
+def _largest(rows: Iterable[Record], key: str) -> str:
+    return f"{max((row[key] for row in rows if row[key] is not None), default=0.0):.0e}"
+
+
+def _reasons(rows: Iterable[Record]) -> str:
+    """Why groups are not free; that the output is one is no news."""
+    found: dict[str, int] = {}
+    for reason, count in next(iter(rows))["reasons"].items():
+        short = reason.split(": removing")[0]
+        if short != "output of the network" and "constant, but" not in short:
+            found[short] = found.get(short, 0) + count
+    return "; ".join(f"{reason} ({count})" for reason, count in found.items())
