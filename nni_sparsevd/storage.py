@@ -95,9 +95,9 @@ PLAIN = bool | int | float | str | None
 
 
 def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Public attributes that are numbers, words, or tuples of them."""
+    """Public attributes that are numbers, words, or tuples and lists of them."""
     for key, value in vars(module).items():
-        values = value if isinstance(value, tuple) else (value,)
+        values = value if isinstance(value, tuple | list) else (value,)
         if not key.startswith("_") and key != "training" and all(isinstance(item, PLAIN) for item in values):
             yield key, value
 
@@ -164,9 +164,9 @@ def _set_attributes_(model: nn.Module, attributes: Any, path: Path) -> None:
             raise FileFormatError(f"{path}: sets attributes of {name!r}, which {type(model).__name__} does not have")
         known = dict(_plain(modules[name]))
         for key, value in values.items():
-            value = tuple(value) if isinstance(value, list) else value
             if key not in known:
                 raise FileFormatError(f"{path}: sets {name}.{key}, which is no plain attribute there")
+            value = tuple(value) if isinstance(value, list) and isinstance(known[key], tuple) else value
             if known[key] is not None and not isinstance(value, type(known[key])) and value is not None:
                 raise FileFormatError(f"{path}: sets {name}.{key} to {value!r}, there it is {known[key]!r}")
             setattr(modules[name], key, value)

@@ -8,7 +8,7 @@ from .reshapes import segments
 from .resize import cut_, kept, left, states
 from .rules import CONVOLUTIONS, READERS, TRANSPOSED
 from .scales import Scale
-from .trace import Inputs, Trace, as_tuple, evaluation_mode, forget_
+from .trace import Inputs, Trace, as_tuple, copy_of, evaluation_mode, forget_
 
 __all__ = [
     "CONVOLUTIONS",
@@ -29,6 +29,7 @@ __all__ = [
     "Writer",
     "as_tuple",
     "channel_graph",
+    "copy_of",
     "cut_",
     "evaluation_mode",
     "follow",

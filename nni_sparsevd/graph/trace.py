@@ -74,6 +74,15 @@ def forget_(model: nn.Module) -> None:
         module.training = training
 
 
+def copy_of(model: nn.Module, made: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy; `made` holds what is copied already.  What modules keep between evaluations is not copied.
+
+    Such tables are results of a computation, which PyTorch does not copy where it recorded gradients.
+    """
+    forget_(model)
+    return copy.deepcopy(model, made)
+
+
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """Record what `model` computes on `example_inputs`; the model is left as it was.
 
@@ -116,9 +125,7 @@ def run_copy(model: nn.Module, device: str | None) -> nn.Module:
     for tensor in tensors:
         if device is not None and isinstance(tensor, nn.Parameter):
             copied[id(tensor)] = nn.Parameter(copied[id(tensor)], tensor.requires_grad)
-    made = copy.deepcopy(model, copied)
-    forget_(made)
-    made.eval()
+    made = copy_of(model, copied).eval()
     name_numbers_(made)
     return made
 

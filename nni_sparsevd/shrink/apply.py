@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph import Scale, cut_, forget_, kept, states
+from ..graph import Scale, cut_, kept, states
 from .carriers import Merge
 from .plan import Plan
 
@@ -19,7 +19,6 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
         _merge(model, weight, dim, merges)
     for scale, number in plan.scales:
         _rescale(model, scale, number)
-    forget_(model)
     sizes = _head_sizes(model)
     cut_(model, plan.cuts, plan.sizes)
     for owner, attribute, reader in sizes:

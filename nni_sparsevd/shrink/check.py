@@ -1,13 +1,12 @@
 """Do two networks compute the same function?  Measured on random inputs, in float64 and float32."""
 
-import copy
 import math
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..graph import Inputs, as_tuple, forget_, kept
+from ..graph import Inputs, as_tuple, copy_of, kept
 from .plan import Plan
 
 TOLERANCE_64 = 1e-10
@@ -63,23 +62,16 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
     generator = torch.Generator().manual_seed(seed)
     example = as_tuple(example_inputs)
     batches = [_random(example, size, generator) for _ in range(rounds) for size in BATCHES]
-    wide = [_on(one, torch.float64) for one in (model, small)]
     larger = _random(tuple(_enlarged(value) for value in example), 1, generator)
     if any(value.shape[1:] != given.shape[1:] for value, given in zip(larger, example, strict=True)):
-        batches += [larger] if _runs(wide[0], larger) else []
-    differences = _Differences(), _Differences(), _Differences()
-    narrow = [_on(one, torch.float32) for one in (model, small)]
-    for batch in batches:
-        exact, exact_small, rounded, rounded_small = (_outputs(one, batch) for one in (*wide, *narrow))
-        for seen, pair in zip(
-            differences, ((exact, exact_small), (rounded, rounded_small), (exact, rounded)), strict=True
-        ):
-            seen.add(*pair)
+        batches += [larger] if _runs(_on(model, torch.float64), larger) else []
+    exact, exact_small = (_all_outputs(one, torch.float64, batches) for one in (model, small))
+    rounded, rounded_small = (_all_outputs(one, torch.float32, batches) for one in (model, small))
+    in_64, in_32 = _differences(exact, exact_small), _differences(rounded, rounded_small)
+    noise_32 = _differences(exact, rounded)[1]
     parameters = [*model.parameters(), *small.parameters()]
     stored = all(p.dtype == torch.float64 for p in parameters)
-    in_64, in_32, noise = ((one.absolute, one.relative) for one in differences)
-    noise_32 = noise[1] if math.isfinite(noise[1]) else 0.0
-    return CheckResult(*in_64, *in_32, noise_32, len(batches), stored)
+    return CheckResult(*in_64, *in_32, noise_32 if math.isfinite(noise_32) else 0.0, len(batches), stored)
 
 
 def gradient_difference(
@@ -127,29 +119,25 @@ def _factor(plan: Plan, name: str, like: Tensor) -> Tensor:
     return factor
 
 
-class _Differences:
-    """The largest so far."""
-
-    def __init__(self) -> None:
-        self.absolute = self.largest = 0.0
-
-    @property
-    def relative(self) -> float:
-        return self.absolute / self.largest if self.largest else self.absolute
-
-    def add(self, left: list[Tensor], right: list[Tensor]) -> None:
-        for one, other in zip(left, right, strict=True):
-            if one.shape != other.shape or not (one.isfinite().all() and other.isfinite().all()):
-                self.absolute = self.largest = float("inf")
-                return
-            self.absolute = max(self.absolute, (one.double() - other.double()).abs().max().item())
-            self.largest = max(self.largest, one.abs().max().item())
+def _differences(left: list[Tensor], right: list[Tensor]) -> tuple[float, float]:
+    """The largest, absolute and relative to the largest value; infinite where shapes or finiteness differ."""
+    absolute = largest = 0.0
+    for one, other in zip(left, right, strict=True):
+        if one.shape != other.shape or not (one.isfinite().all() and other.isfinite().all()):
+            return float("inf"), float("inf")
+        absolute = max(absolute, (one.double() - other.double()).abs().max().item())
+        largest = max(largest, one.abs().max().item())
+    return absolute, absolute / largest if largest else absolute
 
 
 def _on(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    made = copy.deepcopy(model).cpu().to(dtype)
-    forget_(made)
-    return made.eval()
+    return copy_of(model).cpu().to(dtype).eval()
+
+
+def _all_outputs(model: nn.Module, dtype: torch.dtype, batches: list[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Of all batches in a row; the copy that computes them lives no longer than this."""
+    made = _on(model, dtype)
+    return [value for batch in batches for value in _outputs(made, batch)]
 
 
 def _outputs(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Tensor]:

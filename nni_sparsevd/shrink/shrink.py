@@ -1,12 +1,10 @@
 """Masked network in, smaller network out, compared before it is handed over."""
 
-import copy
-
 from torch import nn
 
 from ..convert import bake_
 from ..errors import ShrinkError
-from ..graph import ChannelGraph, Inputs, channel_graph
+from ..graph import ChannelGraph, Inputs, channel_graph, copy_of
 from ..masks import Masks
 from .apply import apply_plan_
 from .check import CheckResult, check
@@ -27,7 +25,7 @@ def shrink(
     `round_to` below 1, `ShrinkError` when the smaller network does not run or gives other outputs (none known: please
     report it).
     """
-    masked = bake_(copy.deepcopy(model), masks)
+    masked = bake_(copy_of(model), masks)
     small, plan, _ = shrink_masked(masked, channel_graph(masked, example_inputs), example_inputs, round_to)
     return small, plan
 
@@ -37,7 +35,7 @@ def shrink_masked(
 ) -> tuple[nn.Module, Plan, CheckResult]:
     """`shrink` for a network that is baked and masked already; also returns the comparison with it."""
     plan = plan_of(masked, graph, round_to)
-    small = apply_plan_(copy.deepcopy(masked), plan)
+    small = apply_plan_(copy_of(masked), plan)
     try:
         result = check(masked, small, example_inputs, rounds=1)
     except RuntimeError as error:

@@ -20,10 +20,12 @@ def summary(rows: Sequence[Record]) -> str:
     exact = [row for row in rows if row["verdict"] == "exact"]
     worst = {key: max((row[key] for row in exact if row[key] is not None), default=0.0) for key in
              ("max_rel_64", "max_rel_32", "max_rel_gradient")}  # fmt: skip
+    twice = [row["family"] for row in rows if row["again"]]
     lines = [
         f"{len(smaller)} of {len(families)} families shrink exactly under both masks",
         f"{len(kept)} keep all channels, for the reasons given: {', '.join(kept) or 'none'}",
         f"{len(others)} others: {', '.join(others) or 'none'}",
+        f"planning again finds more in {len(twice)} networks, where a grouped convolution was left with one group",
         "largest relative difference of those that are exact: "
         f"{worst['max_rel_64']:.1e} in float64, {worst['max_rel_32']:.1e} in float32, "
         f"{worst['max_rel_gradient']:.1e} between gradients",

@@ -1,0 +1,130 @@
+"""Attention written in several ways, masks of PyTorch's own pruning, files, and rounding to a multiple."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from shrinking import SMALL, assert_law, difference, image, prepared
+from torch import nn
+from torch.nn.utils import prune
+
+import nni_sparsevd as svd
+from nni_sparsevd.errors import SettingError
+from nni_sparsevd.graph import ChannelGraph, channel_graph
+from nni_sparsevd.masks import apply_masks_
+from nni_sparsevd.zoo.trial import killing
+
+
+def small_deit() -> nn.Module:
+    return prepared(timm.create_model("deit_tiny_patch16_224", num_classes=10, img_size=32, depth=2))
+
+
+def small_swin() -> nn.Module:
+    size = {"img_size": 32, "patch_size": 2, "window_size": 4}
+    width = {"depths": (2, 2), "embed_dim": 24, "num_heads": (3, 6), "num_classes": 10}
+    return prepared(timm.models.swin_transformer.SwinTransformer(**size, **width))
+
+
+def groups_of(graph: ChannelGraph, module: str) -> list[int]:
+    return [len(group) for group in graph.groups if group.module == module and not group.pinned]
+
+
+def test_heads_and_dimensions_of_attention_go_and_the_module_knows() -> None:
+    model = small_deit()
+    graph = channel_graph(model, image(32))
+    assert groups_of(graph, "blocks.0.attn.qkv") == [3, 64]  # heads, and dimensions of all heads
+    masks, _ = killing(model, graph, "half", 0)
+    apply_masks_(model, masks)
+    small, _ = assert_law(model, image(32))
+    attention = small.blocks[0].attn
+    assert (attention.num_heads, attention.head_dim, attention.attn_dim) == (2, 32, 64)
+    assert attention.qkv.weight.shape == (3 * 2 * 32, 192) and attention.proj.weight.shape == (192, 64)
+    # PyTorch divides by the root of 32 now, not of 64: the queries make up for it, with or without fused attention
+    assert attention.scale == 32**-0.5
+    for block in small.blocks:
+        block.attn.fused_attn = False
+    assert difference(model, small, image(32)) < 1e-10
+
+
+def test_relative_positions_lose_the_heads_too() -> None:
+    model = small_swin()
+    graph = channel_graph(model, image(32))
+    assert groups_of(graph, "layers.0.blocks.0.attn.qkv") == [3, 8]
+    masks, _ = killing(model, graph, "half", 0)
+    apply_masks_(model, masks)
+    small, _ = assert_law(model, image(32))
+    assert small.layers[0].blocks[0].attn.relative_position_bias_table.shape[1] == 2
+
+
+def test_a_smaller_attention_is_saved_and_comes_back(tmp_path: Path) -> None:
+    arguments = {"num_classes": 10, "img_size": 32, "depth": 2}
+    model = small_deit().float()
+    masks, _ = killing(model, channel_graph(model, image(32).float()), "half", 0)
+    small, _ = svd.shrink(model, image(32).float(), masks)
+    svd.save(small, tmp_path / "small.safetensors", name="deit_tiny_patch16_224", arguments=arguments)
+    again = svd.load(tmp_path / "small.safetensors")
+    assert difference(small.double(), again.double(), image(32)) == 0
+
+
+def test_a_table_that_evaluation_keeps_is_made_anew() -> None:
+    """LeViT remembers its attention biases, of all heads, from one evaluation to the next."""
+    model = prepared(timm.create_model("levit_128s", num_classes=10)).eval()
+    example = torch.zeros(2, 3, 224, 224, dtype=torch.float64)
+    model(example)  # with gradients: PyTorch would not even copy what it keeps
+    masks, _ = killing(model, channel_graph(model, example), "half", 0)
+    small, plan = svd.shrink(model, example, masks)
+    assert plan.removed > 1000 and svd.check(svd.bake_(copy.deepcopy(model), masks), small, example, rounds=1).ok
+
+
+@pytest.mark.parametrize("permanent", [True, False])
+def test_masks_of_pytorchs_own_pruning(permanent: bool) -> None:
+    model = prepared(timm.create_model("test_resnet", num_classes=10))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and name.endswith("conv1") and name != "conv1":
+            prune.ln_structured(module, "weight", amount=0.5, n=1, dim=0)
+            if permanent:
+                prune.remove(module, "weight")
+    if not permanent:  # a mask in a hook: the weight is computed, so nothing may be cut
+        masks = {
+            name: {"weight": module.weight_mask}
+            for name, module in model.named_modules()
+            if hasattr(module, "weight_mask")
+        }
+        assert masks
+        for module in model.modules():
+            if hasattr(module, "weight_mask"):
+                prune.remove(module, "weight")
+        small, plan = svd.shrink(model, image(32), masks)
+    else:
+        small, plan = svd.shrink(model, image(32))
+    assert plan.removed > 50 and difference(model, small, image(32)) < 1e-10
+
+
+def test_extreme_sparsity_of_single_weights_becomes_smaller_layers() -> None:
+    model = prepared(SMALL["mlp"]())
+    parameters = [(module, "weight") for module in model if isinstance(module, nn.Linear)]
+    prune.global_unstructured(parameters, prune.L1Unstructured, amount=0.97)
+    for module, name in parameters:
+        prune.remove(module, name)
+    small, plan = assert_law(model, image())
+    assert plan.removed > 5 and small[1].out_features < 12
+
+
+@pytest.mark.parametrize("multiple", [4, 8])
+def test_what_is_left_is_a_multiple(multiple: int) -> None:
+    model = prepared(timm.create_model("test_resnet", num_classes=10), "rows", "norm")
+    small, plan = svd.shrink(model, image(32), round_to=multiple)
+    exact = svd.make_plan(model, image(32))
+    assert 0 < plan.removed < exact.removed
+    assert difference(model, small, image(32)) < 1e-10
+    for group in plan.groups:
+        assert (group.channels - group.removed) % multiple == 0 or group.removed == 0
+    for group, least in zip(plan.groups, exact.groups, strict=True):
+        assert group.removed <= least.removed
+
+
+def test_a_multiple_below_one_is_refused() -> None:
+    with pytest.raises(SettingError, match="round_to: a number of channels, 1 or more, found 0"):
+        svd.make_plan(prepared(SMALL["mlp"]()), image(), round_to=0)
