@@ -11,6 +11,7 @@ from .recipe import Masking as Masking
 from .recipe import Posterior as Posterior
 from .shrink import Plan as Plan
 from .shrink import check as check
+from .shrink import fuse as fuse
 from .shrink import make_plan as make_plan
 from .shrink import shrink as shrink
 from .storage import load as load

@@ -2,6 +2,7 @@
 
 from .apply import apply_plan_
 from .check import CheckResult, check, gradient_difference
+from .fuse import fuse
 from .plan import GroupPlan, Plan, make_plan, plan_of
 from .randomise import randomise_, settle_
 from .shrink import shrink, shrink_masked
@@ -13,6 +14,7 @@ __all__ = [
     "Plan",
     "apply_plan_",
     "check",
+    "fuse",
     "gradient_difference",
     "make_plan",
     "plan_of",
