@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nni_sparsevd.zoo.table import summary, table
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 TITLES = {
@@ -149,7 +151,49 @@ def lenet5_structured() -> list[str]:
     return lines
 
 
+def zoo_rows() -> list[str]:
+    return table(read(RESULTS / "zoo.json")["rows"])
+
+
+def zoo_summary() -> list[str]:
+    return [f"- {line}" for line in summary(read(RESULTS / "zoo.json")["rows"]).splitlines()]
+
+
+def pass_speed() -> list[str]:
+    results = read(RESULTS / "pass_speed.json")["results"]
+    ways = list(results[0]["ways"])
+    lines = ["| network, input | " + " | ".join(ways) + " |", "|---|" + "--:|" * len(ways)]
+    for row in results:
+        cells = []
+        for found in row["ways"].values():
+            seconds = f"{found['seconds']:.2f}" if "seconds" in found else "fails"
+            cells.append(f"{seconds} (does not run)" if found["error"].startswith("forward") else seconds)
+        lines.append(f"| {row['network']}, {row['input']} | {' | '.join(cells)} |")
+    return lines
+
+
+def zoo_latency() -> list[str]:
+    runtimes = ("eager", "compile", "onnxruntime")
+    lines = [
+        "| network | parameters | MACs ÷ | PyTorch eager | torch.compile | ONNX Runtime |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in read(RESULTS / "zoo_latency.json")["results"]:
+        cells = []
+        for found in (row[runtime] for runtime in runtimes):
+            fine = "faster" in found
+            cells.append(f"{found['whole']:.1f} → {found['small']:.1f}, {found['faster']:.2f}×" if fine else "fails")
+        before, after = row["parameters"]
+        fewer = row["macs"][0] / row["macs"][1]
+        lines.append(f"| {row['network']} | {before:,} → {after:,} | {fewer:.2f} | {' | '.join(cells)} |")
+    return lines
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
+    "zoo": zoo_rows,
+    "zoo_summary": zoo_summary,
+    "pass_speed": pass_speed,
+    "zoo_latency": zoo_latency,
     "compression": compression,
     "step_cost": step_cost,
     "nni_speedup": nni_speedup,

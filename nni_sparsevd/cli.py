@@ -70,7 +70,7 @@ def _parser(given: list[str]) -> ArgumentParser:
     models.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'resnet*'")
     commands.add_subcommand("list-models", models, help="list the networks that compress knows")
     zoo = ArgumentParser(
-        description="Shrink the smallest network of every architecture that timm has, under two masks, and compare.",
+        description="Shrink the smallest network of every architecture that timm has, under several masks; compare.",
         exit_on_error=False,
         allow_abbrev=False,
     )

@@ -179,12 +179,13 @@ def _group_score(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> 
 def silence_group_(
     masks: Masks, model: nn.Module, graph: ChannelGraph, group: ChannelGroup, removed: np.ndarray
 ) -> None:
-    """Everything that writes a removed channel, or shifts it on its way: weights, biases, norms."""
+    """Everything that writes a removed channel, or shifts it on its way: weights, biases, norms, positions, scales."""
+    read = {(reader.weight, reader.input_dim) for reader in graph.readers}
     for name, dim in group.axes:
         module = model.get_submodule(name.rpartition(".")[0])
         key = name.rpartition(".")[2]
         parameter = module._parameters.get(key)
-        if parameter is None or dim != (output_dim(module) if key == "weight" else 0):
+        if parameter is None or (name, dim) in read:
             continue
         indices = torch.from_numpy(graph.where((name, dim), removed))
         mask = masks.setdefault(name.rpartition(".")[0], {}).setdefault(key, torch.ones(parameter.shape))

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .errors import FileFormatError, ModelError
 from .files import load_tensors, save_tensors
 from .nn import is_variational
 from .recipe import Argument
+from .shrink import RememberingLayerNorm
 
 FORMAT = "nni_sparsevd.model"
 VERSION = 1
@@ -40,8 +42,14 @@ def save(
     name = name or origin.get("name")
     arguments = arguments if arguments is not None else origin.get("arguments", {})
     header: dict[str, Any] = {"version": VERSION, "class": type(model).__name__, "name": name, "arguments": arguments}
+    header["remembering"] = {
+        path: {"channel_dim": module.channel_dim, "removed": module.removed}
+        for path, module in model.named_modules()
+        if isinstance(module, RememberingLayerNorm)
+    }
     if name is not None:
         reference = models.build(name, arguments)
+        _remember_(reference, header["remembering"], Path(path))
         _same_skeleton(reference, model, f"timm.create_model({name!r}, **{arguments})")
         header["attributes"] = dict(_differences(reference, model))
     else:
@@ -71,6 +79,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
         if name is None:
             raise FileFormatError(f"{path}: holds a {kind} that timm cannot build; load(path, model=fresh)")
         model = _build(name, arguments, path)
+    _remember_(model, header.get("remembering", {}), path)
     _put_tensors_(model, tensors, path)
     _set_attributes_(model, attributes, path)
     return model.eval()
@@ -89,6 +98,18 @@ def _build(name: Any, arguments: Any, path: Path) -> nn.Module:
         return models.build(name, arguments)
     except ModelError as error:
         raise FileFormatError(f"{path}: {error}") from error
+
+
+def _remember_(model: nn.Module, norms: Any, path: Path) -> None:
+    """Put norms that remember lost channels in the places of layer norms, and of nothing else."""
+    modules = dict(model.named_modules())
+    for name, settings in norms.items() if isinstance(norms, dict) else ():
+        known = isinstance(settings, dict) and settings.get("channel_dim") in (-1, 1)
+        if not (known and type(settings.get("removed")) is int and isinstance(modules.get(name), nn.LayerNorm)):
+            raise FileFormatError(f"{path}: makes a norm that remembers of {name!r}: {settings!r}")
+        owner, _, key = name.rpartition(".")
+        gone = torch.zeros(min(max(settings["removed"], 0), 2**24))
+        setattr(modules[owner], key, RememberingLayerNorm(modules[name], settings["channel_dim"], gone))  # type: ignore[arg-type]
 
 
 PLAIN = bool | int | float | str | None

@@ -204,6 +204,8 @@ EXACT: dict[str, Fed] = {
         lambda x, m: F.batch_norm(m.weight[None], None, None, training=True) + 0 * x[:1, :, :1, 0],
         layer(nn.Conv1d(4, 4, 1), 0.0),
     ),
+    "pad_nothing": Fed(lambda x: F.pad(x, (0, 0, 0, 0))),
+    "pad_reflecting": Fed(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")),
     "a_table": Fed(lambda x: x + torch.arange(6).cumsum(0)),  # no rule, but nothing in it depends on the input
     "mean": Fed(lambda x: x.mean((2, 3))),
     "mean_keepdim": Fed(lambda x: x.mean((2, 3), keepdim=True)),
@@ -263,6 +265,7 @@ CAUTIOUS: dict[str, tuple[Fed, list[float]]] = {
     "batch_norm_of_its_own": (Fed(lambda x: F.batch_norm(x, None, None, training=True)), []),
     "index_by_values": (Fed(lambda x: x[:, :, x[0, 0, 0].abs().long() * 0]), []),
     "pad": (Fed(lambda x: F.pad(x, (1, 1, 1, 1), value=0.7)), []),
+    "pad_zeros": (Fed(lambda x: F.pad(x, (0, 0, 1, 0))), [2]),
     "unknown": (Fed(lambda x: torch.cumsum(x, 2)), []),
 }  # fmt: skip
 

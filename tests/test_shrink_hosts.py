@@ -14,6 +14,7 @@ import nni_sparsevd as svd
 from nni_sparsevd.errors import SettingError
 from nni_sparsevd.graph import ChannelGraph, channel_graph
 from nni_sparsevd.masks import apply_masks_
+from nni_sparsevd.shrink import RememberingLayerNorm
 from nni_sparsevd.zoo.trial import killing
 
 
@@ -128,3 +129,49 @@ def test_what_is_left_is_a_multiple(multiple: int) -> None:
 def test_a_multiple_below_one_is_refused() -> None:
     with pytest.raises(SettingError, match="round_to: a number of channels, 1 or more, found 0"):
         svd.make_plan(prepared(SMALL["mlp"]()), image(), round_to=0)
+
+
+# Norms that remember.
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "convnext_atto", "swin"])
+def test_the_width_of_a_transformer_goes_where_norms_may_remember(name: str, tmp_path: Path) -> None:
+    arguments = {"img_size": 32, "depth": 2} if name.startswith("deit") else {}
+    model = small_swin() if name == "swin" else prepared(timm.create_model(name, num_classes=10, **arguments))
+    graph = channel_graph(model, image(32), remember_norms=True)
+    masks, killed = killing(model, graph, "half", 0)
+    apply_masks_(model, masks)
+    kept, plan = svd.shrink(model, image(32))
+    small, more = svd.shrink(model, image(32), remember_norms=True)
+    assert plan.removed < more.removed == killed
+    assert difference(model, small, image(32)) < 1e-10
+    result = svd.check(model, small, image(32))
+    assert result.ok and result.max_rel_32 < 1e-5
+    assert sum(p.numel() for p in small.parameters()) < 0.7 * sum(p.numel() for p in kept.parameters())
+    # the statistics really depend on what is gone: an ordinary norm in its place is wrong
+    norms = [name for name, module in small.named_modules() if isinstance(module, RememberingLayerNorm)]
+    forgetful = copy.deepcopy(small)
+    forgetful.get_submodule(norms[0]).removed = 0
+    assert norms and difference(model, forgetful, image(32)) > 1e-6
+    if name != "swin":
+        named = {"num_classes": 10, **arguments}
+        svd.save(small.float(), tmp_path / "small.safetensors", name=name, arguments=named)
+        assert difference(small.double(), svd.load(tmp_path / "small.safetensors").double(), image(32)) == 0
+        small.reset_classifier(5)
+        assert small.double()(image(32)).shape == (2, 5)
+
+
+def test_a_norm_remembers_constants_that_are_not_zero() -> None:
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(6).double()
+    nn.init.normal_(norm.weight)
+    x = torch.randn(4, 5, 6, dtype=torch.float64)
+    x[..., 2], x[..., 4] = 0.7, -3.0
+    expected = norm(x)[..., [0, 1, 3, 5]]
+    small = RememberingLayerNorm(norm, -1, torch.tensor([0.7, -3.0], dtype=torch.float64))
+    small.weight, small.bias = (nn.Parameter(p[[0, 1, 3, 5]]) for p in (norm.weight, norm.bias))
+    torch.testing.assert_close(small(x[..., [0, 1, 3, 5]]), expected, rtol=1e-13, atol=1e-13)
+    turned = RememberingLayerNorm(norm, 1, torch.tensor([0.7, -3.0], dtype=torch.float64))
+    turned.weight, turned.bias = small.weight, small.bias
+    image_like = x[..., [0, 1, 3, 5]].permute(0, 2, 1)
+    torch.testing.assert_close(turned(image_like), expected.permute(0, 2, 1), rtol=1e-13, atol=1e-13)

@@ -2,7 +2,7 @@
 
 from .build import channel_graph
 from .fit import follow
-from .groups import ChannelGraph, ChannelGroup, Product, Reader, Size, Writer
+from .groups import ChannelGraph, ChannelGroup, Product, Reader, Remembered, Size, Writer
 from .labels import Atoms, Axis, Flags, Link
 from .reshapes import segments
 from .resize import cut_, kept, left, states
@@ -23,6 +23,7 @@ __all__ = [
     "Link",
     "Product",
     "Reader",
+    "Remembered",
     "Scale",
     "Size",
     "Trace",

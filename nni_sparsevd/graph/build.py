@@ -7,21 +7,25 @@ from torch import nn
 from torch.fx import Node
 
 from .fit import fit
-from .groups import ChannelGraph, Given, Product, Reader, Writer
+from .groups import ChannelGraph, Given, Product, Reader, Remembered, Writer
 from .labels import Atoms, Tracked
 from .rules import aten
 from .scales import Scale, query_rows
-from .trace import Inputs, trace
+from .trace import Inputs, Trace, trace
 from .walk import Walk
 
 
-def channel_graph(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
+def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: bool = False) -> ChannelGraph:
     """Trace `model` and find its coupled channel groups, in the order in which the network writes them.
+
+    With `remember_norms`, channels that a layer norm mixes may go, too: `shrink` then puts a norm in its place that
+    remembers them.
 
     Raises `TraceError` when the network cannot be traced.
     """
     recorded = trace(model, example_inputs)
-    walk = Walk(recorded)
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    walk = Walk(recorded, norms if remember_norms else ())
     classes, links, pins = walk.equations.solve()
 
     def solved(value: Any) -> Any:
@@ -50,6 +54,7 @@ def channel_graph(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
         products=tuple(products),
         sizes=(),
         scales=tuple(_scale(node, classes[atoms]) for node, atoms in walk.equations.scales),
+        remembered=tuple(_remembered(recorded, node, classes[atoms]) for node, atoms in walk.equations.remembered),
         written=tuple(writers.values()),
         last=tuple(writer for node, writer in writers.items() if node in walk.read),
         given=tuple(Given(one.node, one.origin, classes[one.atoms]) for one in walk.equations.written),
@@ -69,6 +74,12 @@ def _scale(node: Any, dimensions: Atoms) -> Scale:
     found = query_rows(node.args[0])
     assert found is not None  # or the rule would have pinned the dimensions
     return Scale(node.meta["module"], *found, dimensions)
+
+
+def _remembered(recorded: Trace, norm: Node, channels: Atoms) -> Remembered:
+    own = [node for node in recorded.graph.nodes if node.meta.get("module") == norm.meta["module"]]
+    permutes = any(node.target == aten.permute.default for node in own)
+    return Remembered(norm, 1 if permutes else -1, channels)
 
 
 def _heads(along: tuple[Atoms | None, ...]) -> dict[int, Atoms]:

@@ -66,6 +66,20 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Remembered:
+    """A layer norm that may lose channels: it remembers what they were, so that the statistics stay."""
+
+    node: Node
+    channel_dim: int
+    """Where the channels are in the input of the module: -1, or 1 where it permutes."""
+    channels: Atoms  # shape: (channels,): the class of each
+
+    @property
+    def module(self) -> str:
+        return str(self.node.meta["module"])
+
+
+@dataclass(frozen=True)
 class Size:
     """An attribute of a module that says how many channels there are."""
 
@@ -118,6 +132,7 @@ class ChannelGraph:
     products: tuple[Product, ...]
     sizes: tuple[Size, ...]
     scales: tuple[Scale, ...]
+    remembered: tuple[Remembered, ...]
     written: tuple[Writer, ...]
     """All writers, in the order of writing."""
     last: tuple[Writer, ...]

@@ -10,7 +10,7 @@ A reshape that splits an axis into heads and their dimensions, or merges them, i
 axis goes when its head goes or when its dimension goes.  That is a `Link`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -156,7 +156,10 @@ class Written:
 class Equations:
     """Collects atoms, equations, links and pins; `solve` turns them into classes."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer_norms: Container[str] = ()) -> None:
+        self.layer_norms = layer_norms
+        """Modules that may remember the channels which they lose."""
+        self.remembered: list[tuple[Node, Atoms]] = []
         self.axes: dict[Axis, Atoms] = {}
         self.contractions: list[Contraction] = []
         self.written: list[Written] = []

@@ -81,6 +81,8 @@ def refresh_attributes_(module: nn.Module) -> None:
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         sized = module.weight if module.weight is not None else module.running_mean
         module.num_features = len(sized) if sized is not None else module.num_features
+    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.GroupNorm):
         if module.num_groups == module.num_channels:
             module.num_groups = len(module.weight)

@@ -156,6 +156,12 @@ def batch_norm(eq: Equations, node: Node, x: Tracked, *settings: Any) -> Tracked
 
 @rule(aten.layer_norm.default, aten.rms_norm.default)
 def layer_norm(eq: Equations, node: Node, x: Tracked, normalized: Sequence[int], *states: Any) -> Tracked:
+    if node.meta["module"] in eq.layer_norms and (channels := x.at(-1)) is not None and len(normalized) == 1:
+        for state in states[:2]:
+            if isinstance(state, Tracked):
+                eq.equate(channels, state.at(0), "layer norm")
+        eq.remembered.append((node, channels))
+        return x
     return _mixing(eq, x, range(len(x.shape) - len(normalized), len(x.shape)), states, op_name(node))
 
 

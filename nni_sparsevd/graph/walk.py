@@ -2,6 +2,7 @@
 
 import operator
 from collections import defaultdict
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ aten = torch.ops.aten
 class Walk:
     """What is known after the last operator."""
 
-    def __init__(self, recorded: Trace) -> None:
-        self.equations = Equations()
+    def __init__(self, recorded: Trace, layer_norms: Container[str]) -> None:
+        self.equations = Equations(layer_norms)
         self.values: dict[Node, Any] = {}
         self.writers: dict[Node, tuple[Axis, str, int]] = {}
         """Operator -> output axis of its weight, the module after which it can be silenced, and the dimension there."""

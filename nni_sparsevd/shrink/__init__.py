@@ -3,6 +3,7 @@
 from .apply import apply_plan_
 from .check import CheckResult, check, gradient_difference
 from .fuse import fuse
+from .norm import RememberingLayerNorm
 from .plan import GroupPlan, Plan, make_plan, plan_of
 from .randomise import randomise_, settle_
 from .shrink import shrink, shrink_masked
@@ -12,6 +13,7 @@ __all__ = [
     "CheckResult",
     "GroupPlan",
     "Plan",
+    "RememberingLayerNorm",
     "apply_plan_",
     "check",
     "fuse",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..graph import Scale, cut_, kept, states
 from .carriers import Merge
+from .norm import RememberingLayerNorm
 from .plan import Plan
 
 
@@ -19,10 +20,14 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
         _merge(model, weight, dim, merges)
     for scale, number in plan.scales:
         _rescale(model, scale, number)
+    for name, (channel_dim, removed) in plan.norms.items():
+        owner, _, key = name.rpartition(".")
+        remembering = RememberingLayerNorm(model.get_submodule(name), channel_dim, removed)  # type: ignore[arg-type]
+        setattr(model.get_submodule(owner), key, remembering)
     sizes = _head_sizes(model)
     cut_(model, plan.cuts, plan.sizes)
-    for owner, attribute, reader in sizes:
-        setattr(owner, attribute, reader.weight.shape[1])
+    for holder, attribute, reader in sizes:
+        setattr(holder, attribute, reader.weight.shape[1])
     return model
 
 
@@ -68,7 +73,7 @@ def _head_sizes(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
     readers: list[Any] = [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]
     found = []
     for owner in (model, getattr(model, "head", None)):
-        for name in ("num_features", "head_hidden_size", "in_features"):
+        for name in ("num_features", "head_hidden_size", "in_features", "embed_dim"):
             size = vars(owner).get(name) if isinstance(owner, nn.Module) and owner not in readers else None
             same = [reader for reader in readers if size == reader.weight.shape[1]]
             found += [(owner, name, reader) for reader in same[:1]]

@@ -18,7 +18,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
-from ..graph import CONVOLUTIONS, TRANSPOSED, Trace, segments
+from ..graph import CONVOLUTIONS, READERS, TRANSPOSED, Trace, segments
 
 aten = torch.ops.aten
 LIVE = float("nan")
@@ -49,8 +49,14 @@ def constants(trace: Trace, states: dict[str, Tensor]) -> dict[Node, Any]:
             values[node] = _evaluate(node, values)
         elif node.op != "output":
             name = trace.state(node)
-            values[node] = _held(node) if name is None else _wide(states[name])
+            values[node] = _held(node) if name is None else _read(node, states[name])
     return values
+
+
+def _read(node: Node, state: Tensor) -> Tensor:
+    """In float64, but for the weights of readers: those are large, and only some of their columns are needed so."""
+    weight = all(user.target in READERS and user.args[1] is node for user in node.users)
+    return state if weight else _wide(state)
 
 
 def _held(node: Node) -> Tensor:
@@ -149,7 +155,7 @@ def _compressed(value: Tensor) -> Tensor:
     return value
 
 
-def _uniform(value: Tensor, dims: range) -> Tensor:
+def _uniform(value: Tensor, dims: Sequence[int]) -> Tensor:
     """The same with every one of `dims` of size 1: live wherever the value varies along them."""
     for dim in dims:
         if value.shape[dim] > 1:
@@ -194,8 +200,21 @@ def at_reader(node: Node, x: Tensor) -> Tensor:
     """What each input channel of the reader `node` carries, shape (batch, channels): NaN where it varies."""
     full = node.args[0].meta["val"].shape  # type: ignore[union-attr]
     if node.target == aten.linear.default:
-        return _uniform(x, range(x.dim() - 1)).expand(*(1,) * (x.dim() - 1), full[-1]).reshape(1, -1)
+        return at_every_place(x).expand(full[-1])[None]
     return _uniform(x, range(2, x.dim())).expand(-1, full[1], *(1,) * (x.dim() - 2)).flatten(1)
+
+
+def at_every_place(x: Tensor) -> Tensor:
+    """What each channel along the last dimension carries, shape (channels,) or (1,): NaN where it varies."""
+    return _uniform(x, range(x.dim() - 1)).reshape(-1)
+
+
+def used_taps(rows: Tensor) -> Tensor:
+    """Which inputs each output of a weight reads with any tap, shape (outputs, inputs)."""
+    if rows.dim() == 2 or rows[0, 0].numel() == 1:
+        return rows.reshape(rows.shape[:2]) != 0
+    ones = torch.ones(rows[0, 0].numel(), dtype=rows.dtype)
+    return rows.flatten(2).abs() @ ones > 0  # a product is many times faster here than a reduction of short rows
 
 
 def _convolution(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None, *settings: Any) -> Tensor:
@@ -206,14 +225,15 @@ def _convolution(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = No
     space = x.dim() - 2
     x, weight = at_reader(node, x), _along(node, weight, *range(weight.dim()), argument=1)
     live, constant = live_and_constant(x, pads_zeros(node))
-    taps = weight.flatten(2) if default else weight.transpose(0, 1).flatten(2)
-    outputs = taps.shape[0]
-    used, total = (taps != 0).any(2).double(), taps.sum(2)
+    rows = weight if default else weight.transpose(0, 1)
+    used = used_taps(rows).view(groups, -1, rows.shape[1])
     grouped = x.shape[0], groups, -1
-    reads_live = torch.einsum("goi,bgi->bgo", used.view(groups, -1, used.shape[1]), live.double().view(grouped))
-    value = torch.einsum("goi,bgi->bgo", total.view(groups, -1, total.shape[1]), constant.view(grouped))
-    result = value.reshape(-1, outputs) + (0 if bias is None else bias)
-    result = result.masked_fill(reads_live.reshape(-1, outputs) > 0, LIVE)
+    reads_live = (used & live.view(grouped).unsqueeze(2)).any(3).flatten(1)
+    result = torch.zeros(reads_live.shape, dtype=torch.float64)
+    if constant.any():
+        total = rows.double().flatten(2).sum(2).view(groups, -1, rows.shape[1])
+        result = torch.einsum("goi,bgi->bgo", total, constant.view(grouped)).flatten(1)
+    result = (result if bias is None else result + bias).masked_fill(reads_live, LIVE)
     return result.view(*result.shape, *(1,) * space)
 
 
@@ -221,8 +241,11 @@ def _linear(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -
     weight = _along(node, weight, 0, 1, argument=1)
     x = x.expand(*x.shape[:-1], weight.shape[1])
     live, constant = live_and_constant(x, varies=False)
-    value = F.linear(constant, weight, bias)
-    return value.masked_fill(F.linear(live.double(), (weight != 0).double()) > 0, LIVE)
+    columns = constant.flatten(0, -2).any(0)
+    value = F.linear(constant[..., columns], weight[:, columns].double(), bias)
+    patterns, which = torch.unique(live.flatten(0, -2), dim=0, return_inverse=True)  # few: most places are alike
+    reads_live = torch.stack([(weight[:, pattern] != 0).any(1) for pattern in patterns])
+    return value.masked_fill(reads_live[which].view(value.shape), LIVE)
 
 
 def _batch_norm(
@@ -326,6 +349,13 @@ def _squeeze(node: Node, x: Tensor, dims: int | Sequence[int]) -> Tensor:
     return x.squeeze(gone)
 
 
+def _pad(node: Node, x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """What equals the padding, or is padded with itself, stays what it is."""
+    padded = [x.dim() - 1 - at // 2 for at, width in enumerate(pad) if width]
+    x = _uniform(x, sorted(set(padded)))
+    return torch.where(x == (value or 0.0), x, LIVE) if padded and mode == "constant" else x
+
+
 def _stretched(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor:
     lead = node.meta["val"].dim() - x.dim()
     return x.reshape(*(1,) * lead, *x.shape)
@@ -400,6 +430,7 @@ RULES: dict[Any, Callable[..., Any]] = {
                      aten.select.int, aten.slice.Tensor, aten.narrow.default), _cut),
     aten.roll.default: _roll,
     **dict.fromkeys((aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default), _reduced),
+    aten.pad.default: _pad,
     aten.cat.default: _cat,
     aten.stack.default: _stack,
     aten.index.Tensor: _index,

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
@@ -11,7 +12,8 @@ from ..graph import Axis, ChannelGraph, Inputs, Scale, Size, channel_graph, foll
 from ..graph import states as named_states
 from .account import Account, GroupPlan
 from .carriers import Carriers, Merge
-from .readers import readings
+from .constants import constants
+from .readers import arriving, readings
 from .removal import largest_removal
 
 
@@ -29,6 +31,8 @@ class Plan:
     """Attributes that say how many channels there are, with what they have to say afterwards."""
     scales: tuple[tuple[Scale, int], ...] = field(compare=False)
     """Attentions that lose dimensions, with how many are left."""
+    norms: dict[str, tuple[int, Tensor]] = field(compare=False)
+    """Layer norm that has to remember -> where its channels are, and the constants that it loses, float64."""
 
     @property
     def removed(self) -> int:
@@ -54,7 +58,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(model: nn.Module, example_inputs: Inputs, *, round_to: int = 1) -> Plan:
+def make_plan(model: nn.Module, example_inputs: Inputs, *, round_to: int = 1, remember_norms: bool = False) -> Plan:
     """Decide which channels of `model` can be removed exactly; the zeros in its weights are the only input.
 
     A channel goes when each output that stays either gives it only zero weights, or receives from it a constant that
@@ -65,9 +69,11 @@ def make_plan(model: nn.Module, example_inputs: Inputs, *, round_to: int = 1) ->
     What is left of a layer is a multiple of `round_to`, where it had that many: dead channels stay to fill it up.
     Heads and the like, which are several channels each, are not counted.
 
+    With `remember_norms` the width of a transformer may shrink, too: see `shrink`.
+
     Raises `TraceError` when the network cannot be traced, `SettingError` for a `round_to` below 1.
     """
-    return plan_of(model, channel_graph(model, example_inputs), round_to)
+    return plan_of(model, channel_graph(model, example_inputs, remember_norms=remember_norms), round_to)
 
 
 def plan_of(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Plan:
@@ -75,9 +81,10 @@ def plan_of(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Plan:
     if round_to < 1:
         raise SettingError(f"round_to: a number of channels, 1 or more, found {round_to}")
     tensors = dict(named_states(model))  # under every name: a tied tensor is called by any of them
-    wide = {id(value): value.detach().cpu() for value in tensors.values()}  # a tied tensor stays one
-    wide = {key: value.double() if value.is_floating_point() else value for key, value in wide.items()}
-    reads = readings(graph, {name: wide[id(value)] for name, value in tensors.items()})
+    plain = {id(value): value.detach().cpu() for value in tensors.values()}  # a tied tensor stays one
+    named = {name: plain[id(value)] for name, value in tensors.items()}
+    values = constants(graph.trace, named)
+    reads = readings(graph, named, values)
     tighter: ChannelGraph | None = graph
     while tighter is not None:  # the code may not follow these numbers of channels though it followed others
         graph = tighter
@@ -98,4 +105,9 @@ def plan_of(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Plan:
     cuts = {axis: indices for axis, indices in cuts.items() if indices}
     scales = tuple((scale, int((~removed[scale.dimensions]).sum())) for scale in graph.scales)
     scales = tuple((scale, number) for scale, number in scales if number < scale.dimensions.size)
-    return Plan(groups, cuts, folds, carriers.merges(removed), sizes, scales)
+    norms = {
+        norm.module: (norm.channel_dim, arriving(norm, values)[torch.from_numpy(removed[norm.channels])])
+        for norm in graph.remembered
+        if removed[norm.channels].any()
+    }
+    return Plan(groups, cuts, folds, carriers.merges(removed), sizes, scales, norms)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
-from ..graph import TRANSPOSED, Atoms, ChannelGraph, Flags, Product, Reader
-from .constants import at_reader, constants, pads_zeros
+from ..graph import TRANSPOSED, Atoms, ChannelGraph, Flags, Product, Reader, Remembered
+from .constants import at_every_place, at_reader, pads_zeros, used_taps
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Reading:
     inputs: Atoms  # shape: (channels,): the class of each
     outputs: Atoms  # shape: (outputs,): the class of each
     used: NDArray[np.bool_]  # shape: (outputs, channels): any weight that is not zero
-    total: NDArray[np.float64]  # shape: (outputs, channels): what a constant 1 in that channel adds
     constant: NDArray[np.float64]  # shape: (channels,): NaN where it depends on the input
     reader: Reader | None = None
-    """None where both factors are computed, so that no bias can take up anything."""
+    weight: Tensor | None = None
+    """None, both, where both factors are computed, so that no bias can take up anything."""
     padded: bool = False
     """Zeros around the input: a constant other than 0 is none at the border."""
     foldable: NDArray[np.bool_] | None = None  # shape: (channels,): the bias can stand for the constant, whatever it is
@@ -62,13 +62,22 @@ class Reading:
 
     def folded(self, removed: Flags) -> Tensor:
         """What the removed channels added to each output, shape (outputs,), float64."""
-        gone = removed[self.inputs] & ~self.varying()
-        return torch.from_numpy(self.total[:, gone] @ self.constant[gone])
+        assert self.weight is not None
+        constant = np.where(removed[self.inputs] & ~self.varying(), self.constant, 0.0)
+        groups = self.inputs.size // self.weight.shape[1]
+        carried = torch.from_numpy(constant).view(groups, -1)
+        columns = carried.any(0)  # of the weight: the same place in each group
+        if not columns.any():
+            return torch.zeros(self.outputs.size, dtype=torch.float64)
+        taps = (
+            self.weight[:, columns].double().flatten(2) if self.weight.dim() > 2 else self.weight[:, columns].double()
+        )
+        total = taps.sum(2) if taps.dim() > 2 else taps
+        return torch.einsum("goi,gi->go", total.view(groups, -1, total.shape[1]), carried[:, columns]).flatten()
 
 
-def readings(graph: ChannelGraph, states: dict[str, Tensor]) -> list[Reading]:
-    """Every reader of the network with these float64 parameter and buffer values."""
-    values = constants(graph.trace, states)
+def readings(graph: ChannelGraph, states: dict[str, Tensor], values: dict[Node, Any]) -> list[Reading]:
+    """Every reader of the network with these parameter and buffer values; `values` are its `constants`."""
     result = []
     shared = [states[reader.weight].data_ptr() for reader in graph.readers if reader.weight]
     for reader in graph.readers:
@@ -76,16 +85,16 @@ def readings(graph: ChannelGraph, states: dict[str, Tensor]) -> list[Reading]:
         carried = at_reader(node, values[node.args[0]])
         constant = torch.where((carried == carried[:1]).all(0), carried[0], torch.nan)
         weight = values[node.args[1]].expand(node.args[1].meta["val"].shape)
+        weight = weight.transpose(0, 1) if node.target in TRANSPOSED else weight
         alone = reader.weight is not None and shared.count(states[reader.weight].data_ptr()) == 1
         padded = weight.dim() > 2 and pads_zeros(node)
-        matrices = _matrices(reader, weight)
-        result.append(
-            Reading(
-                reader.module, reader.inputs, reader.outputs, *matrices, constant.numpy(), reader, padded, None, alone
-            )
-        )
+        used = _spread(used_taps(weight), reader.inputs.size)
+        read = Reading(reader.module, reader.inputs, reader.outputs, used, constant.numpy(), reader, weight, padded)
+        result.append(replace(read, alone=alone))
     result = [replace(reading, foldable=_foldable(reading, result)) for reading in result]
-    return result + [_product(product, values, graph.count - 1) for product in graph.products]
+    never = graph.count - 1
+    result += [_product(product, values, never) for product in graph.products]
+    return result + [_statistics(norm, values, never) for norm in graph.remembered]
 
 
 def _foldable(reading: Reading, all_of_them: list[Reading]) -> NDArray[np.bool_]:
@@ -98,23 +107,27 @@ def _foldable(reading: Reading, all_of_them: list[Reading]) -> NDArray[np.bool_]
     users = set().union(*(argument.users for argument in given))
     alike = users <= nodes and all(other.reader.weight == reader.weight for other in sharing)  # type: ignore[union-attr]
     same = [other.constant == reading.constant for other in sharing if alike]
-    steady = ~np.isnan(reading.total).any(0)  # a weight that depends on the input adds no constant
-    return np.logical_and.reduce(same) & steady if same else np.zeros(reading.constant.size, bool)
+    varies = reader.weight is None and reading.weight is not None and bool(reading.weight.isnan().any())
+    return np.zeros(reading.constant.size, bool) if varies or not same else np.logical_and.reduce(same)
 
 
-def _matrices(reader: Reader, weight: Tensor) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Used and summed taps of a weight, spread over all input channels where it is grouped."""
-    rows = weight.transpose(0, 1) if reader.node.target in TRANSPOSED else weight
-    if rows.dim() == 2:
-        return (rows != 0).numpy(), rows.numpy()
-    taps = rows.flatten(2)
-    ones = torch.ones(taps.shape[2], dtype=taps.dtype)  # products are many times faster here than sums of short rows
-    used, total = (taps != 0).double() @ ones > 0, taps @ ones
-    groups = reader.inputs.size // used.shape[1]
-    if groups > 1:
-        used = torch.block_diag(*used.double().chunk(groups)) > 0
-        total = torch.block_diag(*total.chunk(groups))
-    return used.numpy(), total.numpy()
+def _spread(used: Tensor, inputs: int) -> NDArray[np.bool_]:
+    """The matrix of a grouped weight, shape (outputs, inputs of a group), over all `inputs`."""
+    groups = inputs // used.shape[1]
+    return (torch.block_diag(*used.byte().chunk(groups)) > 0 if groups > 1 else used).numpy()
+
+
+def arriving(norm: Remembered, values: dict[Node, Any]) -> Tensor:
+    """The constant that each channel brings to a layer norm, NaN where it depends on the input, shape (channels,)."""
+    x = values[norm.node.args[0]]  # type: ignore[index]
+    carried = at_every_place(x)
+    return carried.expand(norm.channels.size)
+
+
+def _statistics(norm: Remembered, values: dict[Node, Any], never: int) -> Reading:
+    """A layer norm that remembers constants needs every channel that is none, as long as it is there."""
+    live = arriving(norm, values).isnan().numpy()
+    return Reading(norm.module, norm.channels, np.array([never]), live[None], np.full(live.size, np.nan))
 
 
 def _product(product: Product, values: dict[Node, Any], never: int) -> Reading:
@@ -136,5 +149,4 @@ def _product(product: Product, values: dict[Node, Any], never: int) -> Reading:
         else zero.reshape(-1, zero.shape[-1]).all(0)
     )
     used = (~zero).expand(outputs.size, size).numpy()
-    nothing = np.zeros(used.shape)
-    return Reading(node.meta["module"], product.inputs, outputs, used, nothing, np.full(size, np.nan))
+    return Reading(node.meta["module"], product.inputs, outputs, used, np.full(size, np.nan))

@@ -12,7 +12,12 @@ from .plan import Plan, plan_of
 
 
 def shrink(
-    model: nn.Module, example_inputs: Inputs, masks: Masks | None = None, *, round_to: int = 1
+    model: nn.Module,
+    example_inputs: Inputs,
+    masks: Masks | None = None,
+    *,
+    round_to: int = 1,
+    remember_norms: bool = False,
 ) -> tuple[nn.Module, Plan]:
     """Remove every channel that can be removed exactly; returns the smaller network and the account of what went.
 
@@ -21,12 +26,17 @@ def shrink(
     evaluation mode the original outputs, which is measured before it is returned.  `round_to` is the multiple of
     channels to leave, where there are that many, as some hardware likes it.
 
+    A layer norm mixes channels, so without one of them it would give other values: by default its channels stay.  With
+    `remember_norms` they may go where they are constant; the norm becomes a `RememberingLayerNorm`, which knows what it
+    lost, and the only module whose class is not the original one.
+
     Raises `TraceError` when the network cannot be traced, `MaskError` for masks that do not fit, `SettingError` for a
     `round_to` below 1, `ShrinkError` when the smaller network does not run or gives other outputs (none known: please
     report it).
     """
     masked = bake_(copy_of(model), masks)
-    small, plan, _ = shrink_masked(masked, channel_graph(masked, example_inputs), example_inputs, round_to)
+    graph = channel_graph(masked, example_inputs, remember_norms=remember_norms)
+    small, plan, _ = shrink_masked(masked, graph, example_inputs, round_to)
     return small, plan
 
 

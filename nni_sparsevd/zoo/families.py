@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import timm
 import torch
+from torch import nn
 
 from ..errors import SettingError
 
@@ -22,6 +23,8 @@ class Member:
     model: str
     channels: int
     sizes: tuple[int, ...]
+    layer_norms: bool = False
+    """Whether it has any."""
 
 
 def families(pattern: str = "*") -> list[str]:
@@ -49,4 +52,5 @@ def _members(family: str) -> Iterator[tuple[int, Member]]:
         entry = timm.get_pretrained_cfg(name)
         channels, *_, side = entry.input_size if entry else (3, 224, 224)
         sizes = (side,) if entry and entry.fixed_input_size else SIZES
-        yield sum(parameter.numel() for parameter in model.parameters()), Member(family, name, channels, sizes)
+        norms = any(isinstance(module, nn.LayerNorm) for module in model.modules())
+        yield sum(parameter.numel() for parameter in model.parameters()), Member(family, name, channels, sizes, norms)

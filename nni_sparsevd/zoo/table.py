@@ -1,4 +1,4 @@
-"""The zoo as a table: a line a family, with both masks."""
+"""The zoo as a table: a line a family, with all its masks."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def summary(rows: Sequence[Record]) -> str:
              ("max_rel_64", "max_rel_32", "max_rel_gradient")}  # fmt: skip
     twice = [row["family"] for row in rows if row["again"]]
     lines = [
-        f"{len(smaller)} of {len(families)} families shrink exactly under both masks",
+        f"{len(smaller)} of {len(families)} families shrink exactly under every mask",
         f"{len(kept)} keep all channels, for the reasons given: {', '.join(kept) or 'none'}",
         f"{len(others)} others: {', '.join(others) or 'none'}",
         f"planning again finds more in {len(twice)} networks, where a grouped convolution was left with one group",
@@ -34,7 +34,7 @@ def summary(rows: Sequence[Record]) -> str:
 
 
 def table(rows: Sequence[Record]) -> list[str]:
-    """Markdown: what is left of the parameters and MACs under "half · random", and the larger of two differences."""
+    """Markdown: what is left of parameters and MACs under "half · random · remember", and the largest differences."""
     lines = [
         "| family: smallest member, input | free groups | removed of killed | parameters | MACs | float64 | float32 "
         "| gradients | s | reasons |",

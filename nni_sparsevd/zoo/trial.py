@@ -16,7 +16,7 @@ from ..report import macs, parameters
 from ..shrink import Plan, apply_plan_, check, gradient_difference, make_plan, plan_of, randomise_, settle_
 from .families import Member
 
-KILLS = ("half", "random")
+KILLS = ("half", "random", "remember")
 TRIES = 3
 """Sizes of the input with which a network may leave parameters without effect before the smallest is taken."""
 
@@ -29,7 +29,8 @@ class Row:
     model: str
     kill: str
     """"half": every second channel of every removable group, with everything that makes it heard.  "random": every
-    channel with a probability drawn for its group, by its weights alone, so that biases and shifts go on."""
+    channel with a probability drawn for its group, by its weights alone, so that biases and shifts go on.  "remember":
+    "half" with layer norms that may remember what they lose, for networks that have layer norms."""
     verdict: str
     """"exact", or what went wrong and where."""
     input_size: int = 0
@@ -47,7 +48,7 @@ class Row:
     noise_32: float = float("nan")
     """What float32 alone does to the masked network, relative as well."""
     max_rel_gradient: float | None = None
-    """Of the parameters that survive, in training and in evaluation mode; for "half", where no constants are left."""
+    """Of the parameters that survive, in training and evaluation mode; not for "random", where constants are left."""
     deaf: tuple[str, ...] = ()
     """Surviving parameters of which no element changes the output."""
     seconds: float = 0.0
@@ -70,7 +71,7 @@ def trial(member: Member, kill: str, seed: int) -> Row:
     except TraceError as error:
         return Row(family, member.model, kill, f"not traced: {error}")
     began = time.perf_counter()
-    graph = channel_graph(model, example)
+    graph = channel_graph(model, example, remember_norms=kill == "remember")
     seconds = time.perf_counter() - began
     masks, killed = killing(model, graph, kill, seed)
     apply_masks_(model, masks)
@@ -79,7 +80,7 @@ def trial(member: Member, kill: str, seed: int) -> Row:
     small = apply_plan_(copy_of(model), plan)
     seconds += time.perf_counter() - began
     result = check(model, small, example, rounds=1, seed=seed)
-    again = make_plan(small, example).removed
+    again = make_plan(small, example, remember_norms=kill == "remember").removed
     verdict = "exact" if result.ok else f"different: {result}"
     return Row(
         family,
