@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nni_sparsevd.zoo.table import summary, table
+from nni_sparsevd import zoo
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -152,11 +152,11 @@ def lenet5_structured() -> list[str]:
 
 
 def zoo_rows() -> list[str]:
-    return table(read(RESULTS / "zoo.json")["rows"])
+    return zoo.table(read(RESULTS / "zoo.json")["rows"])
 
 
 def zoo_summary() -> list[str]:
-    return [f"- {line}" for line in summary(read(RESULTS / "zoo.json")["rows"]).splitlines()]
+    return [f"- {line}" for line in zoo.summary(read(RESULTS / "zoo.json")["rows"]).splitlines()]
 
 
 def pass_speed() -> list[str]:

@@ -1,0 +1,91 @@
+"""The zoo: rows that are kept, limits that end a family, and a table that hides nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nni_sparsevd import cli
+from nni_sparsevd.files import read_json, write_json
+from nni_sparsevd.zoo import Limits, run_zoo, summary, table
+from nni_sparsevd.zoo.families import families, smallest
+from nni_sparsevd.zoo.trial import Row
+
+Printed = pytest.CaptureFixture[str]
+
+
+def test_families_are_timms_own_modules() -> None:
+    assert len(families()) > 90 and "resnet" in families() and "models" not in families()
+    assert families("resnet,vgg*") == ["resnet", "vgg"]
+    member = smallest("starnet")
+    assert (member.model, member.sizes[0], member.layer_norms) == ("starnet_s050", 64, False)
+
+
+def test_a_family_is_shrunk_in_its_own_process_and_only_once(tmp_path: Path, capsys: Printed) -> None:
+    command = ["zoo", "--out", str(tmp_path), "--families", "starnet"]
+    assert cli.main(command) == 0
+    rows = read_json(tmp_path / "zoo.json")["rows"]
+    assert [row["kill"] for row in rows] == ["half", "random"]
+    for row in rows:
+        assert row["verdict"] == "exact" and row["removed"] > 400 and not row["deaf"]
+        assert row["max_rel_64"] < 1e-10 and row["max_rel_32"] < 1e-5
+        assert row["parameters"][1] < 0.8 * row["parameters"][0] and row["macs"][1] < row["macs"][0]
+    assert rows[0]["max_rel_gradient"] < 1e-9 and rows[1]["max_rel_gradient"] is None
+    said = capsys.readouterr().out
+    assert "starnet (starnet_s050), half: exact" in said and "1 of 1 families shrink exactly" in said
+    assert "starnet_s050" in (tmp_path / "zoo.md").read_text()
+    # a second run reads what is there
+    rows[0]["removed"] = 7
+    write_json(tmp_path / "rows" / "starnet.json", rows)
+    assert cli.main(command) == 0
+    assert read_json(tmp_path / "zoo.json")["rows"][0]["removed"] == 7
+
+
+@pytest.mark.parametrize(
+    ("limits", "verdict"),
+    [(Limits(seconds=0.05), "not finished in 0.05 s"), (Limits(gibibytes=0.001), "took more than 0.001 GiB")],
+)
+def test_what_exceeds_a_limit_is_a_row_that_says_so(tmp_path: Path, limits: Limits, verdict: str) -> None:
+    (row,) = run_zoo(tmp_path, "starnet", 1, limits)
+    assert row.verdict == verdict and "**" in table([row.to_dict()])[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--families", "resnext*"], "families: no architecture module of timm matches 'resnext*'"),
+        (["--jobs", "0", "--families", "vgg"], "jobs: 1 or more, found 0"),
+        (["--family", "vgg"], "did you mean --families?"),
+    ],
+)
+def test_wrong_flags(tmp_path: Path, capsys: Printed, flags: list[str], message: str) -> None:
+    assert cli.main(["zoo", "--out", str(tmp_path), *flags]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def row(family: str, kill: str, **values: Any) -> dict[str, Any]:
+    sizes = {"removed": 5, "killed": 5, "parameters": (10, 5), "macs": (10, 2)}
+    settled = {"verdict": "exact", "max_rel_64": 1e-16, "max_rel_32": 1e-7, **sizes}
+    return Row(family, f"{family}_s", kill, **{**settled, **values}).to_dict()
+
+
+def test_the_summary_counts_what_the_rows_say() -> None:
+    rows = [
+        row("good", "half", max_rel_gradient=2e-15),
+        row("good", "random", again=3),
+        row("kept", "half", removed=0, killed=0, reasons={"lstm has no rule": 4, "output of the network": 1}),
+        row("wrong", "half", verdict="different: DIFFERENT"),
+        row("wrong", "random", max_rel_64=1e-13),
+    ]
+    text = summary(rows)
+    assert "1 of 3 families shrink exactly" in text and "1 keep all channels, for the reasons given: kept" in text
+    assert "1 others: wrong" in text and "planning again finds more in 1 networks" in text
+    assert "1.0e-13 in float64" in text and "2.0e-15 between gradients" in text
+    lines = table(rows)
+    assert len(lines) == 5 and "lstm has no rule (4)" in lines[3] and "**half: different: DIFFERENT" in lines[4]
+
+
+def test_a_network_that_computes_something_else_fails_the_command(tmp_path: Path, capsys: Printed) -> None:
+    write_json(tmp_path / "rows" / "vgg.json", [row("vgg", "half", verdict="different: DIFFERENT")])
+    assert cli.main(["zoo", "--out", str(tmp_path), "--families", "vgg"]) == 1
+    assert "1 networks compute something else once shrunk" in capsys.readouterr().err
