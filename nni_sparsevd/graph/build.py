@@ -57,7 +57,10 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
         remembered=tuple(_remembered(recorded, node, classes[atoms]) for node, atoms in walk.equations.remembered),
         written=tuple(writers.values()),
         last=tuple(writer for node, writer in writers.items() if node in walk.read),
-        given=tuple(Given(one.node, one.origin, classes[one.atoms]) for one in walk.equations.written),
+        given=tuple(
+            Given(one.node, one.origin, classes[:0] if one.atoms is None else classes[one.atoms])
+            for one in walk.equations.written
+        ),
         values=axes,
     )
     return fit(model, graph)

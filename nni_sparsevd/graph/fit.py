@@ -28,6 +28,7 @@ SUPERFLUOUS = {aten.contiguous.default, aten.alias.default, aten.clone.default}
 def fit(model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
     """`graph` with the attributes that have to follow its channels, and without those that the code cannot follow."""
     draw = np.random.default_rng(0)  # different numbers, so that two axes do not agree by accident
+    failed = False  # code that failed once may depend on more than the sizes that it gives
     while True:
         removed = np.zeros(graph.count, np.bool_)
         for group in graph.groups:
@@ -36,22 +37,25 @@ def fit(model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
                 gone[graph.with_elements(draw.choice(group.labels, draw.integers(1, len(group)), replace=False))] = True
                 if not any(gone[graph.axes[axis]].all() for axis in group.axes):
                     removed = gone
-        fitted = follow(model, graph, graph.feasible(removed))
+        feasible = graph.feasible(removed)
+        fitted = _fails(model, graph, feasible) if failed else follow(model, graph, feasible)
         if fitted is None:
             free = graph.removable()
             return replace(graph, sizes=_attributes([one for one in graph.given if free[one.labels].any()]))
-        graph = fitted
+        graph, failed = fitted, True
 
 
 def follow(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGraph | None:
     """None where the code can follow this removal, else `graph` with more pins.
 
-    The network without these channels is run without data, unless no size in its code depends on them.
+    The network without these channels is run without data, unless its code gives no sizes at all.
     """
+    return _fails(model, graph, removed) if graph.given and removed.any() else None
+
+
+def _fails(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGraph | None:
     free = graph.removable()
     given = [one for one in graph.given if free[one.labels].any()]
-    if not any(removed[one.labels].any() for one in given):
-        return None
     sizes = _attributes(given)
     failed = _try(model, graph, sizes, removed)
     if failed is None:

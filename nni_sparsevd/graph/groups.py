@@ -94,7 +94,7 @@ class Given:
     node: Node
     origin: Origin | None
     """The attribute that it is read from."""
-    labels: Atoms  # shape: (the size,): the classes along that axis
+    labels: Atoms  # shape: (the size,): the classes along that axis, or (0,) where it is no channel axis
 
 
 @dataclass(frozen=True)

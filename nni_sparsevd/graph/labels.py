@@ -150,7 +150,8 @@ class Written:
     node: Node
     origin: Origin | None
     """The attribute that it is read from."""
-    atoms: Atoms
+    atoms: Atoms | None
+    """Those along the axis, None where it is no channel axis."""
 
 
 class Equations:
@@ -212,7 +213,7 @@ class Equations:
 
     def write(self, node: Node, place: int, size: object, atoms: Atoms | None) -> None:
         """State that the code of the network gives `size` for this axis, as its number `place`; -1 is none."""
-        if atoms is not None and isinstance(size, int) and size != -1:
+        if isinstance(size, int) and size not in (-1, 1):
             self.written.append(Written(node, node.meta["origins"].get(place), atoms))
 
     def pin(self, atoms: Atoms | None, reason: str) -> None:

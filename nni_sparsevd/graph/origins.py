@@ -50,12 +50,13 @@ class Origins(TorchFunctionMode):
             self._given = []
 
     def of(self, arguments: Any) -> dict[int, Origin]:
-        """Place in the first list of numbers, or single number, among an operator's `arguments` -> its origin."""
-        sizes = next((list(one) if isinstance(one, list | tuple) else [one] for one in arguments if _numbers(one)), [])
+        """Place in the first list of numbers among an operator's `arguments`, or its first number -> the origin."""
+        found = sorted((one for one in arguments if _numbers(one)), key=lambda one: not isinstance(one, list | tuple))
+        sizes = [] if not found else list(found[0]) if isinstance(found[0], list | tuple) else [found[0]]
         for start in range(len(self._given) - len(sizes) + 1 if sizes else 0):
-            found = self._given[start : start + len(sizes)]
-            if found == sizes:
-                return {at: one.origin for at, one in enumerate(found) if isinstance(one, Named)}
+            given = self._given[start : start + len(sizes)]
+            if given == sizes:
+                return {at: one.origin for at, one in enumerate(given) if isinstance(one, Named)}
         return {}
 
 

@@ -43,10 +43,11 @@ class Walk:
 
     def _couple_sizes(self) -> None:
         """Axes that get their size from one attribute lose the same channels, so that one number fits them all."""
-        first: dict[Origin, Atoms] = {}
+        first: dict[Origin, Atoms | None] = {}
         for one in self.equations.written:
             if one.origin is not None:
-                self.equations.equate(first.setdefault(one.origin, one.atoms), one.atoms, "")
+                reason = f"{one.origin[1]} is the size of something that is no channel, too"
+                self.equations.equate(first.setdefault(one.origin, one.atoms), one.atoms, reason)
 
     def _resolve(self, arguments: Any) -> Any:
         return map_arg(arguments, lambda node: self.values[node])

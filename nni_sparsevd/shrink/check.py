@@ -148,10 +148,10 @@ def _outputs(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Tensor]:
 
 def _runs(model: nn.Module, batch: tuple[Tensor, ...]) -> bool:
     try:
-        _outputs(model, batch)
+        outputs = _outputs(model, batch)
     except Exception:  # whatever a network says to a size that it was not made for
         return False
-    return True
+    return all(value.shape[:1] == (1,) for value in outputs)  # else a reshape has made several images of one
 
 
 def _enlarged(value: Tensor) -> Tensor:
