@@ -1,5 +1,6 @@
 """Coupled channel groups of known networks against groups written by hand, and what pins a channel."""
 
+import importlib
 from collections.abc import Callable
 
 import numpy as np
@@ -231,3 +232,47 @@ def test_groups_come_in_the_order_of_writing_and_do_not_overlap() -> None:
     # a stem and a trunk per stage, one inner group a block
     assert [len(g) for g in groups] == [64, 64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512, 10]
     assert [g.name for g in groups if g.pinned] == ["fc"]
+
+
+def test_an_operator_called_in_a_way_that_its_rule_does_not_know_pins_what_enters_it() -> None:
+    model = Net(lambda m, x: m.last(torch.nn.functional.pad(m.first(x), (0, 0)).mean((2, 3))).mul(torch.ones(2)),
+                first=nn.Conv2d(3, 4, 1), last=nn.Linear(4, 2))  # fmt: skip
+    rules = importlib.import_module("nni_sparsevd.graph.rules")
+    before = rules.RULES[torch.ops.aten.pad.default]
+    rules.RULES[torch.ops.aten.pad.default] = lambda eq, node, x: x
+    try:
+        found = account(channel_graph(model, IMAGE))
+    finally:
+        rules.RULES[torch.ops.aten.pad.default] = before
+    assert found["first"][2] == "pad is called in a way that its rule does not know"
+
+
+def test_a_forward_that_writes_to_its_buffers_and_looks_at_values_changes_nothing() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.last(self.first(x)) if self.calls.item() > 0 else x
+
+    model = Counting()
+    assert account(channel_graph(model, IMAGE))["first"][2] is None
+    assert model.calls.item() == 0
+
+
+def test_modules_that_change_with_the_mode_end_as_they_were() -> None:
+    """As low-rank adapters do, which merge their weights for evaluation."""
+
+    class Merging(nn.Linear):
+        def train(self, mode: bool = True) -> nn.Module:
+            if mode != self.training:
+                self.weight.data *= 2 if mode else 0.5
+            return super().train(mode)
+
+    model = nn.Sequential(Merging(4, 6), nn.Linear(6, 2)).eval()
+    weight = model[0].weight.clone()
+    channel_graph(model, torch.zeros(2, 4))
+    assert torch.equal(model[0].weight, weight) and not model[0].training

@@ -63,6 +63,8 @@ def opaque(equations: Equations, node: Node | None, *arguments: Any, reason: str
     values = node.meta["val"] if node else []
     if isinstance(values, list | tuple):
         return [Tracked(tuple(v.shape), (None,) * v.dim()) for v in values if v is not None]
+    if not isinstance(values, torch.Tensor):  # a number
+        return None
     return Tracked(tuple(values.shape), (None,) * values.dim())
 
 

@@ -70,6 +70,7 @@ def forget_(model: nn.Module) -> None:
     """
     before = [(module, module.training) for module in model.modules()]
     model.train()
+    model.train(before[0][1])  # whatever modules did in the one direction, they undo in the other
     for module, training in before:
         module.training = training
 
@@ -119,12 +120,12 @@ class Attempt:
 
 
 def run_copy(model: nn.Module, device: str | None) -> nn.Module:
-    """A copy that shares its tensors with `model`, or on "meta" only has their shapes; forward may write to modules."""
-    tensors = [*model.parameters(), *model.buffers()]
-    copied = {id(tensor): tensor if device is None else tensor.to(device) for tensor in tensors}
-    for tensor in tensors:
-        if device is not None and isinstance(tensor, nn.Parameter):
-            copied[id(tensor)] = nn.Parameter(copied[id(tensor)], tensor.requires_grad)
+    """A copy that shares its parameters with `model`, or on "meta" only has their shapes; forward may write to it."""
+    buffers = list(model.buffers())
+    copied: dict[int, Any] = {id(one): one.clone() if device is None else one.to(device) for one in buffers}
+    for parameter in model.parameters():
+        shared = parameter if device is None else nn.Parameter(parameter.to(device), parameter.requires_grad)
+        copied[id(parameter)] = shared
     made = copy_of(model, copied).eval()
     name_numbers_(made)
     return made

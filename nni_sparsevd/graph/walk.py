@@ -66,7 +66,12 @@ class Walk:
             reason = f"{op_name(node)} has no rule"
             self.values[node] = opaque(self.equations, node, arguments, dict(options), reason=reason)
             return
-        self.values[node] = RULES[node.target](self.equations, node, *arguments, **options)
+        try:
+            self.values[node] = RULES[node.target](self.equations, node, *arguments, **options)
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError):
+            reason = f"{op_name(node)} is called in a way that its rule does not know"
+            self.values[node] = opaque(self.equations, node, arguments, dict(options), reason=reason)
+            return
         if node.target in READERS:
             self._reader(node, arguments)
 

@@ -82,7 +82,10 @@ def _evaluate(node: Node, values: dict[Node, Any]) -> Any:
     if target in UNIFORM:
         return _pooled(node, arguments[0])
     if target in RULES:
-        return RULES[target](node, *arguments, **options)
+        try:
+            return RULES[target](node, *arguments, **options)
+        except (TypeError, ValueError, IndexError, RuntimeError):  # called in a way that the rule does not know
+            return _mapped(_live, node.meta["val"])
     if _known((arguments, options)) and isinstance(target, OpOverload) and _repeatable(target):
         return _computed(node, values)
     return _mapped(_live, node.meta["val"])
