@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nni_sparsevd.graph.trace import trace
-from nni_sparsevd.shrink import constants as rules
+from nni_sparsevd.shrink import constant_rules as rules
+from nni_sparsevd.shrink.abstract import LIVE
+from nni_sparsevd.shrink.constants import constants
 
 aten = torch.ops.aten
 CARRIED = (float("nan"), 0.7, 0.0, -1.3)
@@ -43,14 +45,14 @@ def measure(model: nn.Module) -> tuple[Tensor, Tensor, set[object]]:
     recorded = trace(model, draws[0])
     states = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
-        values = rules.constants(recorded, {name: value.double() for name, value in states.items()})
+        values = constants(recorded, {name: value.double() for name, value in states.items()})
         outputs = torch.stack([model(x) for x in draws])
     (result,) = next(node for node in recorded.graph.nodes if node.op == "output").args[0]
     found = values[result]
     abstract = found.expand(outputs.shape[1:])
     # a constant may be rounded differently from input to input; what depends on the input differs by far more
     constant = (outputs.amax(0) - outputs.amin(0)) < 1e-12
-    real = torch.where(constant, outputs[0], rules.LIVE)
+    real = torch.where(constant, outputs[0], LIVE)
     return abstract, real, {node.target for node in recorded.graph.nodes if node.op == "call_function"}
 
 
@@ -292,7 +294,7 @@ def test_every_rule_has_a_row() -> None:
 def test_nan_passes_every_activation() -> None:
     """What the elementwise operators rest on, also in the vectorised code that long rows take."""
     for size in (1, 4, 37):
-        x = torch.full((size,), rules.LIVE, dtype=torch.float64)
+        x = torch.full((size,), LIVE, dtype=torch.float64)
         for target in rules.ELEMENTWISE:
             extra = {
                 "pow": (2,),

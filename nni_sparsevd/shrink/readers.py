@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..graph import TRANSPOSED, Atoms, ChannelGraph, Flags, Product, Reader, Remembered
-from .constants import at_every_place, at_reader, pads_zeros, used_taps
+from .constant_rules import at_every_place, at_reader, pads_zeros, used_taps
 
 
 @dataclass(frozen=True)
