@@ -24,8 +24,7 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
     Raises `TraceError` when the network cannot be traced.
     """
     recorded = trace(model, example_inputs)
-    norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
-    walk = Walk(recorded, norms if remember_norms else ())
+    walk = Walk(recorded, _mere_norms(model, recorded) if remember_norms else ())
     classes, links, pins = walk.equations.solve()
 
     def solved(value: Any) -> Any:
@@ -77,6 +76,14 @@ def _scale(node: Any, dimensions: Atoms) -> Scale:
     found = query_rows(node.args[0])
     assert found is not None  # or the rule would have pinned the dimensions
     return Scale(node.meta["module"], *found, dimensions)
+
+
+def _mere_norms(model: nn.Module, recorded: Trace) -> set[str]:
+    """Layer norms that do nothing else: timm has some with an activation inside."""
+    names = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    nodes = [node for node in recorded.graph.nodes if node.op == "call_function"]
+    busy = [node.meta["module"] for node in nodes if node.target not in {aten.layer_norm.default, aten.permute.default}]
+    return {name for name in names if not any(f"{module}.".startswith(f"{name}.") for module in busy)}
 
 
 def _remembered(recorded: Trace, norm: Node, channels: Atoms) -> Remembered:

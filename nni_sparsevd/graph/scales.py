@@ -34,6 +34,8 @@ class Scale:
 
 def query_rows(query: Node) -> tuple[str, str | None, Atoms] | None:
     """Weight, bias and rows that write `query` and nothing else; None where more than moving lies between."""
+    if len(query.users) > 1:  # as where relative positions are multiplied with the queries, too
+        return None
     moves: list[Node] = []
     node: Any = query
     while node.target in MOVES:
