@@ -67,11 +67,11 @@ def test_commands_are_those_of_the_program(capsys):
                 if "nni-sparsevd" not in words[:1]:
                     continue
                 flags = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
-                assert words[1] in {"compress", "report", "check", "list-models"}, line
+                assert words[1] in {"compress", "report", "check", "list-models", "zoo"}, line
                 assert flags <= options(words[1], capsys), f"{page.name}: {line}"
                 assert all((ROOT / word).exists() for word in words if word.startswith("examples/")), line
                 seen.add(words[1])
-    assert seen == {"compress", "report", "check", "list-models"}
+    assert seen == {"compress", "report", "check", "list-models", "zoo"}
 
 
 @pytest.mark.parametrize("room", ["", "plugins/nni", "plugins/torch_pruning"])

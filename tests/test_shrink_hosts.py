@@ -175,3 +175,48 @@ def test_a_norm_remembers_constants_that_are_not_zero() -> None:
     turned.weight, turned.bias = small.weight, small.bias
     image_like = x[..., [0, 1, 3, 5]].permute(0, 2, 1)
     torch.testing.assert_close(turned(image_like), expected.permute(0, 2, 1), rtol=1e-13, atol=1e-13)
+
+
+class Biased(nn.Module):
+    """Attention with a bias made of the queries, as decomposed relative positions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.proj = nn.Conv2d(3, 12, 2, 2), nn.Linear(12, 36), nn.Linear(12, 3)
+        self.heads, self.dimensions, self.positions = 3, 4, nn.Parameter(torch.randn(16, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        parts = self.qkv(x).reshape(x.shape[0], -1, 3, self.heads, self.dimensions).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.unbind(0)
+        bias = q @ self.positions.transpose(0, 1)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj(y.transpose(1, 2).flatten(2)).mean(1)
+
+
+def test_queries_that_are_used_elsewhere_keep_their_scale() -> None:
+    model = prepared(Biased())
+    graph = channel_graph(model, image())
+    assert groups_of(graph, "qkv") == [3]
+    reasons = [group.pinned or "" for group in graph.groups if group.module == "qkv"]
+    assert any("attention is scaled by the number of dimensions" in reason for reason in reasons)
+    masks, _ = killing(model, graph, "half", 0)
+    apply_masks_(model, masks)
+    assert_law(model, image())
+
+
+class Activated(nn.LayerNorm):
+    """As timm's norms with an activation inside."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.GELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(super().forward(x))
+
+
+def test_a_norm_that_does_more_does_not_remember() -> None:
+    model = prepared(nn.Sequential(nn.Flatten(), nn.Linear(192, 8), Activated(8), nn.Linear(8, 2)))
+    graph = channel_graph(model, image(), remember_norms=True)
+    assert "layer_norm over the channels" in (graph.groups[0].pinned or "")

@@ -73,14 +73,23 @@ def test_the_summary_counts_what_the_rows_say() -> None:
     rows = [
         row("good", "half", max_rel_gradient=2e-15),
         row("good", "random", again=3),
-        row("kept", "half", removed=0, killed=0, reasons={"lstm has no rule": 4, "output of the network": 1}),
+        row(
+            "kept",
+            "half",
+            removed=0,
+            killed=0,
+            max_rel_32=2e-5,
+            max_rel_gradient=0.5,
+            reasons={"lstm has no rule": 4, "output of the network": 1},
+        ),
         row("wrong", "half", verdict="different: DIFFERENT"),
         row("wrong", "random", max_rel_64=1e-13),
     ]
     text = summary(rows)
     assert "1 of 3 families shrink exactly" in text and "1 keep all channels, for the reasons given: kept" in text
-    assert "1 others: wrong" in text and "planning again finds more in 1 networks" in text
-    assert "1.0e-13 in float64" in text and "2.0e-15 between gradients" in text
+    assert "1 others: wrong" in text and "planning again finds more in good, where" in text
+    assert "1.0e-13 in float64" in text and "gradients differ by more than 1e-08 of the largest in kept\n" in text
+    assert "2.0e-05 in float32 (above 1e-05, and then" in text and "by itself: kept)" in text
     lines = table(rows)
     assert len(lines) == 5 and "lstm has no rule (4)" in lines[3] and "**half: different: DIFFERENT" in lines[4]
 

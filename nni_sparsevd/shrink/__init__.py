@@ -1,7 +1,7 @@
 """Exact shrinking: from zeros in the weights to a smaller network that computes the same function."""
 
 from .apply import apply_plan_
-from .check import CheckResult, check, gradient_difference
+from .check import TOLERANCE_32, CheckResult, check, gradient_difference
 from .fuse import fuse
 from .norm import RememberingLayerNorm
 from .plan import GroupPlan, Plan, make_plan, plan_of
@@ -10,6 +10,7 @@ from .shrink import shrink, shrink_masked
 from .silence import silenced
 
 __all__ = [
+    "TOLERANCE_32",
     "CheckResult",
     "GroupPlan",
     "Plan",

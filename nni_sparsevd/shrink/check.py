@@ -80,8 +80,10 @@ def gradient_difference(
     """Largest difference between gradients of the parameters that survive, relative to the largest gradient.
 
     Of a random sum of the outputs, in float64.  With `training`, batch norms take the statistics of the batch: the
-    networks are then equal only if what the plan removed is silent there, too.  Where one channel carries the constants
-    of others (`plan.merges`), the gradients of its own parameters are the sum of theirs.
+    networks are then equal only if what the plan removed is silent there, too.  Where one channel carries the
+    constants of others (`plan.merges`), the gradients of its own parameters are the sum of theirs; and where folded
+    constants were made with a parameter that survives, such as a bias that all channels share, their part of its
+    gradient is gone.
     """
     generator = torch.Generator().manual_seed(seed)
     batch = _random(as_tuple(example_inputs), BATCHES[-1], generator)
