@@ -86,7 +86,10 @@ def test_the_summary_counts_what_the_rows_say() -> None:
         row("wrong", "random", max_rel_64=1e-13),
     ]
     text = summary(rows)
-    assert "1 of 3 families shrink exactly" in text and "1 keep all channels, for the reasons given: kept" in text
+    assert (
+        "1 of 3 families shrink exactly" in text
+        and "1 keep all channels under some mask, for the reasons given: kept" in text
+    )
     assert "1 others: wrong" in text and "planning again finds more in good, where" in text
     assert "1.0e-13 in float64" in text and "gradients differ by more than 1e-08 of the largest in kept\n" in text
     assert "2.0e-05 in float32 (above 1e-05, and then" in text and "by itself: kept)" in text

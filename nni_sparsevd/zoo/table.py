@@ -14,12 +14,9 @@ Record = dict[str, Any]
 def summary(rows: Sequence[Record]) -> str:
     """How many families shrink exactly, and what became of the others."""
     families = _by_family(rows)
-    smaller = [
-        name for name, own in families.items() if all(row["verdict"] == "exact" and row["removed"] for row in own)
-    ]
-    kept = [
-        name for name, own in families.items() if all(row["verdict"] == "exact" and not row["killed"] for row in own)
-    ]
+    exactly = {name: own for name, own in families.items() if all(row["verdict"] == "exact" for row in own)}
+    kept = [name for name, own in exactly.items() if not all(row["killed"] for row in own)]
+    smaller = [name for name in exactly if name not in kept and all(row["removed"] for row in exactly[name])]
     others = [name for name in families if name not in smaller and name not in kept]
     exact = [row for row in rows if row["verdict"] == "exact"]
     worst = {key: max((row[key] for row in exact), default=0.0) for key in ("max_rel_64", "max_rel_32")}
@@ -29,7 +26,7 @@ def summary(rows: Sequence[Record]) -> str:
     twice = list(dict.fromkeys(row["family"] for row in rows if row["again"]))
     lines = [
         f"{len(smaller)} of {len(families)} families shrink exactly under every mask",
-        f"{len(kept)} keep all channels, for the reasons given: {_named(kept)}",
+        f"{len(kept)} keep all channels under some mask, for the reasons given: {_named(kept)}",
         f"{len(others)} others: {_named(others)}",
         f"largest relative difference of those that are exact: {worst['max_rel_64']:.1e} in float64, "
         f"{worst['max_rel_32']:.1e} in float32 (above {TOLERANCE_32:g}, and then within twice what float32 does to the "
