@@ -108,7 +108,6 @@ def _with_suggestion(message: str, given: list[str]) -> str:
               for key in getattr(field.annotation, "model_fields", {})]  # fmt: skip
     known += ["--recipe", "--out", "--resume", "--overwrite", "--help"]
     known += ["--families", "--jobs", "--seconds", "--gibibytes"] if given[:1] == ["zoo"] else []
-    known += ["--families", "--jobs", "--seconds", "--gibibytes", "--seed"] if "zoo" in given else []
     open_ended = ("--model.arguments.", "--posterior.kl_weights.")
     hints = []
     for word in given:
@@ -173,14 +172,14 @@ def _check(chosen: Namespace, command: list[str]) -> None:
 
 
 def _zoo(chosen: Namespace, command: list[str]) -> None:
-    from .files import write_json
+    from .files import write_bytes, write_json
     from .training.environment import environment
     from .zoo import Limits, run_zoo, summary, table
 
     limits = Limits(chosen.seconds, chosen.gibibytes)
     rows = [row.to_dict() for row in run_zoo(chosen.out / "rows", chosen.families, chosen.jobs, limits, chosen.seed)]
     write_json(chosen.out / "zoo.json", {"environment": environment(command, chosen.seed), "rows": rows})
-    (chosen.out / "zoo.md").write_text("\n".join([summary(rows), "", *table(rows), ""]))
+    write_bytes(chosen.out / "zoo.md", "\n".join([summary(rows), "", *table(rows), ""]).encode())
     print(summary(rows))
     print(f"table: {chosen.out / 'zoo.md'}")
     wrong = [row for row in rows if str(row["verdict"]).startswith("different")]

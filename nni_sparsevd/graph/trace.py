@@ -68,11 +68,10 @@ def forget_(model: nn.Module) -> None:
 
     Training is when they do so of themselves; each gets its own mode back.
     """
-    before = [(module, module.training) for module in model.modules()]
-    model.train()
-    model.train(before[0][1])  # whatever modules did in the one direction, they undo in the other
-    for module, training in before:
-        module.training = training
+    mode = model.training
+    with evaluation_mode(model):
+        model.train()
+        model.train(mode)  # whatever modules did in the one direction, they undo in the other
 
 
 def copy_of(model: nn.Module, made: dict[int, Any] | None = None) -> nn.Module:

@@ -13,13 +13,14 @@ from .plan import Plan
 
 def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
     """Fold, merge and cut in place; `model` is the network that the plan was made for.  Returns it."""
+    named = dict(states(model))
     for bias, added in plan.folds.items():
         if added.any():
-            _fold(model, bias, added, plan)
+            _fold(model, named.get(bias), bias, added, plan)
     for (weight, dim), merges in plan.merges.items():
-        _merge(model, weight, dim, merges)
+        _merge(named[weight], dim, merges)
     for scale, number in plan.scales:
-        _rescale(model, scale, number)
+        _rescale(model, named, scale, number)
     for name, (channel_dim, removed) in plan.norms.items():
         owner, _, key = name.rpartition(".")
         remembering = RememberingLayerNorm(model.get_submodule(name), channel_dim, removed)  # type: ignore[arg-type]
@@ -31,8 +32,7 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def _fold(model: nn.Module, name: str, added: Tensor, plan: Plan) -> None:
-    bias = dict(states(model)).get(name)
+def _fold(model: nn.Module, bias: Tensor | None, name: str, added: Tensor, plan: Plan) -> None:
     if bias is not None:
         bias.data = (bias.data.double() + added.to(bias.device)).to(bias.dtype)
         return
@@ -43,18 +43,16 @@ def _fold(model: nn.Module, name: str, added: Tensor, plan: Plan) -> None:
     module.bias = nn.Parameter(added.to(weight), requires_grad=weight.requires_grad)
 
 
-def _merge(model: nn.Module, name: str, dim: int, merges: tuple[Merge, ...]) -> None:
-    weight = dict(states(model))[name]
+def _merge(weight: Tensor, dim: int, merges: tuple[Merge, ...]) -> None:
     columns = weight.data.double().movedim(dim, 0)
     for merge in merges:
         columns[merge.into] += merge.factor * columns[merge.source]
     weight.data = columns.movedim(0, dim).to(weight.dtype).contiguous()
 
 
-def _rescale(model: nn.Module, scale: Scale, number: int) -> None:
+def _rescale(model: nn.Module, named: dict[str, Tensor], scale: Scale, number: int) -> None:
     """Multiply the queries by what the attention will divide too much, and tell the module that remembers its scale."""
     before = scale.dimensions.size
-    named = dict(states(model))
     for name in (scale.weight, scale.bias):
         if name is not None:
             rows = named[name].data.double()
