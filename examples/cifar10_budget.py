@@ -29,6 +29,7 @@ from nni_sparsevd.training.environment import environment
 NAME, BATCH, FRACTION = "resnet10t", 128, 0.5
 DENSE, SPARSE, TUNE = 8, 8, 4  # epochs
 IMAGE = torch.zeros(2, 3, 32, 32)
+CROPS = Data(augment="crop_flip")
 
 
 def epochs(
@@ -43,7 +44,7 @@ def epochs(
         if step % (steps // count) == 0:
             order = torch.randperm(len(data.train), generator=generator)
         rows = order[step * BATCH % len(data.train) :][:BATCH]
-        images = data.normalise(augmented(data.train.images[rows], "crop_flip", generator))
+        images = data.normalise(augmented(data.train.images[rows], CROPS, generator))
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - step / steps)
         optimizer.zero_grad()

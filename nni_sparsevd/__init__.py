@@ -7,6 +7,9 @@ from .graph import channel_graph as channel_graph
 from .masks import Masks as Masks
 from .masks import compute_masks as compute_masks
 from .nn import kl as kl
+from .predictive import Prediction as Prediction
+from .predictive import predict as predict
+from .predictive import sample_network as sample_network
 from .recipe import Masking as Masking
 from .recipe import Posterior as Posterior
 from .shrink import Plan as Plan

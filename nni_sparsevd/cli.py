@@ -1,4 +1,4 @@
-"""The command line: `nni-sparsevd compress | report | check | list-models | zoo`."""
+"""The command line: `nni-sparsevd compress | report | check | list-models | zoo | reproduce`."""
 
 import difflib
 import re
@@ -17,7 +17,8 @@ from .recipe import Recipe
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed with a message, 2 bad usage, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
-    actions = {"compress": _compress, "report": _report, "check": _check, "list-models": _list_models, "zoo": _zoo}
+    actions = {"compress": _compress, "report": _report, "check": _check, "list-models": _list_models, "zoo": _zoo,
+               "reproduce": _reproduce}  # fmt: skip
     try:
         parsed = _parser(given).parse_args(given)
         actions[parsed.subcommand](parsed[parsed.subcommand], ["nni-sparsevd", *given])
@@ -83,6 +84,18 @@ def _parser(given: list[str]) -> ArgumentParser:
     zoo.add_argument("--gibibytes", type=float, default=16.0, help="memory that one family may take")
     zoo.add_argument("--seed", type=int, default=0, help="of weights, masks and inputs")
     commands.add_subcommand("zoo", zoo, help="exact shrinking of every architecture of timm")
+    again = ArgumentParser(
+        description="Run an experiment of the papers: results as JSON, a page with its table, pictures.  What is done "
+        "is not run again, what was interrupted goes on.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    again.add_argument("name", nargs="?", help="which one; without a name they are listed")
+    again.add_argument("--data", type=Path, default=Path("data"), help="folder that holds MNIST/raw and cifar10/*.tar")
+    again.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder for the runs and pages")
+    again.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
+    again.add_argument("--seeds", type=list[int], help="only these seeds, e.g. [0]")
+    commands.add_subcommand("reproduce", again, help="the experiments of the papers")
     return parser
 
 
@@ -108,7 +121,8 @@ def _with_suggestion(message: str, given: list[str]) -> str:
               for key in getattr(field.annotation, "model_fields", {})]  # fmt: skip
     known += ["--recipe", "--out", "--resume", "--overwrite", "--help"]
     known += ["--families", "--jobs", "--seconds", "--gibibytes"] if given[:1] == ["zoo"] else []
-    open_ended = ("--model.arguments.", "--posterior.kl_weights.")
+    known += ["--data", "--jobs", "--seeds"] if given[:1] == ["reproduce"] else []
+    open_ended = ("--model.arguments.", "--posterior.kl_weights.", "--posterior.estimators.")
     hints = []
     for word in given:
         flag = word.partition("=")[0]
@@ -185,6 +199,16 @@ def _zoo(chosen: Namespace, command: list[str]) -> None:
     wrong = [row for row in rows if str(row["verdict"]).startswith("different")]
     if wrong:
         raise SparseVDError(f"{len(wrong)} networks compute something else once shrunk; see {chosen.out / 'zoo.md'}")
+
+
+def _reproduce(chosen: Namespace, command: list[str]) -> None:
+    from .reproduce import experiment, names, reproduce
+
+    if chosen.name is None:
+        print("\n".join(f"{name:16} {experiment(name).title}" for name in names()))
+        return
+    seeds = None if chosen.seeds is None else tuple(chosen.seeds)
+    print(reproduce(chosen.name, chosen.data, chosen.out, command, chosen.jobs, seeds))
 
 
 def _list_models(chosen: Namespace, command: list[str]) -> None:

@@ -1,6 +1,7 @@
 """`sparsify_` and `bake_`: ordinary layers learn a posterior, and become ordinary again.  A pair that undoes itself."""
 
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import numpy as np
 from torch import nn
@@ -10,6 +11,8 @@ from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
 from .masks import Masks, apply_masks_, compute_masks, validate_masks
 from .nn import VARIATIONAL, ChannelGate, convertible, is_variational, to_plain_network_, to_variational_
 from .recipe import Posterior, make
+
+T = TypeVar("T")
 
 
 def sparsify_(
@@ -30,7 +33,7 @@ def sparsify_(
     chosen = make(Posterior, settings) if posterior is None else posterior
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} is variational already; bake_ it first")
-    _check_patterns(model, (*chosen.include, *chosen.exclude, *chosen.kl_weights))
+    _check_patterns(model, (*chosen.include, *chosen.exclude, *chosen.kl_weights, *chosen.estimators))
     names = [name for name, module in model.named_modules() if _selected(name, module, chosen)]
     layers = [name for name in names if convertible(model.get_submodule(name))]
     if not layers:
@@ -40,7 +43,9 @@ def sparsify_(
         _attach_gates(model, chosen, example_inputs, set(layers))
     if chosen.granularity in ("weight", "both"):
         for name in layers:
-            layer = to_variational_(model.get_submodule(name), chosen)
+            layer = model.get_submodule(name)
+            estimator = _last(chosen.estimators, name, layer, chosen.estimator)
+            layer = to_variational_(layer, chosen.model_copy(update={"estimator": estimator}))
             layer.kl_weight = kl_weight(name, layer, chosen)
     return model
 
@@ -64,8 +69,13 @@ def _selected(name: str, module: nn.Module, posterior: Posterior) -> bool:
 
 def kl_weight(name: str, module: nn.Module, posterior: Posterior) -> float:
     """Factor on the KL of this module: the last entry of `kl_weights` that matches it, else 1."""
-    weights = [weight for pattern, weight in posterior.kl_weights.items() if _matches(pattern, name, module)]
-    return weights[-1] if weights else 1.0
+    return _last(posterior.kl_weights, name, module, 1.0)
+
+
+def _last(entries: dict[str, T], name: str, module: nn.Module, otherwise: T) -> T:
+    """Give the last of the entries whose name, pattern or type is this module's."""
+    found = [entry for pattern, entry in entries.items() if _matches(pattern, name, module)]
+    return found[-1] if found else otherwise
 
 
 def _attach_gates(model: nn.Module, posterior: Posterior, example_inputs: Inputs | None, layers: set[str]) -> None:

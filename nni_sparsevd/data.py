@@ -68,17 +68,17 @@ class DataSets:
             yield self.normalise(split.images[rows]), split.labels[rows]
 
 
-def augmented(images: Tensor, augment: str, generator: torch.Generator) -> Tensor:
-    """Random crops with a margin of 1/8 of zeros, and flips, drawn per image from `generator`."""
-    if augment == "none":
+def augmented(images: Tensor, settings: Data, generator: torch.Generator) -> Tensor:
+    """Random crops with a margin of zeros, and flips, drawn per image from `generator`."""
+    if settings.augment == "none":
         return images
     count, _, height, width = images.shape
-    margin = max(height // 8, 1)
+    margin = settings.margin or max(height // 8, 1)
     padded = F.pad(images, [margin] * 4)
     top, left = torch.randint(2 * margin + 1, (2, count), generator=generator)
     rows = top[:, None] + torch.arange(height)
     columns = left[:, None] + torch.arange(width)
-    if augment == "crop_flip":
+    if settings.augment == "crop_flip":
         flipped = torch.rand(count, generator=generator) < 0.5
         columns = torch.where(flipped[:, None], columns.flip(1), columns)
     picks = torch.arange(count)[:, None, None]
@@ -94,6 +94,9 @@ def load(settings: Data, image_size: int | None = None, seed: int = 0) -> DataSe
     train, test = (
         _digits(settings.image_size or image_size) if settings.name == "digits" else _images(settings, image_size, seed)
     )
+    if settings.random_labels:
+        drawn = np.random.default_rng((seed, 1)).integers(int(train.labels.max()) + 1, size=len(train))
+        train = Split(train.images, torch.from_numpy(drawn))
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
     if settings.limit is not None:
         order = order[: settings.limit]

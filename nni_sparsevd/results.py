@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .errors import FileFormatError, ShrinkError
 from .files import read_json, write_bytes, write_json
 from .masks import weight_counts
+from .nn import output_dim
 from .report import latencies, macs, parameters
 from .shrink import CheckResult, Plan, check, shrink
 from .storage import load, save
@@ -34,7 +35,7 @@ def finish(done: Compressed, folder: Path) -> str:
     values = {
         "input": list(done.example_inputs.shape[1:]),
         "test": {name: score.to_dict() for name, score in scores.items()},
-        "layers": _layers(done.masked),
+        "layers": _layers(done.masked, small),
         "weights": _weights(done),
         "size": _sizes(networks, folder, done.example_inputs[:1]),
         "check": result.to_dict(),
@@ -46,14 +47,19 @@ def finish(done: Compressed, folder: Path) -> str:
     return _summary(values, plan, result, scores)
 
 
-def _layers(masked: nn.Module) -> list[dict[str, Any]]:
+def _layers(masked: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
+    """Weights of each layer before and after the masks; inputs that it reads and outputs that it has, once shrunk."""
     rows = []
     for name, module in masked.named_modules():
         weight = module._parameters.get("weight")
         if weight is not None and weight.dim() > 1:
             kept = int(weight.count_nonzero())
+            left, out = small.get_submodule(name)._parameters["weight"], output_dim(module)
+            assert left is not None  # layers are never removed, only channels
+            read = [dim for dim in range(left.dim()) if dim != 1 - out]
             rows.append({"name": name, "shape": list(weight.shape), "weights": weight.numel(), "kept": kept,
-                         "sparsity": 1 - kept / weight.numel()})  # fmt: skip
+                         "sparsity": 1 - kept / weight.numel(),
+                         "inputs": int((left != 0).any(read).sum()), "outputs": left.shape[out]})  # fmt: skip
     return rows
 
 

@@ -256,6 +256,13 @@ def test_kl_weights() -> None:
     }  # fmt: skip
 
 
+def test_estimators_by_layer() -> None:
+    model = svd.sparsify_(mixed(), estimator="local_bf16", estimators={"Linear": "weight", "head": "local"})
+    found = {name: layer.settings.estimator for name, layer in named_posteriors(model)}
+    cheap = dict.fromkeys(("words", "stem", "block.0", "block.3", "up"), "local_bf16")
+    assert found == {**cheap, "mix": "weight", "head": "local"}
+
+
 # Refusals leave the network as it was.
 
 
@@ -267,6 +274,8 @@ REFUSED = {
     "unknown pattern": ({"include": ["hed"]}, SettingError, r"no module of Mixed matches 'hed'; its layers are: words"),
     "unknown exclude": ({"exclude": ["nothing.*"]}, SettingError, r"matches 'nothing\.\*'"),
     "unknown kl weight": ({"kl_weights": {"hed": 2.0}}, SettingError, "matches 'hed'"),
+    "unknown layer of an estimator": ({"estimators": {"hed": "weight"}}, SettingError, "matches 'hed'"),
+    "unknown estimator": ({"estimators": {"head": "global"}}, SettingError, "estimators.head"),
     "unknown key": ({"threshhold": 3.0}, SettingError, "threshhold"),
     "wrong value": ({"granularity": "channel"}, SettingError, "granularity"),
     "out of range": ({"threshold": -1.0}, SettingError, "threshold"),

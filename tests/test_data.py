@@ -105,10 +105,12 @@ def test_a_limit_counts_before_decoding(tmp_path: Path, monkeypatch: pytest.Monk
     assert (len(made.train), len(made.holdout), len(made.test)) == (2, 2, 3)
 
 
+@pytest.mark.parametrize("margin", [None, 2])
 @pytest.mark.parametrize("augment", ["crop", "crop_flip"])
-def test_augmentation_is_what_one_would_write_image_by_image(augment: str) -> None:
+def test_augmentation_is_what_one_would_write_image_by_image(augment: str, margin: int | None) -> None:
+    settings = Data(augment=augment, margin=margin)
     images = torch.randint(1, 256, (200, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    made = augmented(images, augment, torch.Generator().manual_seed(1))
+    made = augmented(images, settings, torch.Generator().manual_seed(1))
     assert made.shape == images.shape
     assert made.dtype == torch.uint8
     padded = F.pad(images, [2] * 4)
@@ -122,8 +124,18 @@ def test_augmentation_is_what_one_would_write_image_by_image(augment: str) -> No
         assert len(fits) == 1
         seen.add(fits[0])
     assert len(seen) > (40 if augment == "crop_flip" else 23)
-    assert torch.equal(made, augmented(images, augment, torch.Generator().manual_seed(1)))
-    assert augmented(images, "none", torch.Generator()) is images
+    assert torch.equal(made, augmented(images, settings, torch.Generator().manual_seed(1)))
+    assert augmented(images, Data(), torch.Generator()) is images
+
+
+def test_random_labels_are_random_and_always_the_same() -> None:
+    true, drawn = load(Data(), seed=3), load(Data(random_labels=True), seed=3)
+    assert torch.equal(true.train.images, drawn.train.images) and torch.equal(true.test.labels, drawn.test.labels)
+    for before, after in ((true.train, drawn.train), (true.holdout, drawn.holdout)):
+        assert 0.02 < (before.labels == after.labels).double().mean() < 0.2
+        assert set(after.labels.tolist()) == set(range(10))
+    assert torch.equal(drawn.train.labels, load(Data(random_labels=True), seed=3).train.labels)
+    assert not torch.equal(drawn.train.labels, load(Data(random_labels=True), seed=4).train.labels)
 
 
 @needs_shared

@@ -20,7 +20,8 @@ STYLE: Any = {
 
 
 @contextmanager
-def _figure(path: Path, width: float = 7.0, height: float = 3.2) -> Iterator[Axes]:
+def figure(path: Path, width: float = 7.0, height: float = 3.2) -> Iterator[Axes]:
+    """One pair of axes, saved to `path` at the end."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(width, height))
         try:
@@ -33,7 +34,7 @@ def _figure(path: Path, width: float = 7.0, height: float = 3.2) -> Iterator[Axe
 
 def layer_sparsity(layers: list[dict[str, Any]], path: Path) -> None:
     """One bar a layer: the share of its weights that is gone."""
-    with _figure(path, height=max(1.6, 0.26 * len(layers) + 0.8)) as axes:
+    with figure(path, height=max(1.6, 0.26 * len(layers) + 0.8)) as axes:
         rows = np.arange(len(layers))
         axes.barh(rows, [100 * layer["sparsity"] for layer in layers], color=BLUE)
         axes.set_yticks(rows, [layer["name"] for layer in layers], fontsize=8)
@@ -48,7 +49,7 @@ def log_alpha_histograms(history: dict[str, Any], threshold: float, path: Path) 
     epochs = history["epochs"]
     shown = {0: GREY, len(epochs) // 2: ORANGE, len(epochs) - 1: BLUE}
     edges = np.array(history["edges"])
-    with _figure(path) as axes:
+    with figure(path) as axes:
         for index, colour in shown.items():
             counts = np.sum([np.array(layer) for layer in epochs[index]["counts"].values()], axis=0)
             share = 100 * counts / counts.sum()
@@ -62,7 +63,7 @@ def log_alpha_histograms(history: dict[str, Any], threshold: float, path: Path) 
 
 def progress(rows: list[dict[str, Any]], path: Path) -> None:
     """Held-out accuracy of what would ship, and compression, over the epochs of all stages."""
-    with _figure(path) as axes:
+    with figure(path) as axes:
         epochs = np.arange(1, len(rows) + 1)
         axes.plot(epochs, [100 * row["accuracy"] for row in rows], color=BLUE)
         axes.set_ylabel("held-out accuracy, %", color=BLUE)
@@ -81,7 +82,7 @@ def progress(rows: list[dict[str, Any]], path: Path) -> None:
 
 def threshold_curve(curve: dict[str, Any], path: Path) -> None:
     """Held-out accuracy against compression, one point a threshold, before fine-tuning."""
-    with _figure(path) as axes:
+    with figure(path) as axes:
         axes.plot(curve["compression"], [100 * value for value in curve["accuracy"]], "o-", color=BLUE, markersize=4)
         chosen = curve["thresholds"].index(curve["chosen"])
         point = curve["compression"][chosen], 100 * curve["accuracy"][chosen]

@@ -15,7 +15,7 @@ from ..convert import bake_, sparsify_
 from ..errors import ModelError, SettingError, TrainingError
 from ..files import load_tensors, read_json, save_tensors, write_json
 from ..masks import Masks, compute_masks, flatten, unflatten, weight_counts
-from ..nn import named_posteriors
+from ..nn import Variational, named_posteriors
 from ..recipe import Recipe, read, write
 from . import checkpoint, optimizer
 from .environment import environment
@@ -79,7 +79,11 @@ def _try_out(model: nn.Module, example: Tensor, recipe: Recipe) -> None:
             f"{recipe.model.name} does not run on images of {shape}: {str(error).splitlines()[0]}; "
             "set data.image_size, or the network's own size in model.arguments"
         ) from error
-    sparsify_(copy.deepcopy(model), recipe.posterior, example_inputs=example)
+    learning = dict(named_posteriors(sparsify_(copy.deepcopy(model), recipe.posterior, example_inputs=example)))
+    unknown = [name for name in recipe.sparse.snapshots if not isinstance(learning.get(name), Variational)]
+    if unknown:
+        layers = ", ".join(name for name, module in learning.items() if isinstance(module, Variational))
+        raise SettingError(f"sparse.snapshots: no weight posterior on {', '.join(unknown)}; they are on: {layers}")
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
@@ -119,6 +123,7 @@ class _Way:
         if self._at < STAGES.index("finetune"):
             model = sparsify_(model, self.recipe.posterior, example_inputs=self.example)
             self._sparse(model)
+            self._save("posterior", model.state_dict())
             masks = self._decide(model.cpu())
             bake_(model, masks, allow_empty=True)  # a residual branch may go whole; a collapse was refused before
             self._save("baked", model.state_dict())
@@ -160,6 +165,8 @@ class _Way:
                 write_json(path, history)
             row = self._row(model, compute_masks(model, setting, example_inputs=self.example))
             self._refuse_collapse(row, epoch)
+            if self._main and self.recipe.sparse.snapshots:
+                save_tensors(_shipped(model, self.recipe.sparse.snapshots), snapshot(self.folder, epoch))
             return row
 
         fit(self.run, "sparse", model, self.recipe.sparse, epoch_end, start=self._begin("sparse"))
@@ -202,6 +209,21 @@ class _Way:
         begin = self._begin("finetune")
         row = lambda _: self._row(model, masks)  # noqa: E731
         fit(self.run, "finetune", model, self.recipe.finetune, row, masks=masks, start=begin)
+
+
+def snapshot(folder: Path, epoch: int) -> Path:
+    """Where the weights of `sparse.snapshots` after an epoch of the sparse stage are."""
+    return folder / "snapshots" / f"{epoch:04}.safetensors"
+
+
+def _shipped(model: nn.Module, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Weights of the layers `names` with what they would lose now at zero, in float16."""
+    layers = {name: model.get_submodule(name) for name in names}
+    return {
+        name: torch.where(layer.mask(), layer.weight, 0).half()
+        for name, layer in layers.items()
+        if isinstance(layer, Variational)
+    }
 
 
 def _histograms(model: nn.Module) -> dict[str, list[int]]:

@@ -82,6 +82,7 @@ def fit(
         None if masks is None else {m: {k: v.to(accelerator.device) for k, v in t.items()} for m, t in masks.items()}
     )
     saved = began = time.monotonic()
+    worked = time.process_time()
     order = torch.empty(0)
 
     def save() -> None:
@@ -98,12 +99,12 @@ def fit(
             here = (recipe.seed, name, step, rank)
             rows = order[place * world + rank :: per_epoch * world][: recipe.data.batch_size]
             generator = torch.Generator().manual_seed(schedule.seed_for(*here, "augment"))
-            images = augmented(data.train.images[rows], recipe.data.augment, generator).to(accelerator.device)
+            images = augmented(data.train.images[rows], recipe.data, generator).to(accelerator.device)
             labels = data.train.labels[rows].to(accelerator.device)
             torch.manual_seed(schedule.seed_for(*here))
             model.train()
             with accelerator.autocast():
-                logits = wrapped(data.normalise(images))
+                logits = wrapped(_laid_out(data.normalise(images), recipe.channels_last))
             loss = F.cross_entropy(logits.float(), labels)
             objective, divergence = _objective(model, loss, stage, step / per_epoch, count)
             optimizer.set_rate(optim, schedule.learning_rate(stage, step / total))
@@ -126,7 +127,8 @@ def fit(
                 _check_finite(running[0].item(), name, step, run.checkpoint)
             run.metrics.step(bar, f"loss {loss.item():.3f}  kl {float(divergence):.3g}" if looked else None)
             if step % per_epoch == 0:
-                _record(run, name, step, per_epoch, running, divergence, stage, epoch_end, time.monotonic() - began)
+                spent = {"seconds": time.monotonic() - began, "processor_seconds": time.process_time() - worked}
+                _record(run, name, step, per_epoch, running, divergence, stage, epoch_end, spent)
                 running.zero_()
             if step % per_epoch == 0 or time.monotonic() - saved > 60 * recipe.checkpoint_minutes or signals.caught:
                 save()
@@ -135,6 +137,18 @@ def fit(
                 raise Interrupted(f"stopped in stage {name} after step {step} of {total}; go on with --resume")
     if step == 0 and accelerator.is_main_process:
         save()
+
+
+def _laid_out(images: Tensor, channels_last: bool) -> Tensor:
+    """Channels last in memory, if wanted: what convolutions make of it follows, the parameters stay as they are.
+
+    Grey images are already both, by their strides, and torch then takes them as channels first: they are given the
+    strides of coloured ones.
+    """
+    if not channels_last:
+        return images
+    count, channels, height, width = images.shape
+    return images.new_empty(count, height, width, channels).permute(0, 3, 1, 2).copy_(images)
 
 
 def _objective(model: nn.Module, loss: Tensor, stage: Stage, epoch: float, count: int) -> tuple[Tensor, Tensor]:
@@ -161,7 +175,7 @@ def _check_finite(loss: float, name: str, step: int, path: Path, model: nn.Modul
 
 def _record(
     run: Run, name: str, step: int, per_epoch: int, running: Tensor, divergence: Tensor, stage: Stage,
-    epoch_end: EpochEnd, seconds: float,
+    epoch_end: EpochEnd, spent: dict[str, float],
 ) -> None:  # fmt: skip
     loss, correct, seen = run.accelerator.reduce(running.clone()).tolist()
     epoch = step // per_epoch
@@ -169,7 +183,7 @@ def _record(
         "stage": name, "epoch": epoch, "step": step, "loss": loss / seen, "kl": float(divergence),
         "kl_weight": schedule.kl_weight(stage, epoch) if isinstance(stage, Sparse) else 0.0,
         "learning_rate": schedule.learning_rate(stage, (step - 1) / (stage.epochs * per_epoch)),
-        "train_accuracy": correct / seen, **epoch_end(epoch), "seconds": round(seconds, 2),
+        "train_accuracy": correct / seen, **epoch_end(epoch), **{key: round(value, 2) for key, value in spent.items()},
     }  # fmt: skip
     _check_finite(row["held_out_loss"], name, step, run.checkpoint)
     if run.accelerator.is_main_process:

@@ -1,0 +1,7 @@
+"""`python -m nni_sparsevd` is `nni-sparsevd`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,111 @@
+"""Every run of an experiment: `compress` in a process of its own, resumed where it stopped, not repeated when done."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import SettingError
+from ..files import write_bytes
+from ..recipe import read, write
+from .experiment import Experiment
+
+POLL = 0.2  # seconds
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant with one seed, and where it runs."""
+
+    variant: str
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """As its folder is called."""
+        return self.folder.name
+
+    @property
+    def done(self) -> bool:
+        """Whether its last file is there."""
+        return (self.folder / "report.html").exists()
+
+    @property
+    def log(self) -> Path:
+        """What it said."""
+        return self.folder.with_suffix(".log")
+
+    def last_words(self) -> str:
+        """The last line of its log."""
+        lines = [line for line in self.log.read_text().splitlines() if line.strip()]
+        return lines[-1] if lines else "said nothing"
+
+
+def jobs_of(chosen: Experiment, folder: Path, seeds: tuple[int, ...] | None = None) -> list[Job]:
+    """All runs of an experiment, or those with `seeds`; seed by seed, so that a table can be made early."""
+    pairs = [(seed, variant) for variant in chosen.variants for seed in chosen.seeds_of(variant)]
+    ordered = sorted(pairs, key=lambda pair: pair[0])
+    return [Job(variant, seed, folder / f"{variant}-{seed}") for seed, variant in ordered if not seeds or seed in seeds]
+
+
+def run(chosen: Experiment, jobs: list[Job], data: Path, at_once: int) -> list[Job]:
+    """Run what is not done, `at_once` at a time with one thread each; returns those that failed.
+
+    Raises `SettingError` for another number than 1 or more, or where a folder holds the run of another recipe.  An
+    interruption reaches the runs, which write checkpoints: the same call goes on from there.
+    """
+    if at_once < 1:
+        raise SettingError(f"jobs: 1 or more, found {at_once}")
+    waiting = [job for job in jobs if not job.done]
+    for job in waiting:
+        _check(chosen, job, data)
+    running: dict[subprocess.Popen[bytes], Job] = {}
+    failed: list[Job] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                print(f"{job.name}: {'goes on' if _begun(job) else 'begins'}; {job.log}", flush=True)
+                running[_start(chosen, job, data)] = job
+            time.sleep(POLL)
+            for process in [process for process in running if process.poll() is not None]:
+                job = running.pop(process)
+                failed += [] if process.returncode == 0 else [job]
+                print(f"{job.name}: {'done' if process.returncode == 0 else 'failed'}", flush=True)
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
+            process.wait()
+    return failed
+
+
+def _begun(job: Job) -> bool:
+    return (job.folder / "recipe.toml").exists()
+
+
+def _check(chosen: Experiment, job: Job, data: Path) -> None:
+    if _begun(job) and read(job.folder / "recipe.toml") != chosen.recipe_of(job.variant, job.seed, data):
+        raise SettingError(
+            f"{job.folder}: holds a run with other settings than {job.name} has now (the data's folder is one of "
+            "them); delete it, or choose another --out"
+        )
+
+
+def _start(chosen: Experiment, job: Job, data: Path) -> subprocess.Popen[bytes]:
+    recipe = job.folder.with_suffix(".toml")
+    write(chosen.recipe_of(job.variant, job.seed, data), recipe)
+    command = [sys.executable, "-m", "nni_sparsevd", "compress", "--recipe", str(recipe), "--out", str(job.folder)]
+    command += ["--resume"] if _begun(job) else []
+    if not job.log.exists():
+        write_bytes(job.log, b"")
+    with open(job.log, "ab") as log:
+        # a group of its own: Ctrl-C comes to it once, from here
+        return subprocess.Popen(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, start_new_session=True
+        )
