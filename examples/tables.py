@@ -1,15 +1,17 @@
 """Write the tables of README.md and docs/ anew from docs/results/*.json: `python examples/tables.py [--check]`.
 
-`--collect RUN` first copies the results of a run folder there.
+`--collect FOLDER` first copies the results of a run there, or of an experiment of `reproduce` with its pictures.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nni_sparsevd import zoo
+from nni_sparsevd import reproduce, zoo
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -22,7 +24,13 @@ TITLES = {
 
 
 def collect(run: Path) -> None:
-    """Copy what the tables need of a run folder to docs/results."""
+    """Copy what the tables and pages need of a folder to docs/results and docs/pictures."""
+    if run.name in reproduce.names():
+        values = read(run / f"{run.name}.json")
+        (RESULTS / f"reproduce_{run.name}.json").write_text(json.dumps(values) + "\n")
+        for picture in (*run.glob("*.png"), *run.glob("*.gif")):
+            shutil.copy(picture, ROOT / "docs" / "pictures" / f"{run.name}_{picture.name}")
+        return
     values = {**read(run / "result.json"), "environment": read(run / "environment.json")}
     values["curve"] = read(run / "curve.json")
     (RESULTS / f"{run.name}.json").write_text(json.dumps(values, indent=1) + "\n")
@@ -189,7 +197,30 @@ def zoo_latency() -> list[str]:
     return lines
 
 
+def reproduced(name: str) -> list[str]:
+    return reproduce.table(reproduce.experiment(name), read(RESULTS / f"reproduce_{name}.json")["runs"])
+
+
+def calibration(variant: str) -> list[str]:
+    runs = read(RESULTS / "reproduce_mnist.json")["runs"]
+    return reproduce.calibration_table([run for run in runs if run["variant"] == variant])
+
+
+def time_to_result() -> list[str]:
+    results = read(RESULTS / "time_to_result.json")["results"]
+    lines = ["| processor seconds | library | steps | error % | times fewer weights |", "|--:|---|--:|--:|--:|"]
+    for row in sorted(results, key=lambda row: (row["budget"], row["seed"])):
+        lines.append(
+            f"| {row['budget']:g} | {row['library']} | {row['steps']:,} | {row['error']:.2f} | "
+            f"{row['compression']:.0f} |"
+        )
+    return lines
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
+    **{f"reproduce_{name}": partial(reproduced, name) for name in reproduce.names()},
+    **{f"calibration_{name}": partial(calibration, name) for name in ("lenet_300_100", "lenet5_caffe")},
+    "time_to_result": time_to_result,
     "zoo": zoo_rows,
     "zoo_summary": zoo_summary,
     "pass_speed": pass_speed,

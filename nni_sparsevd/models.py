@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from typing import Any, cast
 
 import timm
@@ -22,14 +23,17 @@ def _configuration(size: int, channels: int, classifier: str) -> dict[str, Any]:
 
 
 class LeNet300100(nn.Module):
-    """784-300-100-10 with ReLU (LeCun et al. 1998)."""
+    """784-300-100-10 with ReLU (LeCun et al. 1998); `hidden` for other widths, 500 and 300 in later papers."""
 
-    def __init__(self, num_classes: int = 10, in_chans: int = 1, img_size: int = 28) -> None:
+    def __init__(
+        self, num_classes: int = 10, in_chans: int = 1, img_size: int = 28, hidden: Sequence[int] = (300, 100)
+    ) -> None:
         super().__init__()
-        self.num_classes, self.num_features = num_classes, 100
-        self.fc1 = nn.Linear(in_chans * img_size**2, 300)
-        self.fc2 = nn.Linear(300, 100)
-        self.fc3 = nn.Linear(100, num_classes)
+        first, second = hidden
+        self.num_classes, self.num_features = num_classes, second
+        self.fc1 = nn.Linear(in_chans * img_size**2, first)
+        self.fc2 = nn.Linear(first, second)
+        self.fc3 = nn.Linear(second, num_classes)
         self.act1, self.act2 = nn.ReLU(), nn.ReLU()
         self.default_cfg = self.pretrained_cfg = _configuration(28, 1, "fc3")
 

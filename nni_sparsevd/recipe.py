@@ -151,6 +151,13 @@ class Sparse(Stage):
     """Layers whose weights, as they would ship, are written down after every epoch: for pictures that move."""
 
 
+class Finetune(Stage):
+    """Training of the survivors at fixed masks."""
+
+    variational: bool = False
+    """Keep the posteriors of the survivors: their noise, and their KL at the sparse stage's full weight."""
+
+
 class Recipe(Settings):
     """Everything that `nni-sparsevd compress` does, in one file."""
 
@@ -164,7 +171,7 @@ class Recipe(Settings):
     """Ordinary training before Sparse VD."""
     sparse: Sparse = Sparse()
     """Sparse VD."""
-    finetune: Stage = Stage()
+    finetune: Finetune = Finetune()
     """Training of the survivors at fixed masks."""
     masks: Masking = Masking()
     """The decision."""

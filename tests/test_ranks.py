@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_sparsevd.files import load_tensors
-from nni_sparsevd.recipe import Data, Posterior, Recipe, Sparse, Stage, write
+from nni_sparsevd.recipe import Data, Finetune, Posterior, Recipe, Sparse, Stage, write
 from nni_sparsevd.training import compress
 
 WORKER = """
@@ -38,7 +38,7 @@ def full_batches(size: int) -> Recipe:
         posterior=Posterior(init_log_sigma2=-30.0, granularity="gate"),
         dense=Stage(),
         sparse=Sparse(epochs=20, optimizer="sgd", learning_rate=0.05),
-        finetune=Stage(),
+        finetune=Finetune(),
     )
 
 

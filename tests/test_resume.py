@@ -14,7 +14,7 @@ import torch
 
 from nni_sparsevd import files
 from nni_sparsevd.files import load_tensors
-from nni_sparsevd.recipe import Data, Masking, Model, Posterior, Recipe, Sparse, Stage, write
+from nni_sparsevd.recipe import Data, Finetune, Masking, Model, Posterior, Recipe, Sparse, Stage, write
 from nni_sparsevd.training import Interrupted, checkpoint, compress, optimizer
 
 MINUTES = 0.001
@@ -32,7 +32,7 @@ def recipe(**changes: object) -> Recipe:
         "data": Data(batch_size=50),
         "dense": Stage(epochs=1),
         "sparse": Sparse(epochs=2, kl_coefficient=0.1, warmup_to=1.0),
-        "finetune": Stage(epochs=2),
+        "finetune": Finetune(epochs=2),
         "masks": Masking(threshold="held_out", tolerance=0.02),
         "checkpoint_minutes": MINUTES,
         **changes,
@@ -49,7 +49,7 @@ def results(folder: Path) -> dict[str, object]:
     for name in ("curve", "log_alpha"):
         found[name] = json.loads((folder / f"{name}.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found["rows"] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    found["rows"] = [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
     return found
 
 
@@ -129,12 +129,14 @@ CASES = {
     "one weight sample": {"posterior": Posterior(estimator="weight", prior="log_uniform_exact")},
     "bf16": {"precision": "bf16"},
     "no dense stage": {"dense": Stage()},
-    "no fine-tuning": {"finetune": Stage(), "sparse": Sparse(epochs=3)},
+    "fine-tuning with noise": {"finetune": Finetune(epochs=2, variational=True)},
+    "channels last": {"model": CNN, "channels_last": True, "data": Data(batch_size=50, limit=600)},
+    "no fine-tuning": {"finetune": Finetune(), "sparse": Sparse(epochs=3)},
 }
 OPTIMIZERS = ("momentum", "lamb", "nadamw", "adafactor", "rmsproptf", "adan", "lion", "madgrad", "lookahead_adamw")
 for _name in OPTIMIZERS:
     _sparse = Sparse(epochs=2, optimizer=_name)
-    CASES[_name] = {"dense": Stage(epochs=1, optimizer=_name), "sparse": _sparse, "finetune": Stage()}
+    CASES[_name] = {"dense": Stage(epochs=1, optimizer=_name), "sparse": _sparse, "finetune": Finetune()}
 
 
 @pytest.mark.parametrize("case", CASES)

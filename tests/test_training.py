@@ -1,6 +1,7 @@
 """Training: schedules, the objective, what stops a run, the choice of the threshold."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import nni_sparsevd as svd
 from nni_sparsevd import data as datasets
 from nni_sparsevd import models
 from nni_sparsevd.errors import FileFormatError, SettingError, TrainingError
-from nni_sparsevd.recipe import Data, Masking, Model, Recipe, Sparse, Stage, make
+from nni_sparsevd.files import load_tensors
+from nni_sparsevd.nn import Variational, is_variational, named_posteriors
+from nni_sparsevd.recipe import Data, Finetune, Masking, Model, Posterior, Recipe, Sparse, Stage, make
 from nni_sparsevd.training import checkpoint, compress, evaluate, loop, optimizer, schedule, threshold
 from nni_sparsevd.training.metrics import Metrics
 
+training_compress: Any = sys.modules["nni_sparsevd.training.compress"]  # the function hides the module of its name
 PER_EPOCH = 25  # 1,293 digits to train on, 50 a batch
 
 
@@ -33,7 +37,7 @@ def recipe(**parts: Any) -> Recipe:
             "data": Data(batch_size=50),
             "dense": Stage(epochs=1),
             "sparse": Sparse(epochs=2, kl_coefficient=0.1),
-            "finetune": Stage(epochs=1),
+            "finetune": Finetune(epochs=1),
             **parts,
         }
     )
@@ -136,7 +140,7 @@ def test_evaluation_counts_every_image_once() -> None:
 
 
 def test_a_run_learns_and_keeps_what_it_removed_at_zero(tmp_path: Path) -> None:
-    made = compress(recipe(dense=Stage(epochs=3), finetune=Stage(epochs=2)), tmp_path / "run", ["a", "command"])
+    made = compress(recipe(dense=Stage(epochs=3), finetune=Finetune(epochs=2)), tmp_path / "run", ["a", "command"])
     assert evaluate(made.masked, made.data, made.data.test).accuracy > 0.9
     kinds = {type(module) for module in made.masked.modules()}
     assert kinds == {models.LeNet300100, nn.Linear, nn.ReLU}
@@ -217,7 +221,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_another_recipe_does_not_resume_and_a_damaged_checkpoint_says_so(tmp_path: Path) -> None:
-    short = recipe(dense=Stage(epochs=1), sparse=Sparse(epochs=1), finetune=Stage())
+    short = recipe(dense=Stage(epochs=1), sparse=Sparse(epochs=1), finetune=Finetune())
     compress(short, tmp_path / "run", [])
     other = short.model_copy(update={"seed": 4, "dense": Stage(epochs=1, learning_rate=0.1)})
     with pytest.raises(SettingError, match=r"dense\.learning_rate.*seed|seed.*dense\.learning_rate"):
@@ -297,3 +301,90 @@ def test_metrics_on_a_full_disk_say_so(tmp_path: Path) -> None:
         metrics.path = Path("/dev/full")
         with pytest.raises(FileFormatError, match=r"/dev/full.*No space left"):
             metrics.epoch(row("dense", 1))
+
+
+# Layout, snapshots.
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_is_a_layout_and_nothing_else(channels: int) -> None:
+    images = torch.randn(4, channels, 8, 8)
+    laid = loop._laid_out(images, channels_last=True)
+    assert torch.equal(laid, images) and laid.permute(0, 2, 3, 1).is_contiguous()
+    assert loop._laid_out(images, channels_last=False) is images
+    layer = nn.Conv2d(channels, 6, 3)
+    assert layer(laid).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer(laid), layer(images))
+
+
+def test_training_channels_last_ends_where_training_channels_first_does(tmp_path: Path) -> None:
+    model = Model(name="resnet18_small", arguments={"channels": [4, 4, 4, 4]})
+    ended = []
+    dense = Stage(epochs=1, optimizer="sgd", learning_rate=0.01)  # Adam turns rounding into whole steps
+    rest = {"sparse": Sparse(epochs=0), "finetune": Finetune(), "masks": Masking(ratio=0.0)}
+    for last in (False, True):
+        one = recipe(model=model, dense=dense, data=Data(limit=200, batch_size=20), channels_last=last, **rest)
+        compress(one, tmp_path / str(last), [])
+        ended.append(load_tensors(tmp_path / str(last) / "dense.safetensors")[0])
+    for name, value in ended[0].items():
+        torch.testing.assert_close(ended[1][name], value, atol=1e-4, rtol=1e-4)
+
+
+def test_snapshots_are_what_would_ship_after_each_epoch(tmp_path: Path) -> None:
+    one = recipe(sparse=Sparse(epochs=2, kl_coefficient=0.1, snapshots=("fc2", "fc3")))
+    compress(one, tmp_path / "run", [])
+    made = [load_tensors(tmp_path / "run" / "snapshots" / f"000{epoch}.safetensors")[0] for epoch in (1, 2)]
+    assert [set(each) for each in made] == [{"fc2", "fc3"}] * 2
+    end = load_tensors(tmp_path / "run" / "posterior.safetensors")[0]
+    kept = end["fc2.log_sigma2"] - 2 * end["fc2.weight"].abs().log() < 3
+    torch.testing.assert_close(made[1]["fc2"], (end["fc2.weight"] * kept).half())
+    assert not torch.equal(made[0]["fc2"], made[1]["fc2"])
+
+
+def test_a_snapshot_of_no_layer_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    one = recipe(sparse=Sparse(epochs=1, snapshots=("fc2", "act1")))
+    with pytest.raises(SettingError, match="no weight posterior on act1; they are on: fc1, fc2, fc3"):
+        compress(one, tmp_path / "run", [])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("granularity", ["weight", "gate", "both"])
+def test_survivors_are_tuned_with_their_noise_at_fixed_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granularity: Any
+) -> None:
+    """The KL goes on at full weight, what is removed has neither mean nor noise, and the end is ordinary."""
+    weights, noise = [], []
+    real = schedule.kl_weight
+
+    def watched(stage: Sparse, epoch: float) -> float:
+        weights.append((stage.kl_coefficient, epoch))
+        return real(stage, epoch)
+
+    silenced = training_compress._silence_
+
+    def kept(model: nn.Module, masks: Any) -> None:
+        silenced(model, masks)
+        noise.append((model, masks))
+
+    monkeypatch.setattr(schedule, "kl_weight", watched)
+    monkeypatch.setattr(training_compress, "_silence_", kept)
+    structure: Any = "unstructured" if granularity == "weight" else "structured"
+    one = recipe(
+        dense=Stage(epochs=2), finetune=Finetune(epochs=2, variational=True),
+        posterior=Posterior(granularity=granularity), masks=Masking(structure=structure, ratio=0.5),
+    )  # fmt: skip
+    done = compress(one, tmp_path / "run", [])
+    assert len(weights) == 2 * (2 * PER_EPOCH + 2)  # every step and every record of both stages
+    assert {weight for weight, _ in weights} == {0.1}
+    ((model, masks),) = noise
+    for name, layer in named_posteriors(model):
+        if isinstance(layer, Variational):
+            mask = masks[name]["weight"] == 0
+            assert mask.any() and (layer.log_sigma2[mask] < -39).all() and (layer.weight[mask] == 0).all()
+            assert (layer.log_sigma2[~mask] > -12).all()
+    assert not is_variational(done.masked)
+    for name, targets in done.masks.items():
+        assert (done.masked.get_submodule(name).weight[targets["weight"] == 0] == 0).all()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["accuracy"] == evaluate(done.masked, done.data, done.data.holdout).accuracy
+    assert rows[-1]["stage"] == "finetune" and rows[-1]["accuracy"] > 0.5

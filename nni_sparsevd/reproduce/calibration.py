@@ -11,15 +11,9 @@ import torchvision.transforms.v2.functional as transform
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from .. import data as datasets
-from .. import models
-from ..convert import sparsify_
-from ..files import load_tensors, read_json, write_json
-from ..masks import unflatten
-from ..nn import plain_copy
+from ..files import read_json, write_json
 from ..predictive import predict
-from ..recipe import read
-from ..storage import load
+from .finished import finished
 
 IMAGES = 2000
 """Test images; each is seen in every condition."""
@@ -51,22 +45,15 @@ def calibration(run: Path) -> list[dict[str, Any]]:
 
 
 def _measured(run: Path) -> list[dict[str, Any]]:
-    recipe = read(run / "recipe.toml")
-    data = datasets.load(recipe.data, recipe.data.image_size, recipe.seed)
-    model = models.create(recipe.model, data.num_classes, data.in_chans, data.image_size)
-    dense = plain_copy(model)
-    dense.load_state_dict(load_tensors(run / "dense.safetensors")[0])
-    shipped = load(run / "small.safetensors")
-    masks = unflatten(load_tensors(run / "masks.safetensors")[0])
-    sparsify_(model, recipe.posterior, example_inputs=data.normalise(data.train.images[:2]))
-    model.load_state_dict(load_tensors(run / "posterior.safetensors")[0])
+    done = finished(run)
+    data = done.data
     predictors: dict[str, Callable[[Tensor], Tensor]] = {
-        "dense": lambda inputs: _alone(dense, inputs),
-        "shrunk": lambda inputs: _alone(shipped, inputs),
-        "posterior": lambda inputs: predict(model, inputs, SAMPLES).probabilities,
-        "pruned posterior": lambda inputs: predict(model, inputs, SAMPLES, masks).probabilities,
+        "dense": lambda inputs: _alone(done.dense, inputs),
+        "shrunk": lambda inputs: _alone(done.small, inputs),
+        "posterior": lambda inputs: predict(done.posterior, inputs, SAMPLES).probabilities,
+        "pruned posterior": lambda inputs: predict(done.posterior, inputs, SAMPLES, done.masks).probabilities,
     }
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(done.recipe.seed)
     images, labels = data.test.images[:IMAGES].float() / 255, data.test.labels[:IMAGES]
     rows = []
     for condition, change in CONDITIONS.items():

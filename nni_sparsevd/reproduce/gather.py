@@ -1,22 +1,23 @@
 """What the runs of an experiment recorded, in one JSON-able object: its tables and pictures need nothing else."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..files import read_json, read_rows
 from .calibration import calibration
-from .experiment import Experiment
+from .experiments import Experiment
 from .run import Job
+from .tradeoff import tradeoff
 
+MEASURES: dict[str, Callable[[Path], list[dict[str, Any]]]] = {"tradeoff": tradeoff, "calibration": calibration}
 HISTORY = ("stage", "epoch", "accuracy", "compression", "loss", "train_accuracy")
 
 
 def gather(chosen: Experiment, jobs: list[Job]) -> list[dict[str, Any]]:
     """One row a finished run: what it reached and how it got there.  Raises `FileFormatError` for a damaged file."""
-    rows = [_row(job) for job in jobs if job.done]
-    if chosen.calibration:
-        for row, job in zip(rows, (job for job in jobs if job.done), strict=True):
-            row["calibration"] = calibration(job.folder)
-    return rows
+    done = [job for job in jobs if job.done]
+    return [_row(job) | {measure: MEASURES[measure](job.folder) for measure in chosen.measures} for job in done]
 
 
 def _row(job: Job) -> dict[str, Any]:

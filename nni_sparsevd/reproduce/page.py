@@ -7,11 +7,17 @@ from ..errors import SettingError, SparseVDError
 from ..files import write_bytes, write_json
 from ..training.environment import environment
 from .calibration import calibration_table
-from .experiment import Experiment, experiment
+from .experiments import Experiment, experiment
 from .gather import gather
 from .pictures import draw
 from .run import jobs_of, run
 from .table import table
+from .tradeoff import tradeoff_table
+
+MEASURES = {
+    "tradeoff": ("every threshold, on the test set", tradeoff_table),
+    "calibration": ("error % · NLL · ECE % of predictions", calibration_table),
+}
 
 
 def reproduce(
@@ -46,9 +52,9 @@ def _page(chosen: Experiment, runs: list[dict[str, Any]], pictures: list[Path]) 
     lines = [f"# {chosen.title}", "", chosen.about.strip(), "", *table(chosen, runs), ""]
     for picture in pictures:
         lines += [f"![{picture.stem}]({picture.name})", ""]
-    if chosen.calibration:
+    for measure in chosen.measures:
+        heading, rows = MEASURES[measure]
         for name, variant in chosen.variants.items():
             of = [run for run in runs if run["variant"] == name]
-            lines += [f"## Calibration: {variant.title}", "", "Error % · NLL · ECE %", ""] if of else []
-            lines += [*calibration_table(of), ""] if of else []
+            lines += [f"## {variant.title}: {heading}", "", *rows(of), ""] if of else []
     return lines

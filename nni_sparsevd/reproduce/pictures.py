@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..files import load_tensors, read_json
 from ..report.pictures import BLUE, GREY, ORANGE, STYLE, figure
-from .experiment import Experiment
+from . import method
+from .experiments import Experiment
 from .run import Job
 from .table import Run
 
@@ -28,11 +29,17 @@ def draw(chosen: Experiment, runs: list[Run], jobs: list[Job], folder: Path) -> 
     for kind in chosen.pictures:
         if kind == "progress":
             drawn.append(progress(chosen, runs, folder / "progress.png"))
+        elif kind == "tradeoff":
+            drawn.append(tradeoff(chosen, runs, folder / "tradeoff.png"))
         elif kind == "widths":
             drawn.append(widths(chosen, runs, folder / "widths.png"))
         elif kind == "log_alpha":
             shown = {chosen.variants[name].title: job.folder for name, job in first.items()}
             drawn.append(log_alpha(shown, folder / "log_alpha.png"))
+        elif kind == "posterior":
+            drawn.append(method.posterior(next(iter(first.values())).folder, folder / "posterior.png"))
+        elif kind == "kl":
+            drawn.append(method.kl(folder / "kl.png"))
         else:
             drawn += [weights(job.folder, folder / f"weights_{name}.gif")
                       for name, job in first.items() if (job.folder / "snapshots").exists()]  # fmt: skip
@@ -55,6 +62,29 @@ def progress(chosen: Experiment, runs: list[Run], path: Path) -> Path:
             axes.set_xlabel("weights in all / kept at log α < 3")
         panels[0][0].set_ylabel("held-out error, %")
         panels[0][0].legend(frameon=False)
+        return _saved(picture, path)
+
+
+def tradeoff(chosen: Experiment, runs: list[Run], path: Path) -> Path:
+    """Test error over compression at every threshold, one line a seed, the chosen one ringed; published rows beside."""
+    names = [name for name in chosen.variants if any(run["variant"] == name for run in runs)]
+    with plt.rc_context(STYLE):
+        picture, panels = plt.subplots(1, len(names), figsize=(1 + 3.6 * len(names), 3.6), squeeze=False)
+        for axes, name in zip(panels[0], names, strict=True):
+            for run in (run for run in runs if run["variant"] == name):
+                line = [row["compression"] for row in run["tradeoff"]], [row["error"] for row in run["tradeoff"]]
+                (drawn,) = axes.plot(*line, "o-", markersize=3, linewidth=1, label=f"ours, seed {run['seed']}")
+                axes.plot(run["weights"]["compression"], run["error"], "o", markersize=10, fillstyle="none",
+                          color=drawn.get_color())  # fmt: skip
+            for row in chosen.variants[name].published:
+                axes.plot(float(row.compression), float(row.error), "x", color="black")
+                words = f"{row.method.partition(' (')[0]} "
+                axes.annotate(words, (float(row.compression), float(row.error)), fontsize=7, ha="right", va="bottom")
+            axes.set_xscale("log")
+            axes.set_title(chosen.variants[name].title, fontsize=10)
+            axes.set_xlabel("weights in all / kept")
+        panels[0][0].set_ylabel("test error, %")
+        panels[0][0].legend(frameon=False, fontsize=8)
         return _saved(picture, path)
 
 
@@ -95,8 +125,8 @@ def _heat(axes: Axes, history: dict[str, Any]) -> None:
     edges = np.array(history["edges"])
     columns = np.array([*epochs, epochs[-1] + 1]) - 0.5
     axes.pcolormesh(columns, edges, share.T + 1e-3, norm=LogNorm(1e-2, 30), cmap="magma_r")
-    axes.axhline(3, color=BLUE, linestyle="--", linewidth=1)
-    axes.annotate("removed", (epochs[0], 3.3), color=BLUE, fontsize=8)
+    axes.axhline(3, color="white", linestyle="--", linewidth=1)
+    axes.annotate("removed", (epochs[0], 3.4), color="white", fontsize=9)
     axes.set_ylim(-12, 20)
     axes.set_xlabel("epoch of the sparse stage")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import SettingError
 from ..files import write_bytes
 from ..recipe import read, write
-from .experiment import Experiment
+from .experiments import Experiment
 
 POLL = 0.2  # seconds
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .experiment import Experiment, Published
+from .experiments import Experiment, Published
 
 Run = dict[str, Any]
 

@@ -14,9 +14,9 @@ from .. import models
 from ..convert import bake_, sparsify_
 from ..errors import ModelError, SettingError, TrainingError
 from ..files import load_tensors, read_json, save_tensors, write_json
-from ..masks import Masks, compute_masks, flatten, unflatten, weight_counts
+from ..masks import Masks, apply_masks_, compute_masks, flatten, unflatten, weight_counts
 from ..nn import Variational, named_posteriors
-from ..recipe import Recipe, read, write
+from ..recipe import Recipe, Sparse, Stage, read, write
 from . import checkpoint, optimizer
 from .environment import environment
 from .evaluate import evaluate_baked
@@ -25,6 +25,8 @@ from .metrics import Metrics
 from .threshold import threshold_curve
 
 STAGES = ("dense", "sparse", "finetune")
+SILENT = -40.0
+"""Log sigma^2 of no noise; log alpha of a weight of zero is still far above any threshold then."""
 BINS = torch.linspace(-20, 20, 81)
 
 
@@ -132,7 +134,7 @@ class _Way:
         model = plain  # the same whether or not the run was interrupted here
         model.load_state_dict(load_tensors(self.folder / "baked.safetensors")[0])
         self._finetune(model, masks)
-        return Compressed(dense, model.cpu().eval(), masks, self.data, self.example)
+        return Compressed(dense, bake_(model.cpu(), masks, allow_empty=True).eval(), masks, self.data, self.example)
 
     def _begin(self, stage: str) -> checkpoint.Checkpoint | None:
         return self._start if self._at == STAGES.index(stage) else None
@@ -204,11 +206,28 @@ class _Way:
         return masks
 
     def _finetune(self, model: nn.Module, masks: Masks) -> None:
-        if not self.recipe.finetune.epochs:
+        stage: Stage = self.recipe.finetune
+        if not stage.epochs:
             return
+        if self.recipe.finetune.variational:
+            sparsify_(model, self.recipe.posterior, example_inputs=self.example)
+            model.load_state_dict(load_tensors(self.folder / "posterior.safetensors")[0])
+            _silence_(model, masks)
+            stage = Sparse(
+                **stage.model_dump(exclude={"variational"}), kl_coefficient=self.recipe.sparse.kl_coefficient
+            )
         begin = self._begin("finetune")
         row = lambda _: self._row(model, masks)  # noqa: E731
-        fit(self.run, "finetune", model, self.recipe.finetune, row, masks=masks, start=begin)
+        fit(self.run, "finetune", model, stage, row, masks=masks, start=begin)
+
+
+def _silence_(model: nn.Module, masks: Masks) -> None:
+    """Take the means and the noise of what is removed."""
+    apply_masks_(model, masks)
+    with torch.no_grad():
+        for name, layer in named_posteriors(model):
+            if isinstance(layer, Variational) and "weight" in masks.get(name, {}):
+                layer.log_sigma2.masked_fill_(masks[name]["weight"] == 0, SILENT)
 
 
 def snapshot(folder: Path, epoch: int) -> Path:

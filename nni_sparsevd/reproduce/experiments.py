@@ -12,7 +12,7 @@ from ..recipe import Recipe, Settings, make
 
 FOLDER = files(__package__) / "recipes"
 Table = dict[str, Any]
-Picture = Literal["progress", "log_alpha", "weights", "widths"]
+Picture = Literal["progress", "log_alpha", "weights", "widths", "tradeoff", "posterior", "kl"]
 
 
 class Published(Settings):
@@ -56,11 +56,13 @@ class Experiment(Settings):
     """Columns of its table (see `table.COLUMNS`)."""
     pictures: tuple[Picture, ...] = ()
     """Pictures of its page."""
-    calibration: bool = False
-    """Whether predictions of the posterior are scored, too (see `calibration`)."""
+    measures: tuple[Literal["tradeoff", "calibration"], ...] = ()
+    """What is measured on finished runs, besides."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every variant."""
-    recipe: Table
+    like: str | None = None
+    """Experiment whose recipe the one below changes."""
+    recipe: Table = Field(default_factory=dict)
     """What all variants share."""
     variants: dict[str, Variant] = Field(min_length=1)
     """By name, in the order of the table."""
@@ -94,4 +96,7 @@ def experiment(name: str) -> Experiment:
     """Read the experiment `name`; raises `SettingError` where there is none."""
     if name not in names():
         raise SettingError(f"no experiment is named {name!r}; there are {', '.join(names())}")
-    return make(Experiment, tomllib.loads((FOLDER / f"{name}.toml").read_text()))
+    found = make(Experiment, tomllib.loads((FOLDER / f"{name}.toml").read_text()))
+    if found.like is None:
+        return found
+    return found.model_copy(update={"recipe": merged(experiment(found.like).recipe, found.recipe)})

@@ -1,0 +1,43 @@
+"""A finished run, brought back from its folder: its data and its networks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from .. import data as datasets
+from .. import models
+from ..convert import sparsify_
+from ..files import load_tensors
+from ..masks import Masks, unflatten
+from ..nn import plain_copy
+from ..recipe import Recipe, read
+from ..storage import load
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run folder of `compress` holds."""
+
+    recipe: Recipe
+    data: datasets.DataSets
+    dense: nn.Module
+    """Before the sparse stage."""
+    posterior: nn.Module
+    """At the end of the sparse stage, variational."""
+    masks: Masks
+    small: nn.Module
+    """What ships."""
+
+
+def finished(run: Path) -> Finished:
+    """Read a run folder; raises `FileFormatError` naming the file that is missing or damaged."""
+    recipe = read(run / "recipe.toml")
+    data = datasets.load(recipe.data, recipe.data.image_size, recipe.seed)
+    model = models.create(recipe.model, data.num_classes, data.in_chans, data.image_size)
+    dense = plain_copy(model)
+    dense.load_state_dict(load_tensors(run / "dense.safetensors")[0])
+    sparsify_(model, recipe.posterior, example_inputs=data.normalise(data.train.images[:2]))
+    model.load_state_dict(load_tensors(run / "posterior.safetensors")[0])
+    masks = unflatten(load_tensors(run / "masks.safetensors")[0])
+    return Finished(recipe, data, dense.eval(), model.eval(), masks, load(run / "small.safetensors"))

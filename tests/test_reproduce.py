@@ -1,0 +1,209 @@
+"""`reproduce`: committed recipes, runs that are kept, resumed and shown, and tables that hold what the runs said."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import nni_sparsevd as svd
+from nni_sparsevd import cli, models
+from nni_sparsevd.errors import SettingError
+from nni_sparsevd.files import load_tensors, read_json
+from nni_sparsevd.reproduce import experiments
+from nni_sparsevd.reproduce.calibration import scores
+from nni_sparsevd.reproduce.experiments import experiment, names
+from nni_sparsevd.reproduce.run import jobs_of
+from nni_sparsevd.reproduce.table import table
+
+TINY = """
+title = "Tiny"
+about = "Digits."
+columns = ["error", "sparsity", "compression", "units", "macs", "parameters", "train_error"]
+pictures = ["progress", "tradeoff", "log_alpha", "weights", "posterior", "kl"]
+seeds = [0, 1]
+measures = ["tradeoff", "calibration"]
+
+[recipe]
+data = { limit = 400, batch_size = 20 }
+sparse = { epochs = 2, kl_coefficient = 0.1 }
+
+[variants.dense_net]
+title = "LeNet-300-100"
+recipe = { model = { name = "lenet_300_100" }, dense = { epochs = 2 }, sparse = { snapshots = ["fc2"] } }
+published = [{ method = "somebody", error = "1.23", compression = "45" }]
+
+[variants.wrong]
+title = "a recipe that fails"
+recipe = { model = { name = "lenet5_caffe" } }
+seeds = [0]
+"""
+Printed = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "tiny.toml").write_text(TINY)
+    monkeypatch.setattr(experiments, "FOLDER", tmp_path / "recipes")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_committed_recipe_is_valid(name: str) -> None:
+    chosen = experiment(name)
+    for job in jobs_of(chosen, Path("out")):
+        recipe = chosen.recipe_of(job.variant, job.seed, Path("data"))
+        assert recipe.seed == job.seed
+        assert models.build(recipe.model.name, recipe.model.arguments)
+        assert recipe.data.train is None or recipe.data.train.is_relative_to("data")
+    assert table(chosen, [])[0].count("|") == len(chosen.columns) + 2  # every column is known
+
+
+def test_an_experiment_is_run_shown_and_kept_though_a_run_fails(tiny: Path, capsys: Printed) -> None:
+    out = tiny / "runs"
+    command = ["reproduce", "tiny", "--out", str(out), "--data", str(tiny), "--jobs", "2"]
+    assert cli.main(command) == 1
+    said = capsys.readouterr()
+    assert "1 of 3 runs failed: wrong-0" in said.err and "at least 16 pixels" in said.err and "wrong-0.log" in said.err
+    folder = out / "tiny"
+    rows = read_json(folder / "tiny.json")["runs"]
+    assert [(row["variant"], row["seed"]) for row in rows] == [("dense_net", 0), ("dense_net", 1)]
+    for row in rows:
+        result = read_json(folder / f"dense_net-{row['seed']}" / "result.json")
+        assert row["error"] == result["test"]["shrunk"]["error_percent"]
+        assert row["weights"] == result["weights"]
+        assert [epoch["stage"] for epoch in row["epochs"]] == ["dense"] * 2 + ["sparse"] * 2
+        assert row["processor_seconds"] > 0
+    page = (folder / "tiny.md").read_text()
+    errors = [row["error"] for row in rows]
+    assert f"**{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f}**" in page
+    assert "| LeNet-300-100: somebody | 1.23 |  | 45 |" in page
+    assert all((folder / name).exists() for name in ("progress.png", "log_alpha.png"))
+    film = Image.open(folder / "weights_dense_net.gif")
+    assert film.n_frames == 2  # equal frames at the end are one, shown longer
+    # what is done is not run again, and the page is made from what is there
+    before = (folder / "dense_net-0" / "result.json").stat().st_mtime_ns
+    assert cli.main([*command, "--seeds", "[1]"]) == 0
+    assert (folder / "dense_net-0" / "result.json").stat().st_mtime_ns == before
+    assert len(read_json(folder / "tiny.json")["runs"]) == 2
+
+
+def test_calibration_of_a_run_is_that_of_its_networks(tiny: Path) -> None:
+    out = tiny / "runs"
+    assert cli.main(["reproduce", "tiny", "--out", str(out), "--data", str(tiny), "--seeds", "[1]"]) == 0
+    (row,) = read_json(out / "tiny" / "tiny.json")["runs"]
+    plain = {each["predictor"]: each for each in row["calibration"] if each["condition"] == "as they are"}
+    result = read_json(out / "tiny" / "dense_net-1" / "result.json")["test"]
+    chosen = next(each for each in row["tradeoff"] if each["threshold"] == row["threshold"])
+    assert chosen["error"] == pytest.approx(result["masked"]["error_percent"], abs=1e-3)  # there is no fine-tuning
+    assert chosen["compression"] == pytest.approx(row["weights"]["compression"])
+    assert len(row["tradeoff"]) == 13
+    for predictor in ("dense", "shrunk"):
+        assert plain[predictor]["error"] == pytest.approx(result[predictor]["error_percent"], abs=1e-3)
+        assert plain[predictor]["nll"] == pytest.approx(result[predictor]["loss"], rel=1e-4)
+    assert len(row["calibration"]) == 4 * 7
+    assert len({each["nll"] for each in row["calibration"] if each["predictor"] == "pruned posterior"}) == 7
+
+
+def test_a_stopped_experiment_goes_on(tiny: Path) -> None:
+    out = tiny / "runs"
+    program = (
+        "import sys; from pathlib import Path; from nni_sparsevd import cli; from nni_sparsevd.reproduce import "
+        f"experiments as e; e.FOLDER = Path({str(tiny / 'recipes')!r}); sys.exit(cli.main())"
+    )
+    command = [sys.executable, "-c", program, "reproduce", "tiny", "--out", str(out), "--seeds", "[1]", "--data", "x"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = out / "tiny" / "dense_net-1"
+    while not (run / "checkpoint.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with --resume" in run.with_suffix(".log").read_text()
+    assert not (run / "result.json").exists()
+    other = ["reproduce", "tiny", "--out", str(out), "--seeds", "[1]", "--data", "y"]
+    assert cli.main(other) == 0, "digits need no folder, so another one is the same recipe"
+    assert (run / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mnits"], "no experiment is named 'mnits'; there are tiny"),
+        (["tiny", "--seeds", "[7]"], r"tiny has the seeds [0, 1], found [7]"),
+        (["tiny", "--jobs", "0"], "jobs: 1 or more, found 0"),
+        (["tiny", "--job", "2"], "did you mean --jobs?"),
+    ],
+)
+def test_wrong_calls(tiny: Path, capsys: Printed, arguments: list[str], message: str) -> None:
+    assert cli.main(["reproduce", *arguments, "--out", str(tiny / "runs")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_run_of_another_recipe_is_not_touched(tiny: Path, capsys: Printed) -> None:
+    command = ["reproduce", "tiny", "--out", str(tiny / "runs"), "--seeds", "[1]"]
+    assert cli.main(command) == 0
+    run = tiny / "runs" / "tiny" / "dense_net-1"
+    (run / "report.html").unlink()  # as if it had not ended
+    path = tiny / "recipes" / "tiny.toml"
+    path.write_text(TINY.replace("kl_coefficient = 0.1", "kl_coefficient = 0.2"))
+    tensors = load_tensors(run / "masked.safetensors")[0]
+    assert cli.main(command) == 2
+    assert "holds a run with other settings" in capsys.readouterr().err
+    assert all(torch.equal(value, tensors[name]) for name, value in load_tensors(run / "masked.safetensors")[0].items())
+
+
+def test_without_a_name_the_experiments_are_listed(tiny: Path, capsys: Printed) -> None:
+    assert cli.main(["reproduce"]) == 0
+    assert capsys.readouterr().out == "tiny             Tiny\n"
+
+
+def test_a_broken_experiment_says_which_key(tiny: Path) -> None:
+    (tiny / "recipes" / "tiny.toml").write_text(TINY + "\n[variant.more]\ntitle = 'x'\n")
+    with pytest.raises(SettingError, match="variant"):
+        experiment("tiny")
+
+
+def test_scores_by_hand() -> None:
+    """Two bins: ten predictions at 0.95 of which nine are right, ten at 0.55 of which five are."""
+    sure, unsure = torch.tensor([0.95, 0.05]), torch.tensor([0.55, 0.45])
+    probabilities = torch.cat([sure.expand(10, 2), unsure.expand(10, 2)]).double()
+    labels = torch.tensor([0] * 9 + [1] + [0] * 5 + [1] * 5)
+    made = scores(probabilities, labels)
+    assert made["error"] == pytest.approx(30.0)
+    assert made["ece"] == pytest.approx(100 * (0.5 * 0.05 + 0.5 * 0.05), rel=1e-4)
+    logs = np.log([0.95] * 9 + [0.05] + [0.55] * 5 + [0.45] * 5)
+    assert made["nll"] == pytest.approx(-logs.mean(), rel=1e-5)
+    entropies = [-(p * np.log(p)).sum() for p in (np.array([0.95, 0.05]), np.array([0.55, 0.45]))]
+    assert made["entropy"] == pytest.approx(np.mean(entropies), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lenet_300_100", "lenet5_caffe"])
+def test_a_network_without_weights_survives_baking_shrinking_saving_and_export(name: str, tmp_path: Path) -> None:
+    """What random labels leave: a constant."""
+    torch.manual_seed(0)
+    images = torch.randn(4, 1, 28, 28)
+    model = svd.sparsify_(models.build(name, {}), init_log_sigma2=30.0)
+    masks = svd.compute_masks(model, allow_empty=True)
+    baked = svd.bake_(model, masks, allow_empty=True).eval()
+    small, plan = svd.shrink(baked, images)
+    assert svd.check(baked, small, images).ok
+    layers = [m for m in small.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    assert all(layer.weight.shape[0] == 1 for layer in layers[:-1])
+    assert plan.removed > 390
+    svd.save(small, tmp_path / "small.safetensors")
+    again = svd.load(tmp_path / "small.safetensors")
+    exported = torch.export.export(again, (images,)).module()
+    expected = baked(images)
+    assert torch.equal(expected[0].expand_as(expected), expected)
+    torch.testing.assert_close(exported(images), expected)
+    assert json.loads(plan.to_json())["groups"]
