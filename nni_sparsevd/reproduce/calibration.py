@@ -17,7 +17,7 @@ from .finished import finished
 
 IMAGES = 2000
 """Test images; each is seen in every condition."""
-SAMPLES = 30
+SAMPLES = 20
 BINS = 15
 
 CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {

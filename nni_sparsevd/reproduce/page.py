@@ -10,7 +10,7 @@ from .calibration import calibration_table
 from .experiments import Experiment, experiment
 from .gather import gather
 from .pictures import draw
-from .run import jobs_of, run
+from .run import check, jobs_of, run
 from .table import table
 from .tradeoff import tradeoff_table
 
@@ -35,6 +35,7 @@ def reproduce(
         known = sorted({job.seed for job in every})
         raise SettingError(f"seeds: {name} has the seeds {known}, found {list(seeds or ())}")
     page = folder / f"{name}.md"
+    check(chosen, every)
     failed = run(chosen, wanted, data, at_once)
     rows = gather(chosen, every)
     if rows:  # what is there is shown, also when a run failed

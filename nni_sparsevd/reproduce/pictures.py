@@ -34,7 +34,8 @@ def draw(chosen: Experiment, runs: list[Run], jobs: list[Job], folder: Path) -> 
         elif kind == "widths":
             drawn.append(widths(chosen, runs, folder / "widths.png"))
         elif kind == "log_alpha":
-            shown = {chosen.variants[name].title: job.folder for name, job in first.items()}
+            shown = {chosen.variants[name].title: job.folder for name, job in first.items()
+                     if (job.folder / "log_alpha.json").exists()}  # fmt: skip
             drawn.append(log_alpha(shown, folder / "log_alpha.png"))
         elif kind == "posterior":
             drawn.append(method.posterior(next(iter(first.values())).folder, folder / "posterior.png"))

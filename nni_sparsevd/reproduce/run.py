@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import SettingError
 from ..files import write_bytes
-from ..recipe import read, write
+from ..recipe import Recipe, read, write
 from .experiments import Experiment
 
 POLL = 0.2  # seconds
@@ -55,17 +55,15 @@ def jobs_of(chosen: Experiment, folder: Path, seeds: tuple[int, ...] | None = No
 def run(chosen: Experiment, jobs: list[Job], data: Path, at_once: int) -> list[Job]:
     """Run what is not done, `at_once` at a time with one thread each; returns those that failed.
 
-    Raises `SettingError` for another number than 1 or more, or where a folder holds the run of another recipe.  An
-    interruption reaches the runs, which write checkpoints: the same call goes on from there.
+    Raises `SettingError` for another number than 1 or more.  An interruption reaches the runs, which write checkpoints:
+    the same call goes on from there.
     """
     if at_once < 1:
         raise SettingError(f"jobs: 1 or more, found {at_once}")
     waiting = [job for job in jobs if not job.done]
-    for job in waiting:
-        _check(chosen, job, data)
     running: dict[subprocess.Popen[bytes], Job] = {}
     failed: list[Job] = []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it would leave the runs behind, unseen
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -82,6 +80,7 @@ def run(chosen: Experiment, jobs: list[Job], data: Path, at_once: int) -> list[J
             process.send_signal(signal.SIGINT)
         for process in running:
             process.wait()
+        signal.signal(signal.SIGTERM, before)
     return failed
 
 
@@ -89,12 +88,18 @@ def _begun(job: Job) -> bool:
     return (job.folder / "recipe.toml").exists()
 
 
-def _check(chosen: Experiment, job: Job, data: Path) -> None:
-    if _begun(job) and read(job.folder / "recipe.toml") != chosen.recipe_of(job.variant, job.seed, data):
-        raise SettingError(
-            f"{job.folder}: holds a run with other settings than {job.name} has now (the data's folder is one of "
-            "them); delete it, or choose another --out"
-        )
+def check(chosen: Experiment, jobs: list[Job]) -> None:
+    """Raise `SettingError` where a folder holds a run of other settings than its job's; where data lies is none."""
+    for job in jobs:
+        now = chosen.recipe_of(job.variant, job.seed, Path())
+        if _begun(job) and _portable(read(job.folder / "recipe.toml")) != _portable(now):
+            raise SettingError(
+                f"{job.folder}: its run has other settings than {job.name} has now; delete it, or choose another --out"
+            )
+
+
+def _portable(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": None, "test": None})})
 
 
 def _start(chosen: Experiment, job: Job, data: Path) -> subprocess.Popen[bytes]:

@@ -1,19 +1,26 @@
 """The table of an experiment: rows of the papers, and means over our seeds."""
 
 import statistics
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from .experiments import Experiment, Published
 
 Run = dict[str, Any]
+T = TypeVar("T")
 
 
-def _over(runs: list[Run], value: Callable[[Run], float], digits: int) -> str:
+def _over(runs: Sequence[T], value: Callable[[T], float], digits: int) -> str:
     """Mean and, with several seeds, standard deviation."""
     values = [value(run) for run in runs]
     mean = f"{statistics.mean(values):,.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def _learnt(runs: list[Run]) -> str:
+    """Error on the training labels at the end of dense training, where there was any."""
+    dense = [[row for row in run["epochs"] if row["stage"] == "dense"] for run in runs]
+    return _over(dense, lambda rows: 100 * (1 - rows[-1]["train_accuracy"]), 2) if all(dense) else ""
 
 
 def _by_layer(runs: list[Run], value: Callable[[dict[str, Any]], float], digits: int) -> str:
@@ -29,6 +36,7 @@ def _units(layer: dict[str, Any]) -> float:
 COLUMNS: dict[str, tuple[str, Callable[[Published], str], Callable[[list[Run]], str]]] = {
     "error": ("error %", lambda row: row.error, lambda runs: _over(runs, lambda run: run["error"], 2)),
     "dense_error": ("dense error %", lambda row: "", lambda runs: _over(runs, lambda run: run["dense_error"], 2)),
+    "learnt": ("error on training labels before %", lambda row: "", lambda runs: _learnt(runs)),
     "train_error": (
         "error on training labels %",
         lambda row: "",
