@@ -94,7 +94,7 @@ def table(chosen: Experiment, runs: list[Run]) -> list[str]:
                   for row in variant.published]  # fmt: skip
         if ours:
             said = f"**{variant.title}** ({len(ours)} seed{'s' if len(ours) > 1 else ''})"
-            lines.append(_line(said, (f"**{cell(ours)}**" for _, _, cell in columns)))
+            lines.append(_line(said, (f"**{cell(ours)}**" if cell(ours) else "" for _, _, cell in columns)))
     return lines
 
 
