@@ -22,6 +22,7 @@ from nni_sparsevd.files import read_json
 from nni_sparsevd.reproduce import experiments
 from nni_sparsevd.reproduce.calibration import scores
 from nni_sparsevd.reproduce.experiments import experiment, names
+from nni_sparsevd.reproduce.gather import _spent
 from nni_sparsevd.reproduce.run import jobs_of
 from nni_sparsevd.reproduce.table import table
 
@@ -114,6 +115,11 @@ def test_an_experiment_is_run_shown_and_kept_though_a_run_fails(made: tuple[Path
     assert call(root, "tiny", "--seeds", "[1]") == 0
     assert (folder / "dense_net-0" / "result.json").stat().st_mtime_ns == before
     assert len(read_json(folder / "tiny.json")["runs"]) == 2
+
+
+def test_processor_seconds_add_up_over_stages_and_resumptions() -> None:
+    rows = [("dense", 3.0), ("dense", 5.0), ("sparse", 7.0), ("sparse", 14.0), ("sparse", 6.0), ("sparse", 12.0)]
+    assert _spent([{"stage": stage, "processor_seconds": value} for stage, value in rows]) == 5 + 14 + 12
 
 
 def test_measures_of_a_run_are_those_of_its_networks(made: tuple[Path, int, str]) -> None:

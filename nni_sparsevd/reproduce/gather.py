@@ -45,9 +45,9 @@ def _row(job: Job) -> dict[str, Any]:
 
 def _spent(epochs: list[dict[str, Any]]) -> float:
     """Processor seconds of all stages; the clock begins again at each stage, and where a run was resumed."""
-    total = before = 0.0
+    total, before, stage = 0.0, 0.0, ""
     for row in epochs:
         now = row["processor_seconds"]
-        total += now - before if now >= before else now
-        before = now
+        total += now - before if row["stage"] == stage and now >= before else now
+        before, stage = now, row["stage"]
     return round(total, 1)
