@@ -31,6 +31,7 @@ def weights(run: Path, path: Path) -> Path:
             axes.imshow(value, cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="nearest", aspect="auto")
             axes.set_xticks([])
             axes.set_yticks([])
+            axes.set_title(" ", fontsize=10)  # the layout leaves room for those that come
         picture.tight_layout()
         path.parent.mkdir(parents=True, exist_ok=True)
         with writer.saving(picture, str(path), dpi=100):
