@@ -201,6 +201,11 @@ def calibration(variant: str) -> list[str]:
     return reproduce.calibration_table([run for run in runs if run["variant"] == variant])
 
 
+def tradeoff(variant: str) -> list[str]:
+    runs = read(RESULTS / "reproduce_mnist.json")["runs"]
+    return reproduce.tradeoff_table([run for run in runs if run["variant"] == variant])
+
+
 def time_to_result() -> list[str]:
     results = read(RESULTS / "time_to_result.json")["results"]
     lines = ["| processor seconds | library | steps | error % | times fewer weights |", "|--:|---|--:|--:|--:|"]
@@ -215,6 +220,7 @@ def time_to_result() -> list[str]:
 TABLES: dict[str, Callable[[], list[str]]] = {
     **{f"reproduce_{name}": partial(reproduced, name) for name in reproduce.names()},
     **{f"calibration_{name}": partial(calibration, name) for name in ("lenet_300_100", "lenet5_caffe")},
+    **{f"tradeoff_{name}": partial(tradeoff, name) for name in ("lenet_300_100_moved", "lenet5_caffe_moved")},
     "time_to_result": time_to_result,
     "zoo": zoo_rows,
     "zoo_summary": zoo_summary,

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..files import read_json
 from ..report.pictures import BLUE, GREY, ORANGE, STYLE, figure
@@ -67,6 +68,14 @@ def _panels(titles: list[str], path: Path) -> Iterator[list[Axes]]:
         plt.close(picture)
 
 
+def _compression_axis(axes: Axes, when: str = "") -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(f"weights in all / kept{when}")
+
+
 def progress(there: Material, path: Path) -> None:
     """Compression against held-out error, one line a seed through the epochs of the sparse stage; a dot at its end."""
     lines = {name: {run["seed"]: [row for row in run["epochs"] if row["stage"] == "sparse"] for run in runs}
@@ -78,8 +87,7 @@ def progress(there: Material, path: Path) -> None:
                 line = [row["compression"] for row in rows], [100 - 100 * row["accuracy"] for row in rows]
                 (drawn,) = axes.plot(*line, linewidth=1, alpha=0.7, label=f"seed {seed}")
                 axes.plot(line[0][-1], line[1][-1], "o", color=drawn.get_color())
-            axes.set_xscale("log")
-            axes.set_xlabel("weights in all / kept at log α < 3")
+            _compression_axis(axes, " at log α < 3")
             axes.set_ylabel("held-out error, %")
         panels[0].legend(frameon=False)
 
@@ -97,8 +105,7 @@ def tradeoff(there: Material, path: Path) -> None:
                 axes.plot(float(row.compression), float(row.error), "x", color="black")
                 words = f"{row.method.partition(' (')[0]} "
                 axes.annotate(words, (float(row.compression), float(row.error)), fontsize=7, ha="right", va="bottom")
-            axes.set_xscale("log")
-            axes.set_xlabel("weights in all / kept")
+            _compression_axis(axes)
             axes.set_ylabel("test error, %")
         panels[0].legend(frameon=False, fontsize=8)
 
