@@ -19,6 +19,9 @@ from .experiments import Experiment
 from .run import Job
 from .table import Run
 
+LINE = "#00b4d8"
+"""Seen on dark and on light ground."""
+
 
 @dataclass(frozen=True)
 class Material:
@@ -146,8 +149,8 @@ def _heat(axes: Axes, history: dict[str, Any]) -> None:
     columns = np.array([*epochs, epochs[-1] + 1]) - 0.5
     axes.grid(visible=False)
     axes.pcolormesh(columns, np.array(history["edges"]), share.T + 1e-3, norm=LogNorm(1e-2, 30), cmap="magma_r")
-    axes.axhline(method.THRESHOLD, color="white", linestyle="--", linewidth=1)
-    axes.annotate("removed", (epochs[0], method.THRESHOLD + 0.4), color="white", fontsize=9)
+    axes.axhline(method.THRESHOLD, color=LINE, linestyle="--", linewidth=1)
+    axes.annotate("removed", (epochs[0], method.THRESHOLD + 0.4), color=LINE, fontsize=9)
     axes.set_ylim(-12, 20)
     axes.set_xlabel("epoch of the sparse stage")
     axes.set_ylabel("log α")
