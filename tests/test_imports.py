@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nni_sparsevd"
 FOUNDATION = ("errors", "files", "recipe")
-METHOD = (*FOUNDATION, "dawson", "posterior", "nn", "graph", "masks", "convert")
+METHOD = (*FOUNDATION, "dawson", "posterior", "nn", "graph", "masks", "convert", "predictive")
 ALLOWED: dict[str, tuple[str, ...]] = {room: METHOD[:place] for place, room in enumerate(METHOD)}
 ALLOWED |= {
     "data": FOUNDATION,
@@ -22,6 +22,7 @@ ALLOWED |= {
     "results": (*METHOD, "data", "models", "training", "shrink", "storage", "report"),
 }
 ALLOWED["zoo"] = ALLOWED["results"]
+ALLOWED["reproduce"] = ALLOWED["results"]
 ALLOWED["plugins"] = tuple(ALLOWED)
 ALLOWED["cli"] = tuple(ALLOWED)
 ALLOWED["__main__"] = ("cli",)
