@@ -152,7 +152,7 @@ class Sparse(Stage):
 
 
 class Finetune(Stage):
-    """Training of the survivors at fixed masks."""
+    """The stage after the decision: what is removed stays zero."""
 
     variational: bool = False
     """Keep the posteriors of the survivors: their noise, and their KL at the sparse stage's full weight."""
