@@ -53,7 +53,7 @@ def local_reparameterisation(
 def standard_normal(like: Tensor) -> Tensor:
     """Independent draws of N(0, 1) in the shape, type and layout of `like`.
 
-    Into memory that is channels last, torch draws number by number on a CPU, seven times slower than in one go.
+    Into memory that is channels last, torch draws number by number on a CPU, many times slower than in one go.
     """
     if like.dim() != 4 or like.is_contiguous() or not like.is_contiguous(memory_format=torch.channels_last):
         return torch.randn_like(like)
