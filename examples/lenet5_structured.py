@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
-from torch import Tensor, nn
+from torch import nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import data as datasets
@@ -37,17 +37,9 @@ FINETUNE = Stage(epochs=30, learning_rate=2e-3, hold=0.2)
 THRESHOLD = 0.0
 """Noise as strong as the signal: fine-tuning mends what that costs."""
 SHIFT, FINETUNE_SHIFT = 1, 2
-"""Pixels that training images move, at most.  The 3 of augment="crop" are more than so few channels can learn;
-fine-tuning overfits at 1."""
+"""Pixels that training images move, at most.  The 3 that augment="crop" has by itself are more than so few channels
+can learn; fine-tuning overfits at 1."""
 BATCH = 100
-
-
-def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Each of the images (count, 1, height, width) moved by up to `most` pixels in both directions."""
-    count, _, height, width = images.shape
-    top, left = torch.randint(2 * most + 1, (2, count, 1), generator=generator)
-    rows, columns = (top + torch.arange(height))[:, :, None], (left + torch.arange(width))[:, None]
-    return F.pad(images, [most] * 4)[torch.arange(count)[:, None, None], 0, rows, columns][:, None]
 
 
 def train_(model: nn.Module, stage: Stage, data: datasets.DataSets, seed: int, name: str) -> nn.Module:
@@ -56,13 +48,13 @@ def train_(model: nn.Module, stage: Stage, data: datasets.DataSets, seed: int, n
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     optim = optimizer.build(model, stage, stage.gate_rate if isinstance(stage, Sparse) else 1.0)
-    shift = FINETUNE_SHIFT if stage is FINETUNE else SHIFT
+    crops = Data(augment="crop", margin=FINETUNE_SHIFT if stage is FINETUNE else SHIFT)
     count = len(data.train)
     steps = count // BATCH
     for epoch in range(stage.epochs):
         model.train()
         for place, rows in enumerate(torch.randperm(count, generator=generator)[: steps * BATCH].split(BATCH)):
-            images = data.normalise(shifted(data.train.images[rows], shift, generator))
+            images = data.normalise(datasets.augmented(data.train.images[rows], crops, generator))
             loss = F.cross_entropy(model(images), data.train.labels[rows])
             if isinstance(stage, Sparse):
                 loss = loss + stage.kl_coefficient / count * svd.kl(model)
