@@ -196,14 +196,9 @@ def reproduced(name: str) -> list[str]:
     return reproduce.table(reproduce.experiment(name), read(RESULTS / f"reproduce_{name}.json")["runs"])
 
 
-def calibration(variant: str) -> list[str]:
+def measured(name: str, variant: str) -> list[str]:
     runs = read(RESULTS / "reproduce_mnist.json")["runs"]
-    return reproduce.calibration_table([run for run in runs if run["variant"] == variant])
-
-
-def tradeoff(variant: str) -> list[str]:
-    runs = read(RESULTS / "reproduce_mnist.json")["runs"]
-    return reproduce.tradeoff_table([run for run in runs if run["variant"] == variant])
+    return reproduce.MEASURES[name].table([run for run in runs if run["variant"] == variant])
 
 
 def time_to_result() -> list[str]:
@@ -219,8 +214,11 @@ def time_to_result() -> list[str]:
 
 TABLES: dict[str, Callable[[], list[str]]] = {
     **{f"reproduce_{name}": partial(reproduced, name) for name in reproduce.names()},
-    **{f"calibration_{name}": partial(calibration, name) for name in ("lenet_300_100", "lenet5_caffe")},
-    **{f"tradeoff_{name}": partial(tradeoff, name) for name in ("lenet_300_100_moved", "lenet5_caffe_moved")},
+    **{
+        f"{name}_{network}{way}": partial(measured, name, network + way)
+        for name, way in (("calibration", ""), ("tradeoff", "_moved"))
+        for network in ("lenet_300_100", "lenet5_caffe")
+    },
     "time_to_result": time_to_result,
     "zoo": zoo_rows,
     "zoo_summary": zoo_summary,

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +10,8 @@ import torchvision.transforms.v2.functional as transform
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from ..files import read_json, write_json
 from ..predictive import predict
-from .finished import finished
+from .finished import Finished
 
 IMAGES = 2000
 """Test images; each is seen in every condition."""
@@ -32,20 +30,12 @@ CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """What is done to images in [0, 1]."""
 
 
-def calibration(run: Path) -> list[dict[str, Any]]:
-    """Score four predictors of a finished run under every condition; computed once, then read from the run's folder.
+def calibration(done: Finished) -> list[dict[str, Any]]:
+    """Score four predictors of a finished run under every condition.
 
     dense: the network before Sparse VD; shrunk: the one that ships; posterior and pruned posterior: the mean over
     networks drawn from each.
     """
-    path = run / "calibration.json"
-    if not path.exists():
-        write_json(path, _measured(run))
-    return list(read_json(path))
-
-
-def _measured(run: Path) -> list[dict[str, Any]]:
-    done = finished(run)
     data = done.data
     predictors: dict[str, Callable[[Tensor], Tensor]] = {
         "dense": lambda inputs: _alone(done.dense, inputs),

@@ -1,5 +1,6 @@
 """A finished run, brought back from its folder: its data and its networks."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from .. import models
 from ..convert import sparsify_
 from ..files import load_tensors
 from ..masks import Masks, unflatten
-from ..nn import plain_copy
 from ..recipe import Recipe, read
 from ..storage import load
 
@@ -35,7 +35,7 @@ def finished(run: Path) -> Finished:
     recipe = read(run / "recipe.toml")
     data = datasets.load(recipe.data, recipe.data.image_size, recipe.seed)
     model = models.create(recipe.model, data.num_classes, data.in_chans, data.image_size)
-    dense = plain_copy(model)
+    dense = copy.deepcopy(model)
     dense.load_state_dict(load_tensors(run / "dense.safetensors")[0])
     sparsify_(model, recipe.posterior, example_inputs=data.normalise(data.train.images[:2]))
     model.load_state_dict(load_tensors(run / "posterior.safetensors")[0])

@@ -1,23 +1,18 @@
 """What the runs of an experiment recorded, in one JSON-able object: its tables and pictures need nothing else."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ..files import read_json, read_rows
-from .calibration import calibration
 from .experiments import Experiment
+from .measures import measured
 from .run import Job
-from .tradeoff import tradeoff
 
-MEASURES: dict[str, Callable[[Path], list[dict[str, Any]]]] = {"tradeoff": tradeoff, "calibration": calibration}
 HISTORY = ("stage", "epoch", "accuracy", "compression", "loss", "train_accuracy")
 
 
 def gather(chosen: Experiment, jobs: list[Job]) -> list[dict[str, Any]]:
     """One row a finished run: what it reached and how it got there.  Raises `FileFormatError` for a damaged file."""
-    done = [job for job in jobs if job.done]
-    return [_row(job) | {measure: MEASURES[measure](job.folder) for measure in chosen.measures} for job in done]
+    return [_row(job) | measured(job.folder, chosen.measures) for job in jobs if job.done]
 
 
 def _row(job: Job) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ..report.pictures import BLUE, GREY, ORANGE, figure
 THRESHOLD = 3.0
 
 
-def posterior(run: Path, path: Path) -> Path:
+def posterior(run: Path, path: Path) -> None:
     """The prior 1/|w|, and the posteriors of a kept and of a removed weight of the first layer of a finished run.
 
     The removed weight is the median of its kind by |theta|, the kept one stronger than nine tenths of its kind.  Every
@@ -37,10 +37,9 @@ def posterior(run: Path, path: Path) -> Path:
         axes.set_xlabel(f"weight of {name}")
         axes.set_yticks([])
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 1.32))
-    return path
 
 
-def kl(path: Path) -> Path:
+def kl(path: Path) -> None:
     """The KL of one weight over log alpha: exact, the paper's approximation (eq. 14), and empirical Bayes."""
     ratio = torch.linspace(-8, 8, 401, dtype=torch.float64)
     kinds: tuple[tuple[Prior, str, str], ...] = (
@@ -56,4 +55,3 @@ def kl(path: Path) -> Path:
         axes.set_xlabel("log α")
         axes.set_ylabel("KL of one weight, nats")
         axes.legend(frameon=False)
-    return path

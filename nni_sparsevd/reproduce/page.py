@@ -6,18 +6,12 @@ from typing import Any
 from ..errors import SettingError, SparseVDError
 from ..files import write_bytes, write_json
 from ..training.environment import environment
-from .calibration import calibration_table
 from .experiments import Experiment, experiment
 from .gather import gather
+from .measures import MEASURES
 from .pictures import draw
 from .run import check, jobs_of, run
-from .table import table
-from .tradeoff import tradeoff_table
-
-MEASURES = {
-    "tradeoff": ("every threshold, on the test set", tradeoff_table),
-    "calibration": ("error % · NLL · ECE % of predictions", calibration_table),
-}
+from .table import by_variant, table
 
 
 def reproduce(
@@ -53,9 +47,7 @@ def _page(chosen: Experiment, runs: list[dict[str, Any]], pictures: list[Path]) 
     lines = [f"# {chosen.title}", "", chosen.about.strip(), "", *table(chosen, runs), ""]
     for picture in pictures:
         lines += [f"![{picture.stem}]({picture.name})", ""]
-    for measure in chosen.measures:
-        heading, rows = MEASURES[measure]
-        for name, variant in chosen.variants.items():
-            of = [run for run in runs if run["variant"] == name]
-            lines += [f"## {variant.title}: {heading}", "", *rows(of), ""] if of else []
+    for measure in (MEASURES[name] for name in chosen.measures):
+        for name, of in by_variant(chosen, runs).items():
+            lines += [f"## {chosen.variants[name].title}: {measure.heading}", "", *measure.table(of), ""]
     return lines

@@ -17,7 +17,7 @@ from ..report.pictures import BLUE, GREY, ORANGE, STYLE, figure
 from . import animation, method
 from .experiments import Experiment
 from .run import Job
-from .table import Run
+from .table import Run, by_variant
 
 LINE = "#00b4d8"
 """Seen on dark and on light ground."""
@@ -38,10 +38,9 @@ class Material:
 
 def draw(chosen: Experiment, runs: list[Run], jobs: list[Job], folder: Path) -> list[Path]:
     """Draw the experiment's pictures into `folder`; those of single runs show the first seed of each variant."""
-    by_variant = {name: [run for run in runs if run["variant"] == name] for name in chosen.variants}
     folders = {job.variant: job.folder for job in reversed(jobs) if job.done}
-    there = Material(chosen, {name: of for name, of in by_variant.items() if of},
-                     {name: folders[name] for name in by_variant if name in folders})  # fmt: skip
+    of = by_variant(chosen, runs)
+    there = Material(chosen, of, {name: folders[name] for name in of})
     drawn = []
     for kind in chosen.pictures:
         if kind == "weights":

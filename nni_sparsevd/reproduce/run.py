@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SettingError
-from ..files import write_bytes
 from ..recipe import Recipe, read, write
 from .experiments import Experiment
 
@@ -107,8 +106,6 @@ def _start(chosen: Experiment, job: Job, data: Path) -> subprocess.Popen[bytes]:
     write(chosen.recipe_of(job.variant, job.seed, data), recipe)
     command = [sys.executable, "-m", "nni_sparsevd", "compress", "--recipe", str(recipe), "--out", str(job.folder)]
     command += ["--resume"] if _begun(job) else []
-    if not job.log.exists():
-        write_bytes(job.log, b"")
     with open(job.log, "ab") as log:
         # a group of its own: Ctrl-C comes to it once, from here
         return subprocess.Popen(

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from .experiments import Experiment, Published
+from .experiments import Experiment
 
 Run = dict[str, Any]
 T = TypeVar("T")
@@ -33,68 +33,46 @@ def _units(layer: dict[str, Any]) -> float:
     return float(layer["outputs"] if len(layer["shape"]) > 2 else layer["inputs"])
 
 
-COLUMNS: dict[str, tuple[str, Callable[[Published], str], Callable[[list[Run]], str]]] = {
-    "error": ("error %", lambda row: row.error, lambda runs: _over(runs, lambda run: run["error"], 2)),
-    "dense_error": ("dense error %", lambda row: "", lambda runs: _over(runs, lambda run: run["dense_error"], 2)),
-    "learnt": ("error on training labels before %", lambda row: "", lambda runs: _learnt(runs)),
-    "train_error": (
-        "error on training labels %",
-        lambda row: "",
-        lambda runs: _over(runs, lambda run: run["train_error"], 2),
-    ),
-    "sparsity": (
-        "removed by layer %",
-        lambda row: row.sparsity,
-        lambda runs: _by_layer(runs, lambda layer: 100 * layer["sparsity"], 1),
-    ),
-    "removed": (
-        "removed %",
-        lambda row: "",
-        lambda runs: _over(runs, lambda run: 100 - 100 * run["weights"]["kept"] / run["weights"]["total"], 2),
-    ),
-    "kept": ("weights kept", lambda row: "", lambda runs: _over(runs, lambda run: run["weights"]["kept"], 0)),
-    "compression": (
-        "times fewer weights",
-        lambda row: row.compression,
-        lambda runs: _over(runs, lambda run: run["weights"]["compression"], 0),
-    ),
-    "units": ("units", lambda row: row.units, lambda runs: _by_layer(runs, _units, 0)),
-    "parameters": (
-        "parameters after shrinking",
-        lambda row: "",
-        lambda runs: _over(runs, lambda run: run["parameters"][1], 0),
-    ),
-    "macs": (
-        "times fewer MACs",
-        lambda row: row.macs,
-        lambda runs: _over(runs, lambda run: run["macs"][0] / run["macs"][1], 1),
-    ),
-    "latency": (
-        "times faster",
-        lambda row: "",
-        lambda runs: _over(runs, lambda run: run["latency_ms"][0] / run["latency_ms"][1], 1),
-    ),
-    "epochs": ("epochs", lambda row: "", lambda runs: _over(runs, lambda run: len(run["epochs"]), 0)),
-    "seconds": (
-        "processor seconds",
-        lambda row: "",
-        lambda runs: _over(runs, lambda run: run["processor_seconds"], 0),
-    ),
+def _mean(digits: int, value: Callable[[Run], float]) -> Callable[[list[Run]], str]:
+    return lambda runs: _over(runs, value, digits)
+
+
+COLUMNS: dict[str, tuple[str, Callable[[list[Run]], str]]] = {
+    "error": ("error %", _mean(2, lambda run: run["error"])),
+    "dense_error": ("dense error %", _mean(2, lambda run: run["dense_error"])),
+    "learnt": ("error on training labels before %", _learnt),
+    "train_error": ("error on training labels %", _mean(2, lambda run: run["train_error"])),
+    "sparsity": ("removed by layer %", lambda runs: _by_layer(runs, lambda layer: 100 * layer["sparsity"], 1)),
+    "removed": ("removed %", _mean(2, lambda run: 100 - 100 * run["weights"]["kept"] / run["weights"]["total"])),
+    "kept": ("weights kept", _mean(0, lambda run: run["weights"]["kept"])),
+    "compression": ("times fewer weights", _mean(0, lambda run: run["weights"]["compression"])),
+    "units": ("units", lambda runs: _by_layer(runs, _units, 0)),
+    "parameters": ("parameters after shrinking", _mean(0, lambda run: run["parameters"][1])),
+    "macs": ("times fewer MACs", _mean(1, lambda run: run["macs"][0] / run["macs"][1])),
+    "latency": ("times faster", _mean(1, lambda run: run["latency_ms"][0] / run["latency_ms"][1])),
+    "seconds": ("processor seconds", _mean(0, lambda run: run["processor_seconds"])),
 }
-"""Heading, cell of a published row, cell of our runs of one variant."""
+"""Heading, and cell of our runs of one variant; a published row has its own cells under the same names."""
+
+
+def by_variant(chosen: Experiment, runs: list[Run]) -> dict[str, list[Run]]:
+    """The runs of each variant that has some, in the order of the experiment."""
+    found = {name: [run for run in runs if run["variant"] == name] for name in chosen.variants}
+    return {name: of for name, of in found.items() if of}
 
 
 def table(chosen: Experiment, runs: list[Run]) -> list[str]:
     """Lines of a Markdown table: per variant the published rows, then ours as mean ± standard deviation over seeds."""
-    columns = [COLUMNS[name] for name in chosen.columns]
-    lines = [f"| | {' | '.join(heading for heading, _, _ in columns)} |", "|---|" + "--:|" * len(columns)]
+    there = by_variant(chosen, runs)
+    lines = [f"| | {' | '.join(COLUMNS[key][0] for key in chosen.columns)} |", "|---|" + "--:|" * len(chosen.columns)]
     for name, variant in chosen.variants.items():
-        ours = [run for run in runs if run["variant"] == name]
-        lines += [_line(f"{variant.title}: {row.method}", (cell(row) for _, cell, _ in columns))
-                  for row in variant.published]  # fmt: skip
-        if ours:
-            said = f"**{variant.title}** ({len(ours)} seed{'s' if len(ours) > 1 else ''})"
-            lines.append(_line(said, (f"**{cell(ours)}**" if cell(ours) else "" for _, _, cell in columns)))
+        for row in variant.published:
+            lines.append(_line(f"{variant.title}: {row.method}", (getattr(row, key, "") for key in chosen.columns)))
+        if name in there:
+            of = there[name]
+            cells = [COLUMNS[key][1](of) for key in chosen.columns]
+            said = f"**{variant.title}** ({len(of)} seed{'s' if len(of) > 1 else ''})"
+            lines.append(_line(said, (f"**{cell}**" if cell else "" for cell in cells)))
     return lines
 
 

@@ -4,30 +4,21 @@ For the record only: the threshold of a run is chosen on held-out images, and th
 """
 
 import statistics
-from pathlib import Path
 from typing import Any
 
-from ..files import read_json, write_json
 from ..masks import compute_masks, weight_counts
 from ..training import evaluate_baked
 from ..training.threshold import GRID
-from .finished import finished
+from .finished import Finished
 
 
-def tradeoff(run: Path) -> list[dict[str, float]]:
-    """Rows of threshold, compression and test error of a finished run; computed once, then read from its folder."""
-    path = run / "tradeoff.json"
-    if not path.exists():
-        write_json(path, _measured(run))
-    return list(read_json(path))
-
-
-def _measured(run: Path) -> list[dict[str, float]]:
-    done = finished(run)
+def tradeoff(done: Finished) -> list[dict[str, Any]]:
+    """Threshold, compression and test error of a finished run, one row a threshold."""
+    example = done.data.normalise(done.data.train.images[:2])
     rows = []
     for threshold in GRID:
         masking = done.recipe.masks.model_copy(update={"threshold": threshold, "ratio": None})
-        masks = compute_masks(done.posterior, masking, example_inputs=done.data.normalise(done.data.train.images[:2]))
+        masks = compute_masks(done.posterior, masking, example_inputs=example)
         kept, total = weight_counts(done.posterior, masks)
         score = evaluate_baked(done.posterior, masks, done.data, done.data.test)
         rows.append({"threshold": threshold, "compression": total / max(kept, 1), "error": 100 - 100 * score.accuracy})

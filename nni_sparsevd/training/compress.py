@@ -168,7 +168,8 @@ class _Way:
             row = self._row(model, compute_masks(model, setting, example_inputs=self.example))
             self._refuse_collapse(row, epoch)
             if self._main and self.recipe.sparse.snapshots:
-                save_tensors(_shipped(model, self.recipe.sparse.snapshots), snapshot(self.folder, epoch))
+                beside = self.folder / "snapshots" / f"{epoch:04}.safetensors"
+                save_tensors(_shipped(model, self.recipe.sparse.snapshots), beside)
             return row
 
         fit(self.run, "sparse", model, self.recipe.sparse, epoch_end, start=self._begin("sparse"))
@@ -228,11 +229,6 @@ def _silence_(model: nn.Module, masks: Masks) -> None:
         for name, layer in named_posteriors(model):
             if isinstance(layer, Variational) and "weight" in masks.get(name, {}):
                 layer.log_sigma2.masked_fill_(masks[name]["weight"] == 0, SILENT)
-
-
-def snapshot(folder: Path, epoch: int) -> Path:
-    """Where the weights of `sparse.snapshots` after an epoch of the sparse stage are."""
-    return folder / "snapshots" / f"{epoch:04}.safetensors"
 
 
 def _shipped(model: nn.Module, names: tuple[str, ...]) -> dict[str, Tensor]:
