@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import timm
@@ -192,7 +193,7 @@ def create(settings: Model, num_classes: int, in_chans: int, image_size: int) ->
     model = build(settings.name, arguments | settings.arguments, settings.pretrained)
     if settings.checkpoint is not None:
         tensors, _ = load_tensors(settings.checkpoint)
-        _load_weights_(model, tensors, str(settings.checkpoint))
+        load_weights_(model, tensors, settings.checkpoint)
     return model
 
 
@@ -212,7 +213,8 @@ def _takes_image_size(name: str) -> bool:
     return bool(entry is not None and entry.fixed_input_size)
 
 
-def _load_weights_(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+def load_weights_(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Load all of `tensors`, read from `where`; raises `ModelError` naming what is missing, too much or misshapen."""
     own = model.state_dict()
     problems = [
         f"has {name} of shape {tuple(tensors[name].shape)}, the network's is {tuple(own[name].shape)}"

@@ -147,6 +147,9 @@ class Sparse(Stage):
     """Epoch from which it is full; linear between. From scratch, without warm-up, everything dies at once."""
     gate_rate: PositiveFloat = 10.0
     """Learning rate of gates, as a multiple of the weights'."""
+    checkpoint: Path | None = None
+    """Start from this posterior.safetensors of another run with the same network and posterior: to train on, or, with
+    0 epochs, to decide and fine-tune again."""
     snapshots: tuple[str, ...] = ()
     """Layers whose weights, as they would ship, are written down after every epoch: for pictures that move."""
 

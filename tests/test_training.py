@@ -15,8 +15,8 @@ from torch import nn
 import nni_sparsevd as svd
 from nni_sparsevd import data as datasets
 from nni_sparsevd import models
-from nni_sparsevd.errors import FileFormatError, SettingError, TrainingError
-from nni_sparsevd.files import load_tensors
+from nni_sparsevd.errors import FileFormatError, ModelError, SettingError, TrainingError
+from nni_sparsevd.files import load_tensors, save_tensors
 from nni_sparsevd.nn import Variational, is_variational, named_posteriors
 from nni_sparsevd.recipe import Data, Finetune, Masking, Model, Posterior, Recipe, Sparse, Stage, make
 from nni_sparsevd.training import checkpoint, compress, evaluate, loop, optimizer, schedule, threshold
@@ -388,3 +388,27 @@ def test_survivors_are_tuned_with_their_noise_at_fixed_masks(
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["accuracy"] == evaluate(done.masked, done.data, done.data.holdout).accuracy
     assert rows[-1]["stage"] == "finetune" and rows[-1]["accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("variational", [False, True])
+def test_deciding_again_from_a_posterior_equals_deciding_at_once(tmp_path: Path, variational: bool) -> None:
+    tuning = Finetune(epochs=1, variational=variational)
+    compress(recipe(finetune=tuning, masks=Masking(threshold=1.0)), tmp_path / "whole", [])
+    compress(recipe(masks=Masking(threshold=3.0)), tmp_path / "first", [])
+    start = Sparse(epochs=0, kl_coefficient=0.1, checkpoint=tmp_path / "first" / "posterior.safetensors")
+    again = recipe(dense=Stage(), sparse=start, finetune=tuning, masks=Masking(threshold=1.0))
+    compress(again, tmp_path / "again", [])
+    for name in ("masks", "baked", "checkpoint"):
+        one, two = (load_tensors(tmp_path / folder / f"{name}.safetensors")[0] for folder in ("whole", "again"))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one), name
+
+
+def test_a_posterior_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = svd.sparsify_(models.create(Model(arguments={"hidden": [5, 5]}), 10, 1, 8))
+    path = tmp_path / "posterior.safetensors"
+    save_tensors(small.state_dict(), path)
+    with pytest.raises(ModelError, match=r"posterior.safetensors: does not fit .*fc1.log_sigma2 of shape \(5, 64\)"):
+        compress(recipe(sparse=Sparse(checkpoint=path)), tmp_path / "run", [])
+    assert not (tmp_path / "run").exists()

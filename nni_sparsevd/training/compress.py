@@ -81,11 +81,20 @@ def _try_out(model: nn.Module, example: Tensor, recipe: Recipe) -> None:
             f"{recipe.model.name} does not run on images of {shape}: {str(error).splitlines()[0]}; "
             "set data.image_size, or the network's own size in model.arguments"
         ) from error
-    learning = dict(named_posteriors(sparsify_(copy.deepcopy(model), recipe.posterior, example_inputs=example)))
+    trial = _variational(copy.deepcopy(model), example, recipe)
+    learning = dict(named_posteriors(trial))
     unknown = [name for name in recipe.sparse.snapshots if not isinstance(learning.get(name), Variational)]
     if unknown:
         layers = ", ".join(name for name, module in learning.items() if isinstance(module, Variational))
         raise SettingError(f"sparse.snapshots: no weight posterior on {', '.join(unknown)}; they are on: {layers}")
+
+
+def _variational(model: nn.Module, example: Tensor, recipe: Recipe) -> nn.Module:
+    """Make `model` what the sparse stage begins with."""
+    sparsify_(model, recipe.posterior, example_inputs=example)
+    if recipe.sparse.checkpoint is not None:
+        models.load_weights_(model, load_tensors(recipe.sparse.checkpoint)[0], recipe.sparse.checkpoint)
+    return model
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
@@ -123,7 +132,7 @@ class _Way:
         plain = copy.deepcopy(model)
         dense = self._dense(model)
         if self._at < STAGES.index("finetune"):
-            model = sparsify_(model, self.recipe.posterior, example_inputs=self.example)
+            model = _variational(model, self.example, self.recipe)
             self._sparse(model)
             self._save("posterior", model.state_dict())
             masks = self._decide(model.cpu())
