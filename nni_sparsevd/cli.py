@@ -1,4 +1,4 @@
-"""The command line: `nni-sparsevd compress | report | check | list-models | zoo | reproduce`."""
+"""The command line: `nni-sparsevd compress | report | check | list-models | zoo | reproduce | bench`."""
 
 import difflib
 import re
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed with a message, 2 bad usage, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     actions = {"compress": _compress, "report": _report, "check": _check, "list-models": _list_models, "zoo": _zoo,
-               "reproduce": _reproduce}  # fmt: skip
+               "reproduce": _reproduce, "bench": _bench}  # fmt: skip
     try:
         parsed = _parser(given).parse_args(given)
         actions[parsed.subcommand](parsed[parsed.subcommand], ["nni-sparsevd", *given])
@@ -96,6 +96,20 @@ def _parser(given: list[str]) -> ArgumentParser:
     again.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
     again.add_argument("--seeds", type=list[int], help="only these seeds, e.g. [0]")
     commands.add_subcommand("reproduce", again, help="the experiments of the papers")
+    bench = ArgumentParser(
+        description="Every pruner of NNI and Torch-Pruning and ours under one protocol: results as JSON, a page with "
+        "its table and picture.  What is done is not run again.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    bench.add_argument("name", nargs="?", help="which league; without a name they are listed, with who plays")
+    bench.add_argument("--data", type=Path, default=Path("data"), help="folder that holds MNIST/raw and cifar10/*.tar")
+    bench.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for the rows and pages")
+    bench.add_argument("--jobs", type=int, default=1, help="rivals at once, one thread each")
+    bench.add_argument("--rivals", type=list[str], help="only these, e.g. [vd_weight,magnitude]")
+    bench.add_argument("--seconds", type=float, default=3600.0, help="what one rival with one seed may take")
+    bench.add_argument("--gibibytes", type=float, default=16.0, help="memory that it may take")
+    commands.add_subcommand("bench", bench, help="the league: who prunes best")
     return parser
 
 
@@ -122,6 +136,7 @@ def _with_suggestion(message: str, given: list[str]) -> str:
     known += ["--recipe", "--out", "--resume", "--overwrite", "--help"]
     known += ["--families", "--jobs", "--seconds", "--gibibytes"] if given[:1] == ["zoo"] else []
     known += ["--data", "--jobs", "--seeds"] if given[:1] == ["reproduce"] else []
+    known += ["--data", "--jobs", "--rivals", "--seconds", "--gibibytes"] if given[:1] == ["bench"] else []
     open_ended = ("--model.arguments.", "--posterior.kl_weights.", "--posterior.estimators.")
     hints = []
     for word in given:
@@ -209,6 +224,19 @@ def _reproduce(chosen: Namespace, command: list[str]) -> None:
         return
     seeds = None if chosen.seeds is None else tuple(chosen.seeds)
     print(reproduce(chosen.name, chosen.data, chosen.out, command, chosen.jobs, seeds))
+
+
+def _bench(chosen: Namespace, command: list[str]) -> None:
+    from .bench import bench, league, names, rivals_of
+    from .processes import Limits
+
+    if chosen.name is None:
+        for name in names():
+            print(f"{name:16} {league(name).title}")
+            print("\n".join(f"    {key:20} {one.title} ({one.host})" for key, one in rivals_of(league(name)).items()))
+        return
+    limits = Limits(chosen.seconds, chosen.gibibytes)
+    print(bench(chosen.name, chosen.data, chosen.out, command, chosen.jobs, limits, tuple(chosen.rivals or ())))
 
 
 def _list_models(chosen: Namespace, command: list[str]) -> None:

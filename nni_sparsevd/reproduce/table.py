@@ -1,26 +1,19 @@
 """The table of an experiment: rows of the papers, and means over our seeds."""
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
+from ..report.tables import line, spread
 from .experiments import Experiment
 
 Run = dict[str, Any]
-T = TypeVar("T")
-
-
-def _over(runs: Sequence[T], value: Callable[[T], float], digits: int) -> str:
-    """Mean and, with several seeds, standard deviation."""
-    values = [value(run) for run in runs]
-    mean = f"{statistics.mean(values):,.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _learnt(runs: list[Run]) -> str:
     """Error on the training labels at the end of dense training, where there was any."""
     dense = [[row for row in run["epochs"] if row["stage"] == "dense"] for run in runs]
-    return _over(dense, lambda rows: 100 * (1 - rows[-1]["train_accuracy"]), 2) if all(dense) else ""
+    return spread([100 * (1 - rows[-1]["train_accuracy"]) for rows in dense], 2) if all(dense) else ""
 
 
 def _by_layer(runs: list[Run], value: Callable[[dict[str, Any]], float], digits: int) -> str:
@@ -34,7 +27,7 @@ def _units(layer: dict[str, Any]) -> float:
 
 
 def _mean(digits: int, value: Callable[[Run], float]) -> Callable[[list[Run]], str]:
-    return lambda runs: _over(runs, value, digits)
+    return lambda runs: spread([value(run) for run in runs], digits)
 
 
 COLUMNS: dict[str, tuple[str, Callable[[list[Run]], str]]] = {
@@ -67,14 +60,10 @@ def table(chosen: Experiment, runs: list[Run]) -> list[str]:
     lines = [f"| | {' | '.join(COLUMNS[key][0] for key in chosen.columns)} |", "|---|" + "--:|" * len(chosen.columns)]
     for name, variant in chosen.variants.items():
         for row in variant.published:
-            lines.append(_line(f"{variant.title}: {row.method}", (getattr(row, key, "") for key in chosen.columns)))
+            lines.append(line([f"{variant.title}: {row.method}", *(getattr(row, key, "") for key in chosen.columns)]))
         if name in there:
             of = there[name]
             cells = [COLUMNS[key][1](of) for key in chosen.columns]
             said = f"**{variant.title}** ({len(of)} seed{'s' if len(of) > 1 else ''})"
-            lines.append(_line(said, (f"**{cell}**" if cell else "" for cell in cells)))
+            lines.append(line([said, *(f"**{cell}**" if cell else "" for cell in cells)]))
     return lines
-
-
-def _line(title: str, cells: Iterable[str]) -> str:
-    return f"| {title} | {' | '.join(cells)} |"

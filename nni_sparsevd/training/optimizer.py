@@ -48,4 +48,4 @@ def build(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set every group to its multiple of `rate`."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["scale"]
+        group["lr"] = rate * group.get("scale", 1.0)  # the groups of a foreign optimizer have none

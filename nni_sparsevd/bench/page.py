@@ -1,0 +1,54 @@
+"""`bench`: play a league, then one JSON file, one page in Markdown and HTML, and its picture."""
+
+import base64
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ..files import read_json, write_bytes, write_json
+from ..processes import Limits
+from ..training.environment import environment
+from .league import league
+from .pictures import draw
+from .rivals import rivals_of
+from .run import chosen_rates, run
+from .standing import standings
+from .table import failures, table
+
+
+def bench(
+    name: str, data: Path, out: Path, command: list[str], at_once: int, limits: Limits, rivals: tuple[str, ...] = ()
+) -> Path:
+    """Play what is missing of the league `name` below `out`, with `rivals` or everyone; returns the page.
+
+    `data` holds the data sets (MNIST/raw, cifar10/*.tar).  Raises `SettingError` for names that nobody has.
+    """
+    chosen = league(name)
+    if rivals:
+        chosen = chosen.model_copy(update={"rivals": rivals})
+    rivals_of(chosen)  # before anything is trained
+    folder = out / name
+    rows = run(chosen, data, folder, at_once, limits)
+    write_json(folder / f"{name}.json", {"league": name, "environment": environment(command, 0), "rows": rows})
+    return write_page(name, folder / f"{name}.json", folder)
+
+
+def write_page(name: str, results: Path, folder: Path) -> Path:
+    """Draw the page of a league from its JSON file alone; shows whoever has rows there."""
+    values = read_json(results)
+    everyone = league(name)
+    played = {row["rival"] for row in values["rows"]}
+    chosen = everyone.model_copy(update={"rivals": tuple(one for one in rivals_of(everyone) if one in played)})
+    found = standings(chosen, values["rows"], chosen_rates(chosen, values["rows"]))
+    picture = draw(chosen, found, folder / f"{name}.png")
+    lines = [f"# {chosen.title}", "", chosen.about.strip(), "", *table(chosen, found), "",
+             *failures(found), "", f"![{chosen.title}]({picture.name})", ""]  # fmt: skip
+    write_bytes(folder / f"{name}.md", "\n".join(lines).encode())
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in table(chosen, found)]
+    made = Environment(loader=PackageLoader("nni_sparsevd", "bench"), undefined=StrictUndefined, autoescape=True)
+    page = made.get_template("page.html.jinja").render(
+        title=chosen.title, about=chosen.about, head=cells[0], rows=cells[2:], failures=failures(found),
+        picture=base64.b64encode(picture.read_bytes()).decode(), environment=values["environment"],
+    )  # fmt: skip
+    write_bytes(folder / f"{name}.html", page.encode())
+    return folder / f"{name}.html"

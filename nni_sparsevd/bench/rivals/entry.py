@@ -1,0 +1,41 @@
+"""What a rival is: from the arena to a decision at any level."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from ...masks import Masks
+from ...recipe import Stage
+from ..arena import Arena
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a rival hands back."""
+
+    model: nn.Module
+    """An ordinary network: for weights, with the masks' zeros or about to get them; for channels, a smaller one."""
+    masks: Masks | None
+    """What fine-tuning keeps at zero; None for a network that is smaller instead."""
+    steps: int
+    """Optimisation steps that it took; the rest is fine-tuning."""
+
+
+Decide = Callable[[float | None], Pruned]
+"""A level of the league, or None for the rival's own choice -> what is left."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One entry of the league."""
+
+    title: str
+    """As the tables call it."""
+    host: Literal["ours", "torch", "NNI", "Torch-Pruning"]
+    """Whose it is."""
+    enter: Callable[[Arena, Stage], Decide]
+    """Do what does not depend on the level; the stage has the learning rate."""
+    automatic: bool = False
+    """Whether it can choose the level itself."""

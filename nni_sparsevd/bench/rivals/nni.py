@@ -1,0 +1,94 @@
+"""Pruners of NNI on single weights, through its documented usage: config_list, evaluator, schedule, compress."""
+
+from collections.abc import Callable
+from typing import Any
+
+import nni
+import torch
+from nni.compression import TorchEvaluator
+from nni.compression.pruning import AGPPruner, LevelPruner, LinearPruner, MovementPruner, TaylorPruner
+from torch import nn
+
+from ...masks import apply_masks_
+from ...plugins.nni.exact import parameter_masks
+from ...recipe import Stage
+from ..arena import Arena, cross_entropy
+from .entry import Decide, Pruned, Rival
+
+UPDATES = 20
+"""How often a schedule prunes again."""
+Make = Callable[[nn.Module, list[dict[str, Any]], TorchEvaluator, int], Any]
+"""(network, config_list, evaluator, steps) -> pruner."""
+
+
+def evaluator(arena: Arena, stage: Stage, model: nn.Module) -> TorchEvaluator:
+    """The arena's batches and steps, as NNI wants them."""
+
+    def training(
+        model: nn.Module,
+        optimizers: torch.optim.Optimizer,
+        training_step: Callable[..., Any],
+        lr_schedulers: Any = None,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+    ) -> None:
+        steps = max_steps if max_steps is not None else (max_epochs or arena.league.prune_epochs) * arena.per_epoch
+        arena.train(model, stage, 0, steps, optim=optimizers, loss=training_step)
+
+    traced = nni.trace(torch.optim.Adam)(model.parameters(), lr=stage.learning_rate)
+    return TorchEvaluator(training, traced, cross_entropy)
+
+
+def rival(make: Make, globally: bool, steps_of: Callable[[Arena], int]) -> Callable[[Arena, Stage], Decide]:
+    """An entry that prunes single weights with the pruner that `make` builds, within `steps_of` steps."""
+
+    def enter(arena: Arena, stage: Stage) -> Decide:
+        def decide(level: float | None) -> Pruned:
+            model, steps = arena.network(), steps_of(arena)
+            entries = single_weights(model, level, globally)
+            pruner = make(model, entries, evaluator(arena, stage, model), steps)
+            knows = steps == 0 or isinstance(pruner, TaylorPruner)
+            _, masks = pruner.compress() if knows else pruner.compress(steps, None)
+            pruner.unwrap_model()
+            found = parameter_masks(masks)
+            apply_masks_(model, found)
+            return Pruned(model, found, steps)
+
+        return decide
+
+    return enter
+
+
+def single_weights(model: nn.Module, level: float | None, globally: bool) -> list[dict[str, Any]]:
+    """The config_list: blocks of one weight each, where a pruner's own default would be whole channels."""
+    found = {type(m).__name__: m.weight.dim() for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    shared = {"target_names": ["weight"], "sparse_ratio": level, **({"global_group_id": 0} if globally else {})}
+    return [{"op_types": [kind], "granularity": [1] * dims, **shared} for kind, dims in found.items()]
+
+
+def scheduled(kind: Any) -> Make:
+    """LevelPruner in one of NNI's schedules, which ends after nine tenths of the steps."""
+    return lambda model, entries, evaluator, steps: kind(
+        LevelPruner(model, entries, evaluator), max(int(0.9 * steps) // UPDATES, 1), UPDATES, evaluator
+    )
+
+
+def _whole(arena: Arena) -> int:
+    return arena.prune_steps
+
+
+RIVALS = {
+    "nni_level": Rival("Level", "NNI", rival(lambda m, e, v, _: LevelPruner(m, e, v), False, lambda _: 0)),
+    "nni_level_global": Rival(
+        "Level, global", "NNI", rival(lambda m, e, v, _: LevelPruner(m, e, v), True, lambda _: 0)
+    ),
+    "nni_level_linear": Rival("Level, global, Linear", "NNI", rival(scheduled(LinearPruner), True, _whole)),
+    "nni_level_agp": Rival("Level, global, AGP", "NNI", rival(scheduled(AGPPruner), True, _whole)),
+    "nni_taylor": Rival(
+        "TaylorFO", "NNI", rival(lambda m, e, v, n: TaylorPruner(m, e, v, n), False, lambda a: a.per_epoch)
+    ),
+    "nni_movement": Rival(
+        "Movement", "NNI",
+        rival(lambda m, e, v, n: MovementPruner(m, e, v, max(n // 10, 1), max(9 * n // 10, 2)), True, _whole),
+    ),
+}  # fmt: skip

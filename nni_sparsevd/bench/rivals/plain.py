@@ -1,0 +1,62 @@
+"""Global magnitude with torch.nn.utils.prune: the plain baseline, at once and gradually (Zhu and Gupta 2017)."""
+
+from torch import nn
+from torch.nn.utils import prune
+
+from ...masks import Masks, apply_masks_
+from ...recipe import Stage
+from ..arena import Arena
+from .entry import Decide, Pruned, Rival
+
+UPDATES = 50
+"""How often the gradual schedule prunes again."""
+
+
+def magnitude_masks(model: nn.Module, level: float) -> Masks:
+    """Masks that keep the largest weights of all layers together."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)}
+    chosen = [(layer, "weight") for layer in layers.values()]
+    prune.global_unstructured(chosen, pruning_method=prune.L1Unstructured, amount=level)
+    masks = {name: {"weight": layer.get_buffer("weight_mask").clone()} for name, layer in layers.items()}
+    for layer, target in chosen:
+        prune.remove(layer, target)
+    return masks
+
+
+def at_once(arena: Arena, stage: Stage) -> Decide:
+    """Decide on the dense start."""
+
+    def decide(level: float | None) -> Pruned:
+        assert level is not None
+        model = arena.network()
+        return Pruned(model, magnitude_masks(model, level), 0)
+
+    return decide
+
+
+def gradual(arena: Arena, stage: Stage) -> Decide:
+    """Prune while training, more and more, fast at first."""
+    every = max(arena.prune_steps // UPDATES, 1)
+
+    def decide(level: float | None) -> Pruned:
+        assert level is not None
+        model, goal = arena.network(), level
+        masks: Masks = {}
+
+        def between(step: int) -> None:
+            if step % every == 0:
+                left = 1 - min(step / (0.9 * arena.prune_steps), 1.0)
+                masks.update(magnitude_masks(model, goal * (1 - left**3)))
+
+        arena.train(model, stage, 0, arena.prune_steps, between=between, masks=masks)
+        masks.update(magnitude_masks(model, goal))
+        apply_masks_(model, masks)
+        return Pruned(model, masks, arena.prune_steps)
+
+    return decide
+
+
+RIVALS = {
+    "magnitude": Rival("global magnitude", "torch", at_once),
+    "magnitude_gradual": Rival("global magnitude, gradual", "torch", gradual),
+}

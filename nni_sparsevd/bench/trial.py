@@ -1,0 +1,128 @@
+"""One rival with one seed and learning rate, at several levels: decide, tune, measure; a row each."""
+
+import logging
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ..convert import bake_
+from ..files import write_json
+from ..masks import weight_counts
+from ..recipe import Stage
+from ..report import macs, parameters
+from .arena import Arena, arena
+from .league import League
+from .rivals import Pruned, rivals_of
+
+
+@dataclass(frozen=True)
+class Bout:
+    """What one process does."""
+
+    league: League
+    rival: str
+    seed: int
+    rate: float
+    levels: tuple[float | None, ...]
+    data: Path
+    folder: Path
+
+    def row_file(self, level: float | None) -> Path:
+        """Where the row of a level is."""
+        at = "own" if level is None else f"{level:g}"
+        return self.folder / "rows" / f"{self.rival}-{self.seed}-{self.rate:g}-{at}.json"
+
+    @property
+    def missing(self) -> tuple[float | None, ...]:
+        """Levels without a row."""
+        return tuple(level for level in self.levels if not self.row_file(level).exists())
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one level."""
+
+    rival: str
+    seed: int
+    rate: float
+    level: float | None
+    failed: str = ""
+    sparsity: float = 0.0
+    """Share of the weights that are gone, among all weights of more than one dimension."""
+    compression: float = 0.0
+    macs: float = 0.0
+    """Multiply-accumulates of one image, of what is left."""
+    parameters: int = 0
+    untuned_error: float = 0.0
+    """Test error in percent right after the decision."""
+    held_out: float = 0.0
+    """Accuracy on the hold-out at the end: what choices rest on."""
+    error: float = 0.0
+    """Test error in percent at the end."""
+    dense_error: float = 0.0
+    steps: int = 0
+    """Steps that the rival took; up to the league's, the rest was tuning."""
+    seconds: float = 0.0
+    """Processor seconds, tuning included; what serves all levels counts for the first."""
+
+
+def play(bout: Bout) -> None:
+    """Write the rows that are missing; one that fails says why."""
+    torch.set_num_threads(1)
+    logging.getLogger("nni").setLevel(logging.ERROR)  # it warns of what it does itself
+    began = time.process_time()
+    rival, stage = rivals_of(bout.league)[bout.rival], _stage(bout)
+    missing = bout.missing
+    try:
+        ground = arena(bout.league, bout.seed, bout.data, bout.folder)
+        decide = rival.enter(ground, stage)
+    except Exception as error:  # the rival's, and its rows have to say it
+        for level in missing:
+            _write(bout, level, {"failed": _said(error)}, began)
+        return
+    for level in missing:
+        try:
+            values = _measured(ground, stage, decide(level))
+        except Exception as error:
+            values = {"failed": _said(error)}
+        began = _write(bout, level, values, began)
+
+
+def _stage(bout: Bout) -> Stage:
+    return bout.league.dense.model_copy(update={"learning_rate": bout.rate, "hold": 0.0})
+
+
+def _measured(ground: Arena, stage: Stage, pruned: Pruned) -> dict[str, object]:
+    if pruned.steps > ground.prune_steps:
+        raise ValueError(f"took {pruned.steps} steps of {ground.prune_steps}")
+    model, masks = pruned.model, pruned.masks
+    untuned = ground.tested(bake_(model, masks, allow_empty=True) if masks else model)
+    ground.train(model, stage, pruned.steps, ground.steps, masks=masks)
+    kept, total = weight_counts(ground.start, masks or {})
+    test, example = ground.tested(model), ground.example[:1]
+    return {
+        "sparsity": 1 - kept / total,
+        "compression": total / max(kept, 1),
+        "macs": macs(model, example),
+        "parameters": parameters(model),
+        "untuned_error": 100 * (1 - untuned.accuracy),
+        "held_out": ground.held_out(model).accuracy,
+        "error": 100 * (1 - test.accuracy),
+        "dense_error": 100 * (1 - ground.tested(ground.start).accuracy),
+        "steps": pruned.steps,
+    }
+
+
+def _write(bout: Bout, level: float | None, values: dict[str, object], began: float) -> float:
+    now = time.process_time()
+    row = Row(bout.rival, bout.seed, bout.rate, level, seconds=round(now - began, 1), **values)  # type: ignore[arg-type]
+    write_json(bout.row_file(level), asdict(row))
+    return now
+
+
+def _said(error: Exception) -> str:
+    traceback.print_exc()
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
