@@ -12,7 +12,7 @@ from ..convert import bake_
 from ..files import write_json
 from ..masks import weight_counts
 from ..recipe import Stage
-from ..report import macs, parameters
+from ..report import latencies, macs, parameters
 from .arena import Arena, arena
 from .league import League
 from .rivals import Pruned, rivals_of
@@ -53,9 +53,12 @@ class Row:
     sparsity: float = 0.0
     """Share of the weights that are gone, among all weights of more than one dimension."""
     compression: float = 0.0
-    macs: float = 0.0
-    """Multiply-accumulates of one image, of what is left."""
+    macs: int = 0
+    """Multiply-accumulates of one image, of what is left; zeros count."""
+    dense_macs: int = 0
     parameters: int = 0
+    faster: float = 0.0
+    """Times: one image, one thread, dense and small interleaved."""
     untuned_error: float = 0.0
     """Test error in percent right after the decision."""
     held_out: float = 0.0
@@ -101,13 +104,16 @@ def _measured(ground: Arena, stage: Stage, pruned: Pruned) -> dict[str, object]:
     model, masks = pruned.model, pruned.masks
     untuned = ground.tested(bake_(model, masks, allow_empty=True) if masks else model)
     ground.train(model, stage, pruned.steps, ground.steps, masks=masks)
-    kept, total = weight_counts(ground.start, masks or {})
+    kept, (_, total) = weight_counts(model, masks or {})[0], weight_counts(ground.start, {})
     test, example = ground.tested(model), ground.example[:1]
+    milliseconds = latencies({"dense": ground.start, "small": model}, example)
     return {
         "sparsity": 1 - kept / total,
         "compression": total / max(kept, 1),
         "macs": macs(model, example),
+        "dense_macs": macs(ground.start, example),
         "parameters": parameters(model),
+        "faster": milliseconds["dense"] / milliseconds["small"],
         "untuned_error": 100 * (1 - untuned.accuracy),
         "held_out": ground.held_out(model).accuracy,
         "error": 100 * (1 - test.accuracy),

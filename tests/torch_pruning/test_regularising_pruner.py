@@ -11,7 +11,7 @@ from conftest import randomise_
 from torch import nn
 
 import nni_sparsevd as svd
-from nni_sparsevd.nn import is_variational, named_posteriors
+from nni_sparsevd.nn import ChannelGate, is_variational, named_posteriors
 from nni_sparsevd.plugins.torch_pruning import Budget, SparseVD, SparseVDImportance, SparseVDPruner
 from nni_sparsevd.plugins.torch_pruning.attention import find_attentions, update_attentions_
 from nni_sparsevd.report import macs, parameters
@@ -194,7 +194,7 @@ def test_a_latency_is_met_by_measuring():
     assert model[0].out_channels < 96
 
 
-def test_the_pressure_follows_the_cost():
+def test_the_pressure_follows_the_edge_of_the_budget():
     model = network(64)
     pruner = made(model, training_steps=100, budget=Budget(fraction=0.5))
     pruner.update_regularizer()
@@ -202,10 +202,17 @@ def test_the_pressure_follows_the_cost():
     pruner._done = 50
     pruner.update_regularizer()
     pressed = pruner._controller.pressure
-    assert pressed > 1.0  # nothing is gone by half of the time
+    assert pressed > 1.0  # nothing has moved by half of the time
     drawn(model, low=9, high=12)
     pruner.update_regularizer()
     assert pruner._controller.pressure < pressed  # everything would go
+
+
+def test_gates_are_pressed_and_weights_are_not():
+    model = network(64)
+    pruner = made(model, settings=settings("both"), training_steps=100, budget=Budget(fraction=0.5))
+    gates = sum(one.kl() for _, one in named_posteriors(model) if isinstance(one, ChannelGate))
+    torch.testing.assert_close(pruner._pressed_kl(3.0), pruner.kl() + 2 * gates)
 
 
 def test_the_kl_of_a_costly_layer_weighs_more():

@@ -2,11 +2,12 @@
 
 from ...errors import SettingError
 from ..league import League
-from . import nni, ours, plain
+from . import nni, nni_channels, ours, ours_channels, plain, torch_pruning
 from .entry import Decide, Pruned, Rival
 
 WEIGHTS: dict[str, Rival] = {**ours.RIVALS, **plain.RIVALS, **nni.RIVALS}
-TABLES = {"weights": WEIGHTS}
+CHANNELS: dict[str, Rival] = {**ours_channels.RIVALS, **nni_channels.RIVALS, **torch_pruning.RIVALS}
+TABLES = {"weights": WEIGHTS, "channels": CHANNELS}
 
 __all__ = ["TABLES", "Decide", "Pruned", "Rival", "rivals_of"]
 

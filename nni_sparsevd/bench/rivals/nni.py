@@ -6,7 +6,7 @@ from typing import Any
 import nni
 import torch
 from nni.compression import TorchEvaluator
-from nni.compression.pruning import AGPPruner, LevelPruner, LinearPruner, MovementPruner, TaylorPruner
+from nni.compression.pruning import AGPPruner, LevelPruner, LinearPruner, MovementPruner, SlimPruner, TaylorPruner
 from torch import nn
 
 from ...masks import apply_masks_
@@ -47,8 +47,7 @@ def rival(make: Make, globally: bool, steps_of: Callable[[Arena], int]) -> Calla
             model, steps = arena.network(), steps_of(arena)
             entries = single_weights(model, level, globally)
             pruner = make(model, entries, evaluator(arena, stage, model), steps)
-            knows = steps == 0 or isinstance(pruner, TaylorPruner)
-            _, masks = pruner.compress() if knows else pruner.compress(steps, None)
+            _, masks = pruner.compress() if knows_its_length(pruner, steps) else pruner.compress(steps, None)
             pruner.unwrap_model()
             found = parameter_masks(masks)
             apply_masks_(model, found)
@@ -66,29 +65,43 @@ def single_weights(model: nn.Module, level: float | None, globally: bool) -> lis
     return [{"op_types": [kind], "granularity": [1] * dims, **shared} for kind, dims in found.items()]
 
 
-def scheduled(kind: Any) -> Make:
-    """LevelPruner in one of NNI's schedules, which ends after nine tenths of the steps."""
-    return lambda model, entries, evaluator, steps: kind(
-        LevelPruner(model, entries, evaluator), max(int(0.9 * steps) // UPDATES, 1), UPDATES, evaluator
+def knows_its_length(pruner: Any, steps: int) -> bool:
+    """Whether `compress` takes no steps: nothing to train, or told to the pruner before."""
+    return steps == 0 or isinstance(pruner, TaylorPruner | SlimPruner)
+
+
+def scheduled(schedule: Any, pruner: Any) -> Make:
+    """A pruner in one of NNI's schedules, which ends after nine tenths of the steps."""
+    return lambda model, entries, evaluator, steps: schedule(
+        pruner(model, entries, evaluator), max(int(0.9 * steps) // UPDATES, 1), UPDATES, evaluator
     )
 
 
-def _whole(arena: Arena) -> int:
+def movement(model: nn.Module, entries: list[dict[str, Any]], evaluator: TorchEvaluator, steps: int) -> Any:
+    """Warm up for a tenth of the steps, cool down over the last."""
+    return MovementPruner(model, entries, evaluator, max(steps // 10, 1), max(9 * steps // 10, 2))
+
+
+def nothing(arena: Arena) -> int:
+    """Steps of a pruner that looks at the weights alone."""
+    return 0
+
+
+def one_epoch(arena: Arena) -> int:
+    """Steps of a pruner that gathers gradients."""
+    return arena.per_epoch
+
+
+def whole(arena: Arena) -> int:
+    """All steps that there are to decide."""
     return arena.prune_steps
 
 
 RIVALS = {
-    "nni_level": Rival("Level", "NNI", rival(lambda m, e, v, _: LevelPruner(m, e, v), False, lambda _: 0)),
-    "nni_level_global": Rival(
-        "Level, global", "NNI", rival(lambda m, e, v, _: LevelPruner(m, e, v), True, lambda _: 0)
-    ),
-    "nni_level_linear": Rival("Level, global, Linear", "NNI", rival(scheduled(LinearPruner), True, _whole)),
-    "nni_level_agp": Rival("Level, global, AGP", "NNI", rival(scheduled(AGPPruner), True, _whole)),
-    "nni_taylor": Rival(
-        "TaylorFO", "NNI", rival(lambda m, e, v, n: TaylorPruner(m, e, v, n), False, lambda a: a.per_epoch)
-    ),
-    "nni_movement": Rival(
-        "Movement", "NNI",
-        rival(lambda m, e, v, n: MovementPruner(m, e, v, max(n // 10, 1), max(9 * n // 10, 2)), True, _whole),
-    ),
-}  # fmt: skip
+    "nni_level": Rival("Level", "NNI", rival(lambda m, e, v, _: LevelPruner(m, e, v), False, nothing)),
+    "nni_level_global": Rival("Level, global", "NNI", rival(lambda m, e, v, _: LevelPruner(m, e, v), True, nothing)),
+    "nni_level_linear": Rival("Level, global, Linear", "NNI", rival(scheduled(LinearPruner, LevelPruner), True, whole)),
+    "nni_level_agp": Rival("Level, global, AGP", "NNI", rival(scheduled(AGPPruner, LevelPruner), True, whole)),
+    "nni_taylor": Rival("TaylorFO", "NNI", rival(lambda m, e, v, n: TaylorPruner(m, e, v, n), False, one_epoch)),
+    "nni_movement": Rival("Movement", "NNI", rival(movement, False, whole)),
+}

@@ -90,17 +90,24 @@ def weigh_by_macs_(model: nn.Module, example_inputs: Tensor) -> None:
 
 
 class Controller:
-    """Presses the KL harder while the network is costlier than it should be by now, and less while it is cheaper."""
+    """Presses the KL harder while the budget's edge lags behind, and less while it is ahead.
 
-    def __init__(self, dense: float, target: float) -> None:
-        self._dense, self._target = dense, target
+    The edge is the log alpha of the last channel that must go to meet the budget.  It should travel evenly from where
+    it is at first to the threshold.  What the network would cost if it were cut now is no guide: it stays where it is
+    until the first channels reach the threshold, the pressure grows meanwhile, and then everything drowns at once.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._start: float | None = None
         self.pressure = 1.0
         """Factor on the KL."""
 
-    def react(self, cost: float, progress: float) -> None:
-        """`cost` if the network were cut now; it should fall geometrically with `progress`, from 0 to 1."""
-        wanted = self._dense ** (1 - progress) * self._target**progress
-        self.pressure = min(1e3, max(1e-3, self.pressure * min(4.0, max(0.25, cost / wanted))))
+    def react(self, edge: float, progress: float) -> None:
+        """`edge` is the log alpha there now, `progress` the part of the training that is done."""
+        self._start = edge if self._start is None else self._start
+        wanted = self._start + progress * (self._threshold - self._start)
+        self.pressure = min(1e3, max(1e-3, self.pressure * math.exp(min(0.7, max(-0.7, (wanted - edge) / 4)))))
 
 
 def best_cutoff(scores: Tensor, cost_at: Callable[[float], float], target: float) -> tuple[float, float]:

@@ -118,7 +118,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         assert isinstance(self._example_inputs, Tensor)
         self._cost = cost_of(budget.kind, self._example_inputs)
         self._dense = self._cost(plain_copy(self.model))
-        self._controller = Controller(self._dense, budget.fraction * self._dense)
+        self._controller = Controller(self.settings.posterior.threshold)
         if budget.kind != "parameters":
             weigh_by_macs_(self.model, self._example_inputs)
 
@@ -136,7 +136,8 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         """Let the budget's controller look at the network; call it once an epoch.  Nothing without a budget."""
         if self._budget is not None and self.arrival is None:
             progress = min(1.0, self._done / self._training_steps) if self._training_steps else 1.0
-            self._controller.react(self._cost_at(self._scored(), self.settings.share_at_threshold), progress)
+            cutoff, _ = self._edge(self._scored(), self._budget)
+            self._controller.react(_log_alpha(cutoff), progress)
 
     def regularize(self, model: nn.Module | None = None, loss: Tensor | None = None) -> None:
         """Add the gradient of weight * KL / N to what backward has left, and take one step of the variances.
@@ -148,10 +149,17 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             raise SettingError("SparseVDPruner: KL / N needs N: pass settings=SparseVD(n_train=...)")
         progress = min(1.0, self._done / self._training_steps) if self._training_steps else 0.0
         ramp = self.settings.ramp(progress) if self._training_steps else 1.0
-        pressure = 1.0 if self._budget is None else self._controller.pressure
-        (pressure * self.settings.kl_coefficient * ramp / self.settings.n_train * self.kl()).backward()
+        divergence = self.kl() if self._budget is None else self._pressed_kl(self._controller.pressure)
+        (self.settings.kl_coefficient * ramp / self.settings.n_train * divergence).backward()
         self._variances.step(1 - progress)
         self._done += 1
+
+    def _pressed_kl(self, pressure: float) -> Tensor:
+        """The KL, with `pressure` on what decides about channels: the gates, or, where there are none, the weights."""
+        found = [module for _, module in named_posteriors(self.model)]
+        gates = [module for module in found if isinstance(module, ChannelGate)]
+        pressed = gates or found
+        return torch.stack([(pressure if module in pressed else 1.0) * module.kl() for module in found]).sum()
 
     def step(self, interactive: bool = False) -> Iterator[Any] | None:
         """Cut; with `interactive`, give back the groups to be pruned by the caller, who calls `finish` afterwards."""
@@ -193,13 +201,15 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         at_threshold = self.settings.share_at_threshold
         if self._budget is None:
             return at_threshold
-        scores = torch.cat([one.relevant.flatten() for one in scored])
         natural = self._cost_at(scored, at_threshold)
-        cost_at = functools.partial(self._cost_at, scored)
-        cutoff, reached = best_cutoff(scores, cost_at, self._budget.fraction * self._dense)
-        log_alpha = math.log(1 / cutoff - 1) if 0 < cutoff < 1 else math.copysign(math.inf, 0.5 - cutoff)
-        self.arrival = Arrival(self._budget, self._dense, natural, reached, log_alpha)
+        cutoff, reached = self._edge(scored, self._budget)
+        self.arrival = Arrival(self._budget, self._dense, natural, reached, _log_alpha(cutoff))
         return cutoff
+
+    def _edge(self, scored: list[Scored], budget: Budget) -> tuple[float, float]:
+        """(score up to which channels must go to meet the budget, cost then)."""
+        scores = torch.cat([one.relevant.flatten() for one in scored])
+        return best_cutoff(scores, functools.partial(self._cost_at, scored), budget.fraction * self._dense)
 
     def _scored(self) -> list[Scored]:
         """All groups that have a posterior, with the score of each channel."""
@@ -233,3 +243,8 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 group.prune()
         update_attentions_(attentions, num_heads)
         return self._cost(to_plain_network_(twin))
+
+
+def _log_alpha(share: float) -> float:
+    """Log alpha of a channel whose signal is this share of its power."""
+    return math.log(1 / share - 1) if 0 < share < 1 else math.copysign(math.inf, 0.5 - share)

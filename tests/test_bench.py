@@ -1,0 +1,264 @@
+"""The league: everyone gets the same, hands back what was asked for, and a failure is a row."""
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from nni_sparsevd import cli
+from nni_sparsevd.bench import League, bench, league, names, rivals, write_page
+from nni_sparsevd.bench.arena import Arena, arena
+from nni_sparsevd.bench.cutting import cut_to
+from nni_sparsevd.bench.run import _share, chosen_rates
+from nni_sparsevd.bench.standing import mean_ranks, pareto_front, standings
+from nni_sparsevd.bench.trial import Bout, play
+from nni_sparsevd.errors import SettingError, ShrinkError, TrainingError
+from nni_sparsevd.masks import weight_counts
+from nni_sparsevd.processes import Limits
+from nni_sparsevd.report import macs
+
+HERE = Path()
+BROKEN = {"tp_obdc": "TypeError", "tp_obdc_turns": "TypeError", "tp_bn_scale": "ShrinkError"}
+"""What cannot be had: Torch-Pruning's OBDC fails on today's PyTorch, and the network of the test has no batch norm."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def short(name: str) -> League:
+    changes = {"dense": {"epochs": 4}, "prune_epochs": 4, "tune_epochs": 2, "rates": (3e-3,), "seeds": (0,)}
+    return League.model_validate(league(name).model_dump() | changes)
+
+
+@pytest.fixture(scope="module", params=["digits", "digits_channels"])
+def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Arena:
+    return arena(short(request.param), 0, HERE, tmp_path_factory.mktemp("league"))
+
+
+WEIGHTS, CHANNELS = rivals.TABLES["weights"], rivals.TABLES["channels"]
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("ground", ["digits"], indirect=True)
+def test_single_weights_at_the_level_that_was_asked_for(ground: Arena, name: str) -> None:
+    steps: list[int] = []
+    stage = ground.league.dense.model_copy(update={"learning_rate": 3e-3})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Arena, "batch", counted(Arena.batch, steps))
+        pruned = WEIGHTS[name].enter(ground, stage)(0.8)
+    assert steps == list(range(pruned.steps))  # no other batches, no batch twice, none that is not owned to
+    assert pruned.steps <= ground.prune_steps
+    assert pruned.masks is not None
+    kept, total = weight_counts(pruned.model, pruned.masks)
+    assert kept / total == pytest.approx(0.2, abs=0.01)
+    rows = pruned.masks["fc1"]["weight"].mean(1)
+    assert ((rows > 0) & (rows < 1)).float().mean() > 0.5  # weights, not neurons
+    for module, targets in pruned.masks.items():
+        weight = pruned.model.get_submodule(module).weight
+        assert isinstance(weight, nn.Parameter) and weight.requires_grad
+        assert not weight[targets["weight"] == 0].any()
+
+
+def counted(real, steps):
+    def batch(self, step):
+        steps.append(step)
+        return real(self, step)
+
+    return batch
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+@pytest.mark.parametrize("ground", ["digits_channels"], indirect=True)
+@pytest.mark.filterwarnings("ignore")
+def test_channels_leave_the_macs_that_were_asked_for(ground: Arena, name: str) -> None:
+    stage = ground.league.dense.model_copy(update={"learning_rate": 3e-3})
+    before = macs(ground.start, ground.example[:1])
+    if name in BROKEN:
+        with pytest.raises(Exception, match=r"NoneType|no ratio") as caught:
+            CHANNELS[name].enter(ground, stage)(2.0)
+        assert type(caught.value).__name__ == BROKEN[name]
+        return
+    pruned = CHANNELS[name].enter(ground, stage)(2.0)
+    assert pruned.steps <= ground.prune_steps and pruned.masks is None
+    fewer = before / macs(pruned.model, ground.example[:1])
+    assert 1.94 < fewer < (3.5 if "hessian" in name else 2.12)  # Hessian judges by few samples: scores tie
+    ground.train(pruned.model, stage, pruned.steps, pruned.steps + 2)  # and it learns
+    assert macs(ground.start, ground.example[:1]) == before  # the start is nobody's
+
+
+def test_batches_depend_on_seed_and_step_alone(ground: Arena) -> None:
+    torch.manual_seed(1)
+    first = [ground.batch(step) for step in (0, 13, 7)]
+    torch.manual_seed(2)
+    second = [ground.batch(step) for step in (7, 13, 0)][::-1]
+    for (images, labels), (again, too) in zip(first, second, strict=True):
+        assert torch.equal(images, again) and torch.equal(labels, too)
+    seen = torch.cat([ground.batch(step)[0] for step in range(ground.per_epoch)])
+    assert len(seen.unique(dim=0)) > 0.95 * len(seen)  # an epoch shows each image once; a few digits are twins
+
+
+def test_the_start_is_trained_once(tmp_path: Path) -> None:
+    chosen = short("digits")
+    first = arena(chosen, 0, HERE, tmp_path).start.state_dict()
+    written = (tmp_path / "start-0.safetensors").stat().st_mtime_ns
+    torch.manual_seed(5)
+    again = arena(chosen, 0, HERE, tmp_path).start.state_dict()
+    assert (tmp_path / "start-0.safetensors").stat().st_mtime_ns == written
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    other = arena(chosen, 1, HERE, tmp_path).start.state_dict()
+    assert not torch.equal(first["fc1.weight"], other["fc1.weight"])
+
+
+# A league from start to end.
+
+
+def test_a_league_is_played_once_and_shown_again(tmp_path: Path, capsys, monkeypatch) -> None:
+    command = ["bench", "digits", f"--out={tmp_path}", "--jobs=2", "--rivals=[vd_weight,magnitude]"]
+    assert cli.main(command) == 0
+    folder = tmp_path / "digits"
+    values = json.loads((folder / "digits.json").read_text())
+    levels = {(row["rival"], row["level"]) for row in values["rows"]}
+    assert levels == {
+        ("magnitude", 0.8),
+        ("magnitude", 0.95),
+        ("vd_weight", 0.8),
+        ("vd_weight", 0.95),
+        ("vd_weight", None),
+    }
+    assert not any(row["failed"] for row in values["rows"])
+    sweep = [row for row in values["rows"] if row["seed"] == 0 and row["level"] == 0.95]
+    assert len(sweep) == 4  # two rates each
+    page = (folder / "digits.md").read_text()
+    assert "Sparse VD, one weight sample" in page and "±" in page
+    rows = {path: path.stat().st_mtime_ns for path in (folder / "rows").iterdir()}
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder / "rows").iterdir()} == rows
+    assert "seed" not in capsys.readouterr().out  # nothing was played
+    (folder / "digits.html").unlink()
+    assert write_page("digits", folder / "digits.json", folder).read_text().count("<tr>") == 3
+
+    changed = league("digits").model_copy(update={"tune_epochs": 1})
+    monkeypatch.setattr("nni_sparsevd.bench.page.league", lambda name: changed)
+    assert cli.main(command) == 2
+    assert "tune_epochs" in capsys.readouterr().err
+
+
+def test_what_does_not_end_is_a_row_that_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    for seed in (0, 1):
+        arena(league("digits"), seed, HERE, folder)
+    page = bench("digits", HERE, tmp_path, [], 2, Limits(seconds=0.01), ("magnitude",))
+    rows = json.loads((folder / "digits.json").read_text())["rows"]
+    assert {row["failed"] for row in rows} == {"not finished in 0.01 s"}
+    assert "not finished" in page.read_text()
+
+
+def test_a_start_that_cannot_be_had_stops_the_league(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="dense start of seed 0"):
+        bench("lenet_300_100", tmp_path / "nowhere", tmp_path, [], 1, Limits(), ("magnitude",))
+
+
+def test_a_rival_that_fails_leaves_a_reason_and_the_others_play(tmp_path: Path, monkeypatch) -> None:
+    def enter(arena, stage):
+        def decide(level):
+            if level == 0.95:
+                raise ValueError("too much")
+            return WEIGHTS["magnitude"].enter(arena, stage)(level)
+
+        return decide
+
+    monkeypatch.setitem(WEIGHTS, "brittle", rivals.Rival("Brittle", "ours", enter))
+    bout = Bout(short("digits"), "brittle", 0, 1e-3, (0.95, 0.8), HERE, tmp_path)
+    play(bout)
+    failed, fine = (json.loads(bout.row_file(level).read_text()) for level in bout.levels)
+    assert failed["failed"] == "ValueError: too much"
+    assert not fine["failed"] and fine["sparsity"] == pytest.approx(0.8, abs=0.001)
+    assert bout.missing == ()
+
+
+def test_tuning_keeps_zeros_and_uses_all_steps(tmp_path: Path, monkeypatch) -> None:
+    steps: list[int] = []
+    chosen = short("digits")
+    arena(chosen, 0, HERE, tmp_path)
+    monkeypatch.setattr(Arena, "batch", counted(Arena.batch, steps))
+    play(Bout(chosen, "magnitude_gradual", 0, 1e-3, (0.9,), HERE, tmp_path))
+    row = json.loads(next((tmp_path / "rows").iterdir()).read_text())
+    assert steps == list(range((4 + 2) * (1294 // 100)))  # 1,438 digits to train on, a tenth of them held out
+    assert row["sparsity"] == pytest.approx(0.9, abs=0.001)
+
+
+# Choices and standings.
+
+
+def row(rival: str, held_out: float, error: float = 1.0, *, rate=1e-3, level=0.95, seed=0, failed="") -> dict:
+    return {"rival": rival, "held_out": held_out, "error": error, "rate": rate, "level": level, "seed": seed,
+            "failed": failed, "compression": 20.0, "dense_error": 1.0}  # fmt: skip
+
+
+def test_the_rate_is_chosen_on_held_out_images_alone() -> None:
+    rows = [
+        row("magnitude", 0.9, 5.0),
+        row("magnitude", 0.8, 1.0, rate=3e-3),
+        row("magnitude", 1.0, rate=9.0, failed="no"),
+    ]
+    rows += [row("vd_weight", 0.7), row("vd_weight", 0.99, level=0.8, rate=3e-3), row("nni_level", 0.0, failed="no")]
+    assert chosen_rates(league("digits"), rows) == {"magnitude": 1e-3, "vd_weight": 1e-3}
+
+
+def test_ranks_are_means_over_levels_of_those_who_arrived() -> None:
+    chosen = league("digits").model_copy(update={"rivals": ("magnitude", "vd_weight", "nni_level", "vd_local")})
+    errors = {"magnitude": (2.0, 9.0), "vd_weight": (3.0, 4.0), "nni_level": (2.0, 9.0)}
+    places = [(name, *place) for name, pair in errors.items() for place in zip((0.8, 0.95), pair, strict=True)]
+    rows = [row(name, 0.9, error, level=level, seed=seed) for name, level, error in places for seed in (0, 1)]
+    rows.append(row("vd_local", 0.0, failed="broken"))
+    found = standings(chosen, rows, dict.fromkeys(errors, 1e-3))
+    assert mean_ranks(chosen, found) == {"magnitude": 1.5, "vd_weight": 2.0, "nni_level": 1.5}
+    assert [one.name for one in found] == ["magnitude", "nni_level", "vd_weight", "vd_local"]
+    assert found[-1].failed == "broken"
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    points = {"a": (1.0, 4.0), "b": (2.0, 2.0), "c": (2.0, 3.0), "d": (4.0, 1.0), "twin": (2.0, 2.0)}
+    assert pareto_front(points) == {"a", "b", "d", "twin"}
+
+
+def test_a_cut_is_the_largest_that_fits() -> None:
+    example = torch.zeros(1, 10)
+    cut = lambda ratio: nn.Linear(10, max(round(100 * (1 - ratio)), 1))  # noqa: E731
+    network, ratio = cut_to(305, cut, example)
+    assert network.out_features == 30 and ratio == pytest.approx(0.7, abs=0.01)
+    with pytest.raises(ShrinkError, match="leaves 5 MACs"):
+        cut_to(5, cut, example)
+
+
+def test_torchrun_shares_the_work(monkeypatch) -> None:
+    shares = []
+    for rank in range(3):
+        monkeypatch.setitem(os.environ, "RANK", str(rank))
+        monkeypatch.setitem(os.environ, "WORLD_SIZE", "3")
+        shares += _share(range(10))
+    assert sorted(shares) == list(range(10))
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_leagues_that_are_there_can_be_played(name: str) -> None:
+    assert league(name).rivals or rivals.rivals_of(league(name))
+
+
+def test_unknown_names_are_told(capsys) -> None:
+    assert cli.main(["bench", "nowhere"]) == 2
+    assert "no league is named 'nowhere'; there are digits" in capsys.readouterr().err
+    assert cli.main(["bench", "digits", "--rivals=[nobody]"]) == 2
+    assert "nobody is named nobody; there are vd_local" in capsys.readouterr().err
+    with pytest.raises(SettingError, match="nobody"):
+        rivals.rivals_of(league("digits").model_copy(update={"rivals": ("nobody",)}))
+    assert cli.main(["bench"]) == 0
+    assert "Sparse VD, local" in capsys.readouterr().out
+    warnings.resetwarnings()
