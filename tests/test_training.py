@@ -360,14 +360,14 @@ def test_survivors_are_tuned_with_their_noise_at_fixed_masks(
         weights.append((stage.kl_coefficient, epoch))
         return real(stage, epoch)
 
-    silenced = training_compress._silence_
+    silenced = training_compress.silence_
 
     def kept(model: nn.Module, masks: Any) -> None:
         silenced(model, masks)
         noise.append((model, masks))
 
     monkeypatch.setattr(schedule, "kl_weight", watched)
-    monkeypatch.setattr(training_compress, "_silence_", kept)
+    monkeypatch.setattr(training_compress, "silence_", kept)
     structure: Any = "unstructured" if granularity == "weight" else "structured"
     one = recipe(
         dense=Stage(epochs=2), finetune=Finetune(epochs=2, variational=True),

@@ -28,7 +28,7 @@ class League(Settings):
     dense: Stage
     """Training of the dense start, once a seed."""
     prune_epochs: PositiveInt
-    """Epochs that a rival may use to decide; what it does not use, it has for tuning."""
+    """Epochs in which a rival decides; what it does not use, it has for tuning."""
     tune_epochs: PositiveInt
     """Epochs of fine-tuning with what is removed at zero."""
     levels: tuple[PositiveFloat, ...] = Field(min_length=1)

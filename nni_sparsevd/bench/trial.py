@@ -99,8 +99,8 @@ def _stage(bout: Bout) -> Stage:
 
 
 def _measured(ground: Arena, stage: Stage, pruned: Pruned) -> dict[str, object]:
-    if pruned.steps > ground.prune_steps:
-        raise ValueError(f"took {pruned.steps} steps of {ground.prune_steps}")
+    if pruned.steps > ground.steps:
+        raise ValueError(f"took {pruned.steps} steps of {ground.steps}")
     model, masks = pruned.model, pruned.masks
     untuned = ground.tested(bake_(model, masks, allow_empty=True) if masks else model)
     ground.train(model, stage, pruned.steps, ground.steps, masks=masks)

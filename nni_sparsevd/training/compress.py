@@ -14,7 +14,7 @@ from .. import models
 from ..convert import bake_, sparsify_
 from ..errors import ModelError, SettingError, TrainingError
 from ..files import load_tensors, read_json, save_tensors, write_json
-from ..masks import Masks, apply_masks_, compute_masks, flatten, unflatten, weight_counts
+from ..masks import Masks, compute_masks, flatten, unflatten, weight_counts
 from ..nn import Variational, named_posteriors
 from ..recipe import Recipe, Sparse, Stage, read, write
 from . import checkpoint, optimizer
@@ -22,11 +22,10 @@ from .environment import environment
 from .evaluate import evaluate_baked
 from .loop import Run, fit
 from .metrics import Metrics
+from .survivors import silence_
 from .threshold import threshold_curve
 
 STAGES = ("dense", "sparse", "finetune")
-SILENT = -40.0
-"""Log sigma^2 of no noise; log alpha of a weight of zero is still far above any threshold then."""
 BINS = torch.linspace(-20, 20, 81)
 
 
@@ -222,22 +221,13 @@ class _Way:
         if self.recipe.finetune.variational:
             sparsify_(model, self.recipe.posterior, example_inputs=self.example)
             model.load_state_dict(load_tensors(self.folder / "posterior.safetensors")[0])
-            _silence_(model, masks)
+            silence_(model, masks)
             stage = Sparse(
                 **stage.model_dump(exclude={"variational"}), kl_coefficient=self.recipe.sparse.kl_coefficient
             )
         begin = self._begin("finetune")
         row = lambda _: self._row(model, masks)  # noqa: E731
         fit(self.run, "finetune", model, stage, row, masks=masks, start=begin)
-
-
-def _silence_(model: nn.Module, masks: Masks) -> None:
-    """Take the means and the noise of what is removed."""
-    apply_masks_(model, masks)
-    with torch.no_grad():
-        for name, layer in named_posteriors(model):
-            if isinstance(layer, Variational) and "weight" in masks.get(name, {}):
-                layer.log_sigma2.masked_fill_(masks[name]["weight"] == 0, SILENT)
 
 
 def _shipped(model: nn.Module, names: tuple[str, ...]) -> dict[str, Tensor]:
