@@ -13,7 +13,7 @@ from .pictures import draw
 from .rivals import rivals_of
 from .run import chosen_rates, run
 from .standing import standings
-from .table import failures, table
+from .table import failures, fronts, table
 
 
 def bench(
@@ -41,13 +41,14 @@ def write_page(name: str, results: Path, folder: Path) -> Path:
     chosen = everyone.model_copy(update={"rivals": tuple(one for one in rivals_of(everyone) if one in played)})
     found = standings(chosen, values["rows"], chosen_rates(chosen, values["rows"]))
     picture = draw(chosen, found, folder / f"{name}.png")
+    notes = [*fronts(chosen, found), *failures(found)]
     lines = [f"# {chosen.title}", "", chosen.about.strip(), "", *table(chosen, found), "",
-             *failures(found), "", f"![{chosen.title}]({picture.name})", ""]  # fmt: skip
+             *notes, "", f"![{chosen.title}]({picture.name})", ""]  # fmt: skip
     write_bytes(folder / f"{name}.md", "\n".join(lines).encode())
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in table(chosen, found)]
     made = Environment(loader=PackageLoader("nni_sparsevd", "bench"), undefined=StrictUndefined, autoescape=True)
     page = made.get_template("page.html.jinja").render(
-        title=chosen.title, about=chosen.about, head=cells[0], rows=cells[2:], failures=failures(found),
+        title=chosen.title, about=chosen.about, head=cells[0], rows=cells[2:], notes=notes,
         picture=base64.b64encode(picture.read_bytes()).decode(), environment=values["environment"],
     )  # fmt: skip
     write_bytes(folder / f"{name}.html", page.encode())

@@ -1,8 +1,10 @@
 """The tables of a league, in Markdown."""
 
+import statistics
+
 from ..report.tables import line, spread
 from .league import League
-from .standing import Standing, mean_ranks
+from .standing import Standing, mean_ranks, pareto_front
 
 
 def heading(league: League, level: float) -> str:
@@ -18,9 +20,31 @@ def table(league: League, found: list[Standing]) -> list[str]:
     best = {level: min(_means(found, level), default=None) for level in league.levels}
     for one in found:
         rank = f"{ranks[one.name]:.1f}" if one.name in ranks else ""
-        cells = [_cell(one, level, best[level]) for level in league.levels]
+        cells = [_cell(league, one, level, best[level]) for level in league.levels]
         lines.append(line([one.title, one.host, rank, *cells, _own(one), f"{one.rate:g}" if one.rate else ""]))
     return lines
+
+
+def reached(one: Standing, level: float) -> float:
+    """Times fewer MACs, mean over seeds."""
+    return float(statistics.mean(row["dense_macs"] / row["macs"] for row in one.rows[level]))
+
+
+def fronts(league: League, found: list[Standing]) -> list[str]:
+    """Of whole channels: which points nobody beats in MACs, or in measured time, without a larger error."""
+    if league.kind == "weights":
+        return []
+    points = {
+        f"{one.title} at {level:g}×": (one, level) for one in found for level in league.levels if one.rows.get(level)
+    }
+    errors = {name: one.mean(level, "error") or 0.0 for name, (one, level) in points.items()}
+    macs = {name: (1 / reached(*at), errors[name]) for name, at in points.items()}
+    times = {name: (1 / (one.mean(level, "faster") or 1.0), errors[name]) for name, (one, level) in points.items()}
+    said = {"MACs": pareto_front(macs), "measured time": pareto_front(times)}
+    return [
+        f"- Front of error against {cost}: {', '.join(name for name in points if name in front)}."
+        for cost, front in said.items()
+    ]
 
 
 def failures(found: list[Standing]) -> list[str]:
@@ -33,12 +57,13 @@ def _means(found: list[Standing], level: float) -> list[float]:
     return [mean for mean in means if mean is not None]
 
 
-def _cell(one: Standing, level: float, best: float | None) -> str:
+def _cell(league: League, one: Standing, level: float, best: float | None) -> str:
     rows = one.rows.get(level, [])
     if not rows:
         return "failed" if one.failed else ""
     cell = spread([row["error"] for row in rows], 2)
-    return f"**{cell}**" if one.mean(level, "error") == best else cell
+    cell = f"**{cell}**" if one.mean(level, "error") == best else cell
+    return cell if league.kind == "weights" else f"{cell} at {reached(one, level):.2f}×"
 
 
 def _own(one: Standing) -> str:
