@@ -17,6 +17,7 @@ from .shrink import check as check
 from .shrink import fuse as fuse
 from .shrink import make_plan as make_plan
 from .shrink import shrink as shrink
+from .storage import described as described
 from .storage import load as load
 from .storage import save as save
 

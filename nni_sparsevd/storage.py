@@ -1,12 +1,13 @@
-"""`save` and `load`: a network, shrunk or not, in one safetensors file that brings back a working module.
+"""`save` and `load`: a network, shrunk or not, packed or not, in one safetensors file that gives back a working module.
 
 The file holds every tensor, how to build the network's unpruned original (its timm name and arguments), and the plain
 attributes in which the two differ (`out_channels`, `num_features`, ...).  Loading builds the original, puts the tensors
 in at the sizes that they have, and sets those attributes: nothing is unpickled, no training code is needed.
 """
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,31 @@ from torch import Tensor, nn
 from .errors import FileFormatError, ModelError
 from .files import load_tensors, save_tensors
 from .nn import is_variational
+from .packing import Coding, pack, unpack
 from .recipe import Argument
 from .shrink import RememberingLayerNorm
 
 FORMAT = "nni_sparsevd.model"
 VERSION = 1
-HEADER = ("version", "class", "name", "arguments", "attributes")
+PACKED = "packed"
+"""The only tensor of a file that holds packed ones, and what its metadata say then."""
+HEADER = ("class", "name", "arguments", "attributes")
 
 
 def save(
-    model: nn.Module, path: Path | str, *, name: str | None = None, arguments: dict[str, Argument] | None = None
+    model: nn.Module,
+    path: Path | str,
+    *,
+    name: str | None = None,
+    arguments: dict[str, Argument] | None = None,
+    coding: Coding | None = None,
+    measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
 ) -> None:
     """Write `model` to `path` (.safetensors), whole or not at all.
+
+    With a `coding` only what is not zero is written: positions near their entropy, values exact, or in float16, or in
+    int8 or int4 with a scale for each row.  `measure` is called on the network as the file gives it back, and what it
+    finds, an error after quantisation say, is kept in the file (see `described`).
 
     `name` and `arguments` tell how timm builds the network before shrinking; networks made by timm know their name,
     ours both.  A network of your own is saved without, and `load(path, model=...)` then wants a fresh one.
@@ -54,7 +68,28 @@ def save(
         header["attributes"] = dict(_differences(reference, model))
     else:
         header["attributes"] = {path: dict(_plain(module)) for path, module in model.named_modules()}
-    save_tensors(model.state_dict(), Path(path), {FORMAT: json.dumps(header)})
+    tensors = model.state_dict()
+    if measure is not None:
+        header["measured"] = dict(measure(model if coding is None else _as_packed(model, coding)))
+    if coding is None:
+        save_tensors(tensors, Path(path), {FORMAT: json.dumps(header)})
+    else:
+        content = torch.frombuffer(bytearray(pack(tensors, coding, header)), dtype=torch.uint8)
+        save_tensors({PACKED: content}, Path(path), {FORMAT: PACKED})
+
+
+def _as_packed(model: nn.Module, coding: Coding) -> nn.Module:
+    twin = copy.deepcopy(model).cpu().eval()
+    twin.load_state_dict(dict(unpack(memoryview(pack(twin.state_dict(), coding, {})))[1]))
+    return twin
+
+
+def described(path: Path | str) -> dict[str, Any]:
+    """What a file of `save` says of itself: class, name, arguments, attributes, and what was measured.
+
+    Raises `FileFormatError` as `load` does.
+    """
+    return _read(Path(path))[0]
 
 
 def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
@@ -65,16 +100,8 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     Raises `FileFormatError` when the file is missing, truncated, of another format or version, or does not fit.
     """
     path = Path(path)
-    tensors, metadata = load_tensors(path)
-    if FORMAT not in metadata:
-        raise FileFormatError(f"{path}: plain tensors, not a network written by nni_sparsevd.save")
-    try:
-        header = json.loads(metadata[FORMAT])
-        version, kind, name, arguments, attributes = (header[key] for key in HEADER)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise FileFormatError(f"{path}: its header is damaged: {error!r}") from None
-    if version != VERSION:
-        raise FileFormatError(f"{path}: format version {version}, this release reads {VERSION}")
+    header, tensors = _read(path)
+    kind, name, arguments, attributes = (header[key] for key in HEADER)
     if model is None:
         if name is None:
             raise FileFormatError(f"{path}: holds a {kind} that timm cannot build; load(path, model=fresh)")
@@ -83,6 +110,27 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     _put_tensors_(model, tensors, path)
     _set_attributes_(model, attributes, path)
     return model.eval()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(header, tensors), packed or not."""
+    tensors, metadata = load_tensors(path)
+    if FORMAT not in metadata:
+        raise FileFormatError(f"{path}: plain tensors, not a network written by nni_sparsevd.save")
+    try:
+        if metadata[FORMAT] == PACKED:
+            header, found = unpack(memoryview(tensors[PACKED].numpy().tobytes()))
+            tensors = dict(found)
+        else:
+            header = json.loads(metadata[FORMAT])
+        missing = [key for key in (*HEADER, "version") if key not in header]
+    except (json.JSONDecodeError, KeyError, TypeError, FileFormatError) as error:
+        raise FileFormatError(f"{path}: its header is damaged: {error}") from None
+    if missing:
+        raise FileFormatError(f"{path}: its header is damaged: it lacks {', '.join(missing)}")
+    if header["version"] != VERSION:
+        raise FileFormatError(f"{path}: format version {header['version']}, this release reads {VERSION}")
+    return header, tensors
 
 
 def _build(name: Any, arguments: Any, path: Path) -> nn.Module:
