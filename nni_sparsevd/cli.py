@@ -1,4 +1,4 @@
-"""The command line: `nni-sparsevd compress | report | check | list-models | zoo | reproduce | bench`."""
+"""The command line: `nni-sparsevd compress | report | check | export | list-models | zoo | reproduce | bench`."""
 
 import difflib
 import re
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed with a message, 2 bad usage, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     actions = {"compress": _compress, "report": _report, "check": _check, "list-models": _list_models, "zoo": _zoo,
-               "reproduce": _reproduce, "bench": _bench}  # fmt: skip
+               "reproduce": _reproduce, "bench": _bench, "export": _export}  # fmt: skip
     try:
         parsed = _parser(given).parse_args(given)
         actions[parsed.subcommand](parsed[parsed.subcommand], ["nni-sparsevd", *given])
@@ -110,6 +110,17 @@ def _parser(given: list[str]) -> ArgumentParser:
     bench.add_argument("--seconds", type=float, default=3600.0, help="what one rival with one seed may take")
     bench.add_argument("--gibibytes", type=float, default=16.0, help="memory that it may take")
     commands.add_subcommand("bench", bench, help="the league: who prunes best")
+    out = ArgumentParser(
+        description="Write a network for another runtime, run the file there and compare: .onnx, .pt2 (torch.export), "
+        ".pte (ExecuTorch), .tflite (LiteRT).",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    out.add_argument("source", type=Path, help="run folder of compress, or a file of nni_sparsevd.save")
+    out.add_argument("--to", type=Path, required=True, help="file to write; its suffix says the format")
+    out.add_argument("--input", type=list[int], help="shape of one input, e.g. [3,224,224]; a run folder knows it")
+    out.add_argument("--fixed-batch", action="store_true", help="batches of one only; .pte and .tflite have no others")
+    commands.add_subcommand("export", out, help="a file for another runtime, compared with the network")
     return parser
 
 
@@ -136,6 +147,7 @@ def _with_suggestion(message: str, given: list[str]) -> str:
     known += ["--recipe", "--out", "--resume", "--overwrite", "--help"]
     known += ["--families", "--jobs", "--seconds", "--gibibytes"] if given[:1] == ["zoo"] else []
     known += ["--data", "--jobs", "--seeds"] if given[:1] == ["reproduce"] else []
+    known += ["--to", "--input", "--fixed-batch"] if given[:1] == ["export"] else []
     known += ["--data", "--jobs", "--rivals", "--seconds", "--gibibytes"] if given[:1] == ["bench"] else []
     open_ended = ("--model.arguments.", "--posterior.kl_weights.", "--posterior.estimators.")
     hints = []
@@ -237,6 +249,24 @@ def _bench(chosen: Namespace, command: list[str]) -> None:
         return
     limits = Limits(chosen.seconds, chosen.gibibytes)
     print(bench(chosen.name, chosen.data, chosen.out, command, chosen.jobs, limits, tuple(chosen.rivals or ())))
+
+
+def _export(chosen: Namespace, command: list[str]) -> None:
+    import torch
+
+    from .export import export
+    from .results import export_run
+    from .storage import load
+
+    dynamic = not chosen.fixed_batch
+    if chosen.source.is_dir():
+        print(export_run(chosen.source, chosen.to, dynamic_batch=dynamic))
+        return
+    model = load(chosen.source)
+    shape = chosen.input or (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if not shape:
+        raise SettingError(f"--input: {chosen.source} does not say the shape of an input; give it, e.g. [3,224,224]")
+    print(export(model, chosen.to, torch.zeros(1, *shape), dynamic_batch=dynamic))
 
 
 def _list_models(chosen: Namespace, command: list[str]) -> None:

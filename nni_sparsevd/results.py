@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from .errors import FileFormatError, ShrinkError
+from .export import Comparison, export
 from .files import read_json, write_bytes, write_json
 from .masks import weight_counts
 from .nn import output_dim
-from .report import latencies, macs, parameters
+from .report import latencies, macs, parameters, write_report
 from .shrink import CheckResult, Plan, check, shrink
 from .storage import load, save
 from .training import Compressed, Score, evaluate
@@ -91,6 +92,20 @@ def _summary(values: dict[str, Any], plan: Plan, result: CheckResult, scores: di
             f"{row['file_bytes']:>12,} bytes  {row['latency_ms']:8.3f} ms"
         )
     return "\n".join(lines)
+
+
+def export_run(folder: Path, path: Path, *, dynamic_batch: bool = True) -> Comparison:
+    """Export the small network of a run folder to `path`; the comparison goes to exports.json there, and the report.
+
+    Raises what `export` raises, and `FileFormatError` where the run has not ended.
+    """
+    shape = read_json(folder / "result.json")["input"]
+    found = export(load(folder / "small.safetensors"), path, torch.zeros(1, *shape), dynamic_batch=dynamic_batch)
+    exports = folder / "exports.json"
+    rows = read_json(exports) if exports.exists() else {}
+    write_json(exports, {**rows, path.name: found.to_dict()})
+    write_report(folder)
+    return found
 
 
 def check_run(folder: Path) -> CheckResult:

@@ -15,7 +15,7 @@ from nni_sparsevd import cli, recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = {"compress", "report", "check", "list-models", "zoo", "reproduce", "bench"}
+COMMANDS = {"compress", "report", "check", "list-models", "zoo", "reproduce", "bench", "export"}
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -18,8 +18,9 @@ ALLOWED |= {
     "training": (*METHOD, "data", "models"),
     "shrink": METHOD,
     "storage": (*METHOD, "models", "shrink"),
+    "export": METHOD,
     "report": (*METHOD, "models", "shrink", "storage"),
-    "results": (*METHOD, "data", "models", "training", "shrink", "storage", "report"),
+    "results": (*METHOD, "data", "models", "training", "shrink", "storage", "report", "export"),
 }
 ALLOWED["zoo"] = ALLOWED["results"]
 ALLOWED["reproduce"] = ALLOWED["results"]

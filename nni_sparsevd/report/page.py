@@ -52,6 +52,7 @@ def _gather(folder: Path) -> dict[str, Any]:
             **result, "title": folder.resolve().name, "rows": _comparison(result), "curve": curve,
             "pictures": [(name, PICTURES[name]) for name in drawn],
             "embedded": {name: base64.b64encode(path.read_bytes()).decode() for name, path in drawn.items()},
+            "exports": _optional(folder / "exports.json"),
             "environment": files.read_json(folder / "environment.json"),
             "recipe": (folder / "recipe.toml").read_text(),
             "epochs": {stage: sum(row["stage"] == stage for row in rows) for stage in ("dense", "sparse", "finetune")},

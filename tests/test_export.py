@@ -1,0 +1,144 @@
+"""Files for other runtimes compute what the network computes, or are not there."""
+
+import copy
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import randomise_
+from torch import nn
+
+import nni_sparsevd as svd
+from nni_sparsevd import cli
+from nni_sparsevd.errors import ModelError, SettingError
+from nni_sparsevd.export import FORMATS, export, onnx, torch_export
+
+IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+INSTALLED = [
+    suffix for suffix, one in FORMATS.items() if all(importlib.util.find_spec(name) is not None for name in one.needs)
+]
+
+
+def there(suffix: str) -> object:
+    missing = suffix not in INSTALLED
+    return pytest.param(suffix, marks=pytest.mark.skipif(missing, reason=f"{FORMATS[suffix].title} is not installed"))
+
+
+def networks() -> dict[str, nn.Module]:
+    """A network with norms that matter, its masked twin, and what shrinking makes of that."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 24, 3, stride=2, padding=1), nn.BatchNorm2d(24), nn.Hardswish()]
+    layers += [nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False), nn.BatchNorm2d(24), nn.ReLU()]
+    layers += [nn.Conv2d(24, 40, 1), nn.BatchNorm2d(40), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers += [nn.Linear(40, 7)]
+    dense = randomise_(nn.Sequential(*layers)).eval()
+    masked = copy.deepcopy(dense)
+    with torch.no_grad():
+        for module in masked.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight[::3] = module.bias[::3] = 0
+    small, plan = svd.shrink(masked, IMAGE)
+    assert plan.removed > 10
+    return {"dense": dense, "masked": masked, "shrunk": small}
+
+
+@pytest.fixture(scope="module", params=["dense", "masked", "shrunk"])
+def network(request: pytest.FixtureRequest) -> nn.Module:
+    return networks()[request.param]
+
+
+@pytest.mark.parametrize("suffix", [there(suffix) for suffix in FORMATS])
+def test_the_file_computes_what_the_network_does(network: nn.Module, suffix: str, tmp_path: Path) -> None:
+    before = copy.deepcopy(network.state_dict())
+    network.train()
+    found = export(network, tmp_path / f"net{suffix}", IMAGE)
+    assert found.ok and found.max_rel < 1e-4
+    assert found.batches == ((1, 2, 3) if FORMATS[suffix].dynamic else (1,))
+    assert found.bytes == (tmp_path / f"net{suffix}").stat().st_size
+    assert [path.name for path in tmp_path.iterdir()] == [f"net{suffix}"]  # one file, and no rubbish
+    assert network.training
+    network.eval()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", [there(".onnx"), there(".pt2")])
+def test_the_comparison_sees_a_file_of_another_network(suffix: str, tmp_path: Path, monkeypatch) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
+    room = {".onnx": onnx, ".pt2": torch_export}[suffix]
+    write = room.write
+
+    def another(network, *rest):
+        twin = copy.deepcopy(network)
+        with torch.no_grad():
+            twin[1].weight[0, 0] += 1
+        write(twin, *rest)
+
+    monkeypatch.setattr(room, "write", another)
+    path = tmp_path / f"net{suffix}"
+    path.write_bytes(b"what was there before")
+    with pytest.raises(ModelError, match=r"net\.\w+: the file computes something else than Sequential"):
+        export(model, path, IMAGE)
+    assert path.read_bytes() == b"what was there before"
+
+
+@pytest.mark.parametrize("suffix", [there(".onnx"), there(".pt2")])
+def test_a_fixed_batch_and_a_dynamic_one(suffix: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 5))
+    assert export(model, tmp_path / f"any{suffix}", IMAGE).batches == (1, 2, 3)
+    fixed = export(model, tmp_path / f"fixed{suffix}", torch.cat([IMAGE, IMAGE]), dynamic_batch=False)
+    assert fixed.batches == (2,)
+
+
+def test_several_inputs_and_integers(tmp_path: Path) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.out = nn.Embedding(10, 4), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.cat([x, self.words(words).mean(1)], 1))
+
+    example = (torch.randn(1, 4), torch.randint(10, (1, 6)))
+    assert export(Both(), tmp_path / "net.pt2", example).ok
+
+
+def test_what_cannot_be_written_is_said_before_anything_is(tmp_path: Path, monkeypatch) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
+    with pytest.raises(SettingError, match=r"suffix '\.onxx'; there are \.onnx \(ONNX\)"):
+        export(model, tmp_path / "net.onxx", IMAGE)
+    with pytest.raises(ModelError, match="still has posteriors"):
+        export(svd.sparsify_(copy.deepcopy(model)), tmp_path / "net.pt2", IMAGE)
+
+    class Undecided(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ModelError, match=r"torch\.export cannot express Undecided"):
+        export(Undecided(), tmp_path / "net.pt2", IMAGE)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real(name))
+    with pytest.raises(SettingError, match=r"ONNX needs onnxscript: pip install 'nni_sparsevd\[export\]'"):
+        export(model, tmp_path / "net.onnx", IMAGE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_from_the_command_line(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    sizes = ["--model.name=lenet_300_100", "--data.limit=300", "--dense.epochs=1", "--sparse.epochs=1"]
+    assert cli.main(["compress", *sizes, "--masks.threshold=3", f"--out={run}"]) == 0
+    assert "## Exports" not in (run / "report.md").read_text()
+    assert cli.main(["export", str(run), f"--to={run / 'small.pt2'}"]) == 0
+    assert "torch.export" in capsys.readouterr().out
+    assert json.loads((run / "exports.json").read_text())["small.pt2"]["ok"]
+    assert "small.pt2" in (run / "report.md").read_text() and "small.pt2" in (run / "report.html").read_text()
+    file = run / "small.safetensors"
+    assert cli.main(["export", str(file), f"--to={tmp_path / 'one.pt2'}", "--input=[1,8,8]", "--fixed-batch"]) == 0
+    assert "batches of 1" in capsys.readouterr().out
+    assert cli.main(["export", str(file), f"--to={tmp_path / 'one.exe'}"]) == 2
+    assert "'.exe'" in capsys.readouterr().err
+    assert cli.main(["export", str(tmp_path), f"--to={tmp_path / 'one.pt2'}"]) == 1
+    assert "result.json" in capsys.readouterr().err
+    assert cli.main(["export", str(file), "--too=x"]) == 2
+    assert "did you mean --to?" in capsys.readouterr().err
