@@ -119,7 +119,7 @@ def _parser(given: list[str]) -> ArgumentParser:
     out.add_argument("source", type=Path, help="run folder of compress, or a file of nni_sparsevd.save")
     out.add_argument("--to", type=Path, required=True, help="file to write; its suffix says the format")
     out.add_argument("--input", type=list[int], help="shape of one input, e.g. [3,224,224]; a run folder knows it")
-    out.add_argument("--fixed-batch", action="store_true", help="batches of one only; .pte and .tflite have no others")
+    out.add_argument("--fixed_batch", action="store_true", help="batches of one only; .pte and .tflite have no others")
     commands.add_subcommand("export", out, help="a file for another runtime, compared with the network")
     return parser
 
@@ -147,7 +147,7 @@ def _with_suggestion(message: str, given: list[str]) -> str:
     known += ["--recipe", "--out", "--resume", "--overwrite", "--help"]
     known += ["--families", "--jobs", "--seconds", "--gibibytes"] if given[:1] == ["zoo"] else []
     known += ["--data", "--jobs", "--seeds"] if given[:1] == ["reproduce"] else []
-    known += ["--to", "--input", "--fixed-batch"] if given[:1] == ["export"] else []
+    known += ["--to", "--input", "--fixed_batch"] if given[:1] == ["export"] else []
     known += ["--data", "--jobs", "--rivals", "--seconds", "--gibibytes"] if given[:1] == ["bench"] else []
     open_ended = ("--model.arguments.", "--posterior.kl_weights.", "--posterior.estimators.")
     hints = []

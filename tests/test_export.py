@@ -134,7 +134,7 @@ def test_from_the_command_line(tmp_path: Path, capsys) -> None:
     assert json.loads((run / "exports.json").read_text())["small.pt2"]["ok"]
     assert "small.pt2" in (run / "report.md").read_text() and "small.pt2" in (run / "report.html").read_text()
     file = run / "small.safetensors"
-    assert cli.main(["export", str(file), f"--to={tmp_path / 'one.pt2'}", "--input=[1,8,8]", "--fixed-batch"]) == 0
+    assert cli.main(["export", str(file), f"--to={tmp_path / 'one.pt2'}", "--input=[1,8,8]", "--fixed_batch"]) == 0
     assert "batches of 1" in capsys.readouterr().out
     assert cli.main(["export", str(file), f"--to={tmp_path / 'one.exe'}"]) == 2
     assert "'.exe'" in capsys.readouterr().err
