@@ -6,6 +6,8 @@ from ..report.tables import line, spread
 from .league import League
 from .standing import Standing, mean_ranks, pareto_front
 
+RUNTIMES = {"torch": "PyTorch", "onnx": "ONNX Runtime"}
+
 
 def heading(league: League, level: float) -> str:
     """How a level is called."""
@@ -31,19 +33,21 @@ def reached(one: Standing, level: float) -> float:
 
 
 def fronts(league: League, found: list[Standing]) -> list[str]:
-    """Of whole channels: which points nobody beats in MACs, or in measured time, without a larger error."""
-    if league.kind == "weights":
+    """Of whole channels: which points nobody beats in a cost without a larger error."""
+    places = [(one, level) for one in found for level in league.levels if one.rows.get(level)]
+    if league.kind == "weights" or not places:
         return []
-    points = {
-        f"{one.title} at {level:g}×": (one, level) for one in found for level in league.levels if one.rows.get(level)
-    }
-    errors = {name: one.mean(level, "error") or 0.0 for name, (one, level) in points.items()}
-    macs = {name: (1 / reached(*at), errors[name]) for name, at in points.items()}
-    times = {name: (1 / (one.mean(level, "faster") or 1.0), errors[name]) for name, (one, level) in points.items()}
-    said = {"MACs": pareto_front(macs), "measured time": pareto_front(times)}
+    costs = {"MACs": {f"{one.title} at {level:g}×": 1 / reached(one, level) for one, level in places}}
+    errors = {f"{one.title} at {level:g}×": one.mean(level, "error") or 0.0 for one, level in places}
+    for runtime, title in RUNTIMES.items():
+        rows = {f"{one.title} at {level:g}×": one.rows[level] for one, level in places}
+        timed = {name: [row["faster"][runtime] for row in of if runtime in row["faster"]] for name, of in rows.items()}
+        costs[f"time in {title}"] = {name: 1 / statistics.mean(values) for name, values in timed.items() if values}
+    said = {cost: pareto_front({name: (x, errors[name]) for name, x in of.items()}) for cost, of in costs.items()}
     return [
-        f"- Front of error against {cost}: {', '.join(name for name in points if name in front)}."
+        f"- Front of error against {cost}: {', '.join(name for name in errors if name in front)}."
         for cost, front in said.items()
+        if front
     ]
 
 

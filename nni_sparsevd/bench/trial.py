@@ -3,7 +3,7 @@
 import logging
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,10 +12,11 @@ from ..convert import bake_
 from ..files import write_json
 from ..masks import weight_counts
 from ..recipe import Stage
-from ..report import latencies, macs, parameters
+from ..report import macs, parameters
 from .arena import Arena, arena
 from .league import League
 from .rivals import Pruned, rivals_of
+from .timing import faster
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Row:
     """Multiply-accumulates of one image, of what is left; zeros count."""
     dense_macs: int = 0
     parameters: int = 0
-    faster: float = 0.0
-    """Times: one image, one thread, dense and small interleaved."""
+    faster: dict[str, float] = field(default_factory=dict)
+    """Of whole channels: runtime -> how many times faster, one image, one thread, dense and small interleaved."""
     untuned_error: float = 0.0
     """Test error in percent right after the decision."""
     held_out: float = 0.0
@@ -106,14 +107,14 @@ def _measured(ground: Arena, stage: Stage, pruned: Pruned) -> dict[str, object]:
     ground.train(model, stage, pruned.steps, ground.steps, masks=masks)
     kept, (_, total) = weight_counts(model, masks or {})[0], weight_counts(ground.start, {})
     test, example = ground.tested(model), ground.example[:1]
-    milliseconds = latencies({"dense": ground.start, "small": model}, example)
+    times = faster(ground.start, model, example) if ground.league.kind == "channels" else {}
     return {
         "sparsity": 1 - kept / total,
         "compression": total / max(kept, 1),
         "macs": macs(model, example),
         "dense_macs": macs(ground.start, example),
         "parameters": parameters(model),
-        "faster": milliseconds["dense"] / milliseconds["small"],
+        "faster": times,
         "untuned_error": 100 * (1 - untuned.accuracy),
         "held_out": ground.held_out(model).accuracy,
         "error": 100 * (1 - test.accuracy),

@@ -108,6 +108,16 @@ def export(model: nn.Module, path: Path | str, example_inputs: Inputs, *, dynami
     return found
 
 
+def opened(path: Path | str) -> Run:
+    """Run a file of `export` in its runtime: a function from a tuple of inputs to the output.
+
+    Raises `SettingError` for an unknown suffix or a missing package.
+    """
+    path = Path(path)
+    run: Run = importlib.import_module(f".{_format(path).module}", __package__).opened(path)
+    return run
+
+
 def _format(path: Path) -> Format:
     if path.suffix not in FORMATS:
         known = ", ".join(f"{suffix} ({one.title})" for suffix, one in FORMATS.items())
