@@ -17,13 +17,16 @@ def heading(league: League, level: float) -> str:
 def table(league: League, found: list[Standing]) -> list[str]:
     """Test error in percent at every level, mean ± standard deviation over seeds; the best of a level in bold."""
     ranks = mean_ranks(league, found)
-    titles = ["", "of", "mean rank", *(heading(league, level) for level in league.levels), "left to itself", "rate"]
+    alone = any(one.rows.get(None) for one in found)
+    titles = ["", "of", "mean rank", *(heading(league, level) for level in league.levels)]
+    titles += ["left to itself", "rate"] if alone else ["rate"]
     lines = [line(titles), "|---|---|" + "--:|" * (len(titles) - 2)]
     best = {level: min(_means(found, level), default=None) for level in league.levels}
     for one in found:
         rank = f"{ranks[one.name]:.1f}" if one.name in ranks else ""
         cells = [_cell(league, one, level, best[level]) for level in league.levels]
-        lines.append(line([one.title, one.host, rank, *cells, _own(one), f"{one.rate:g}" if one.rate else ""]))
+        cells += [_own(one)] if alone else []
+        lines.append(line([one.title, one.host, rank, *cells, f"{one.rate:g}" if one.rate else ""]))
     return lines
 
 
