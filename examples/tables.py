@@ -1,6 +1,7 @@
 """Write the tables of README.md and docs/ anew from docs/results/*.json: `python examples/tables.py [--check]`.
 
-`--collect FOLDER` first copies the results of a run there, or of an experiment of `reproduce` with its pictures.
+`--collect FOLDER` first copies the results of a run there, or of an experiment of `reproduce` or a league of `bench`
+with its pictures.
 """
 
 import json
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nni_sparsevd import reproduce, zoo
+from nni_sparsevd import bench, reproduce, zoo
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -27,6 +28,10 @@ def collect(run: Path) -> None:
         (RESULTS / f"reproduce_{run.name}.json").write_text(json.dumps(values) + "\n")
         for picture in (*run.glob("*.png"), *run.glob("*.gif")):
             shutil.copy(picture, ROOT / "docs" / "pictures" / f"{run.name}_{picture.name}")
+        return
+    if run.name in bench.names():
+        (RESULTS / f"bench_{run.name}.json").write_text(json.dumps(read(run / f"{run.name}.json")) + "\n")
+        shutil.copy(run / f"{run.name}.png", ROOT / "docs" / "pictures" / f"bench_{run.name}.png")
         return
     values = {**read(run / "result.json"), "environment": read(run / "environment.json")}
     values["curve"] = read(run / "curve.json")
@@ -212,6 +217,27 @@ def time_to_result() -> list[str]:
     return lines
 
 
+def packed_sizes() -> list[str]:
+    rows = read(RESULTS / "packed_sizes.json")["results"]
+    codings = list(rows[0]["packed"])
+    lines = ["| run | fewer weights | dense | gzip of the masked | xz | " + " | ".join(codings) + " |"]
+    lines.append("|---|--:|--:|--:|--:|" + "--:|" * len(codings))
+    for row in rows:
+        cells = [f"{row[f'{name}_bytes']:,}" for name in ("dense", "gzip", "xz")]
+        for found in row["packed"].values():
+            times = row["dense_bytes"] / found["bytes"]
+            cells.append(f"{found['bytes']:,} ({times:.0f}× smaller, {found['error_percent']:.2f} %)")
+        lines.append(
+            f"| {row['run']}, {row['error_percent']:.2f} % | {row['fewer_weights']:.0f}× | {' | '.join(cells)} |"
+        )
+    return lines
+
+
+def played(name: str) -> list[str]:
+    chosen, rows = bench.league(name), read(RESULTS / f"bench_{name}.json")["rows"]
+    return bench.standing_table(chosen, rows)
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     **{f"reproduce_{name}": partial(reproduced, name) for name in reproduce.names()},
     **{
@@ -219,6 +245,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         for name, way in (("calibration", ""), ("tradeoff", "_moved"))
         for network in ("lenet_300_100", "lenet5_caffe")
     },
+    **{f"bench_{name}": partial(played, name) for name in bench.names()},
+    "packed_sizes": packed_sizes,
     "time_to_result": time_to_result,
     "zoo": zoo_rows,
     "zoo_summary": zoo_summary,

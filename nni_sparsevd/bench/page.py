@@ -8,11 +8,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..files import read_json, write_bytes, write_json
 from ..processes import Limits
 from ..training.environment import environment
-from .league import league
+from .league import League, league
 from .pictures import draw
 from .rivals import rivals_of
 from .run import chosen_rates, run
-from .standing import standings
+from .standing import Row, Standing, standings
 from .table import failures, fronts, table
 
 
@@ -33,13 +33,23 @@ def bench(
     return write_page(name, folder / f"{name}.json", folder)
 
 
+def standing_table(chosen: League, rows: list[Row]) -> list[str]:
+    """Lines of the table of whoever has rows, in Markdown, with the notes below it."""
+    played, found = _played(chosen, rows)
+    return [*table(played, found), "", *fronts(played, found), *failures(found)]
+
+
+def _played(everyone: League, rows: list[Row]) -> tuple[League, list[Standing]]:
+    """The league with those who have rows alone, and how they stand."""
+    there = {row["rival"] for row in rows}
+    chosen = everyone.model_copy(update={"rivals": tuple(one for one in rivals_of(everyone) if one in there)})
+    return chosen, standings(chosen, rows, chosen_rates(chosen, rows))
+
+
 def write_page(name: str, results: Path, folder: Path) -> Path:
     """Draw the page of a league from its JSON file alone; shows whoever has rows there."""
     values = read_json(results)
-    everyone = league(name)
-    played = {row["rival"] for row in values["rows"]}
-    chosen = everyone.model_copy(update={"rivals": tuple(one for one in rivals_of(everyone) if one in played)})
-    found = standings(chosen, values["rows"], chosen_rates(chosen, values["rows"]))
+    chosen, found = _played(league(name), values["rows"])
     picture = draw(chosen, found, folder / f"{name}.png")
     notes = [*fronts(chosen, found), *failures(found)]
     lines = [f"# {chosen.title}", "", chosen.about.strip(), "", *table(chosen, found), "",
