@@ -233,6 +233,17 @@ def packed_sizes() -> list[str]:
     return lines
 
 
+def sparse_kernels() -> list[str]:
+    rows = read(RESULTS / "sparse_kernels.json")["results"]
+    zeros = list(rows[0]["faster"])
+    lines = ["| layer | batch | " + " | ".join(f"{name} zeros" for name in zeros) + " |"]
+    lines.append("|---|--:|" + "--:|" * len(zeros))
+    for row in rows:
+        cells = [f"{row['faster'][name]:.2f}" for name in zeros]
+        lines.append(f"| {row['layer']} | {row['batch']} | {' | '.join(cells)} |")
+    return lines
+
+
 def played(name: str) -> list[str]:
     chosen, rows = bench.league(name), read(RESULTS / f"bench_{name}.json")["rows"]
     return bench.standing_table(chosen, rows)
@@ -247,6 +258,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     },
     **{f"bench_{name}": partial(played, name) for name in bench.names()},
     "packed_sizes": packed_sizes,
+    "sparse_kernels": sparse_kernels,
     "time_to_result": time_to_result,
     "zoo": zoo_rows,
     "zoo_summary": zoo_summary,

@@ -13,7 +13,7 @@ from torch import nn
 import nni_sparsevd as svd
 from nni_sparsevd import cli
 from nni_sparsevd.errors import ModelError, SettingError
-from nni_sparsevd.export import FORMATS, export, onnx, torch_export
+from nni_sparsevd.export import FORMATS, SparseLinear, export, onnx, to_sparse_inference_, torch_export
 
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 INSTALLED = [
@@ -142,3 +142,47 @@ def test_from_the_command_line(tmp_path: Path, capsys) -> None:
     assert "result.json" in capsys.readouterr().err
     assert cli.main(["export", str(file), "--too=x"]) == 2
     assert "did you mean --to?" in capsys.readouterr().err
+
+
+# Sparse kernels.
+
+
+def thinned(*layers: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(torch.rand_like(parameter) < 0.2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(30, 20), (4, 30)),
+        (nn.Linear(30, 20, bias=False), (4, 5, 30)),
+        (nn.Conv2d(6, 8, 1), (3, 6, 5, 4)),
+        (nn.Conv2d(6, 8, 1, bias=False), (1, 6, 5, 4)),
+    ],
+)
+def test_a_sparse_layer_computes_what_the_dense_one_does(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    model, x = thinned(layer), torch.randn(shape)
+    expected = model(x)
+    (choice,) = to_sparse_inference_(model, x, least=0.0)
+    assert choice.converted and choice.zeros == pytest.approx(0.8, abs=0.1)
+    assert isinstance(model[0], SparseLinear)
+    torch.testing.assert_close(model(x), expected)
+    again = copy.deepcopy(model)
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again(x), expected)
+
+
+def test_what_is_not_faster_or_cannot_be_sparse_stays() -> None:
+    convolutions = (nn.Conv2d(6, 8, 3), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 8, 1, stride=2))
+    model = thinned(*convolutions, nn.Flatten(), nn.Linear(32, 5))
+    kinds = [type(layer) for layer in model]
+    (choice,) = to_sparse_inference_(model, torch.randn(1, 6, 6, 6), least=1e9)
+    assert choice.layer == "4" and not choice.converted and choice.faster > 0
+    assert [type(layer) for layer in model] == kinds
+    with pytest.raises(ModelError, match="still has posteriors"):
+        to_sparse_inference_(svd.sparsify_(nn.Sequential(nn.Linear(3, 3))), torch.randn(1, 3))

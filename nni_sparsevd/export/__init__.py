@@ -1,5 +1,16 @@
 """Out of the house: files that other runtimes run, compared with the network before they are given away."""
 
 from .exporting import FORMATS, Comparison, Format, Run, export, opened
+from .sparse_inference import Choice, SparseLinear, to_sparse_inference_
 
-__all__ = ["FORMATS", "Comparison", "Format", "Run", "export", "opened"]
+__all__ = [
+    "FORMATS",
+    "Choice",
+    "Comparison",
+    "Format",
+    "Run",
+    "SparseLinear",
+    "export",
+    "opened",
+    "to_sparse_inference_",
+]
