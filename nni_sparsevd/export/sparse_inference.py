@@ -45,10 +45,7 @@ class SparseLinear(nn.Module):
         features = x.movedim(self.channel_dim, -1)
         columns = features.reshape(-1, features.shape[-1]).t()
         # the sparse matrix on the left: F.linear has it on the right, and is several times slower
-        if columns.shape[1] == 1:
-            flat = torch.mv(weight, columns[:, 0])[None]
-        else:
-            flat = torch.mm(weight, columns).t()
+        flat = torch.mv(weight, columns[:, 0])[None] if columns.shape[1] == 1 else torch.mm(weight, columns).t()
         flat = flat if self.bias is None else flat + self.bias
         return flat.reshape(*features.shape[:-1], -1).movedim(-1, self.channel_dim)
 
