@@ -3,11 +3,13 @@
 import copy
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from ...convert import bake_, sparsify_
 from ...masks import compute_masks
-from ...nn import kl
+from ...nn import Variational, kl, named_posteriors
+from ...plugins.torch_pruning.budget import Controller
 from ...recipe import Estimator, Masking, Posterior, Prior, Stage
 from ...training.survivors import silence_
 from ...training.threshold import threshold_curve
@@ -49,7 +51,38 @@ def weights(
     return enter
 
 
+def pressed(estimator: Estimator) -> Callable[[Arena, Stage], Decide]:
+    """A training for each level: the KL is pressed up or down so that the threshold arrives at the level."""
+
+    def enter(arena: Arena, stage: Stage) -> Decide:
+        def decide(level: float | None) -> Pruned:
+            assert level is not None
+            model = sparsify_(arena.network(), Posterior(estimator=estimator), example_inputs=arena.example)
+            controller = Controller(Posterior().threshold)
+
+            def between(step: int) -> None:
+                if step % arena.per_epoch == 0:
+                    controller.react(_edge(model, level), step / arena.prune_steps)
+                (controller.pressure * kl(model) / len(arena.data.train)).backward()
+
+            arena.train(model, stage, 0, arena.prune_steps, between=between)
+            masks = compute_masks(model, Masking(ratio=level))
+            return Pruned(bake_(model, masks), masks, arena.prune_steps)
+
+        return decide
+
+    return enter
+
+
+def _edge(model: nn.Module, level: float) -> float:
+    """Log alpha of the last weight that has to go."""
+    layers = [module for _, module in named_posteriors(model) if isinstance(module, Variational)]
+    values = torch.cat([layer.log_alpha().detach().flatten() for layer in layers])
+    return float(values.kthvalue(max(round((1 - level) * values.numel()), 1)).values)
+
+
 RIVALS = {
+    "vd_pressed": Rival("Sparse VD, one weight sample, KL pressed to the level", "ours", pressed("weight")),
     "vd_local": Rival("Sparse VD, local reparameterisation", "ours", weights("local"), automatic=True),
     "vd_weight": Rival("Sparse VD, one weight sample", "ours", weights("weight"), automatic=True),
     "vd_weight_noisy": Rival(
