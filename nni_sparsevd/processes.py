@@ -1,6 +1,7 @@
 """Work in processes of its own, a few at a time, under limits: what one breaks, the others do not feel."""
 
 import multiprocessing as mp
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ def apart(
     context.set_forkserver_preload([preload])
     waiting = list(tasks)
     running: dict[BaseProcess, tuple[T, float]] = {}
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it would leave the processes behind, unseen
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -53,6 +55,7 @@ def apart(
     finally:
         for process in running:
             process.kill()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _ended(process: BaseProcess, began: float, limits: Limits) -> str | None:

@@ -2,9 +2,14 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 import warnings
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -262,3 +267,34 @@ def test_unknown_names_are_told(capsys) -> None:
     assert cli.main(["bench"]) == 0
     assert "Sparse VD, local" in capsys.readouterr().out
     warnings.resetwarnings()
+
+
+SLEEPER = """
+import os, sys, time
+from pathlib import Path
+from nni_sparsevd.processes import Limits, apart
+
+def work(folder):
+    (Path(folder) / "pid").write_text(str(os.getpid()))
+    time.sleep(60)
+
+if __name__ == "__main__":
+    list(apart(work, [sys.argv[1]], 1, Limits(), "nni_sparsevd.processes"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_told_to_stop_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
+    script = tmp_path / "sleeper.py"
+    script.write_text(SLEEPER)
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.05)
+    child = int((tmp_path / "pid").read_text())
+    assert psutil.pid_exists(child)
+    parent.send_signal(number)
+    assert parent.wait(timeout=20) != 0
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the work goes on without anyone who waits for it"
+        time.sleep(0.05)
