@@ -261,7 +261,7 @@ def test_unknown_names_are_told(capsys) -> None:
     assert cli.main(["bench", "nowhere"]) == 2
     assert "no league is named 'nowhere'; there are digits" in capsys.readouterr().err
     assert cli.main(["bench", "digits", "--rivals=[nobody]"]) == 2
-    assert "nobody is named nobody; there are vd_local" in capsys.readouterr().err
+    assert "nobody is named nobody; there are vd_" in capsys.readouterr().err
     with pytest.raises(SettingError, match="nobody"):
         rivals.rivals_of(league("digits").model_copy(update={"rivals": ("nobody",)}))
     assert cli.main(["bench"]) == 0
