@@ -46,11 +46,7 @@ def _parser(given: list[str]) -> ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subcommands()
-    compress = ArgumentParser(
-        description="Train, sparsify, shrink, check and report: settings in, a run folder out.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    compress = _command("Train, sparsify, shrink, check and report: settings in, a run folder out.")
     compress.add_argument("--recipe", type=Path, help="TOML or YAML file of the settings below; flags override it")
     compress.add_argument("--out", type=Path, required=True, help="run folder to make")
     compress.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
@@ -62,19 +58,13 @@ def _parser(given: list[str]) -> ArgumentParser:
         ("report", "Draw the report of a run folder again."),
         ("check", "Compare the masked and the shrunk network of a run folder on random inputs."),
     ):
-        command = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+        command = _command(description)
         command.add_argument("run", type=Path, help="run folder of compress")
         commands.add_subcommand(name, command, help=description.lower().rstrip("."))
-    models = ArgumentParser(
-        description="List the networks that compress knows.", exit_on_error=False, allow_abbrev=False
-    )
+    models = _command("List the networks that compress knows.")
     models.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'resnet*'")
     commands.add_subcommand("list-models", models, help="list the networks that compress knows")
-    zoo = ArgumentParser(
-        description="Shrink the smallest network of every architecture that timm has, under several masks; compare.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    zoo = _command("Shrink the smallest network of every architecture that timm has, under several masks; compare.")
     zoo.add_argument(
         "--out", type=Path, required=True, help="folder for the rows; those that it holds are not made again"
     )
@@ -84,11 +74,9 @@ def _parser(given: list[str]) -> ArgumentParser:
     zoo.add_argument("--gibibytes", type=float, default=16.0, help="memory that one family may take")
     zoo.add_argument("--seed", type=int, default=0, help="of weights, masks and inputs")
     commands.add_subcommand("zoo", zoo, help="exact shrinking of every architecture of timm")
-    again = ArgumentParser(
-        description="Run an experiment of the papers: results as JSON, a page with its table, pictures.  What is done "
-        "is not run again, what was interrupted goes on.",
-        exit_on_error=False,
-        allow_abbrev=False,
+    again = _command(
+        "Run an experiment of the papers: results as JSON, a page with its table, pictures.  What is done "
+        "is not run again, what was interrupted goes on."
     )
     again.add_argument("name", nargs="?", help="which one; without a name they are listed")
     again.add_argument("--data", type=Path, default=Path("data"), help="folder that holds MNIST/raw and cifar10/*.tar")
@@ -96,11 +84,9 @@ def _parser(given: list[str]) -> ArgumentParser:
     again.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
     again.add_argument("--seeds", type=list[int], help="only these seeds, e.g. [0]")
     commands.add_subcommand("reproduce", again, help="the experiments of the papers")
-    bench = ArgumentParser(
-        description="Every pruner of NNI and Torch-Pruning and ours under one protocol: results as JSON, a page with "
-        "its table and picture.  What is done is not run again.",
-        exit_on_error=False,
-        allow_abbrev=False,
+    bench = _command(
+        "Every pruner of NNI and Torch-Pruning and ours under one protocol: results as JSON, a page with "
+        "its table and picture.  What is done is not run again."
     )
     bench.add_argument("name", nargs="?", help="which league; without a name they are listed, with who plays")
     bench.add_argument("--data", type=Path, default=Path("data"), help="folder that holds MNIST/raw and cifar10/*.tar")
@@ -110,11 +96,9 @@ def _parser(given: list[str]) -> ArgumentParser:
     bench.add_argument("--seconds", type=float, default=3600.0, help="what one rival with one seed may take")
     bench.add_argument("--gibibytes", type=float, default=16.0, help="memory that it may take")
     commands.add_subcommand("bench", bench, help="the league: who prunes best")
-    out = ArgumentParser(
-        description="Write a network for another runtime, run the file there and compare: .onnx, .pt2 (torch.export), "
-        ".pte (ExecuTorch), .tflite (LiteRT).",
-        exit_on_error=False,
-        allow_abbrev=False,
+    out = _command(
+        "Write a network for another runtime, run the file there and compare: .onnx, .pt2 (torch.export), "
+        ".pte (ExecuTorch), .tflite (LiteRT)."
     )
     out.add_argument("source", type=Path, help="run folder of compress, or a file of nni_sparsevd.save")
     out.add_argument("--to", type=Path, required=True, help="file to write; its suffix says the format")
@@ -122,6 +106,11 @@ def _parser(given: list[str]) -> ArgumentParser:
     out.add_argument("--fixed_batch", action="store_true", help="batches of one only; .pte and .tflite have no others")
     commands.add_subcommand("export", out, help="a file for another runtime, compared with the network")
     return parser
+
+
+def _command(description: str) -> ArgumentParser:
+    """A parser that raises instead of ending the program, and takes no flag for another."""
+    return ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
 
 
 def _defaults(given: list[str]) -> dict[str, Any]:

@@ -37,5 +37,10 @@ class FileFormatError(SparseVDError):
     """A file is truncated, altered, of another format, or of a format that this package refuses to read."""
 
 
+def told(error: Exception) -> str:
+    """Kind and first line of what somebody else's code raised: for a row that has to say it."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 class SparseVDWarning(UserWarning):
     """Something was done that is probably not what was meant."""

@@ -4,6 +4,7 @@ import multiprocessing as mp
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
@@ -24,6 +25,17 @@ class Limits:
     gibibytes: float = 16.0
 
 
+@contextmanager
+def leaving_nothing_behind(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` however the block ends; a termination signal is a Ctrl-C inside, else it would not be called."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        stop()
+        signal.signal(signal.SIGTERM, before)
+
+
 def apart(
     work: Callable[[T], None], tasks: Sequence[T], at_once: int, limits: Limits, preload: str
 ) -> Iterator[tuple[T, str]]:
@@ -38,8 +50,12 @@ def apart(
     context.set_forkserver_preload([preload])
     waiting = list(tasks)
     running: dict[BaseProcess, tuple[T, float]] = {}
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it would leave the processes behind, unseen
-    try:
+
+    def stop() -> None:
+        for process in running:
+            process.kill()
+
+    with leaving_nothing_behind(stop):
         while waiting or running:
             while waiting and len(running) < at_once:
                 task = waiting.pop(0)
@@ -52,10 +68,6 @@ def apart(
                 if ended is not None:
                     del running[process]
                     yield task, ended
-    finally:
-        for process in running:
-            process.kill()
-        signal.signal(signal.SIGTERM, before)
 
 
 def _ended(process: BaseProcess, began: float, limits: Limits) -> str | None:

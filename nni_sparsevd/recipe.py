@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Callable
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -118,6 +119,11 @@ class Data(Settings):
     workers: NonNegativeInt = 0
     """Loader processes; 0 loads in the training process."""
 
+    def below(self, folder: Path) -> "Data":
+        """Take the paths from `folder`."""
+        roots = {"train": self.train, "test": self.test}
+        return self.model_copy(update={key: None if root is None else folder / root for key, root in roots.items()})
+
 
 class Stage(Settings):
     """One stretch of optimisation."""
@@ -207,6 +213,19 @@ def make(kind: type[S], values: dict[str, object]) -> S:
     except ValidationError as error:
         known = ", ".join(kind.model_fields)
         raise SettingError(f"{describe(error)}\n{kind.__name__} has the keys: {known}") from None
+
+
+def committed(folder: Traversable) -> list[str]:
+    """Names of the settings that a folder of this package holds, a TOML file each."""
+    return sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
+
+
+def read_committed(folder: Traversable, kind: type[S], name: str) -> S:
+    """Read one of them; raises `SettingError` where there is none of that name, or it is no `kind`."""
+    if name not in committed(folder):
+        what = kind.__name__.lower()
+        raise SettingError(f"no {what} is named {name!r}; there are {', '.join(committed(folder))}")
+    return make(kind, tomllib.loads((folder / f"{name}.toml").read_text()))
 
 
 def read(path: Path) -> Recipe:

@@ -18,8 +18,8 @@ ALLOWED |= {
     "training": (*METHOD, "data", "models"),
     "shrink": METHOD,
     "storage": (*METHOD, "models", "shrink"),
-    "export": METHOD,
     "report": (*METHOD, "models", "shrink", "storage"),
+    "export": (*METHOD, "shrink", "report"),
     "results": (*METHOD, "data", "models", "training", "shrink", "storage", "report", "export"),
 }
 ALLOWED["zoo"] = ALLOWED["results"]

@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from .. import models
 from ..files import load_tensors, save_tensors
 from ..masks import Masks, apply_masks_
 from ..recipe import Stage
+from ..report import macs
 from ..training import Score, evaluate, optimizer, schedule
 from .league import League
 
@@ -35,6 +37,8 @@ class Arena:
     seed: int
     data: datasets.DataSets
     start: nn.Module
+    _orders: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """The order of the epoch at hand."""
 
     def network(self) -> nn.Module:
         """A copy of the dense start, to do with as one likes."""
@@ -44,6 +48,16 @@ class Arena:
     def example(self) -> Tensor:
         """Two training images, as the network sees them."""
         return self.data.normalise(self.data.train.images[:2])
+
+    @cached_property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates of one image in the dense start."""
+        return macs(self.start, self.example[:1])
+
+    @cached_property
+    def dense_error(self) -> float:
+        """Test error in percent of the dense start."""
+        return 100 * (1 - self.tested(self.start).accuracy)
 
     @property
     def per_epoch(self) -> int:
@@ -63,8 +77,10 @@ class Arena:
     def batch(self, step: int) -> Batch:
         """Images and labels of one step: a function of seed and step alone, so the same for everyone."""
         epoch, place = divmod(step, self.per_epoch)
-        order = torch.randperm(len(self.data.train), generator=self._generator("order", epoch))
-        rows = order[place * self.league.data.batch_size :][: self.league.data.batch_size]
+        if epoch not in self._orders:
+            self._orders.clear()
+            self._orders[epoch] = torch.randperm(len(self.data.train), generator=self._generator("order", epoch))
+        rows = self._orders[epoch][place * self.league.data.batch_size :][: self.league.data.batch_size]
         images = datasets.augmented(self.data.train.images[rows], self.league.data, self._generator("augment", step))
         return self.data.normalise(images), self.data.train.labels[rows]
 
@@ -109,15 +125,23 @@ class Arena:
         return evaluate(model, self.data, self.data.test)
 
 
+def start_file(folder: Path, seed: int) -> Path:
+    """Where the dense start of `seed` is."""
+    return folder / f"start-{seed}.safetensors"
+
+
+def classifier(model: nn.Module) -> nn.Linear:
+    """The last linear layer, whose outputs nobody may prune."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+
+
 def arena(chosen: League, seed: int, data: Path, folder: Path) -> Arena:
     """Read the data and the dense start of `seed`, which is trained where `folder` does not have it yet."""
-    roots = {key: None if root is None else data / root
-             for key, root in (("train", chosen.data.train), ("test", chosen.data.test))}  # fmt: skip
-    settings = chosen.data.model_copy(update=roots)
+    settings = chosen.data.below(data)
     sets = datasets.load(settings, settings.image_size or models.image_size(chosen.model), seed)
     torch.manual_seed(seed)
     model = models.create(chosen.model, sets.num_classes, sets.in_chans, sets.image_size)
-    made, path = Arena(chosen, seed, sets, model), folder / f"start-{seed}.safetensors"
+    made, path = Arena(chosen, seed, sets, model), start_file(folder, seed)
     if path.exists():
         model.load_state_dict(load_tensors(path)[0])
     else:

@@ -1,13 +1,12 @@
 """A league: one committed file that says which network, which data, how long, how sparse, and who plays."""
 
-import tomllib
 from importlib.resources import files
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from ..errors import SettingError
-from ..recipe import Data, Model, Settings, Stage, make
+from ..recipe import Data, Model, Settings, Stage, committed, read_committed
 
 FOLDER = files(__package__) / "leagues"
 
@@ -50,14 +49,12 @@ class League(Settings):
 
 def names() -> list[str]:
     """Leagues that there are."""
-    return sorted(path.name.removesuffix(".toml") for path in FOLDER.iterdir() if path.name.endswith(".toml"))
+    return committed(FOLDER)
 
 
 def league(name: str) -> League:
     """Read the league `name`; raises `SettingError` where there is none, or its settings do not go together."""
-    if name not in names():
-        raise SettingError(f"no league is named {name!r}; there are {', '.join(names())}")
-    found = make(League, tomllib.loads((FOLDER / f"{name}.toml").read_text()))
+    found = read_committed(FOLDER, League, name)
     if found.sweep_level not in found.levels:
         raise SettingError(f"{name}: sweep_level {found.sweep_level} is none of the levels {found.levels}")
     return found

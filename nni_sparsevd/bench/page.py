@@ -51,11 +51,11 @@ def write_page(name: str, results: Path, folder: Path) -> Path:
     values = read_json(results)
     chosen, found = _played(league(name), values["rows"])
     picture = draw(chosen, found, folder / f"{name}.png")
-    notes = [*fronts(chosen, found), *failures(found)]
-    lines = [f"# {chosen.title}", "", chosen.about.strip(), "", *table(chosen, found), "",
+    notes, rows = [*fronts(chosen, found), *failures(found)], table(chosen, found)
+    lines = [f"# {chosen.title}", "", chosen.about.strip(), "", *rows, "",
              *notes, "", f"![{chosen.title}]({picture.name})", ""]  # fmt: skip
     write_bytes(folder / f"{name}.md", "\n".join(lines).encode())
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in table(chosen, found)]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     made = Environment(loader=PackageLoader("nni_sparsevd", "bench"), undefined=StrictUndefined, autoescape=True)
     page = made.get_template("page.html.jinja").render(
         title=chosen.title, about=chosen.about, head=cells[0], rows=cells[2:], notes=notes,

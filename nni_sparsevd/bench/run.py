@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import SettingError, TrainingError
 from ..files import read_json, write_json
 from ..processes import Limits, apart
-from .arena import arena
+from .arena import arena, start_file
 from .league import League
 from .rivals import rivals_of
 from .trial import Bout, Row, play
@@ -26,13 +26,13 @@ def run(league: League, data: Path, folder: Path, at_once: int, limits: Limits) 
     another league was begun in it.
     """
     _claim(league, folder)
-    seeds = [seed for seed in league.seeds if not _start(folder, seed).exists()]
+    seeds = [seed for seed in league.seeds if not start_file(folder, seed).exists()]
     tasks = [(league, seed, data, folder) for seed in _share(seeds)]
     for (_, seed, *_), ended in apart(_train_start, tasks, at_once, limits, PRELOAD):
         print(f"dense start, seed {seed}: {ended or 'done'}", flush=True)
         if ended:
             raise TrainingError(f"the dense start of seed {seed} {ended}; its words are above")
-    _wait(lambda: all(_start(folder, seed).exists() for seed in league.seeds))
+    _wait(lambda: all(start_file(folder, seed).exists() for seed in league.seeds))
     sweep = [Bout(league, rival, league.seeds[0], rate, (league.sweep_level,), data, folder)
              for rival in rivals_of(league) for rate in league.rates]  # fmt: skip
     _play(sweep, at_once, limits)
@@ -71,10 +71,6 @@ def _claim(league: League, folder: Path) -> None:
 
 def _levels(league: League, name: str) -> tuple[float | None, ...]:
     return (*league.levels, None) if rivals_of(league)[name].automatic else league.levels
-
-
-def _start(folder: Path, seed: int) -> Path:
-    return folder / f"start-{seed}.safetensors"
 
 
 def _train_start(task: tuple[League, int, Path, Path]) -> None:

@@ -37,18 +37,22 @@ def reached(one: Standing, level: float) -> float:
 
 def fronts(league: League, found: list[Standing]) -> list[str]:
     """Of whole channels: which points nobody beats in a cost without a larger error."""
-    places = [(one, level) for one in found for level in league.levels if one.rows.get(level)]
-    if league.kind == "weights" or not places:
+    if league.kind == "weights":
         return []
-    costs = {"MACs": {f"{one.title} at {level:g}×": 1 / reached(one, level) for one, level in places}}
-    errors = {f"{one.title} at {level:g}×": one.mean(level, "error") or 0.0 for one, level in places}
+    points = {
+        f"{one.title} at {level:g}×": (one, level) for one in found for level in league.levels if one.rows.get(level)
+    }
+    costs = {"MACs": {name: 1 / reached(one, level) for name, (one, level) in points.items()}}
     for runtime, title in RUNTIMES.items():
-        rows = {f"{one.title} at {level:g}×": one.rows[level] for one, level in places}
-        timed = {name: [row["faster"][runtime] for row in of if runtime in row["faster"]] for name, of in rows.items()}
+        timed = {
+            name: [row["faster"][runtime] for row in one.rows[level] if runtime in row["faster"]]
+            for name, (one, level) in points.items()
+        }
         costs[f"time in {title}"] = {name: 1 / statistics.mean(values) for name, values in timed.items() if values}
+    errors = {name: one.mean(level, "error") or 0.0 for name, (one, level) in points.items()}
     said = {cost: pareto_front({name: (x, errors[name]) for name, x in of.items()}) for cost, of in costs.items()}
     return [
-        f"- Front of error against {cost}: {', '.join(name for name in errors if name in front)}."
+        f"- Front of error against {cost}: {', '.join(name for name in points if name in front)}."
         for cost, front in said.items()
         if front
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..convert import bake_
+from ..errors import told
 from ..files import write_json
 from ..masks import weight_counts
 from ..recipe import Stage
@@ -84,14 +85,16 @@ def play(bout: Bout) -> None:
         ground = arena(bout.league, bout.seed, bout.data, bout.folder)
         decide = rival.enter(ground, stage)
     except Exception as error:  # the rival's, and its rows have to say it
+        traceback.print_exc()
         for level in missing:
-            _write(bout, level, {"failed": _said(error)}, began)
+            _write(bout, level, {"failed": told(error)}, began)
         return
     for level in missing:
         try:
             values = _measured(ground, stage, decide(level))
         except Exception as error:
-            values = {"failed": _said(error)}
+            traceback.print_exc()
+            values = {"failed": told(error)}
         began = _write(bout, level, values, began)
 
 
@@ -112,13 +115,13 @@ def _measured(ground: Arena, stage: Stage, pruned: Pruned) -> dict[str, object]:
         "sparsity": 1 - kept / total,
         "compression": total / max(kept, 1),
         "macs": macs(model, example),
-        "dense_macs": macs(ground.start, example),
+        "dense_macs": ground.dense_macs,
         "parameters": parameters(model),
         "faster": times,
         "untuned_error": 100 * (1 - untuned.accuracy),
         "held_out": ground.held_out(model).accuracy,
         "error": 100 * (1 - test.accuracy),
-        "dense_error": 100 * (1 - ground.tested(ground.start).accuracy),
+        "dense_error": ground.dense_error,
         "steps": pruned.steps,
     }
 
@@ -128,8 +131,3 @@ def _write(bout: Bout, level: float | None, values: dict[str, object], began: fl
     row = Row(bout.rival, bout.seed, bout.rate, level, seconds=round(now - began, 1), **values)  # type: ignore[arg-type]
     write_json(bout.row_file(level), asdict(row))
     return now
-
-
-def _said(error: Exception) -> str:
-    traceback.print_exc()
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

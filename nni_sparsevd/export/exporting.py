@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, SettingError
 from ..graph import Inputs, as_tuple, evaluation_mode
 from ..nn import is_variational
+from ..shrink import random_like
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest output."""
@@ -139,19 +140,11 @@ def _compared(model: nn.Module, run: Run, inputs: Arrays, chosen: Format, dynami
     sizes = BATCHES if dynamic else (len(inputs[0]),)
     absolute = largest = 0.0
     for size in sizes:
-        batch = tuple(_random(value, size, generator) for value in inputs)
+        drawn = random_like(inputs, size, generator)
+        batch = tuple(value.to(like.dtype) for value, like in zip(drawn, inputs, strict=True))
         with torch.no_grad():
             expected = model(*batch)
         difference = float((expected - run(batch)).abs().max())
         absolute = max(absolute, difference if difference == difference else float("inf"))
         largest = max(largest, float(expected.abs().max()))
     return Comparison(chosen.title, absolute, absolute / max(largest, 1e-30), sizes, path.stat().st_size)
-
-
-def _random(value: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Like the example: normal numbers, or a shuffle of its integers."""
-    shape = (size, *value.shape[1:])
-    if value.is_floating_point():
-        return torch.randn(shape, generator=generator).to(value.dtype)
-    drawn = torch.randint(value.numel(), shape, generator=generator)
-    return value.flatten()[drawn]

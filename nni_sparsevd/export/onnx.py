@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from .exporting import Arrays, Run
+from .torch_export import shapes
 
 
 def write(model: nn.Module, inputs: Arrays, path: Path, dynamic_batch: bool) -> None:
     """Write one file, weights included, and let ONNX check it."""
     import onnx
 
-    shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic_batch else None
-    torch.onnx.export(model, inputs, path, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False)
+    varying = shapes(inputs, dynamic_batch)
+    torch.onnx.export(model, inputs, path, dynamo=True, dynamic_shapes=varying, external_data=False, verbose=False)
     onnx.checker.check_model(path)
 
 

@@ -1,7 +1,5 @@
 """Zeros that cost nothing: linear layers and 1x1 convolutions on a sparse kernel, where it is measured to be faster."""
 
-import statistics
-import time
 import warnings
 from dataclasses import dataclass
 
@@ -11,10 +9,9 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..graph import Inputs, as_tuple, evaluation_mode
 from ..nn import is_variational
+from ..report import latencies
 
 ROUNDS = 15
-LEAST = 2e-4
-"""Seconds that a round takes of each, at least."""
 
 
 class SparseLinear(nn.Module):
@@ -91,7 +88,8 @@ def to_sparse_inference_(model: nn.Module, example_inputs: Inputs, *, least: flo
         for name, x in seen.items():
             dense = layers[name]
             sparse = SparseLinear(dense)
-            faster = _ratio(dense, sparse, x)
+            times = latencies({"dense": dense, "sparse": sparse}, x, ROUNDS, torch.get_num_threads())
+            faster = times["dense"] / times["sparse"]
             zeros = 1 - int(dense.weight.count_nonzero()) / dense.weight.numel()
             choices.append(Choice(name, zeros, faster, faster >= least))
             if choices[-1].converted:
@@ -106,20 +104,3 @@ def _can(module: nn.Module) -> bool:
     return type(module) is nn.Conv2d and (
         module.kernel_size == module.stride == (1, 1) and module.groups == 1 and module.padding in (0, (0, 0))
     )
-
-
-def _ratio(dense: nn.Module, sparse: nn.Module, x: Tensor) -> float:
-    """How many times longer the first takes."""
-    times: dict[nn.Module, list[float]] = {dense: [], sparse: []}
-    repeats = {one: max(1, round(LEAST / max(_seconds(one, x, 1), 1e-9))) for one in (dense, sparse)}
-    for _ in range(ROUNDS):
-        for one in (dense, sparse):
-            times[one].append(_seconds(one, x, repeats[one]))
-    return statistics.median(times[dense]) / statistics.median(times[sparse])
-
-
-def _seconds(module: nn.Module, x: Tensor, repeats: int) -> float:
-    began = time.perf_counter()
-    for _ in range(repeats):
-        module(x)
-    return (time.perf_counter() - began) / repeats

@@ -30,18 +30,18 @@ def encode_values(values: Values, rows: Rows, coding: Coding) -> bytes:
         return values.astype("<f4").tobytes()
     if coding == "float16":
         return values.astype("<f2").tobytes()
-    _, place = np.unique(rows, return_inverse=True)
-    largest = np.zeros(int(place.max(initial=-1)) + 1, np.float32)
+    used, place = np.unique(rows, return_inverse=True)
+    largest, limit = np.zeros(len(used), np.float32), LARGEST[coding]
     np.maximum.at(largest, place, np.abs(values))
-    scales = np.maximum(largest / LARGEST[coding], 2.0**-24).astype("<f2")  # the smallest number of half precision
-    limit = LARGEST[coding]
+    scales = np.maximum(largest / limit, 2.0**-24).astype("<f2")  # the smallest number of half precision
     steps = np.clip(np.rint(values / scales.astype(np.float32)[place]), -limit, limit).astype(np.int8)
     return scales.tobytes() + (steps.tobytes() if coding == "int8" else _pairs(steps))
 
 
 def decode_values(content: bytes, rows: Rows, coding: Coding) -> Values:
     """The inverse, less what the coding loses; raises `FileFormatError` for another length than it must have."""
-    count, used = len(rows), len(np.unique(rows))
+    count, (found, place) = len(rows), np.unique(rows, return_inverse=True)
+    used = len(found)
     expected = {"exact": 4 * count, "float16": 2 * count, "int8": 2 * used + count, "int4": 2 * used + -(-count // 2)}
     if len(content) != expected[coding]:
         raise FileFormatError(f"{count} values in {coding} take {expected[coding]} bytes, found {len(content)}")
@@ -52,7 +52,6 @@ def decode_values(content: bytes, rows: Rows, coding: Coding) -> Values:
     scales = np.frombuffer(content[: 2 * used], "<f2").astype(np.float32)
     packed = np.frombuffer(content[2 * used :], np.int8)
     steps = packed if coding == "int8" else _apart(packed, count)
-    _, place = np.unique(rows, return_inverse=True)
     return steps.astype(np.float32) * scales[place]
 
 

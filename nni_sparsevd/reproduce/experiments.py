@@ -1,14 +1,12 @@
 """An experiment: one committed file with a recipe, the variants that differ from it, and the published rows."""
 
-import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from ..errors import SettingError
-from ..recipe import Recipe, Settings, make
+from ..recipe import Recipe, Settings, committed, make, read_committed
 
 FOLDER = files(__package__) / "recipes"
 Table = dict[str, Any]
@@ -70,9 +68,7 @@ class Experiment(Settings):
     def recipe_of(self, variant: str, seed: int, data: Path) -> Recipe:
         """Give the recipe of one run; its paths are taken from the folder `data`."""
         settings = make(Recipe, merged(self.recipe, self.variants[variant].recipe) | {"seed": seed})
-        paths = {key: None if value is None else data / value
-                 for key, value in (("train", settings.data.train), ("test", settings.data.test))}  # fmt: skip
-        return settings.model_copy(update={"data": settings.data.model_copy(update=paths)})
+        return settings.model_copy(update={"data": settings.data.below(data)})
 
     def seeds_of(self, variant: str) -> tuple[int, ...]:
         """Seeds of one variant."""
@@ -89,14 +85,12 @@ def merged(shared: Table, own: Table) -> Table:
 
 def names() -> list[str]:
     """Experiments that there are."""
-    return sorted(path.name.removesuffix(".toml") for path in FOLDER.iterdir() if path.name.endswith(".toml"))
+    return committed(FOLDER)
 
 
 def experiment(name: str) -> Experiment:
     """Read the experiment `name`; raises `SettingError` where there is none."""
-    if name not in names():
-        raise SettingError(f"no experiment is named {name!r}; there are {', '.join(names())}")
-    found = make(Experiment, tomllib.loads((FOLDER / f"{name}.toml").read_text()))
+    found = read_committed(FOLDER, Experiment, name)
     if found.like is None:
         return found
     return found.model_copy(update={"recipe": merged(experiment(found.like).recipe, found.recipe)})

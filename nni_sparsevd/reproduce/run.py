@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SettingError
+from ..processes import leaving_nothing_behind
 from ..recipe import Recipe, read, write
 from .experiments import Experiment
 
@@ -62,8 +63,14 @@ def run(chosen: Experiment, jobs: list[Job], data: Path, at_once: int) -> list[J
     waiting = [job for job in jobs if not job.done]
     running: dict[subprocess.Popen[bytes], Job] = {}
     failed: list[Job] = []
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it would leave the runs behind, unseen
-    try:
+
+    def stop() -> None:
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
+            process.wait()
+
+    with leaving_nothing_behind(stop):
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.pop(0)
@@ -74,12 +81,6 @@ def run(chosen: Experiment, jobs: list[Job], data: Path, at_once: int) -> list[J
                 job = running.pop(process)
                 failed += [] if process.returncode == 0 else [job]
                 print(f"{job.name}: {'done' if process.returncode == 0 else 'failed'}", flush=True)
-    finally:
-        for process in running:
-            process.send_signal(signal.SIGINT)
-        for process in running:
-            process.wait()
-        signal.signal(signal.SIGTERM, before)
     return failed
 
 

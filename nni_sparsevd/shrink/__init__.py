@@ -1,7 +1,7 @@
 """Exact shrinking: from zeros in the weights to a smaller network that computes the same function."""
 
 from .apply import apply_plan_
-from .check import TOLERANCE_32, CheckResult, check, gradient_difference
+from .check import TOLERANCE_32, CheckResult, check, gradient_difference, random_like
 from .fuse import fuse
 from .norm import RememberingLayerNorm
 from .plan import GroupPlan, Plan, make_plan, plan_of
@@ -21,6 +21,7 @@ __all__ = [
     "gradient_difference",
     "make_plan",
     "plan_of",
+    "random_like",
     "randomise_",
     "settle_",
     "shrink",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ..errors import told
 from ..files import read_json, write_json
 from ..processes import Limits, apart
 from .families import Member, families, smallest
@@ -40,5 +41,4 @@ def _row(member: Member, kill: str, seed: int) -> Row:
         return trial(member, kill, seed)
     except Exception as error:  # a row has to say it, whatever it is
         traceback.print_exc()
-        said = (str(error).splitlines() or [""])[0]
-        return Row(member.family, member.model, kill, f"failed: {type(error).__name__}: {said}")
+        return Row(member.family, member.model, kill, f"failed: {told(error)}")

@@ -13,7 +13,7 @@ from ...masks import apply_masks_
 from ...plugins.nni.exact import parameter_masks
 from ...recipe import Stage
 from ..arena import Arena, cross_entropy
-from .entry import Decide, Pruned, Rival
+from .entry import Enter, Pruned, Rival, by_level
 
 UPDATES = 20
 """How often a schedule prunes again."""
@@ -39,35 +39,34 @@ def evaluator(arena: Arena, stage: Stage, model: nn.Module) -> TorchEvaluator:
     return TorchEvaluator(training, traced, cross_entropy)
 
 
-def rival(make: Make, globally: bool, steps_of: Callable[[Arena], int]) -> Callable[[Arena, Stage], Decide]:
+def rival(make: Make, globally: bool, steps_of: Callable[[Arena], int]) -> Enter:
     """An entry that prunes single weights with the pruner that `make` builds, within `steps_of` steps."""
 
-    def enter(arena: Arena, stage: Stage) -> Decide:
-        def decide(level: float | None) -> Pruned:
-            model, steps = arena.network(), steps_of(arena)
-            entries = single_weights(model, level, globally)
-            pruner = make(model, entries, evaluator(arena, stage, model), steps)
-            _, masks = pruner.compress() if knows_its_length(pruner, steps) else pruner.compress(steps, None)
-            pruner.unwrap_model()
-            found = parameter_masks(masks)
-            apply_masks_(model, found)
-            return Pruned(model, found, steps)
+    def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
+        model, steps = arena.network(), steps_of(arena)
+        found = parameter_masks(compressed(make, arena, stage, model, single_weights(model, level, globally), steps))
+        apply_masks_(model, found)
+        return Pruned(model, found, steps)
 
-        return decide
-
-    return enter
+    return by_level(decide)
 
 
-def single_weights(model: nn.Module, level: float | None, globally: bool) -> list[dict[str, Any]]:
+def compressed(
+    make: Make, arena: Arena, stage: Stage, model: nn.Module, entries: list[dict[str, Any]], steps: int
+) -> Any:
+    """Masks of the pruner that `make` builds; `model` is trained with it, and unwrapped."""
+    pruner = make(model, entries, evaluator(arena, stage, model), steps)
+    told_before = steps == 0 or isinstance(pruner, TaylorPruner | SlimPruner)
+    _, masks = pruner.compress() if told_before else pruner.compress(steps, None)
+    pruner.unwrap_model()
+    return masks
+
+
+def single_weights(model: nn.Module, level: float, globally: bool) -> list[dict[str, Any]]:
     """The config_list: blocks of one weight each, where a pruner's own default would be whole channels."""
     found = {type(m).__name__: m.weight.dim() for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     shared = {"target_names": ["weight"], "sparse_ratio": level, **({"global_group_id": 0} if globally else {})}
     return [{"op_types": [kind], "granularity": [1] * dims, **shared} for kind, dims in found.items()]
-
-
-def knows_its_length(pruner: Any, steps: int) -> bool:
-    """Whether `compress` takes no steps: nothing to train, or told to the pruner before."""
-    return steps == 0 or isinstance(pruner, TaylorPruner | SlimPruner)
 
 
 def scheduled(schedule: Any, pruner: Any) -> Make:

@@ -1,7 +1,6 @@
 """Pruners of NNI on whole channels, as its documentation uses them: dependency groups, pruner, ModelSpeedup."""
 
 import contextlib
-import copy
 import io
 from collections.abc import Callable
 from typing import Any
@@ -22,11 +21,10 @@ from torch import nn
 from ...masks import apply_masks_
 from ...plugins.nni.exact import parameter_masks
 from ...recipe import Stage
-from ...report import macs
 from ..arena import Arena
 from ..cutting import cut_to
-from .entry import Decide, Pruned, Rival
-from .nni import Make, evaluator, knows_its_length, movement, nothing, one_epoch, scheduled, whole
+from .entry import Enter, Pruned, Rival, by_level
+from .nni import Make, compressed, movement, nothing, one_epoch, scheduled, whole
 
 
 def whole_channels(arena: Arena, model: nn.Module, ratio: float) -> list[dict[str, Any]]:
@@ -59,22 +57,15 @@ def ratio_for(arena: Arena, target: float) -> float:
     return cut_to(target, cut, arena.example[:1])[1]
 
 
-def rival(make: Make, steps_of: Callable[[Arena], int]) -> Callable[[Arena, Stage], Decide]:
+def rival(make: Make, steps_of: Callable[[Arena], int]) -> Enter:
     """An entry that prunes whole channels with the pruner that `make` builds, within `steps_of` steps."""
 
-    def enter(arena: Arena, stage: Stage) -> Decide:
-        def decide(level: float | None) -> Pruned:
-            assert level is not None
-            ratio = ratio_for(arena, macs(arena.start, arena.example[:1]) / level)
-            model, steps = arena.network(), steps_of(arena)
-            pruner = make(model, whole_channels(arena, model, ratio), evaluator(arena, stage, model), steps)
-            _, masks = pruner.compress() if knows_its_length(pruner, steps) else pruner.compress(steps, None)
-            pruner.unwrap_model()
-            return Pruned(small(arena, model, copy.deepcopy(masks)), None, steps)
+    def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
+        model, steps = arena.network(), steps_of(arena)
+        entries = whole_channels(arena, model, ratio_for(arena, arena.dense_macs / level))
+        return Pruned(small(arena, model, compressed(make, arena, stage, model, entries, steps)), None, steps)
 
-        return decide
-
-    return enter
+    return by_level(decide)
 
 
 RIVALS = {

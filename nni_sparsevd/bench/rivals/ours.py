@@ -1,7 +1,6 @@
 """Sparse variational dropout on single weights, in its variants."""
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -14,14 +13,12 @@ from ...recipe import Estimator, Masking, Posterior, Prior, Stage
 from ...training.survivors import silence_
 from ...training.threshold import threshold_curve
 from ..arena import Arena, Between
-from .entry import Decide, Pruned, Rival
+from .entry import Decide, Enter, Pruned, Rival, by_level
 
 HELD_OUT = Masking(threshold="held_out")
 
 
-def weights(
-    estimator: Estimator, prior: Prior = "log_uniform", noisy: bool = False
-) -> Callable[[Arena, Stage], Decide]:
+def weights(estimator: Estimator, prior: Prior = "log_uniform", noisy: bool = False) -> Enter:
     """A posterior on every weight; one training serves all levels.
 
     With `noisy`, the survivors are tuned as they were trained, with noise and KL, in all steps that are left.
@@ -51,27 +48,23 @@ def weights(
     return enter
 
 
-def pressed(estimator: Estimator) -> Callable[[Arena, Stage], Decide]:
+def pressed(estimator: Estimator) -> Enter:
     """A training for each level: the KL is pressed up or down so that the threshold arrives at the level."""
 
-    def enter(arena: Arena, stage: Stage) -> Decide:
-        def decide(level: float | None) -> Pruned:
-            assert level is not None
-            model = sparsify_(arena.network(), Posterior(estimator=estimator), example_inputs=arena.example)
-            controller = Controller(Posterior().threshold)
+    def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
+        model = sparsify_(arena.network(), Posterior(estimator=estimator), example_inputs=arena.example)
+        controller = Controller(Posterior().threshold)
 
-            def between(step: int) -> None:
-                if step % arena.per_epoch == 0:
-                    controller.react(_edge(model, level), step / arena.prune_steps)
-                (controller.pressure * kl(model) / len(arena.data.train)).backward()
+        def between(step: int) -> None:
+            if step % arena.per_epoch == 0:
+                controller.react(_edge(model, level), step / arena.prune_steps)
+            (controller.pressure * kl(model) / len(arena.data.train)).backward()
 
-            arena.train(model, stage, 0, arena.prune_steps, between=between)
-            masks = compute_masks(model, Masking(ratio=level))
-            return Pruned(bake_(model, masks), masks, arena.prune_steps)
+        arena.train(model, stage, 0, arena.prune_steps, between=between)
+        masks = compute_masks(model, Masking(ratio=level))
+        return Pruned(bake_(model, masks), masks, arena.prune_steps)
 
-        return decide
-
-    return enter
+    return by_level(decide)
 
 
 def _edge(model: nn.Module, level: float) -> float:

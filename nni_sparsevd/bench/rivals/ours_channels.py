@@ -1,47 +1,39 @@
 """Sparse variational dropout on whole channels, to a budget in MACs, with the plugin for Torch-Pruning."""
 
-from collections.abc import Callable
 from typing import Literal
-
-from torch import nn
 
 from ...plugins.torch_pruning import Budget, SparseVD, SparseVDPruner
 from ...recipe import Posterior, Stage
-from ..arena import Arena
-from .entry import Decide, Pruned, Rival
+from ..arena import Arena, classifier
+from .entry import Enter, Pruned, Rival, by_level
 
 Granularity = Literal["weight", "gate", "both"]
 
 
-def budgeted(granularity: Granularity) -> Callable[[Arena, Stage], Decide]:
+def budgeted(granularity: Granularity) -> Enter:
     """Press the KL until the network is as small as asked, then cut."""
 
-    def enter(arena: Arena, stage: Stage) -> Decide:
-        def decide(level: float | None) -> Pruned:
-            assert level is not None
-            model = arena.network()
-            settings = SparseVD(
-                n_train=len(arena.data.train), learning_rate=stage.learning_rate,
-                posterior=Posterior(granularity=granularity, estimator="weight"),
-            )  # fmt: skip
-            classifier = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-            pruner = SparseVDPruner(
-                model, arena.example, settings=settings, ignored_layers=[classifier],
-                training_steps=arena.prune_steps, budget=Budget(fraction=1 / level),
-            )  # fmt: skip
+    def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
+        model = arena.network()
+        settings = SparseVD(
+            n_train=len(arena.data.train), learning_rate=stage.learning_rate,
+            posterior=Posterior(granularity=granularity, estimator="weight"),
+        )  # fmt: skip
+        pruner = SparseVDPruner(
+            model, arena.example, settings=settings, ignored_layers=[classifier(model)],
+            training_steps=arena.prune_steps, budget=Budget(fraction=1 / level),
+        )  # fmt: skip
 
-            def between(step: int) -> None:
-                if step % arena.per_epoch == 0:
-                    pruner.update_regularizer()
-                pruner.regularize(model)
+        def between(step: int) -> None:
+            if step % arena.per_epoch == 0:
+                pruner.update_regularizer()
+            pruner.regularize(model)
 
-            arena.train(model, stage, 0, arena.prune_steps, between=between)
-            pruner.step()
-            return Pruned(model, None, arena.prune_steps)
+        arena.train(model, stage, 0, arena.prune_steps, between=between)
+        pruner.step()
+        return Pruned(model, None, arena.prune_steps)
 
-        return decide
-
-    return enter
+    return by_level(decide)
 
 
 RIVALS = {

@@ -6,7 +6,7 @@ from torch.nn.utils import prune
 from ...masks import Masks, apply_masks_
 from ...recipe import Stage
 from ..arena import Arena
-from .entry import Decide, Pruned, Rival
+from .entry import Pruned, Rival, by_level
 
 UPDATES = 50
 """How often the gradual schedule prunes again."""
@@ -23,40 +23,29 @@ def magnitude_masks(model: nn.Module, level: float) -> Masks:
     return masks
 
 
-def at_once(arena: Arena, stage: Stage) -> Decide:
+def at_once(arena: Arena, stage: Stage, level: float) -> Pruned:
     """Decide on the dense start."""
-
-    def decide(level: float | None) -> Pruned:
-        assert level is not None
-        model = arena.network()
-        return Pruned(model, magnitude_masks(model, level), 0)
-
-    return decide
+    model = arena.network()
+    return Pruned(model, magnitude_masks(model, level), 0)
 
 
-def gradual(arena: Arena, stage: Stage) -> Decide:
+def gradual(arena: Arena, stage: Stage, level: float) -> Pruned:
     """Prune while training, more and more, fast at first."""
-    every = max(arena.prune_steps // UPDATES, 1)
+    model, every = arena.network(), max(arena.prune_steps // UPDATES, 1)
+    masks: Masks = {}
 
-    def decide(level: float | None) -> Pruned:
-        assert level is not None
-        model, goal = arena.network(), level
-        masks: Masks = {}
+    def between(step: int) -> None:
+        if step % every == 0:
+            left = 1 - min(step / (0.9 * arena.prune_steps), 1.0)
+            masks.update(magnitude_masks(model, level * (1 - left**3)))
 
-        def between(step: int) -> None:
-            if step % every == 0:
-                left = 1 - min(step / (0.9 * arena.prune_steps), 1.0)
-                masks.update(magnitude_masks(model, goal * (1 - left**3)))
-
-        arena.train(model, stage, 0, arena.prune_steps, between=between, masks=masks)
-        masks.update(magnitude_masks(model, goal))
-        apply_masks_(model, masks)
-        return Pruned(model, masks, arena.prune_steps)
-
-    return decide
+    arena.train(model, stage, 0, arena.prune_steps, between=between, masks=masks)
+    masks.update(magnitude_masks(model, level))
+    apply_masks_(model, masks)
+    return Pruned(model, masks, arena.prune_steps)
 
 
 RIVALS = {
-    "magnitude": Rival("global magnitude", "torch", at_once),
-    "magnitude_gradual": Rival("global magnitude, gradual", "torch", gradual),
+    "magnitude": Rival("global magnitude", "torch", by_level(at_once)),
+    "magnitude_gradual": Rival("global magnitude, gradual", "torch", by_level(gradual)),
 }

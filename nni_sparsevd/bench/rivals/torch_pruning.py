@@ -10,10 +10,9 @@ import torch_pruning as tp
 from torch import nn
 
 from ...recipe import Stage
-from ...report import macs
-from ..arena import Arena, Batch, cross_entropy
+from ..arena import Arena, Batch, classifier, cross_entropy
 from ..cutting import cut_to
-from .entry import Decide, Pruned, Rival
+from .entry import Decide, Enter, Pruned, Rival, by_level
 
 ROUNDS = 5
 """Of cutting and training in turn."""
@@ -59,10 +58,9 @@ class Judge:
     def make(self, arena: Arena, model: nn.Module, ratio: float) -> tuple[Any, Any]:
         """(pruner, importance) that would cut `ratio` of the channels, ranked over all layers."""
         importance = self.importance(arena.data.num_classes)
-        linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
         pruner = self.pruner(
             model, arena.example, importance=importance, pruning_ratio=ratio, global_pruning=True,
-            ignored_layers=linear[-1:], in_channel_groups={}, out_channel_groups={}, num_heads={},
+            ignored_layers=[classifier(model)], in_channel_groups={}, out_channel_groups={}, num_heads={},
         )  # fmt: skip
         return pruner, importance
 
@@ -80,43 +78,34 @@ class Judge:
         return cut_to(target, at, arena.example[:1])[0]
 
 
-def at_once(judge: Judge) -> Callable[[Arena, Stage], Decide]:
+def at_once(judge: Judge) -> Enter:
     """Cut the dense start."""
 
-    def enter(arena: Arena, stage: Stage) -> Decide:
-        def decide(level: float | None) -> Pruned:
-            assert level is not None
-            return Pruned(judge.cut(arena, arena.network(), _dense(arena) / level, 0), None, 0)
+    def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
+        return Pruned(judge.cut(arena, arena.network(), arena.dense_macs / level, 0), None, 0)
 
-        return decide
-
-    return enter
+    return by_level(decide)
 
 
-def in_turns(judge: Judge) -> Callable[[Arena, Stage], Decide]:
+def in_turns(judge: Judge) -> Enter:
     """Cut the same part of the MACs in each of several rounds, and train between them."""
 
-    def enter(arena: Arena, stage: Stage) -> Decide:
-        def decide(level: float | None) -> Pruned:
-            assert level is not None
-            model, each = arena.network(), arena.prune_steps // ROUNDS
-            for turn in range(ROUNDS):
-                model = judge.cut(arena, model, _dense(arena) / level ** ((turn + 1) / ROUNDS), turn * each)
-                arena.train(model, stage, turn * each, (turn + 1) * each)
-            return Pruned(model, None, ROUNDS * each)
+    def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
+        model, each = arena.network(), arena.prune_steps // ROUNDS
+        for turn in range(ROUNDS):
+            model = judge.cut(arena, model, arena.dense_macs / level ** ((turn + 1) / ROUNDS), turn * each)
+            arena.train(model, stage, turn * each, (turn + 1) * each)
+        return Pruned(model, None, ROUNDS * each)
 
-        return decide
-
-    return enter
+    return by_level(decide)
 
 
-def regularised(judge: Judge) -> Callable[[Arena, Stage], Decide]:
+def regularised(judge: Judge) -> Enter:
     """Train with the pruner's regulariser, then cut; one training serves all levels."""
 
     def enter(arena: Arena, stage: Stage) -> Decide:
         model = arena.network()
         pruner, _ = judge.make(arena, model, 0.5)
-
         pruner.update_regularizer()  # once: it would set what grows back to its start
 
         def between(step: int) -> None:
@@ -128,16 +117,12 @@ def regularised(judge: Judge) -> Callable[[Arena, Stage], Decide]:
 
         def decide(level: float | None) -> Pruned:
             assert level is not None
-            small = judge.cut(arena, model, _dense(arena) / level, arena.prune_steps)
+            small = judge.cut(arena, model, arena.dense_macs / level, arena.prune_steps)
             return Pruned(small, None, arena.prune_steps)
 
         return decide
 
     return enter
-
-
-def _dense(arena: Arena) -> int:
-    return macs(arena.start, arena.example[:1])
 
 
 IMPORTANCES = {
