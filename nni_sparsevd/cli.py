@@ -93,6 +93,7 @@ def _parser(given: list[str]) -> ArgumentParser:
     bench.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for the rows and pages")
     bench.add_argument("--jobs", type=int, default=1, help="rivals at once, one thread each")
     bench.add_argument("--rivals", type=list[str], help="only these, e.g. [vd_weight,magnitude]")
+    bench.add_argument("--known", type=Path, help="results of an earlier call, e.g. docs/results/bench_NAME.json")
     bench.add_argument("--seconds", type=float, default=3600.0, help="what one rival with one seed may take")
     bench.add_argument("--gibibytes", type=float, default=16.0, help="memory that it may take")
     commands.add_subcommand("bench", bench, help="the league: who prunes best")
@@ -137,7 +138,7 @@ def _with_suggestion(message: str, given: list[str]) -> str:
     known += ["--families", "--jobs", "--seconds", "--gibibytes"] if given[:1] == ["zoo"] else []
     known += ["--data", "--jobs", "--seeds"] if given[:1] == ["reproduce"] else []
     known += ["--to", "--input", "--fixed_batch"] if given[:1] == ["export"] else []
-    known += ["--data", "--jobs", "--rivals", "--seconds", "--gibibytes"] if given[:1] == ["bench"] else []
+    known += ["--data", "--jobs", "--rivals", "--known", "--seconds", "--gibibytes"] if given[:1] == ["bench"] else []
     open_ended = ("--model.arguments.", "--posterior.kl_weights.", "--posterior.estimators.")
     hints = []
     for word in given:
@@ -237,7 +238,8 @@ def _bench(chosen: Namespace, command: list[str]) -> None:
             print("\n".join(f"    {key:20} {one.title} ({one.host})" for key, one in rivals_of(league(name)).items()))
         return
     limits = Limits(chosen.seconds, chosen.gibibytes)
-    print(bench(chosen.name, chosen.data, chosen.out, command, chosen.jobs, limits, tuple(chosen.rivals or ())))
+    rivals = tuple(chosen.rivals or ())
+    print(bench(chosen.name, chosen.data, chosen.out, command, chosen.jobs, limits, rivals, chosen.known))
 
 
 def _export(chosen: Namespace, command: list[str]) -> None:

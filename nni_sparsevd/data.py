@@ -85,6 +85,18 @@ def augmented(images: Tensor, settings: Data, generator: torch.Generator) -> Ten
     return padded[picks, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
+def laid_out(images: Tensor, channels_last: bool) -> Tensor:
+    """Channels last in memory, if wanted: what convolutions make of it follows, the parameters stay as they are.
+
+    Grey images are already both, by their strides, and torch then takes them as channels first: they are given the
+    strides of coloured ones.
+    """
+    if not channels_last:
+        return images
+    count, channels, height, width = images.shape
+    return images.new_empty(count, height, width, channels).permute(0, 3, 1, 2).copy_(images)
+
+
 def load(settings: Data, image_size: int | None = None, seed: int = 0) -> DataSets:
     """Read the data of a recipe; `image_size` is the network's own, used where the recipe names none.
 

@@ -18,7 +18,7 @@ from nni_sparsevd import cli
 from nni_sparsevd.bench import League, bench, league, names, rivals, write_page
 from nni_sparsevd.bench.arena import Arena, arena
 from nni_sparsevd.bench.cutting import cut_to
-from nni_sparsevd.bench.run import _share, chosen_rates
+from nni_sparsevd.bench.run import _share, chosen_rates, protocol, restore
 from nni_sparsevd.bench.standing import mean_ranks, pareto_front, standings
 from nni_sparsevd.bench.trial import Bout, play
 from nni_sparsevd.errors import SettingError, ShrinkError, TrainingError
@@ -149,10 +149,35 @@ def test_a_league_is_played_once_and_shown_again(tmp_path: Path, capsys, monkeyp
     (folder / "digits.html").unlink()
     assert write_page("digits", folder / "digits.json", folder).read_text().count("<tr>") == 3
 
+    elsewhere = tmp_path / "elsewhere"
+    restore(league("digits"), folder / "digits.json", elsewhere)
+    assert {path.name: path.read_text() for path in (elsewhere / "rows").iterdir()} == {
+        path.name: path.read_text() for path in rows
+    }
+
     changed = league("digits").model_copy(update={"tune_epochs": 1})
     monkeypatch.setattr("nni_sparsevd.bench.page.league", lambda name: changed)
     assert cli.main(command) == 2
     assert "tune_epochs" in capsys.readouterr().err
+    assert cli.main([*command[:2], f"--out={tmp_path / 'new'}", f"--known={folder / 'digits.json'}"]) == 2
+    assert "played under another tune_epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"rival": "../../x", "seed": 0, "rate": 1e-3, "level": 0.8}, "whom nobody knows"),
+        ({"rival": "magnitude", "seed": 0, "rate": "1e-3", "level": 0.8}, "not a row of ours"),
+        ({"rival": "magnitude", "seed": "../../x", "rate": 1e-3, "level": 0.8}, "not a row of ours"),
+        (7, "not a row of ours"),
+    ],
+)
+def test_results_that_are_none_are_refused(tmp_path: Path, row: object, told: str) -> None:
+    results, chosen = tmp_path / "results.json", league("digits")
+    results.write_text(json.dumps({"protocol": protocol(chosen), "rows": [row]}))
+    with pytest.raises(SettingError, match=told):
+        restore(chosen, results, tmp_path / "digits")
+    assert not (tmp_path / "digits").exists()
 
 
 def test_what_does_not_end_is_a_row_that_says_so(tmp_path: Path) -> None:

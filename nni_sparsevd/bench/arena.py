@@ -82,7 +82,8 @@ class Arena:
             self._orders[epoch] = torch.randperm(len(self.data.train), generator=self._generator("order", epoch))
         rows = self._orders[epoch][place * self.league.data.batch_size :][: self.league.data.batch_size]
         images = datasets.augmented(self.data.train.images[rows], self.league.data, self._generator("augment", step))
-        return self.data.normalise(images), self.data.train.labels[rows]
+        laid = datasets.laid_out(self.data.normalise(images), self.league.channels_last)
+        return laid, self.data.train.labels[rows]
 
     def _generator(self, *place: object) -> torch.Generator:
         return torch.Generator().manual_seed(schedule.seed_for(self.seed, *place))

@@ -24,6 +24,8 @@ class League(Settings):
     """Which network."""
     data: Data
     """Which data; paths are below the folder that `bench` is given."""
+    channels_last: bool = False
+    """Lay images out channels last, for everyone: convolutions are then faster on a CPU."""
     dense: Stage
     """Training of the dense start, once a seed."""
     prune_epochs: PositiveInt

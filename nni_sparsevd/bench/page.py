@@ -11,25 +11,36 @@ from ..training.environment import environment
 from .league import League, league
 from .pictures import draw
 from .rivals import rivals_of
-from .run import chosen_rates, run
+from .run import chosen_rates, protocol, restore, run
 from .standing import Row, Standing, standings
 from .table import failures, fronts, table
 
 
 def bench(
-    name: str, data: Path, out: Path, command: list[str], at_once: int, limits: Limits, rivals: tuple[str, ...] = ()
+    name: str,
+    data: Path,
+    out: Path,
+    command: list[str],
+    at_once: int,
+    limits: Limits,
+    rivals: tuple[str, ...] = (),
+    known: Path | None = None,
 ) -> Path:
     """Play what is missing of the league `name` below `out`, with `rivals` or everyone; returns the page.
 
-    `data` holds the data sets (MNIST/raw, cifar10/*.tar).  Raises `SettingError` for names that nobody has.
+    `data` holds the data sets (MNIST/raw, cifar10/*.tar).  Rows of the results file `known` are not played again.
+    Raises `SettingError` for names that nobody has, and for results of another protocol.
     """
     chosen = league(name)
     if rivals:
         chosen = chosen.model_copy(update={"rivals": rivals})
     rivals_of(chosen)  # before anything is trained
     folder = out / name
+    if known is not None:
+        restore(chosen, known, folder)
     rows = run(chosen, data, folder, at_once, limits)
-    write_json(folder / f"{name}.json", {"league": name, "environment": environment(command, 0), "rows": rows})
+    results = {"league": name, "protocol": protocol(chosen), "environment": environment(command, 0), "rows": rows}
+    write_json(folder / f"{name}.json", results)
     return write_page(name, folder / f"{name}.json", folder)
 
 

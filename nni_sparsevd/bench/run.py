@@ -1,5 +1,6 @@
 """A league from start to end: dense starts, a sweep of learning rates, then every rival at every level."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -7,13 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingError, TrainingError
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import SettingError, TrainingError, told
 from ..files import read_json, write_json
 from ..processes import Limits, apart
 from .arena import arena, start_file
 from .league import League
-from .rivals import rivals_of
-from .trial import Bout, Row, play
+from .rivals import TABLES, rivals_of
+from .trial import Bout, Row, play, row_file
 
 PRELOAD = f"{__package__}.trial"
 POLL = 1.0  # seconds
@@ -58,15 +61,45 @@ def chosen_rates(league: League, rows: list[dict[str, Any]]) -> dict[str, float]
     return {name: row["rate"] for name, row in best.items()}
 
 
+def protocol(league: League) -> dict[str, Any]:
+    """What rows must share to be compared: all of a league but who plays, and its texts."""
+    return league.model_dump(mode="json", exclude={"rivals", "title", "about"})
+
+
+def restore(league: League, results: Path, folder: Path) -> None:
+    """Write the rows of a results file to `folder`, except those that are there.
+
+    Raises `SettingError` where they were played under another protocol or are not rows.
+    """
+    found = read_json(results)
+    if not isinstance(found, dict) or not {"protocol", "rows"} <= found.keys():
+        raise SettingError(f"{results}: not the results of a league; bench writes them as NAME/NAME.json")
+    if changed := _changed(league, found["protocol"]):
+        raise SettingError(f"{results}: played under another {changed}")
+    for values in found["rows"]:
+        try:
+            row = TypeAdapter(Row).validate_json(json.dumps(values), strict=True)
+        except ValidationError as error:
+            raise SettingError(f"{results}: not a row of ours: {told(error)}") from None
+        if row.rival not in TABLES[league.kind]:
+            raise SettingError(f"{results}: a row of {row.rival!r}, whom nobody knows")
+        path = row_file(folder, row.rival, row.seed, row.rate, row.level)
+        if not path.exists():
+            write_json(path, values)
+
+
 def _claim(league: League, folder: Path) -> None:
     """The folder belongs to one protocol; who plays may change."""
-    path, protocol = folder / "league.json", league.model_dump(mode="json", exclude={"rivals", "title", "about"})
+    path = folder / "league.json"
     if not path.exists():
-        write_json(path, protocol)
-    elif read_json(path) != protocol:
-        before = read_json(path)
-        changed = ", ".join(key for key in protocol if before.get(key) != protocol[key])
+        write_json(path, protocol(league))
+    elif changed := _changed(league, read_json(path)):
         raise SettingError(f"{folder}: a league with another {changed} began here; delete it, or choose another --out")
+
+
+def _changed(league: League, before: dict[str, Any]) -> str:
+    """Names of the settings that differ."""
+    return ", ".join(key for key, value in protocol(league).items() if before.get(key) != value)
 
 
 def _levels(league: League, name: str) -> tuple[float | None, ...]:

@@ -34,8 +34,7 @@ class Bout:
 
     def row_file(self, level: float | None) -> Path:
         """Where the row of a level is."""
-        at = "own" if level is None else f"{level:g}"
-        return self.folder / "rows" / f"{self.rival}-{self.seed}-{self.rate:g}-{at}.json"
+        return row_file(self.folder, self.rival, self.seed, self.rate, level)
 
     @property
     def missing(self) -> tuple[float | None, ...]:
@@ -72,6 +71,12 @@ class Row:
     """Steps that the rival took; up to the league's, the rest was tuning."""
     seconds: float = 0.0
     """Processor seconds, tuning included; what serves all levels counts for the first."""
+
+
+def row_file(folder: Path, rival: str, seed: int, rate: float, level: float | None) -> Path:
+    """Where a league in `folder` keeps a row."""
+    at = "own" if level is None else f"{level:g}"
+    return folder / "rows" / f"{rival}-{seed}-{rate:g}-{at}.json"
 
 
 def play(bout: Bout) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..data import DataSets, augmented
+from ..data import DataSets, augmented, laid_out
 from ..errors import TrainingError
 from ..masks import Masks, apply_masks_
 from ..nn import is_variational, kl
@@ -104,7 +104,7 @@ def fit(
             torch.manual_seed(schedule.seed_for(*here))
             model.train()
             with accelerator.autocast():
-                logits = wrapped(_laid_out(data.normalise(images), recipe.channels_last))
+                logits = wrapped(laid_out(data.normalise(images), recipe.channels_last))
             loss = F.cross_entropy(logits.float(), labels)
             objective, divergence = _objective(model, loss, stage, step / per_epoch, count)
             optimizer.set_rate(optim, schedule.learning_rate(stage, step / total))
@@ -137,18 +137,6 @@ def fit(
                 raise Interrupted(f"stopped in stage {name} after step {step} of {total}; go on with --resume")
     if step == 0 and accelerator.is_main_process:
         save()
-
-
-def _laid_out(images: Tensor, channels_last: bool) -> Tensor:
-    """Channels last in memory, if wanted: what convolutions make of it follows, the parameters stay as they are.
-
-    Grey images are already both, by their strides, and torch then takes them as channels first: they are given the
-    strides of coloured ones.
-    """
-    if not channels_last:
-        return images
-    count, channels, height, width = images.shape
-    return images.new_empty(count, height, width, channels).permute(0, 3, 1, 2).copy_(images)
 
 
 def _objective(model: nn.Module, loss: Tensor, stage: Stage, epoch: float, count: int) -> tuple[Tensor, Tensor]:
