@@ -1,8 +1,10 @@
 """One rival with one seed and learning rate, at several levels: decide, tune, measure; a row each."""
 
+import contextlib
 import logging
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -82,7 +84,22 @@ def row_file(folder: Path, rival: str, seed: int, rate: float, level: float | No
 def play(bout: Bout) -> None:
     """Write the rows that are missing; one that fails says why."""
     torch.set_num_threads(1)
-    logging.getLogger("nni").setLevel(logging.ERROR)  # it warns of what it does itself
+    with _quiet():
+        _play(bout)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """NNI logs every module that it touches, by loggers with levels of their own."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _play(bout: Bout) -> None:
     began = time.process_time()
     rival, stage = rivals_of(bout.league)[bout.rival], _stage(bout)
     missing = bout.missing
