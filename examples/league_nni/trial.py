@@ -1,4 +1,4 @@
-"""One rival of a league as a trial of NNI: `python trial.py LEAGUE --out DIR [--data DIR] [--rival NAME]`."""
+"""One rival of a league as a trial of NNI: `python trial.py LEAGUE OUT [--data DIR] [--rival NAME]`."""
 
 import sys
 from pathlib import Path

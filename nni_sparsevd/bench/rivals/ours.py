@@ -1,9 +1,12 @@
 """Sparse variational dropout on single weights, in its variants."""
 
 import copy
+import math
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from ...convert import bake_, sparsify_
 from ...masks import compute_masks
@@ -12,7 +15,7 @@ from ...plugins.torch_pruning.budget import Controller
 from ...recipe import Estimator, Masking, Posterior, Prior, Stage
 from ...training.survivors import silence_
 from ...training.threshold import threshold_curve
-from ..arena import Arena, Between
+from ..arena import Arena, Batch, Between, Loss
 from .entry import Decide, Enter, Pruned, Rival, by_level
 
 HELD_OUT = Masking(threshold="held_out")
@@ -48,8 +51,13 @@ def weights(estimator: Estimator, prior: Prior = "log_uniform", noisy: bool = Fa
     return enter
 
 
-def pressed(estimator: Estimator) -> Enter:
-    """A training for each level: the KL is pressed up or down so that the threshold arrives at the level."""
+def pressed(estimator: Estimator, floor: float | None = None) -> Enter:
+    """A training for each level: the KL is pressed up or down so that the threshold arrives at the level.
+
+    With `floor`, no weight has an alpha below it while the network decides, and what is left is tuned with just that
+    noise, which is Gaussian dropout of the weights (Kingma, Salimans and Welling 2015): a network that fits its
+    training images makes the posterior of what it needs as narrow as it can, and then learns nothing from its noise.
+    """
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
         model = sparsify_(arena.network(), Posterior(estimator=estimator), example_inputs=arena.example)
@@ -58,13 +66,40 @@ def pressed(estimator: Estimator) -> Enter:
         def between(step: int) -> None:
             if step % arena.per_epoch == 0:
                 controller.react(_edge(model, level), step / arena.prune_steps)
+            if floor is not None:
+                _widen_(model, floor)
             (controller.pressure * kl(model) / len(arena.data.train)).backward()
 
         arena.train(model, stage, 0, arena.prune_steps, between=between)
         masks = compute_masks(model, Masking(ratio=level))
-        return Pruned(bake_(model, masks), masks, arena.prune_steps)
+        left = bake_(model, masks)
+        if floor is None:
+            return Pruned(left, masks, arena.prune_steps)
+        arena.train(left, stage, arena.prune_steps, arena.steps, loss=_shaken(floor), masks=masks)
+        return Pruned(left, masks, arena.steps)
 
     return by_level(decide)
+
+
+def _widen_(model: nn.Module, alpha: float) -> None:
+    """Give every weight an alpha of at least this."""
+    with torch.no_grad():
+        for _, layer in named_posteriors(model):
+            if isinstance(layer, Variational):
+                layer.log_sigma2.clamp_(min=layer.weight.square().log() + math.log(alpha))
+
+
+def _shaken(alpha: float) -> Loss:
+    """Cross entropy of a network whose weights, not its biases, are noisy: w (1 + sqrt(alpha) epsilon)."""
+
+    def loss(batch: Batch, model: nn.Module) -> Tensor:
+        noisy = {
+            name: weight * (1 + math.sqrt(alpha) * torch.randn_like(weight)) if weight.dim() > 1 else weight
+            for name, weight in model.named_parameters()
+        }
+        return F.cross_entropy(functional_call(model, noisy, (batch[0],)), batch[1])
+
+    return loss
 
 
 def _edge(model: nn.Module, level: float) -> float:
@@ -76,6 +111,9 @@ def _edge(model: nn.Module, level: float) -> float:
 
 RIVALS = {
     "vd_pressed": Rival("Sparse VD, one weight sample, KL pressed to the level", "ours", pressed("weight")),
+    "vd_pressed_noisy": Rival(
+        "Sparse VD, one weight sample, KL pressed to the level, alpha at least 0.1", "ours", pressed("weight", 0.1)
+    ),
     "vd_local": Rival("Sparse VD, local reparameterisation", "ours", weights("local"), automatic=True),
     "vd_weight": Rival("Sparse VD, one weight sample", "ours", weights("weight"), automatic=True),
     "vd_weight_noisy": Rival(
