@@ -249,6 +249,10 @@ def played(name: str) -> list[str]:
     return bench.standing_table(chosen, rows)
 
 
+def best(name: str) -> list[str]:
+    return bench.champions_table(bench.league(name), read(RESULTS / f"bench_{name}.json")["rows"])
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     **{f"reproduce_{name}": partial(reproduced, name) for name in reproduce.names()},
     **{
@@ -257,6 +261,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         for network in ("lenet_300_100", "lenet5_caffe")
     },
     **{f"bench_{name}": partial(played, name) for name in bench.names()},
+    **{f"best_{name}": partial(best, name) for name in bench.names()},
     "packed_sizes": packed_sizes,
     "sparse_kernels": sparse_kernels,
     "time_to_result": time_to_result,

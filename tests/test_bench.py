@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nni_sparsevd import cli
-from nni_sparsevd.bench import League, bench, league, names, rivals, write_page
+from nni_sparsevd.bench import League, bench, champions_table, league, names, rivals, write_page
 from nni_sparsevd.bench.arena import Arena, arena
 from nni_sparsevd.bench.cutting import cut_to
 from nni_sparsevd.bench.run import _share, chosen_rates, protocol, restore
@@ -147,7 +147,7 @@ def test_a_league_is_played_once_and_shown_again(tmp_path: Path, capsys, monkeyp
     assert {path: path.stat().st_mtime_ns for path in (folder / "rows").iterdir()} == rows
     assert "seed" not in capsys.readouterr().out  # nothing was played
     (folder / "digits.html").unlink()
-    assert write_page("digits", folder / "digits.json", folder).read_text().count("<tr>") == 3
+    assert write_page("digits", folder / "digits.json", folder).read_text().count("<tr>") == 3 + 3
 
     elsewhere = tmp_path / "elsewhere"
     restore(league("digits"), folder / "digits.json", elsewhere)
@@ -252,6 +252,18 @@ def test_ranks_are_means_over_levels_of_those_who_arrived() -> None:
     assert mean_ranks(chosen, found) == {"magnitude": 1.5, "vd_weight": 2.0, "nni_level": 1.5}
     assert [one.name for one in found] == ["magnitude", "nni_level", "vd_weight", "vd_local"]
     assert found[-1].failed == "broken"
+
+
+def test_the_best_of_a_framework_is_chosen_on_held_out_images_alone() -> None:
+    rows = [row("vd_weight", 0.9, 5.0), row("vd_local", 0.8, 1.0), row("magnitude", 0.9, 2.0)]
+    rows += [row("nni_level", 0.5, 7.0), row("nni_taylor", 0.9, 7.0, failed="no"), row("vd_local", 0.3, level=0.8)]
+    head, _, *lines = champions_table(league("digits"), rows)
+    assert head == "|  | 80 % zeros | 95 % zeros |"
+    assert lines == [
+        "| ours | **1.00**, vd_local | 5.00, vd_weight |",
+        "| torch |  | **2.00**, magnitude |",
+        "| NNI |  | 7.00, nni_level |",
+    ]
 
 
 def test_the_front_is_what_nothing_beats() -> None:

@@ -13,7 +13,9 @@ from .pictures import draw
 from .rivals import rivals_of
 from .run import chosen_rates, protocol, restore, run
 from .standing import Row, Standing, standings
-from .table import failures, fronts, table
+from .table import champions, failures, fronts, table
+
+BEST = "Test error in percent of each framework's best at a level, chosen on held-out images:"
 
 
 def bench(
@@ -50,6 +52,11 @@ def standing_table(chosen: League, rows: list[Row]) -> list[str]:
     return [*table(played, found), "", *fronts(played, found), *failures(found)]
 
 
+def champions_table(chosen: League, rows: list[Row]) -> list[str]:
+    """Lines of the table of each framework's best at a level, in Markdown."""
+    return champions(*_played(chosen, rows))
+
+
 def _played(everyone: League, rows: list[Row]) -> tuple[League, list[Standing]]:
     """The league with those who have rows alone, and how they stand."""
     there = {row["rival"] for row in rows}
@@ -62,15 +69,20 @@ def write_page(name: str, results: Path, folder: Path) -> Path:
     values = read_json(results)
     chosen, found = _played(league(name), values["rows"])
     picture = draw(chosen, found, folder / f"{name}.png")
-    notes, rows = [*fronts(chosen, found), *failures(found)], table(chosen, found)
-    lines = [f"# {chosen.title}", "", chosen.about.strip(), "", *rows, "",
+    notes, best, rows = [*fronts(chosen, found), *failures(found)], champions(chosen, found), table(chosen, found)
+    lines = [f"# {chosen.title}", "", chosen.about.strip(), "", BEST, "", *best, "", "Everyone:", "", *rows, "",
              *notes, "", f"![{chosen.title}]({picture.name})", ""]  # fmt: skip
     write_bytes(folder / f"{name}.md", "\n".join(lines).encode())
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     made = Environment(loader=PackageLoader("nni_sparsevd", "bench"), undefined=StrictUndefined, autoescape=True)
     page = made.get_template("page.html.jinja").render(
-        title=chosen.title, about=chosen.about, head=cells[0], rows=cells[2:], notes=notes,
+        title=chosen.title, about=chosen.about, best=BEST, tables=[_cells(best), _cells(rows)], notes=notes,
         picture=base64.b64encode(picture.read_bytes()).decode(), environment=values["environment"],
     )  # fmt: skip
     write_bytes(folder / f"{name}.html", page.encode())
     return folder / f"{name}.html"
+
+
+def _cells(rows: list[str]) -> list[list[str]]:
+    """Of a table in Markdown: its head and its rows, without the line between them."""
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return [cells[0], *cells[2:]]

@@ -6,6 +6,7 @@ from ..report.tables import line, spread
 from .league import League
 from .standing import Standing, mean_ranks, pareto_front
 
+HOSTS = ("ours", "torch", "NNI", "Torch-Pruning")
 RUNTIMES = {"torch": "PyTorch", "onnx": "ONNX Runtime"}
 
 
@@ -18,16 +19,38 @@ def table(league: League, found: list[Standing]) -> list[str]:
     """Test error in percent at every level, mean ± standard deviation over seeds; the best of a level in bold."""
     ranks = mean_ranks(league, found)
     alone = any(one.rows.get(None) for one in found)
-    titles = ["", "of", "mean rank", *(heading(league, level) for level in league.levels)]
+    titles = ["", "name", "of", "mean rank", *(heading(league, level) for level in league.levels)]
     titles += ["left to itself", "rate"] if alone else ["rate"]
-    lines = [line(titles), "|---|---|" + "--:|" * (len(titles) - 2)]
+    lines = [line(titles), "|---|---|---|" + "--:|" * (len(titles) - 3)]
     best = {level: min(_means(found, level), default=None) for level in league.levels}
     for one in found:
         rank = f"{ranks[one.name]:.1f}" if one.name in ranks else ""
         cells = [_cell(league, one, level, best[level]) for level in league.levels]
         cells += [_own(one)] if alone else []
-        lines.append(line([one.title, one.host, rank, *cells, f"{one.rate:g}" if one.rate else ""]))
+        lines.append(line([one.title, one.name, one.host, rank, *cells, f"{one.rate:g}" if one.rate else ""]))
     return lines
+
+
+def champions(league: League, found: list[Standing]) -> list[str]:
+    """The best of each framework at every level, chosen on held-out images: its test error, and who it is."""
+    lines = [line(["", *(heading(league, level) for level in league.levels)]), "|---|" + "--:|" * len(league.levels)]
+    best = {level: [_champion(found, host, level) for host in HOSTS] for level in league.levels}
+    first = {level: min(_means([one for one in those if one], level), default=None) for level, those in best.items()}
+    for place, host in enumerate(HOSTS):
+        if any(best[level][place] for level in league.levels):
+            cells = [_named(league, best[level][place], level, first[level]) for level in league.levels]
+            lines.append(line([host, *cells]))
+    return lines
+
+
+def _champion(found: list[Standing], host: str, level: float) -> Standing | None:
+    """By accuracy on the hold-out, mean over seeds; None where nobody arrived."""
+    own = [one for one in found if one.host == host and one.rows.get(level)]
+    return max(own, key=lambda one: one.mean(level, "held_out") or 0.0, default=None)
+
+
+def _named(league: League, one: Standing | None, level: float, best: float | None) -> str:
+    return f"{_cell(league, one, level, best)}, {one.name}" if one else ""
 
 
 def reached(one: Standing, level: float) -> float:
