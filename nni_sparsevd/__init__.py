@@ -4,6 +4,7 @@ from .convert import bake_ as bake_
 from .convert import sparsify_ as sparsify_
 from .errors import SparseVDError as SparseVDError
 from .graph import channel_graph as channel_graph
+from .loading import load as load
 from .masks import Masks as Masks
 from .masks import compute_masks as compute_masks
 from .nn import kl as kl
@@ -18,7 +19,6 @@ from .shrink import fuse as fuse
 from .shrink import make_plan as make_plan
 from .shrink import shrink as shrink
 from .storage import described as described
-from .storage import load as load
 from .storage import save as save
 
 __version__ = "0.1.0"

@@ -12,7 +12,7 @@ from torch import nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import cli
-from nni_sparsevd.errors import ModelError, SettingError
+from nni_sparsevd.errors import FileFormatError, ModelError, SettingError
 from nni_sparsevd.export import FORMATS, SparseLinear, export, onnx, to_sparse_inference_, torch_export
 
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -61,6 +61,31 @@ def test_the_file_computes_what_the_network_does(network: nn.Module, suffix: str
     assert network.training
     network.eval()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", [there(suffix) for suffix in FORMATS if suffix != ".pt2"])
+def test_a_file_is_loaded_as_a_module_that_runs_it(suffix: str, tmp_path: Path) -> None:
+    network = networks()["shrunk"]
+    path = tmp_path / f"net{suffix}"
+    export(network, path, IMAGE)
+    loaded = svd.load(path)
+    assert list(loaded.parameters()) == []
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(IMAGE), network(IMAGE), rtol=1e-4, atol=1e-5)
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"\0" * 300):
+        path.write_bytes(damaged)
+        with pytest.raises(FileFormatError, match=f"net{suffix}: .* cannot open it"):
+            svd.load(path)
+    path.unlink()
+    with pytest.raises(FileFormatError, match="no such file"):
+        svd.load(path)
+
+
+def test_what_can_run_code_is_not_opened(tmp_path: Path) -> None:
+    export(networks()["dense"], tmp_path / "net.pt2", IMAGE)
+    with pytest.raises(SettingError, match=r"torch\.export\.load"):
+        svd.load(tmp_path / "net.pt2")
 
 
 @pytest.mark.parametrize("suffix", [there(".onnx"), there(".pt2")])

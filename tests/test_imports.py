@@ -20,6 +20,7 @@ ALLOWED |= {
     "storage": (*METHOD, "models", "shrink"),
     "report": (*METHOD, "models", "shrink", "storage"),
     "export": (*METHOD, "shrink", "report"),
+    "loading": (*METHOD, "storage", "export"),
     "results": (*METHOD, "data", "models", "training", "shrink", "storage", "report", "export"),
 }
 ALLOWED["zoo"] = ALLOWED["results"]

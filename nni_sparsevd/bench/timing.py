@@ -6,20 +6,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..errors import SettingError
-from ..export import Run, export, opened
+from ..export import deployed, export
 from ..report import latencies
-
-
-class Deployed(nn.Module):
-    """A file that runs elsewhere, as a module."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self._run = run
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What the file makes of it."""
-        return self._run((x,))
 
 
 def faster(dense: nn.Module, small: nn.Module, example: Tensor) -> dict[str, float]:
@@ -28,12 +16,12 @@ def faster(dense: nn.Module, small: nn.Module, example: Tensor) -> dict[str, flo
     found = {"torch": latencies(networks, example)}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            deployed: dict[str, nn.Module] = {}
+            elsewhere: dict[str, nn.Module] = {}
             for name, network in networks.items():
                 path = Path(folder) / f"{name}.onnx"
                 export(network, path, example, dynamic_batch=False)
-                deployed[name] = Deployed(opened(path))
-            found["onnx"] = latencies(deployed, example)
+                elsewhere[name] = deployed(path)
+            found["onnx"] = latencies(elsewhere, example)
     except SettingError:  # not installed
         pass
     return {runtime: times["dense"] / times["small"] for runtime, times in found.items()}

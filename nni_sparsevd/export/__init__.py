@@ -1,5 +1,6 @@
 """Out of the house: files that other runtimes run, compared with the network before they are given away."""
 
+from .deployed import Deployed, deployed
 from .exporting import FORMATS, Comparison, Format, Run, export, opened
 from .sparse_inference import Choice, SparseLinear, to_sparse_inference_
 
@@ -7,9 +8,11 @@ __all__ = [
     "FORMATS",
     "Choice",
     "Comparison",
+    "Deployed",
     "Format",
     "Run",
     "SparseLinear",
+    "deployed",
     "export",
     "opened",
     "to_sparse_inference_",

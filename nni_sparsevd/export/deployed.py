@@ -1,0 +1,43 @@
+"""A file that another runtime runs, as a module: what `load` gives back for the files of `export`."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..errors import FileFormatError, SettingError
+from .exporting import FORMATS, Run, opened
+
+RUNS_CODE = ".pt2"
+"""torch.export.load unpickles what such a file holds."""
+
+
+class Deployed(nn.Module):
+    """Runs the file; has no parameters and no gradient."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the file makes of the inputs."""
+        return self._run(inputs)
+
+
+def deployed(path: Path | str) -> Deployed:
+    """Open a file of `export`, whose suffix tells its runtime.
+
+    Raises `SettingError` for an unknown suffix or a missing package, and for .pt2, which can run code when it is
+    opened; `FileFormatError` for a file that is missing or that its runtime does not understand.
+    """
+    path = Path(path)
+    if path.suffix == RUNS_CODE:
+        raise SettingError(f"{path}: opening it can run code that it holds; if you trust it, use torch.export.load")
+    if path.suffix in FORMATS and not path.is_file():
+        raise FileFormatError(f"{path}: no such file")
+    try:
+        return Deployed(opened(path))
+    except SettingError:
+        raise
+    except Exception as error:  # of the runtime, whatever it raises
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FileFormatError(f"{path}: {FORMATS[path.suffix].title} cannot open it: {said}") from error
