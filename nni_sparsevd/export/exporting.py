@@ -37,6 +37,11 @@ class Format:
     dynamic: bool
     """Whether one file serves all batch sizes."""
 
+    @property
+    def missing(self) -> list[str]:
+        """Packages that are not there."""
+        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+
 
 FORMATS = {
     ".onnx": Format("ONNX", "onnx", ("onnx", "onnxscript", "onnxruntime"), "pip install 'nni_sparsevd[export]'", True),
@@ -124,9 +129,8 @@ def _format(path: Path) -> Format:
         known = ", ".join(f"{suffix} ({one.title})" for suffix, one in FORMATS.items())
         raise SettingError(f"{path}: no export format has the suffix {path.suffix!r}; there are {known}")
     chosen = FORMATS[path.suffix]
-    missing = [name for name in chosen.needs if importlib.util.find_spec(name) is None]
-    if missing:
-        raise SettingError(f"{path}: {chosen.title} needs {', '.join(missing)}: {chosen.install}")
+    if chosen.missing:
+        raise SettingError(f"{path}: {chosen.title} needs {', '.join(chosen.missing)}: {chosen.install}")
     return chosen
 
 

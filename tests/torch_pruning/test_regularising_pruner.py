@@ -225,6 +225,18 @@ def test_the_kl_of_a_costly_layer_weighs_more():
     assert first * sizes[0] + second * sizes[1] + last * sizes[2] == pytest.approx(sum(sizes))
 
 
+def test_a_channel_costs_what_writes_and_what_reads_it():
+    model = network()  # two 3x3 convolutions, then a linear layer
+    SparseVDPruner(model, batch()[0], settings=settings("gate"), budget=Budget(fraction=0.5), ignored_layers=[model[8]])
+    first, second = (one for _, one in named_posteriors(model) if isinstance(one, ChannelGate))
+    spent = [layer.weight.numel() * places for layer, places in ((model[0], 64), (model[3], 64), (model[8], 1))]
+    expected = (spent[0] + spent[1]) / len(first.mu) / ((spent[1] + spent[2]) / len(second.mu))
+    assert first.kl_weight / second.kl_weight == pytest.approx(expected**0.5)
+    assert first.kl_weight * len(first.mu) + second.kl_weight * len(second.mu) == pytest.approx(
+        len(first.mu) + len(second.mu)
+    )
+
+
 @pytest.mark.parametrize("ratio", [None, 0.25])
 def test_attention_needs_no_plumbing(ratio):
     model = vision_transformer()

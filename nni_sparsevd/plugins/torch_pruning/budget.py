@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
-from ...graph import evaluation_mode
-from ...nn import ChannelGate, Variational, named_posteriors, output_dim
+from ...graph import channel_graph, evaluation_mode
+from ...nn import ChannelGate, Variational, named_posteriors, output_dim, plain_copy
 from ...recipe import Settings
 from ...report import latencies, macs, parameters
 
@@ -56,9 +57,13 @@ def cost_of(kind: str, example_inputs: Tensor) -> Cost:
 
 
 def weigh_by_macs_(model: nn.Module, example_inputs: Tensor) -> None:
-    """Make the KL of each weight or channel proportional to the multiplications that it costs; on average as before.
+    """Make the KL of each weight proportional to the multiplications that it costs, that of each channel to their
+    square root; on average as before.
 
-    A weight of a convolution costs as many as there are positions in its output, and a channel what its writers cost.
+    In proportion, the layers with the dearest channels would be cut to a few of them before others lose any.
+
+    A weight of a convolution costs as many as there are positions in its output, and a channel its part of all layers
+    that write or read it: a first layer may be cheap, and yet what it writes dear to read.
     """
     spent: dict[nn.Module, float] = {}
 
@@ -76,17 +81,38 @@ def weigh_by_macs_(model: nn.Module, example_inputs: Tensor) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    costs: list[tuple[Variational | ChannelGate, float, int]] = []
+    by_name = {name: spent.get(layer, 0.0) for name, layer in layers.items()}
+    channels = _costs_of_gates(model, example_inputs, by_name)
+    weights: list[tuple[Variational | ChannelGate, float, int]] = []
     for _, one in named_posteriors(model):
         if isinstance(one, ChannelGate):
-            costs.append((one, sum(spent.get(layers[name], 0.0) for name in one.writers), len(one.mu)))
+            weights.append((one, math.sqrt(channels[one] / len(one.mu)), len(one.mu)))
         else:
-            costs.append((one, spent.get(one, 0.0), one.weight.numel()))
+            weights.append((one, spent.get(one, 0.0) / one.weight.numel(), one.weight.numel()))
     for kind in (Variational, ChannelGate):
-        chosen = [(one, cost, size) for one, cost, size in costs if isinstance(one, kind)]
-        mean = sum(cost for _, cost, _ in chosen) / max(sum(size for *_, size in chosen), 1)
-        for one, cost, size in chosen:
-            one.kl_weight *= cost / size / mean if mean else 1.0
+        chosen = [(one, weight, size) for one, weight, size in weights if isinstance(one, kind)]
+        mean = sum(weight * size for _, weight, size in chosen) / max(sum(size for *_, size in chosen), 1)
+        for one, weight, _ in chosen:
+            one.kl_weight *= weight / mean if mean else 1.0
+
+
+def _costs_of_gates(model: nn.Module, example_inputs: Tensor, spent: dict[str, float]) -> dict[ChannelGate, float]:
+    """Gate -> MACs of all its channels together, from those of each layer, `spent`.
+
+    What a layer spends on a group of channels is the part of the indices of its axis that they are.  Heads, which are
+    no indices of any axis, cost what their writers cost.
+    """
+    gates = [one for _, one in named_posteriors(model) if isinstance(one, ChannelGate)]
+    by_writer = {writer: gate for gate in gates for writer in gate.writers}
+    costs = {gate: sum(spent.get(writer, 0.0) for writer in gate.writers) for gate in gates}
+    graph = channel_graph(plain_copy(model), example_inputs)
+    for group in graph.groups:
+        gate = next((by_writer[writer.module] for writer in group.writers if writer.module in by_writer), None)
+        parts = {axis: float(np.isin(graph.axes[axis], group.labels).mean()) for axis in group.axes}
+        cost = sum(spent.get(name.removesuffix(".weight"), 0.0) * part for (name, _), part in parts.items())
+        if gate is not None and len(gate.mu) == len(group) and cost:
+            costs[gate] = cost
+    return costs
 
 
 class Controller:

@@ -1,0 +1,94 @@
+"""Every exporter on many networks, dense, masked and shrunk: `python examples/exports.py OUT.json`.
+
+A row a network and format, each in a process of its own; rows that OUT.json has are not made again.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from jsonargparse import auto_cli
+from torch import nn
+
+import nni_sparsevd as svd
+from nni_sparsevd.errors import SparseVDError, told
+from nni_sparsevd.export import FORMATS, export
+from nni_sparsevd.files import read_json, write_json
+from nni_sparsevd.masks import apply_masks_
+from nni_sparsevd.processes import Limits, apart
+from nni_sparsevd.shrink import randomise_
+from nni_sparsevd.training.environment import environment
+from nni_sparsevd.zoo.trial import killing
+
+SIDES = {
+    "resnet18": 64, "mobilenetv3_small_100": 64, "efficientnet_b0": 64, "regnety_002": 64, "convnext_atto": 64,
+    "densenet121": 64, "ghostnet_100": 64, "vgg11_bn": 64, "deit_tiny_patch16_224": 224, "mixer_s32_224": 224,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network in one format."""
+
+    model: str
+    format: str
+    folder: Path
+
+    @property
+    def row(self) -> Path:
+        """Where its row goes."""
+        return self.folder / f"{self.model}{self.format}.json"
+
+
+def networks(name: str, image: torch.Tensor) -> dict[str, nn.Module]:
+    """A network with random weights, with half of its removable channels masked, and shrunk."""
+    dense = randomise_(timm.create_model(name, num_classes=10), 0).eval()
+    masked = randomise_(timm.create_model(name, num_classes=10), 0).eval()
+    masks, _ = killing(masked, svd.channel_graph(masked, image), "half", 0)
+    apply_masks_(masked, masks)
+    return {"dense": dense, "masked": masked, "shrunk": svd.shrink(masked, image)[0]}
+
+
+def make(task: Task) -> None:
+    """Export the three, and write what came of them."""
+    torch.set_num_threads(1)
+    image = torch.randn(1, 3, SIDES[task.model], SIDES[task.model], generator=torch.Generator().manual_seed(0))
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for which, network in networks(task.model, image).items():
+            path = Path(folder) / f"net{task.format}"
+            try:
+                found[which] = export(network, path, image).to_dict()
+            except SparseVDError as error:
+                found[which] = {"failed": told(error)}
+    write_json(task.row, {"model": task.model, "format": task.format, **found})
+
+
+def main(out: Path, models: list[str] | None = None, jobs: int = 1, rows: Path = Path("runs/exports")) -> None:
+    """Export what has no row yet, then write all rows.
+
+    Args:
+        out: where the results go, as JSON
+        models: only these
+        jobs: at once
+        rows: folder for the rows
+    """
+    before = read_json(out)["results"] if out.exists() else []
+    known = {(row["model"], row["format"]): row for row in before}
+    tasks = [
+        Task(model, suffix, rows) for model in models or SIDES for suffix, one in FORMATS.items() if not one.missing
+    ]
+    missing = [task for task in tasks if (task.model, task.format) not in known and not task.row.exists()]
+    for task, ended in apart(make, missing, jobs, Limits(seconds=900), "timm"):
+        print(f"{task.model}{task.format}: {ended or 'done'}", flush=True)
+        if ended:
+            write_json(task.row, {"model": task.model, "format": task.format, "failed": ended})
+    known |= {(task.model, task.format): read_json(task.row) for task in tasks if task.row.exists()}
+    write_json(out, {"environment": environment(["examples/exports.py", str(out)], 0), "results": list(known.values())})
+
+
+if __name__ == "__main__":
+    auto_cli(main)
