@@ -57,7 +57,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
       each group excepted;
     - with one, the least relevant, as every pruner of Torch-Pruning does;
     - with a `budget`, where the network comes closest to it.  In training, once an epoch, `update_regularizer()`
-      presses the KL up or down so that the threshold itself gets there, and weighs it by the MACs of each layer.
+      presses the KL up or down so that the threshold itself gets there, and weighs it by MACs.
 
     After the last step the layers and their parameters are ordinary, and what attention remembers of its sizes is up
     to date; make a new optimizer then, as after every cut.
