@@ -92,7 +92,8 @@ def test_channels_leave_the_macs_that_were_asked_for(ground: Arena, name: str) -
     pruned = CHANNELS[name].enter(ground, stage)(2.0)
     assert pruned.steps <= ground.prune_steps and pruned.masks is None
     fewer = before / macs(pruned.model, ground.example[:1])
-    assert 1.94 < fewer < (3.5 if "hessian" in name else 2.12)  # Hessian judges by few samples: scores tie
+    # a neuron is up to 1.5 % of this network, and ours cut where the budget is closest, from either side
+    assert 1.9 < fewer < (3.5 if "hessian" in name else 2.12)  # Hessian judges by few samples: scores tie
     ground.train(pruned.model, stage, pruned.steps, pruned.steps + 2)  # and it learns
     assert macs(ground.start, ground.example[:1]) == before  # the start is nobody's
 
@@ -296,7 +297,7 @@ def test_the_leagues_that_are_there_can_be_played(name: str) -> None:
 
 def test_unknown_names_are_told(capsys) -> None:
     assert cli.main(["bench", "nowhere"]) == 2
-    assert "no league is named 'nowhere'; there are digits" in capsys.readouterr().err
+    assert f"no league is named 'nowhere'; there are {', '.join(names())}" in capsys.readouterr().err
     assert cli.main(["bench", "digits", "--rivals=[nobody]"]) == 2
     assert "nobody is named nobody; there are vd_" in capsys.readouterr().err
     with pytest.raises(SettingError, match="nobody"):
