@@ -92,8 +92,7 @@ def test_channels_leave_the_macs_that_were_asked_for(ground: Arena, name: str) -
     pruned = CHANNELS[name].enter(ground, stage)(2.0)
     assert pruned.steps <= ground.prune_steps and pruned.masks is None
     fewer = before / macs(pruned.model, ground.example[:1])
-    # a neuron is up to 1.5 % of this network, and ours cut where the budget is closest, from either side
-    assert 1.9 < fewer < (3.5 if "hessian" in name else 2.12)  # Hessian judges by few samples: scores tie
+    assert 1.94 < fewer < (3.5 if "hessian" in name else 2.12)  # Hessian judges by few samples: scores tie
     ground.train(pruned.model, stage, pruned.steps, pruned.steps + 2)  # and it learns
     assert macs(ground.start, ground.example[:1]) == before  # the start is nobody's
 

@@ -51,9 +51,14 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
             raise SettingError(f"SparseVDImportance: group_reduction {group_reduction!r}; known are {known}")
         super().__init__(2, group_reduction, normalizer, False, list(target_types))
 
-    @torch.no_grad()
     def __call__(self, group: Any) -> Tensor | None:
         """Shape (channels of the group,), or None where it has no posterior."""
+        found = self.scores(group)
+        return None if found is None else found.float()
+
+    @torch.no_grad()
+    def scores(self, group: Any) -> Tensor | None:
+        """The same, without a normalizer in float64: close to 1, float32 makes one number of many channels' shares."""
         members = list(self._members(group))
         gates = [member for member in members if member.is_gate]
         chosen = gates or members
@@ -66,7 +71,9 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
             score = _share(total)
         else:
             score = self._reduce([_share(one.moments) for one in chosen], [one.places for one in chosen])
-        normalised: Tensor = self._normalize(score.float(), self.normalizer)
+        if self.normalizer is None:
+            return score.double()
+        normalised: Tensor = self._normalize(score.float(), self.normalizer)  # Torch-Pruning's know float32 alone
         return normalised
 
     def _members(self, group: Any) -> Iterator[Member]:

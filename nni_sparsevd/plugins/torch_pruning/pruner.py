@@ -217,7 +217,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         for group in self.DG.get_all_groups(self.ignored_layers, self.root_module_types):
             attention, projections = self._is_atten_group(group)
             rooted = self._downstream_node_as_root_if_attention(group) if attention else group
-            score = None if rooted is None else self.estimate_importance(rooted)
+            score = None if rooted is None else self.importance.scores(rooted)
             if score is not None:
                 root, places = rooted[0].dep, self._get_channel_groups(rooted)
                 relevant = score.view(places, -1).cpu()
