@@ -3,6 +3,7 @@
 A row a network and format, each in a process of its own; rows that OUT.json has are not made again.
 """
 
+import copy
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Task:
 def networks(name: str, image: torch.Tensor) -> dict[str, nn.Module]:
     """A network with random weights, with half of its removable channels masked, and shrunk."""
     dense = randomise_(timm.create_model(name, num_classes=10), 0).eval()
-    masked = randomise_(timm.create_model(name, num_classes=10), 0).eval()
+    masked = copy.deepcopy(dense)
     masks, _ = killing(masked, svd.channel_graph(masked, image), "half", 0)
     apply_masks_(masked, masks)
     return {"dense": dense, "masked": masked, "shrunk": svd.shrink(masked, image)[0]}

@@ -37,6 +37,11 @@ class FileFormatError(SparseVDError):
     """A file is truncated, altered, of another format, or of a format that this package refuses to read."""
 
 
+def words(error: Exception) -> str:
+    """First line of what somebody else's code raised; its kind, where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def told(error: Exception) -> str:
     """Kind and first line of what somebody else's code raised: for a row that has to say it."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -122,12 +122,18 @@ def _layer_masks(model: nn.Module, chosen: Masking) -> Masks:
     return masks
 
 
+def gates_of(model: nn.Module, graph: ChannelGraph) -> dict[str, ChannelGate]:
+    """Name of a channel group -> the gate behind its writers, where it has one; `graph` is that of the plain copy."""
+    gates = {writer: gate for _, _, gate in gate_sites(model) for writer in gate.writers}
+    found = {group.name: [gates[w.module] for w in group.writers if w.module in gates] for group in graph.groups}
+    return {name: behind[0] for name, behind in found.items() if behind}
+
+
 def _group_masks(model: nn.Module, graph: ChannelGraph, chosen: Masking) -> Masks:
     """Coupled channels by the log alpha of their gate, or of all the weights that write them."""
-    gates = {writer: gate for _, _, gate in gate_sites(model) for writer in gate.writers}
-    scores, own = {}, {}
+    gates, scores, own = gates_of(model, graph), {}, {}
     for group in graph.groups:
-        gate = next((gates[writer.module] for writer in group.writers if writer.module in gates), None)
+        gate = gates.get(group.name)
         score = _group_score(model, graph, group) if gate is None else gate.log_alpha()
         if not group.pinned and score is not None:
             scores[group.name] = score

@@ -16,6 +16,7 @@ from .standing import Row, Standing, standings
 from .table import champions, failures, fronts, table
 
 BEST = "Test error in percent of each framework's best at a level, chosen on held-out images:"
+ALL = "Everyone:"
 
 
 def bench(
@@ -70,12 +71,12 @@ def write_page(name: str, results: Path, folder: Path) -> Path:
     chosen, found = _played(league(name), values["rows"])
     picture = draw(chosen, found, folder / f"{name}.png")
     notes, best, rows = [*fronts(chosen, found), *failures(found)], champions(chosen, found), table(chosen, found)
-    lines = [f"# {chosen.title}", "", chosen.about.strip(), "", BEST, "", *best, "", "Everyone:", "", *rows, "",
+    lines = [f"# {chosen.title}", "", chosen.about.strip(), "", BEST, "", *best, "", ALL, "", *rows, "",
              *notes, "", f"![{chosen.title}]({picture.name})", ""]  # fmt: skip
     write_bytes(folder / f"{name}.md", "\n".join(lines).encode())
     made = Environment(loader=PackageLoader("nni_sparsevd", "bench"), undefined=StrictUndefined, autoescape=True)
     page = made.get_template("page.html.jinja").render(
-        title=chosen.title, about=chosen.about, best=BEST, tables=[_cells(best), _cells(rows)], notes=notes,
+        title=chosen.title, about=chosen.about, tables=[(BEST, _cells(best)), (ALL, _cells(rows))], notes=notes,
         picture=base64.b64encode(picture.read_bytes()).decode(), environment=values["environment"],
     )  # fmt: skip
     write_bytes(folder / f"{name}.html", page.encode())

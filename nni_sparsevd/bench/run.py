@@ -76,9 +76,10 @@ def restore(league: League, results: Path, folder: Path) -> None:
         raise SettingError(f"{results}: not the results of a league; bench writes them as NAME/NAME.json")
     if changed := _changed(league, found["protocol"]):
         raise SettingError(f"{results}: played under another {changed}")
+    adapter = TypeAdapter(Row)
     for values in found["rows"]:
         try:
-            row = TypeAdapter(Row).validate_json(json.dumps(values), strict=True)
+            row = adapter.validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
             raise SettingError(f"{results}: not a row of ours: {told(error)}") from None
         if row.rival not in TABLES[league.kind]:

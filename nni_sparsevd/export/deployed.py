@@ -4,11 +4,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..errors import FileFormatError, SettingError
+from ..errors import FileFormatError, SettingError, words
 from .exporting import FORMATS, Run, opened
-
-RUNS_CODE = ".pt2"
-"""torch.export.load unpickles what such a file holds."""
 
 
 class Deployed(nn.Module):
@@ -30,14 +27,14 @@ def deployed(path: Path | str) -> Deployed:
     opened; `FileFormatError` for a file that is missing or that its runtime does not understand.
     """
     path = Path(path)
-    if path.suffix == RUNS_CODE:
+    known = FORMATS.get(path.suffix)
+    if known is not None and known.runs_code:
         raise SettingError(f"{path}: opening it can run code that it holds; if you trust it, use torch.export.load")
-    if path.suffix in FORMATS and not path.is_file():
+    if known is not None and not path.is_file():
         raise FileFormatError(f"{path}: no such file")
     try:
         return Deployed(opened(path))
     except SettingError:
         raise
     except Exception as error:  # of the runtime, whatever it raises
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileFormatError(f"{path}: {FORMATS[path.suffix].title} cannot open it: {said}") from error
+        raise FileFormatError(f"{path}: {FORMATS[path.suffix].title} cannot open it: {words(error)}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError, SettingError
+from ..errors import ModelError, SettingError, words
 from ..graph import Inputs, as_tuple, evaluation_mode
 from ..nn import is_variational
 from ..shrink import random_like
@@ -36,6 +36,8 @@ class Format:
     """Command that brings them."""
     dynamic: bool
     """Whether one file serves all batch sizes."""
+    runs_code: bool = False
+    """Whether opening a file can run code that it holds."""
 
     @property
     def missing(self) -> list[str]:
@@ -45,7 +47,7 @@ class Format:
 
 FORMATS = {
     ".onnx": Format("ONNX", "onnx", ("onnx", "onnxscript", "onnxruntime"), "pip install 'nni_sparsevd[export]'", True),
-    ".pt2": Format("torch.export", "torch_export", (), "", True),
+    ".pt2": Format("torch.export", "torch_export", (), "", True, runs_code=True),
     ".pte": Format("ExecuTorch", "executorch", ("executorch",), "pip install 'nni_sparsevd[mobile]'", False),
     ".tflite": Format(
         "LiteRT", "litert", ("litert_torch", "ai_edge_litert"), "pip install litert-torch ai-edge-litert", False
@@ -105,8 +107,7 @@ def export(model: nn.Module, path: Path | str, example_inputs: Inputs, *, dynami
             except ImportError as error:
                 raise SettingError(f"{path}: {chosen.title} lacks {error.name}: {chosen.install}") from None
             except Exception as error:  # of the exporter, whatever it raises
-                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise ModelError(f"{chosen.title} cannot express {type(model).__name__}: {said}") from error
+                raise ModelError(f"{chosen.title} cannot express {type(model).__name__}: {words(error)}") from error
             found = _compared(model, room.opened(written), inputs, chosen, dynamic, written)
         if not found.ok:
             raise ModelError(f"{path}: the file computes something else than {type(model).__name__}: {found}")

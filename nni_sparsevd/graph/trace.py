@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from ..errors import TraceError
+from ..errors import TraceError, words
 from .origins import Origins, name_numbers_
 from .rules import RULES
 
@@ -102,8 +102,9 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         return attempt.trace
     except Exception as error:  # whatever a user's forward raises
         shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TraceError(f"{type(model).__name__} could not be traced on inputs of shape {shapes}: {said}") from error
+        raise TraceError(
+            f"{type(model).__name__} could not be traced on inputs of shape {shapes}: {words(error)}"
+        ) from error
 
 
 @dataclass(frozen=True)

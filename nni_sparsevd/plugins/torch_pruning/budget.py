@@ -12,6 +12,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from ...graph import channel_graph, evaluation_mode
+from ...masks import gates_of
 from ...nn import ChannelGate, Variational, named_posteriors, output_dim, plain_copy
 from ...recipe import Settings
 from ...report import latencies, macs, parameters
@@ -103,15 +104,16 @@ def _costs_of_gates(model: nn.Module, example_inputs: Tensor, spent: dict[str, f
     no indices of any axis, cost what their writers cost.
     """
     gates = [one for _, one in named_posteriors(model) if isinstance(one, ChannelGate)]
-    by_writer = {writer: gate for gate in gates for writer in gate.writers}
     costs = {gate: sum(spent.get(writer, 0.0) for writer in gate.writers) for gate in gates}
     graph = channel_graph(plain_copy(model), example_inputs)
+    gate_behind = gates_of(model, graph)
     for group in graph.groups:
-        gate = next((by_writer[writer.module] for writer in group.writers if writer.module in by_writer), None)
+        gate = gate_behind.get(group.name)
+        if gate is None or len(gate.mu) != len(group):
+            continue
         parts = {axis: float(np.isin(graph.axes[axis], group.labels).mean()) for axis in group.axes}
         cost = sum(spent.get(name.removesuffix(".weight"), 0.0) * part for (name, _), part in parts.items())
-        if gate is not None and len(gate.mu) == len(group) and cost:
-            costs[gate] = cost
+        costs[gate] = cost or costs[gate]
     return costs
 
 
