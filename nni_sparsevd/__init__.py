@@ -4,6 +4,8 @@ from .convert import bake_ as bake_
 from .convert import sparsify_ as sparsify_
 from .errors import SparseVDError as SparseVDError
 from .graph import channel_graph as channel_graph
+from .hub import push as push
+from .hub import save_folder as save_folder
 from .loading import load as load
 from .masks import Masks as Masks
 from .masks import compute_masks as compute_masks
@@ -20,5 +22,6 @@ from .shrink import make_plan as make_plan
 from .shrink import shrink as shrink
 from .storage import described as described
 from .storage import save as save
+from .structure import timm_structure as timm_structure
 
 __version__ = "0.1.0"

@@ -1,21 +1,28 @@
-"""`load`: one way in for every file and folder that this package writes."""
+"""`load`: one way in for every file and folder that this package writes, here or on the hub."""
 
 from pathlib import Path
 
 from torch import nn
 
-from . import storage
+from . import hub, storage
 
 
 def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     """Read a file of `save`, packed or not, or one of `export` (.onnx, .pte, .tflite); gives back a module to call.
 
-    A file of `save` becomes an ordinary network in evaluation mode; `model`, for networks that timm does not know, is a
-    fresh, unpruned instance: it is changed in place and returned.  A file of `export` becomes a module that runs it.
+    A folder of `save_folder`, or its address on the Hugging Face hub, hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION,
+    stands for the file in it.  A file of `save` becomes an ordinary network in evaluation mode; `model`, for networks
+    that timm does not know, is a fresh, unpruned instance: it is changed in place and returned.  A file of `export`
+    becomes a module that runs it.
 
     Raises `FileFormatError` when the file is missing, truncated, of another format or version, or does not fit;
-    `SettingError` for a missing runtime, and for .pt2, which can run code when it is opened.
+    `SettingError` for a missing runtime, for an address that the hub does not have, and for .pt2, which can run code
+    when it is opened.
     """
     from .export import FORMATS, deployed  # not before a file asks for it: it draws reports too
 
+    if str(path).startswith(hub.PREFIX):
+        path = hub.fetched(str(path))
+    elif Path(path).is_dir():
+        path = Path(path) / hub.WEIGHTS
     return deployed(path) if Path(path).suffix in FORMATS else storage.load(path, model)

@@ -20,7 +20,9 @@ ALLOWED |= {
     "storage": (*METHOD, "models", "shrink"),
     "report": (*METHOD, "models", "shrink", "storage"),
     "export": (*METHOD, "shrink", "report"),
-    "loading": (*METHOD, "storage", "export"),
+    "hub": (*METHOD, "storage"),
+    "structure": (*METHOD, "models", "shrink"),
+    "loading": (*METHOD, "storage", "hub", "export"),
     "results": (*METHOD, "data", "models", "training", "shrink", "storage", "report", "export"),
 }
 ALLOWED["zoo"] = ALLOWED["results"]
