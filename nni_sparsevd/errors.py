@@ -38,8 +38,9 @@ class FileFormatError(SparseVDError):
 
 
 def words(error: Exception) -> str:
-    """First line of what somebody else's code raised; its kind, where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """First line of what somebody else's code raised, the next too after a colon; its kind, where it says nothing."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
 def told(error: Exception) -> str:
