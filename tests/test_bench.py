@@ -16,14 +16,16 @@ from torch import nn
 
 from nni_sparsevd import cli
 from nni_sparsevd.bench import League, bench, champions_table, league, names, rivals, write_page
-from nni_sparsevd.bench.arena import Arena, arena
+from nni_sparsevd.bench.arena import Arena, arena, cross_entropy
 from nni_sparsevd.bench.cutting import cut_to
+from nni_sparsevd.bench.rivals.distillation import taught_by
 from nni_sparsevd.bench.run import _share, chosen_rates, protocol, restore
 from nni_sparsevd.bench.standing import mean_ranks, pareto_front, standings
 from nni_sparsevd.bench.trial import Bout, play
 from nni_sparsevd.errors import SettingError, ShrinkError, TrainingError
 from nni_sparsevd.masks import weight_counts
 from nni_sparsevd.processes import Limits
+from nni_sparsevd.recipe import Stage
 from nni_sparsevd.report import macs
 
 HERE = Path()
@@ -68,6 +70,39 @@ def test_single_weights_at_the_level_that_was_asked_for(ground: Arena, name: str
         weight = pruned.model.get_submodule(module).weight
         assert isinstance(weight, nn.Parameter) and weight.requires_grad
         assert not weight[targets["weight"] == 0].any()
+
+
+def test_the_dense_start_teaches_by_half() -> None:
+    torch.manual_seed(0)
+    teacher, student = nn.Linear(5, 4).double(), nn.Linear(5, 4).double()
+    batch = torch.randn(7, 5).double(), torch.randint(4, (7,))
+    with torch.no_grad():
+        wanted, found = ((net(batch[0]) / 2).softmax(1) for net in (teacher, student))
+        apart = (wanted * (wanted / found).log()).sum(1).mean()
+        right = student(batch[0]).softmax(1)[range(7), batch[1]]
+    assert taught_by(teacher)(batch, student).item() == pytest.approx((4 * apart - right.log().mean()).item() / 2)
+    taught_by(student)(batch, student).backward()  # by itself: what is left is half of the labels'
+    (halved,) = torch.autograd.grad(cross_entropy(batch, student), [student.weight])
+    torch.testing.assert_close(student.weight.grad, halved / 2)
+    assert teacher.weight.grad is None
+
+
+def test_what_a_rival_is_tuned_by_is_its_own(tmp_path: Path, monkeypatch) -> None:
+    def enter(arena: Arena, stage: Stage) -> rivals.Decide:
+        return lambda level: rivals.Pruned(arena.network(), {}, arena.steps - 3, loss=silent)
+
+    silence: list[int] = []
+
+    def silent(batch, model):
+        silence.append(len(batch[1]))
+        return 0 * model(batch[0]).sum()
+
+    monkeypatch.setitem(WEIGHTS, "silent", rivals.Rival("nothing to learn", "ours", enter))
+    chosen = short("digits")
+    play(Bout(chosen, "silent", 0, 3e-3, (0.8,), HERE, tmp_path))
+    (found,) = (json.loads(path.read_text()) for path in (tmp_path / "rows").iterdir())
+    assert not found["failed"] and len(silence) == 3
+    assert found["error"] == found["dense_error"] == found["untuned_error"]
 
 
 def counted(real, steps):

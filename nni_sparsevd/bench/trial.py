@@ -129,7 +129,7 @@ def _measured(ground: Arena, stage: Stage, pruned: Pruned) -> dict[str, object]:
         raise ValueError(f"took {pruned.steps} steps of {ground.steps}")
     model, masks = pruned.model, pruned.masks
     untuned = ground.tested(bake_(model, masks, allow_empty=True) if masks else model)
-    ground.train(model, stage, pruned.steps, ground.steps, masks=masks)
+    ground.train(model, stage, pruned.steps, ground.steps, loss=pruned.loss, masks=masks)
     kept, (_, total) = weight_counts(model, masks or {})[0], weight_counts(ground.start, {})
     test, example = ground.tested(model), ground.example[:1]
     times = faster(ground.start, model, example) if ground.league.kind == "channels" else {}

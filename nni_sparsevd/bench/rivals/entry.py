@@ -8,7 +8,7 @@ from torch import nn
 
 from ...masks import Masks
 from ...recipe import Stage
-from ..arena import Arena
+from ..arena import Arena, Loss, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Pruned:
     """What fine-tuning keeps at zero; None for a network that is smaller instead."""
     steps: int
     """Optimisation steps that it took; the rest is fine-tuning."""
+    loss: Loss = cross_entropy
+    """What fine-tuning minimises."""
 
 
 Decide = Callable[[float | None], Pruned]

@@ -15,7 +15,7 @@ from ...plugins.torch_pruning.budget import Controller
 from ...recipe import Estimator, Masking, Posterior, Prior, Stage
 from ...training.survivors import silence_
 from ...training.threshold import threshold_curve
-from ..arena import Arena, Batch, Between, Loss
+from ..arena import Arena, Batch, Between, Loss, cross_entropy
 from .entry import Decide, Enter, Pruned, Rival, by_level
 
 HELD_OUT = Masking(threshold="held_out")
@@ -72,11 +72,8 @@ def pressed(estimator: Estimator, floor: float | None = None) -> Enter:
 
         arena.train(model, stage, 0, arena.prune_steps, between=between)
         masks = compute_masks(model, Masking(ratio=level))
-        left = bake_(model, masks)
-        if floor is None:
-            return Pruned(left, masks, arena.prune_steps)
-        arena.train(left, stage, arena.prune_steps, arena.steps, loss=_shaken(floor), masks=masks)
-        return Pruned(left, masks, arena.steps)
+        loss = cross_entropy if floor is None else _shaken(floor)
+        return Pruned(bake_(model, masks), masks, arena.prune_steps, loss)
 
     return by_level(decide)
 

@@ -5,6 +5,7 @@ from typing import Literal
 from ...plugins.torch_pruning import Budget, SparseVD, SparseVDPruner
 from ...recipe import Posterior, Stage
 from ..arena import Arena, classifier
+from .distillation import distilled
 from .entry import Enter, Pruned, Rival, by_level
 
 Granularity = Literal["weight", "gate", "both"]
@@ -38,6 +39,7 @@ def budgeted(granularity: Granularity) -> Enter:
 
 RIVALS = {
     "vd_gate": Rival("Sparse VD, gates", "ours", budgeted("gate")),
+    "vd_gate_distilled": Rival("Sparse VD, gates, tuned with distillation", "ours", distilled(budgeted("gate"))),
     "vd_both": Rival("Sparse VD, weights and gates", "ours", budgeted("both")),
     "vd_weight": Rival("Sparse VD, weights", "ours", budgeted("weight")),
 }

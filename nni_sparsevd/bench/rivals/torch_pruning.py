@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import nn
 from ...recipe import Stage
 from ..arena import Arena, Batch, classifier, cross_entropy
 from ..cutting import cut_to
+from .distillation import distilled
 from .entry import Decide, Enter, Pruned, Rival, by_level
 
 ROUNDS = 5
@@ -149,4 +150,10 @@ RIVALS = {
     **{f"tp_{name}_turns": Rival(f"{NAMES[name]}, in {ROUNDS} turns", "Torch-Pruning", in_turns(judge))
        for name, judge in IMPORTANCES.items()},
     **{f"tp_{name}": Rival(NAMES[name], "Torch-Pruning", regularised(judge)) for name, judge in REGULARISERS.items()},
+}  # fmt: skip
+# what our distilled entry is to be measured against
+RIVALS |= {
+    f"{name}_distilled": replace(RIVALS[name], title=f"{RIVALS[name].title}, tuned with distillation",
+                                 enter=distilled(RIVALS[name].enter))
+    for name in ("tp_fpgm", "tp_growing_reg")
 }  # fmt: skip
