@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from export_tables import exports, mobile, packed_sizes, sparse_kernels
+
 from nni_sparsevd import bench, reproduce, zoo
 
 ROOT = Path(__file__).parents[1]
@@ -217,31 +219,9 @@ def time_to_result() -> list[str]:
     return lines
 
 
-def packed_sizes() -> list[str]:
-    rows = read(RESULTS / "packed_sizes.json")["results"]
-    codings = list(rows[0]["packed"])
-    lines = ["| run | fewer weights | dense | gzip of the masked | xz | " + " | ".join(codings) + " |"]
-    lines.append("|---|--:|--:|--:|--:|" + "--:|" * len(codings))
-    for row in rows:
-        cells = [f"{row[f'{name}_bytes']:,}" for name in ("dense", "gzip", "xz")]
-        for found in row["packed"].values():
-            times = row["dense_bytes"] / found["bytes"]
-            cells.append(f"{found['bytes']:,} ({times:.0f}× smaller, {found['error_percent']:.2f} %)")
-        lines.append(
-            f"| {row['run']}, {row['error_percent']:.2f} % | {row['fewer_weights']:.0f}× | {' | '.join(cells)} |"
-        )
-    return lines
-
-
-def sparse_kernels() -> list[str]:
-    rows = read(RESULTS / "sparse_kernels.json")["results"]
-    zeros = list(rows[0]["faster"])
-    lines = ["| layer | batch | " + " | ".join(f"{name} zeros" for name in zeros) + " |"]
-    lines.append("|---|--:|" + "--:|" * len(zeros))
-    for row in rows:
-        cells = [f"{row['faster'][name]:.2f}" for name in zeros]
-        lines.append(f"| {row['layer']} | {row['batch']} | {' | '.join(cells)} |")
-    return lines
+def alone(table: Callable[[Any], list[str]]) -> list[str]:
+    """A table of one results file, which has its name."""
+    return table(read(RESULTS / f"{table.__name__}.json"))
 
 
 def played(name: str) -> list[str]:
@@ -262,8 +242,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     },
     **{f"bench_{name}": partial(played, name) for name in bench.names()},
     **{f"best_{name}": partial(best, name) for name in bench.names()},
-    "packed_sizes": packed_sizes,
-    "sparse_kernels": sparse_kernels,
+    **{one.__name__: partial(alone, one) for one in (exports, mobile, packed_sizes, sparse_kernels)},
     "time_to_result": time_to_result,
     "zoo": zoo_rows,
     "zoo_summary": zoo_summary,

@@ -19,6 +19,7 @@ from nni_sparsevd.bench import League, bench, champions_table, league, names, ri
 from nni_sparsevd.bench.arena import Arena, arena, cross_entropy
 from nni_sparsevd.bench.cutting import cut_to
 from nni_sparsevd.bench.rivals.distillation import taught_by
+from nni_sparsevd.bench.rivals.noise import gaussian_dropout, noisy_weights
 from nni_sparsevd.bench.run import _share, chosen_rates, protocol, restore
 from nni_sparsevd.bench.standing import mean_ranks, pareto_front, standings
 from nni_sparsevd.bench.trial import Bout, play
@@ -85,6 +86,27 @@ def test_the_dense_start_teaches_by_half() -> None:
     (halved,) = torch.autograd.grad(cross_entropy(batch, student), [student.weight])
     torch.testing.assert_close(student.weight.grad, halved / 2)
     assert teacher.weight.grad is None
+
+
+def test_noise_has_the_mean_and_the_variance_that_it_says() -> None:
+    torch.manual_seed(0)
+    model, alpha, many = nn.Linear(6, 3, bias=False).double(), 0.2, 20_000
+    x, label = torch.randn(6).double(), torch.tensor([1])
+    seen: list[torch.Tensor] = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+
+    def none(batch, network):
+        return network(batch[0]).sum()
+
+    gaussian_dropout(alpha, none)((x.expand(many, 6), label), model)
+    for _ in range(many):
+        noisy_weights(alpha)((x[None], label), model)
+    with torch.no_grad():
+        mean, variance = model.weight @ x, alpha * model.weight.square() @ x.square()
+    for noisy in (seen[0], torch.cat(seen[1:])):
+        torch.testing.assert_close(noisy.mean(0), mean, rtol=0, atol=5 * (variance.max() / many).sqrt().item())
+        torch.testing.assert_close(noisy.var(0), variance, rtol=0.05, atol=0)
+    assert not model._forward_pre_hooks  # the network is as it was
 
 
 def test_what_a_rival_is_tuned_by_is_its_own(tmp_path: Path, monkeypatch) -> None:

@@ -4,9 +4,7 @@ import copy
 import math
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
 from ...convert import bake_, sparsify_
 from ...masks import compute_masks
@@ -15,8 +13,9 @@ from ...plugins.torch_pruning.budget import Controller
 from ...recipe import Estimator, Masking, Posterior, Prior, Stage
 from ...training.survivors import silence_
 from ...training.threshold import threshold_curve
-from ..arena import Arena, Batch, Between, Loss, cross_entropy
+from ..arena import Arena, Between, Loss, cross_entropy
 from .entry import Decide, Enter, Pruned, Rival, by_level
+from .noise import gaussian_dropout, noisy_weights
 
 HELD_OUT = Masking(threshold="held_out")
 
@@ -51,13 +50,17 @@ def weights(estimator: Estimator, prior: Prior = "log_uniform", noisy: bool = Fa
     return enter
 
 
-def pressed(estimator: Estimator, floor: float | None = None) -> Enter:
+def pressed(estimator: Estimator, floor: float | None = None, dropout: float | None = None) -> Enter:
     """A training for each level: the KL is pressed up or down so that the threshold arrives at the level.
 
     With `floor`, no weight has an alpha below it while the network decides, and what is left is tuned with just that
     noise, which is Gaussian dropout of the weights (Kingma, Salimans and Welling 2015): a network that fits its
     training images makes the posterior of what it needs as narrow as it can, and then learns nothing from its noise.
+    With `dropout`, layers read what they read with noise of that alpha, from start to end.
     """
+
+    def noisy(loss: Loss) -> Loss:
+        return loss if dropout is None else gaussian_dropout(dropout, loss)
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
         model = sparsify_(arena.network(), Posterior(estimator=estimator), example_inputs=arena.example)
@@ -70,10 +73,10 @@ def pressed(estimator: Estimator, floor: float | None = None) -> Enter:
                 _widen_(model, floor)
             (controller.pressure * kl(model) / len(arena.data.train)).backward()
 
-        arena.train(model, stage, 0, arena.prune_steps, between=between)
+        arena.train(model, stage, 0, arena.prune_steps, loss=noisy(cross_entropy), between=between)
         masks = compute_masks(model, Masking(ratio=level))
-        loss = cross_entropy if floor is None else _shaken(floor)
-        return Pruned(bake_(model, masks), masks, arena.prune_steps, loss)
+        loss = cross_entropy if floor is None else noisy_weights(floor)
+        return Pruned(bake_(model, masks), masks, arena.prune_steps, noisy(loss))
 
     return by_level(decide)
 
@@ -84,19 +87,6 @@ def _widen_(model: nn.Module, alpha: float) -> None:
         for _, layer in named_posteriors(model):
             if isinstance(layer, Variational):
                 layer.log_sigma2.clamp_(min=layer.weight.square().log() + math.log(alpha))
-
-
-def _shaken(alpha: float) -> Loss:
-    """Cross entropy of a network whose weights, not its biases, are noisy: w (1 + sqrt(alpha) epsilon)."""
-
-    def loss(batch: Batch, model: nn.Module) -> Tensor:
-        noisy = {
-            name: weight * (1 + math.sqrt(alpha) * torch.randn_like(weight)) if weight.dim() > 1 else weight
-            for name, weight in model.named_parameters()
-        }
-        return F.cross_entropy(functional_call(model, noisy, (batch[0],)), batch[1])
-
-    return loss
 
 
 def _edge(model: nn.Module, level: float) -> float:
@@ -110,6 +100,11 @@ RIVALS = {
     "vd_pressed": Rival("Sparse VD, one weight sample, KL pressed to the level", "ours", pressed("weight")),
     "vd_pressed_noisy": Rival(
         "Sparse VD, one weight sample, KL pressed to the level, alpha at least 0.1", "ours", pressed("weight", 0.1)
+    ),
+    "vd_pressed_dropout": Rival(
+        "Sparse VD, one weight sample, KL pressed to the level, alpha at least 0.1, Gaussian dropout",
+        "ours",
+        pressed("weight", 0.1, 0.1),
     ),
     "vd_local": Rival("Sparse VD, local reparameterisation", "ours", weights("local"), automatic=True),
     "vd_weight": Rival("Sparse VD, one weight sample", "ours", weights("weight"), automatic=True),

@@ -5,8 +5,9 @@ from torch.nn.utils import prune
 
 from ...masks import Masks, apply_masks_
 from ...recipe import Stage
-from ..arena import Arena
-from .entry import Pruned, Rival, by_level
+from ..arena import Arena, Loss, cross_entropy
+from .entry import Enter, Pruned, Rival, by_level
+from .noise import gaussian_dropout
 
 UPDATES = 50
 """How often the gradual schedule prunes again."""
@@ -29,23 +30,30 @@ def at_once(arena: Arena, stage: Stage, level: float) -> Pruned:
     return Pruned(model, magnitude_masks(model, level), 0)
 
 
-def gradual(arena: Arena, stage: Stage, level: float) -> Pruned:
-    """Prune while training, more and more, fast at first."""
-    model, every = arena.network(), max(arena.prune_steps // UPDATES, 1)
-    masks: Masks = {}
+def gradual(loss: Loss = cross_entropy) -> Enter:
+    """Prune while training on `loss`, more and more, fast at first."""
 
-    def between(step: int) -> None:
-        if step % every == 0:
-            left = 1 - min(step / (0.9 * arena.prune_steps), 1.0)
-            masks.update(magnitude_masks(model, level * (1 - left**3)))
+    def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
+        model, every = arena.network(), max(arena.prune_steps // UPDATES, 1)
+        masks: Masks = {}
 
-    arena.train(model, stage, 0, arena.prune_steps, between=between, masks=masks)
-    masks.update(magnitude_masks(model, level))
-    apply_masks_(model, masks)
-    return Pruned(model, masks, arena.prune_steps)
+        def between(step: int) -> None:
+            if step % every == 0:
+                left = 1 - min(step / (0.9 * arena.prune_steps), 1.0)
+                masks.update(magnitude_masks(model, level * (1 - left**3)))
+
+        arena.train(model, stage, 0, arena.prune_steps, loss=loss, between=between, masks=masks)
+        masks.update(magnitude_masks(model, level))
+        apply_masks_(model, masks)
+        return Pruned(model, masks, arena.prune_steps, loss)
+
+    return by_level(decide)
 
 
 RIVALS = {
     "magnitude": Rival("global magnitude", "torch", by_level(at_once)),
-    "magnitude_gradual": Rival("global magnitude, gradual", "torch", by_level(gradual)),
+    "magnitude_gradual": Rival("global magnitude, gradual", "torch", gradual()),
+    "magnitude_gradual_dropout": Rival(
+        "global magnitude, gradual, Gaussian dropout", "torch", gradual(gaussian_dropout(0.1, cross_entropy))
+    ),
 }
