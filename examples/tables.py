@@ -182,13 +182,19 @@ def pass_speed() -> list[str]:
     return lines
 
 
+RUNTIMES = {
+    "eager": "PyTorch eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "executorch": "ExecuTorch",
+}  # fmt: skip
+
+
 def zoo_latency() -> list[str]:
-    runtimes = ("eager", "compile", "onnxruntime")
+    rows = read(RESULTS / "zoo_latency.json")["results"]
+    runtimes = {name: title for name, title in RUNTIMES.items() if name in rows[0]}
     lines = [
-        "| network | parameters | MACs ÷ | PyTorch eager | torch.compile | ONNX Runtime |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"| network | parameters | MACs ÷ | {' | '.join(runtimes.values())} |",
+        "|---|--:|--:|" + "--:|" * len(runtimes),
     ]
-    for row in read(RESULTS / "zoo_latency.json")["results"]:
+    for row in rows:
         cells = []
         for found in (row[runtime] for runtime in runtimes):
             fine = "faster" in found

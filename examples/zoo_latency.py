@@ -1,33 +1,31 @@
 """Latency before and after, for ten families with half of their channels: `python examples/zoo_latency.py OUT.json`.
 
 Every second channel of every removable group goes ("half" of `nni-sparsevd zoo`; layer norms may remember).  PyTorch
-eager, torch.compile and ONNX Runtime, float32, batch 1, one thread.  Each runtime runs the whole and the small network
-in turns; medians.  Needs the extra `export`.
+eager, torch.compile, ONNX Runtime and ExecuTorch, float32, batch 1, one thread.  Each runtime runs the whole and the
+small network in turns; medians.  Needs the extras `export` and `mobile`.
 """
 
-import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import timm
 import torch
+from executorch.extension.pybindings._C import _unsafe_reset_threadpool  # the only way to choose the threads
 from torch import nn
 
 import nni_sparsevd as svd
+from nni_sparsevd.errors import told
+from nni_sparsevd.export import export
 from nni_sparsevd.files import write_json
-from nni_sparsevd.report import macs, parameters
+from nni_sparsevd.report import latencies, macs, parameters
 from nni_sparsevd.shrink import randomise_
 from nni_sparsevd.training.environment import environment
 from nni_sparsevd.zoo.trial import killing
 
-ROUNDS = 30
 NETWORKS = {
     "resnet18": 224,
     "vgg11_bn": 224,
@@ -40,50 +38,33 @@ NETWORKS = {
     "swin_tiny_patch4_window7_224": 224,
     "levit_128s": 224,
 }
-Run = Callable[[], Any]
 
 
-def eager(model: nn.Module, x: torch.Tensor) -> Run:
-    return lambda: model(x)
+def eager(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    return model
 
 
-def compiled(model: nn.Module, x: torch.Tensor) -> Run:
-    fast = torch.compile(model)
-    fast(x)
-    return lambda: fast(x)
+def compiled(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    fast: nn.Module = torch.compile(model)  # type: ignore[assignment]
+    return fast
 
 
-def onnx(model: nn.Module, x: torch.Tensor) -> Run:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(model, (x,), path, dynamo=True, external_data=False, verbose=False)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    given = {session.get_inputs()[0].name: x.numpy()}
-    with torch.no_grad():
-        difference = np.abs(session.run(None, given)[0] - model(x).numpy()).max()
-    assert difference < 1e-3 * np.abs(model(x).detach().numpy()).max(), f"ONNX Runtime differs by {difference}"
-    return lambda: session.run(None, given)
+def exported(suffix: str) -> Callable[[nn.Module, torch.Tensor], nn.Module]:
+    def make(model: nn.Module, x: torch.Tensor) -> nn.Module:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"model{suffix}"
+            export(model, path, x, dynamic_batch=False)
+            return svd.load(path)
+
+    return make
 
 
-RUNTIMES: dict[str, Callable[[nn.Module, torch.Tensor], Run]] = {
+RUNTIMES: dict[str, Callable[[nn.Module, torch.Tensor], nn.Module]] = {
     "eager": eager,
     "compile": compiled,
-    "onnxruntime": onnx,
+    "onnxruntime": exported(".onnx"),
+    "executorch": exported(".pte"),
 }
-
-
-def medians(runs: dict[str, Run]) -> dict[str, float]:
-    """Milliseconds of each, run in turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    with torch.inference_mode():
-        for _ in range(ROUNDS):
-            for name, run in runs.items():
-                began = time.perf_counter()
-                run()
-                times[name].append(1e3 * (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def measure(name: str, size: int) -> dict[str, Any]:
@@ -98,11 +79,10 @@ def measure(name: str, size: int) -> dict[str, Any]:
     for runtime, make in RUNTIMES.items():
         torch.compiler.reset()
         try:
-            before, after = make(model, x), make(small, x)
+            found = latencies({"whole": make(model, x), "small": make(small, x)}, x)
         except Exception as error:  # a runtime that cannot take a network is a result
-            row[runtime] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            row[runtime] = {"error": told(error)}
             continue
-        found = medians({"whole": before, "small": after})
         row[runtime] = found | {"faster": found["whole"] / found["small"]}
     return row
 
@@ -110,6 +90,7 @@ def measure(name: str, size: int) -> dict[str, Any]:
 def main(path: Path) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    _unsafe_reset_threadpool(1)
     results = []
     for name, size in NETWORKS.items():
         results.append(measure(name, size))

@@ -299,6 +299,14 @@ def test_the_rate_is_chosen_on_held_out_images_alone() -> None:
     assert chosen_rates(league("digits"), rows) == {"magnitude": 1e-3, "vd_weight": 1e-3}
 
 
+@pytest.mark.parametrize(("first", "second", "chosen"), [(1e-3, 3e-3, 3e-3), (3e-3, 1e-2, 3e-3), (1e-3, 1e-2, 1e-3)])
+def test_among_equals_the_rate_is_the_nearest_to_the_middle(first: float, second: float, chosen: float) -> None:
+    rates = league("digits").model_copy(update={"rates": (1e-3, 3e-3, 1e-2)})  # 1e-3 is the nearer edge
+    rows = [row("magnitude", 0.9, rate=first), row("magnitude", 0.9, rate=second), row("magnitude", 0.8, rate=5e-3)]
+    for order in (rows, rows[::-1]):
+        assert chosen_rates(rates, order) == {"magnitude": chosen}
+
+
 def test_ranks_are_means_over_levels_of_those_who_arrived() -> None:
     chosen = league("digits").model_copy(update={"rivals": ("magnitude", "vd_weight", "nni_level", "vd_local")})
     errors = {"magnitude": (2.0, 9.0), "vd_weight": (3.0, 4.0), "nni_level": (2.0, 9.0)}

@@ -1,7 +1,9 @@
 """A league from start to end: dense starts, a sweep of learning rates, then every rival at every level."""
 
 import json
+import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -52,12 +54,20 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def chosen_rates(league: League, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The rate with the best accuracy on held-out images in the sweep, for every rival that survived it."""
+    """The rate with the best accuracy on held-out images in the sweep, for every rival that survived it.
+
+    Among equals it is the one nearest to the middle of the sweep: hold-outs are small, and an edge promises least.
+    """
     swept = [row for row in rows if row["seed"] == league.seeds[0] and row["level"] == league.sweep_level]
+    middle = statistics.median(math.log(rate) for rate in league.rates)
+
+    def worth(row: dict[str, Any]) -> tuple[float, float]:
+        return row["held_out"], -abs(math.log(row["rate"]) - middle)
+
     best: dict[str, dict[str, Any]] = {}
     for row in swept:
-        if not row["failed"] and row["held_out"] > best.get(row["rival"], {"held_out": -1.0})["held_out"]:
-            best[row["rival"]] = row
+        if not row["failed"]:
+            best[row["rival"]] = max(row, best.get(row["rival"], row), key=worth)
     return {name: row["rate"] for name, row in best.items()}
 
 
