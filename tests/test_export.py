@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomise_
+from conftest import randomise_, thin_
 from torch import nn
 
 import nni_sparsevd as svd
@@ -32,11 +32,7 @@ def networks() -> dict[str, nn.Module]:
     layers += [nn.Conv2d(24, 40, 1), nn.BatchNorm2d(40), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     layers += [nn.Linear(40, 7)]
     dense = randomise_(nn.Sequential(*layers)).eval()
-    masked = copy.deepcopy(dense)
-    with torch.no_grad():
-        for module in masked.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight[::3] = module.bias[::3] = 0
+    masked = thin_(copy.deepcopy(dense))
     small, plan = svd.shrink(masked, IMAGE)
     assert plan.removed > 10
     return {"dense": dense, "masked": masked, "shrunk": small}

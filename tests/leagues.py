@@ -1,0 +1,23 @@
+"""Leagues short enough for a test, and a count of the batches that somebody takes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nni_sparsevd.bench import League, league
+from nni_sparsevd.bench.arena import Arena, Batch
+
+HERE = Path()
+"""The digits come with scikit-learn."""
+
+
+def short(name: str) -> League:
+    changes = {"dense": {"epochs": 4}, "prune_epochs": 4, "tune_epochs": 2, "rates": (3e-3,), "seeds": (0,)}
+    return League.model_validate(league(name).model_dump() | changes)
+
+
+def counted(real: Callable[[Arena, int], Batch], steps: list[int]) -> Callable[[Arena, int], Batch]:
+    def batch(self: Arena, step: int) -> Batch:
+        steps.append(step)
+        return real(self, step)
+
+    return batch
