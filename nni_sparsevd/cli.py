@@ -46,6 +46,13 @@ def _parser(given: list[str]) -> ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subcommands()
+    for name, (said, command) in _commands(given).items():
+        commands.add_subcommand(name, command, help=said)
+    return parser
+
+
+def _commands(given: list[str]) -> dict[str, tuple[str, ArgumentParser]]:
+    """Name -> what the list of commands says of it, and its flags."""
     compress = _command("Train, sparsify, shrink, check and report: settings in, a run folder out.")
     compress.add_argument("--recipe", type=Path, help="TOML or YAML file of the settings below; flags override it")
     compress.add_argument("--out", type=Path, required=True, help="run folder to make")
@@ -53,17 +60,12 @@ def _parser(given: list[str]) -> ArgumentParser:
     compress.add_argument("--overwrite", action="store_true", help="delete the run folder first")
     compress.add_class_arguments(Recipe, None)
     compress.set_defaults(_defaults(given))
-    commands.add_subcommand("compress", compress, help="settings in, sparse and smaller network out")
-    for name, description in (
-        ("report", "Draw the report of a run folder again."),
-        ("check", "Compare the masked and the shrunk network of a run folder on random inputs."),
-    ):
-        command = _command(description)
+    report = _command("Draw the report of a run folder again.")
+    check = _command("Compare the masked and the shrunk network of a run folder on random inputs.")
+    for command in (report, check):
         command.add_argument("run", type=Path, help="run folder of compress")
-        commands.add_subcommand(name, command, help=description.lower().rstrip("."))
     models = _command("List the networks that compress knows.")
     models.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'resnet*'")
-    commands.add_subcommand("list-models", models, help="list the networks that compress knows")
     zoo = _command("Shrink the smallest network of every architecture that timm has, under several masks; compare.")
     zoo.add_argument(
         "--out", type=Path, required=True, help="folder for the rows; those that it holds are not made again"
@@ -73,7 +75,6 @@ def _parser(given: list[str]) -> ArgumentParser:
     zoo.add_argument("--seconds", type=float, default=600.0, help="what one family may take")
     zoo.add_argument("--gibibytes", type=float, default=16.0, help="memory that one family may take")
     zoo.add_argument("--seed", type=int, default=0, help="of weights, masks and inputs")
-    commands.add_subcommand("zoo", zoo, help="exact shrinking of every architecture of timm")
     again = _command(
         "Run an experiment of the papers: results as JSON, a page with its table, pictures.  What is done "
         "is not run again, what was interrupted goes on."
@@ -83,7 +84,6 @@ def _parser(given: list[str]) -> ArgumentParser:
     again.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder for the runs and pages")
     again.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
     again.add_argument("--seeds", type=list[int], help="only these seeds, e.g. [0]")
-    commands.add_subcommand("reproduce", again, help="the experiments of the papers")
     bench = _command(
         "Every pruner of NNI and Torch-Pruning and ours under one protocol: results as JSON, a page with "
         "its table and picture.  What is done is not run again."
@@ -96,17 +96,24 @@ def _parser(given: list[str]) -> ArgumentParser:
     bench.add_argument("--known", type=Path, help="results of an earlier call, e.g. docs/results/bench_NAME.json")
     bench.add_argument("--seconds", type=float, default=3600.0, help="what one rival with one seed may take")
     bench.add_argument("--gibibytes", type=float, default=16.0, help="memory that it may take")
-    commands.add_subcommand("bench", bench, help="the league: who prunes best")
     out = _command(
         "Write a network for another runtime, run the file there and compare: .onnx, .pt2 (torch.export), "
         ".pte (ExecuTorch), .tflite (LiteRT)."
     )
-    out.add_argument("source", type=Path, help="run folder of compress, or a file of nni_sparsevd.save")
+    out.add_argument("source", type=Path, help="run folder of compress, or what nni_sparsevd.load opens")
     out.add_argument("--to", type=Path, required=True, help="file to write; its suffix says the format")
     out.add_argument("--input", type=list[int], help="shape of one input, e.g. [3,224,224]; a run folder knows it")
     out.add_argument("--fixed_batch", action="store_true", help="batches of one only; .pte and .tflite have no others")
-    commands.add_subcommand("export", out, help="a file for another runtime, compared with the network")
-    return parser
+    return {
+        "compress": ("settings in, sparse and smaller network out", compress),
+        "report": ("draw the report of a run folder again", report),
+        "check": ("compare the masked and the shrunk network of a run folder on random inputs", check),
+        "list-models": ("list the networks that compress knows", models),
+        "zoo": ("exact shrinking of every architecture of timm", zoo),
+        "reproduce": ("the experiments of the papers", again),
+        "bench": ("the league: who prunes best", bench),
+        "export": ("a file for another runtime, compared with the network", out),
+    }
 
 
 def _command(description: str) -> ArgumentParser:
@@ -131,14 +138,8 @@ def _defaults(given: list[str]) -> dict[str, Any]:
 
 def _with_suggestion(message: str, given: list[str]) -> str:
     """The nearest known flag for each that is unknown."""
-    known = [f"--{part}" for part in Recipe.model_fields]
-    known += [f"--{part}.{key}" for part, field in Recipe.model_fields.items()
-              for key in getattr(field.annotation, "model_fields", {})]  # fmt: skip
-    known += ["--recipe", "--out", "--resume", "--overwrite", "--help"]
-    known += ["--families", "--jobs", "--seconds", "--gibibytes"] if given[:1] == ["zoo"] else []
-    known += ["--data", "--jobs", "--seeds"] if given[:1] == ["reproduce"] else []
-    known += ["--to", "--input", "--fixed_batch"] if given[:1] == ["export"] else []
-    known += ["--data", "--jobs", "--rivals", "--known", "--seconds", "--gibibytes"] if given[:1] == ["bench"] else []
+    _, command = _commands([]).get(given[0] if given else "", ("", _command("")))
+    known = re.findall(r"--[a-z][\w.]*", command.format_help())
     open_ended = ("--model.arguments.", "--posterior.kl_weights.", "--posterior.estimators.")
     hints = []
     for word in given:
@@ -146,7 +147,7 @@ def _with_suggestion(message: str, given: list[str]) -> str:
         if flag.startswith("--") and flag not in known and not flag.startswith(open_ended):
             close = difflib.get_close_matches(flag, known, n=1)
             hints += [f"did you mean {close[0]}?"] if close else []
-    return " ".join([message, *hints])
+    return "; ".join([message, *hints])
 
 
 def _in_short(message: str) -> str:
@@ -246,11 +247,11 @@ def _export(chosen: Namespace, command: list[str]) -> None:
     import torch
 
     from .export import export
+    from .loading import load
     from .results import export_run
-    from .storage import load
 
     dynamic = not chosen.fixed_batch
-    if chosen.source.is_dir():
+    if (chosen.source / "recipe.toml").exists():
         print(export_run(chosen.source, chosen.to, dynamic_batch=dynamic))
         return
     model = load(chosen.source)

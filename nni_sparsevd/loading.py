@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from . import hub, storage
+from .errors import FileFormatError
 
 
 def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
@@ -25,4 +26,6 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
         path = hub.fetched(str(path))
     elif Path(path).is_dir():
         path = Path(path) / hub.WEIGHTS
+        if not path.exists():
+            raise FileFormatError(f"{path.parent}: has no {path.name}, so it is no folder of save_folder")
     return deployed(path) if Path(path).suffix in FORMATS else storage.load(path, model)

@@ -158,7 +158,10 @@ def test_from_the_command_line(tmp_path: Path, capsys) -> None:
     assert cli.main(["export", str(file), f"--to={tmp_path / 'one.exe'}"]) == 2
     assert "'.exe'" in capsys.readouterr().err
     assert cli.main(["export", str(tmp_path), f"--to={tmp_path / 'one.pt2'}"]) == 1
-    assert "result.json" in capsys.readouterr().err
+    assert "has no model.safetensors" in capsys.readouterr().err
+    svd.save_folder(svd.load(file), tmp_path / "hub")
+    assert cli.main(["export", str(tmp_path / "hub"), f"--to={tmp_path / 'two.pt2'}", "--input=[1,8,8]"]) == 0
+    assert "batches of 1, 2, 3" in capsys.readouterr().out
     assert cli.main(["export", str(file), "--too=x"]) == 2
     assert "did you mean --to?" in capsys.readouterr().err
 
