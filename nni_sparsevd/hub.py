@@ -5,6 +5,7 @@ the hub, under timm's keys, with what timm knows of the inputs; `README.md` is t
 """
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +24,8 @@ from .recipe import Argument
 PREFIX = "hf-hub:"
 """Of an address on the hub, as in timm: hf-hub:OWNER/NAME, or hf-hub:OWNER/NAME@REVISION."""
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-FROM_TIMM = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "mean", "std", "license")
-"""What config.json takes over from timm's `pretrained_cfg`: how to make inputs, and the license of the weights."""
+FROM_TIMM = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "mean", "std")
+"""What config.json takes over from timm's `pretrained_cfg`: how to make inputs.  The license is for you to choose."""
 
 
 def save_folder(
@@ -42,7 +43,8 @@ def save_folder(
     `name`, `arguments`, `coding` and `measure` are those of `save`.  `preprocessing` is how inputs are made where that
     is not what timm has for the network: "mean", "std", "input_size" and so on, under timm's names.
 
-    Raises `SettingError` when the folder is there and not empty, or timm has no such key; `ModelError` as `save` does.
+    Raises `SettingError` when the folder is there and not empty, or `preprocessing` has a key that timm does not, or a
+    value that JSON does not; `ModelError` as `save` does.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -50,6 +52,10 @@ def save_folder(
     unknown = sorted(set(preprocessing or {}) - set(FROM_TIMM))
     if unknown:
         raise SettingError(f"preprocessing has no {', '.join(unknown)}; it has {', '.join(FROM_TIMM)}")
+    try:
+        json.dumps(preprocessing)
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"preprocessing: {error}; give numbers, words and lists") from None
     with _replacing(folder) as made:
         storage.save(model, made / WEIGHTS, name=name, arguments=arguments, coding=coding, measure=measure)
         config = _config(model, storage.described(made / WEIGHTS), preprocessing or {})
@@ -104,7 +110,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
             yield made
             os.replace(made, folder)
     except OSError as error:
-        raise FileFormatError(f"{folder}: cannot be written ({error.strerror}); nothing was") from error
+        raise FileFormatError(f"{folder}: cannot be written ({error.strerror or error}); nothing was") from error
 
 
 def _config(model: nn.Module, header: dict[str, Any], preprocessing: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,11 +134,7 @@ def _config(model: nn.Module, header: dict[str, Any], preprocessing: Mapping[str
 
 
 def _card(config: dict[str, Any], size: int) -> str:
-    front = ModelCardData(
-        library_name="nni_sparsevd",
-        tags=["pruned", "sparse-variational-dropout"],
-        license=config["pretrained_cfg"].get("license"),
-    )
+    front = ModelCardData(library_name="nni_sparsevd", tags=["pruned", "sparse-variational-dropout"])
     measured = "".join(f"| {name} | {value:g} |\n" for name, value in config.get("measured", {}).items())
     fresh = "" if config["architecture"] else ", model=fresh"
     return f"""---
