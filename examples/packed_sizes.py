@@ -1,4 +1,4 @@
-"""How small finished runs of `compress` are as files: `python examples/packed_sizes.py OUT.json RUN...`.
+"""How small finished runs of `compress` are as files: `python examples/packed_sizes.py OUT.json '[RUN,RUN]'`.
 
 The dense network, its masked twin compressed by gzip and xz, and the shrunk network packed in every coding, with the
 test error of what the file gives back.

@@ -184,6 +184,7 @@ def pass_speed() -> list[str]:
 
 RUNTIMES = {
     "eager": "PyTorch eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "executorch": "ExecuTorch",
+    "litert": "LiteRT",
 }  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Latency before and after, for ten families with half of their channels: `python examples/zoo_latency.py OUT.json`.
 
 Every second channel of every removable group goes ("half" of `nni-sparsevd zoo`; layer norms may remember).  PyTorch
-eager, torch.compile, ONNX Runtime and ExecuTorch, float32, batch 1, one thread.  Each runtime runs the whole and the
-small network in turns; medians.  Needs the extras `export` and `mobile`.
+eager, torch.compile, ONNX Runtime, ExecuTorch and, where it is installed, LiteRT, float32, batch 1, one thread.  Each
+runtime runs the whole and the small network in turns; medians.  Needs the extras `export` and `mobile`.
 """
 
 import sys
@@ -19,7 +19,7 @@ from torch import nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.errors import told
-from nni_sparsevd.export import export
+from nni_sparsevd.export import FORMATS, export
 from nni_sparsevd.files import write_json
 from nni_sparsevd.report import latencies, macs, parameters
 from nni_sparsevd.shrink import randomise_
@@ -65,6 +65,8 @@ RUNTIMES: dict[str, Callable[[nn.Module, torch.Tensor], nn.Module]] = {
     "onnxruntime": exported(".onnx"),
     "executorch": exported(".pte"),
 }
+if not FORMATS[".tflite"].missing:  # it brings JAX, so not everywhere
+    RUNTIMES["litert"] = exported(".tflite")
 
 
 def measure(name: str, size: int) -> dict[str, Any]:
