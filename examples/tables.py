@@ -33,7 +33,8 @@ def collect(run: Path) -> None:
         return
     if run.name in bench.names():
         (RESULTS / f"bench_{run.name}.json").write_text(json.dumps(read(run / f"{run.name}.json")) + "\n")
-        shutil.copy(run / f"{run.name}.png", ROOT / "docs" / "pictures" / f"bench_{run.name}.png")
+        for picture in run.glob("*.png"):
+            shutil.copy(picture, ROOT / "docs" / "pictures" / f"bench_{picture.name}")
         return
     values = {**read(run / "result.json"), "environment": read(run / "environment.json")}
     values["curve"] = read(run / "curve.json")

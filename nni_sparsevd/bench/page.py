@@ -1,4 +1,4 @@
-"""`bench`: play a league, then one JSON file, one page in Markdown and HTML, and its picture."""
+"""`bench`: play a league, then one JSON file, one page in Markdown and HTML, and its pictures."""
 
 import base64
 from pathlib import Path
@@ -9,7 +9,7 @@ from ..files import read_json, write_bytes, write_json
 from ..processes import Limits
 from ..training.environment import environment
 from .league import League, league
-from .pictures import draw
+from .pictures import draw_all
 from .rivals import rivals_of
 from .run import chosen_rates, protocol, restore, run
 from .standing import Row, Standing, standings
@@ -69,15 +69,16 @@ def write_page(name: str, results: Path, folder: Path) -> Path:
     """Draw the page of a league from its JSON file alone; shows whoever has rows there."""
     values = read_json(results)
     chosen, found = _played(league(name), values["rows"])
-    picture = draw(chosen, found, folder / f"{name}.png")
+    pictures = draw_all(chosen, found, folder, name)
     notes, best, rows = [*fronts(chosen, found), *failures(found)], champions(chosen, found), table(chosen, found)
     lines = [f"# {chosen.title}", "", chosen.about.strip(), "", BEST, "", *best, "", ALL, "", *rows, "",
-             *notes, "", f"![{chosen.title}]({picture.name})", ""]  # fmt: skip
+             *notes, "", *(f"![{chosen.title}]({picture.name})" for picture in pictures), ""]  # fmt: skip
     write_bytes(folder / f"{name}.md", "\n".join(lines).encode())
     made = Environment(loader=PackageLoader("nni_sparsevd", "bench"), undefined=StrictUndefined, autoescape=True)
     page = made.get_template("page.html.jinja").render(
         title=chosen.title, about=chosen.about, tables=[(BEST, _cells(best)), (ALL, _cells(rows))], notes=notes,
-        picture=base64.b64encode(picture.read_bytes()).decode(), environment=values["environment"],
+        pictures=[base64.b64encode(picture.read_bytes()).decode() for picture in pictures],
+        environment=values["environment"],
     )  # fmt: skip
     write_bytes(folder / f"{name}.html", page.encode())
     return folder / f"{name}.html"

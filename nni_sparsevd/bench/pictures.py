@@ -1,4 +1,4 @@
-"""The picture of a league: error against what is left."""
+"""The pictures of a league: error against what is left, and against measured time."""
 
 from pathlib import Path
 
@@ -7,42 +7,74 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ..report.pictures import BLUE, GREY, ORANGE, figure
 from .league import League
-from .standing import Standing
+from .standing import HOSTS, RUNTIMES, Standing, champion, speed
 
 COLOURS = {"ours": BLUE, "torch": "black", "NNI": ORANGE, "Torch-Pruning": GREY}
 MARKS = "osv^D<>PX*hdp8H"
 
 
-def draw(league: League, found: list[Standing], path: Path) -> Path:
-    """One line a rival, mean and standard deviation over seeds; the colour says whose it is."""
+def draw_all(league: League, found: list[Standing], folder: Path, name: str) -> list[Path]:
+    """Against zeros or MACs, and of whole channels against the time in each runtime that was measured."""
+    pictures = [draw(league, found, folder / f"{name}.png")]
+    if league.kind == "channels":
+        pictures += [
+            draw(league, found, folder / f"{name}_{runtime}.png", runtime)
+            for runtime in RUNTIMES
+            if any(speed(one, level, runtime) for one in found for level in league.levels)
+        ]
+    return pictures
+
+
+def draw(league: League, found: list[Standing], path: Path, runtime: str | None = None) -> Path:
+    """One line a rival, mean over seeds; the colour says whose it is.
+
+    The best of each framework at some level, chosen on held-out images, have names and standard deviations, and the
+    picture ends above them.
+    """
+    best = {one.name: one for host in HOSTS for level in league.levels if (one := champion(found, host, level))}
     dense = [row["dense_error"] for one in found for rows in one.rows.values() for row in rows]
     with figure(path, 8.5, 5.0) as axes:
         for index, one in enumerate(found):
             levels = [level for level in league.levels if one.rows.get(level)]
+            levels = [level for level in levels if runtime is None or speed(one, level, runtime)]
             if not levels:
                 continue
+            places = [(speed(one, level, runtime) or 0.0) if runtime else _place(league, level) for level in levels]
             errors = [[row["error"] for row in one.rows[level]] for level in levels]
+            means = [float(np.mean(values)) for values in errors]
+            if one.name not in best:
+                axes.plot(places, means, color=COLOURS[one.host], linewidth=0.8, alpha=0.3)
+                continue
             axes.errorbar(
-                [_place(league, level) for level in levels],
-                [float(np.mean(values)) for values in errors],
-                [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in errors],
-                color=COLOURS[one.host], marker=MARKS[index % len(MARKS)], markersize=4, linewidth=1.2, capsize=2,
-                alpha=1.0 if one.host == "ours" else 0.75, label=f"{one.title} ({one.host})",
+                places, means, [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in errors],
+                color=COLOURS[one.host], marker=MARKS[index % len(MARKS)], markersize=4, linewidth=1.4, capsize=2,
+                label=f"{one.title} ({one.host})",
             )  # fmt: skip
+        shown = [row["error"] for level in league.levels for host in HOSTS
+                 if (one := champion(found, host, level)) for row in one.rows[level]]  # fmt: skip
+        if shown:
+            axes.set_ylim(0.9 * min(shown), 1.1 * max(shown))
         if dense:
             axes.axhline(float(np.mean(dense)), color="black", linestyle=":", linewidth=1)
-        axes.set_xscale("log")
         axes.set_yscale("log")
         for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ticks = [_place(league, level) for level in league.levels]
-        axes.set_xticks(ticks, [f"{100 * level:g} %" if league.kind == "weights" else f"{level:g}×"
-                                for level in league.levels])  # fmt: skip
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("zeros" if league.kind == "weights" else "fewer MACs")
-        axes.set_ylabel("test error, % (dotted: dense)")
+        if runtime:
+            axes.set_xlabel(f"times faster in {RUNTIMES[runtime]}, one image, one thread")
+        else:
+            axes.set_xscale("log")
+            axes.set_xticks(
+                [_place(league, level) for level in league.levels], [_named(league, level) for level in league.levels]
+            )
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_xlabel("zeros" if league.kind == "weights" else "fewer MACs")
+        axes.set_ylabel("test error, % (dotted: dense; pale: others)")
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return path
+
+
+def _named(league: League, level: float) -> str:
+    return f"{100 * level:g} %" if league.kind == "weights" else f"{level:g}×"
 
 
 def _place(league: League, level: float) -> float:

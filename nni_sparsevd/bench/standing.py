@@ -9,6 +9,10 @@ from .league import League
 from .rivals import rivals_of
 
 Row = dict[str, Any]
+HOSTS = ("ours", "torch", "NNI", "Torch-Pruning")
+"""Whose rivals there are."""
+RUNTIMES = {"torch": "PyTorch", "onnx": "ONNX Runtime"}
+"""Where the time of whole channels is measured."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,18 @@ def _standing(league: League, name: str, title: str, host: str, rows: list[Row],
             levels.setdefault(row["level"], []).append(row)
     said = [row["failed"] for row in rows if row["rival"] == name and row["failed"] and rate in (None, row["rate"])]
     return Standing(name, title, host, rate or 0.0, levels, said[0] if said else "")
+
+
+def speed(one: Standing, level: float, runtime: str) -> float | None:
+    """Times faster than the dense start, mean over seeds; None where it was not measured."""
+    values = [row["faster"][runtime] for row in one.rows.get(level, []) if runtime in row["faster"]]
+    return statistics.mean(values) if values else None
+
+
+def champion(found: list[Standing], host: str, level: float) -> Standing | None:
+    """The best of a framework, by accuracy on the hold-out, mean over seeds; None where nobody arrived."""
+    own = [one for one in found if one.host == host and one.rows.get(level)]
+    return max(own, key=lambda one: one.mean(level, "held_out") or 0.0, default=None)
 
 
 def mean_ranks(league: League, found: Iterable[Standing]) -> dict[str, float]:

@@ -4,10 +4,7 @@ import statistics
 
 from ..report.tables import line, spread
 from .league import League
-from .standing import Standing, mean_ranks, pareto_front
-
-HOSTS = ("ours", "torch", "NNI", "Torch-Pruning")
-RUNTIMES = {"torch": "PyTorch", "onnx": "ONNX Runtime"}
+from .standing import HOSTS, RUNTIMES, Standing, champion, mean_ranks, pareto_front, speed
 
 
 def heading(league: League, level: float) -> str:
@@ -34,19 +31,13 @@ def table(league: League, found: list[Standing]) -> list[str]:
 def champions(league: League, found: list[Standing]) -> list[str]:
     """The best of each framework at every level, chosen on held-out images: its test error, and who it is."""
     lines = [line(["", *(heading(league, level) for level in league.levels)]), "|---|" + "--:|" * len(league.levels)]
-    best = {level: [_champion(found, host, level) for host in HOSTS] for level in league.levels}
+    best = {level: [champion(found, host, level) for host in HOSTS] for level in league.levels}
     first = {level: min(_means([one for one in those if one], level), default=None) for level, those in best.items()}
     for place, host in enumerate(HOSTS):
         if any(best[level][place] for level in league.levels):
             cells = [_named(league, best[level][place], level, first[level]) for level in league.levels]
             lines.append(line([host, *cells]))
     return lines
-
-
-def _champion(found: list[Standing], host: str, level: float) -> Standing | None:
-    """By accuracy on the hold-out, mean over seeds; None where nobody arrived."""
-    own = [one for one in found if one.host == host and one.rows.get(level)]
-    return max(own, key=lambda one: one.mean(level, "held_out") or 0.0, default=None)
 
 
 def _named(league: League, one: Standing | None, level: float, best: float | None) -> str:
@@ -67,11 +58,8 @@ def fronts(league: League, found: list[Standing]) -> list[str]:
     }
     costs = {"MACs": {name: 1 / reached(one, level) for name, (one, level) in points.items()}}
     for runtime, title in RUNTIMES.items():
-        timed = {
-            name: [row["faster"][runtime] for row in one.rows[level] if runtime in row["faster"]]
-            for name, (one, level) in points.items()
-        }
-        costs[f"time in {title}"] = {name: 1 / statistics.mean(values) for name, values in timed.items() if values}
+        timed = {name: speed(one, level, runtime) for name, (one, level) in points.items()}
+        costs[f"time in {title}"] = {name: 1 / faster for name, faster in timed.items() if faster}
     errors = {name: one.mean(level, "error") or 0.0 for name, (one, level) in points.items()}
     said = {cost: pareto_front({name: (x, errors[name]) for name, x in of.items()}) for cost, of in costs.items()}
     return [
