@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ...convert import bake_, sparsify_
-from ...masks import compute_masks
+from ...masks import Masks, compute_masks
 from ...nn import Variational, kl, named_posteriors
 from ...plugins.torch_pruning.budget import Controller
 from ...recipe import Estimator, Masking, Posterior, Prior, Stage
@@ -16,6 +16,7 @@ from ...training.threshold import threshold_curve
 from ..arena import Arena, Between, Loss, cross_entropy
 from .entry import Decide, Enter, Pruned, Rival, by_level
 from .noise import gaussian_dropout, noisy_weights
+from .plain import UPDATES, gradual_level
 
 HELD_OUT = Masking(threshold="held_out")
 
@@ -81,6 +82,32 @@ def pressed(estimator: Estimator, floor: float | None = None, dropout: float | N
     return by_level(decide)
 
 
+def gradual(kl_weight: float, dropout: float | None = None) -> Enter:
+    """Cut by log alpha, more and more while the network trains, on the schedule of gradual magnitude.
+
+    What is left adapts to each cut, and a short training need not wait until all that has to go has drowned.
+    """
+
+    def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
+        model, every = arena.network(), max(arena.prune_steps // UPDATES, 1)
+        sparsify_(model, Posterior(estimator="weight"), example_inputs=arena.example)
+        loss = cross_entropy if dropout is None else gaussian_dropout(dropout, cross_entropy)
+        masks: Masks = {}
+
+        def between(step: int) -> None:
+            if step and step % every == 0:
+                ratio = gradual_level(step, arena.prune_steps, level)
+                masks.update(compute_masks(model, Masking(ratio=ratio)))
+                silence_(model, masks)
+            (kl_weight * kl(model) / len(arena.data.train)).backward()
+
+        arena.train(model, stage, 0, arena.prune_steps, loss=loss, between=between, masks=masks)
+        masks.update(compute_masks(model, Masking(ratio=level)))
+        return Pruned(bake_(model, masks), masks, arena.prune_steps, loss)
+
+    return by_level(decide)
+
+
 def _widen_(model: nn.Module, alpha: float) -> None:
     """Give every weight an alpha of at least this."""
     with torch.no_grad():
@@ -105,6 +132,10 @@ RIVALS = {
         "Sparse VD, one weight sample, KL pressed to the level, alpha at least 0.1, Gaussian dropout",
         "ours",
         pressed("weight", 0.1, 0.1),
+    ),
+    "vd_gradual": Rival("Sparse VD, one weight sample, cut gradually", "ours", gradual(0.1)),
+    "vd_gradual_dropout": Rival(
+        "Sparse VD, one weight sample, cut gradually, Gaussian dropout", "ours", gradual(0.1, 0.1)
     ),
     "vd_local": Rival("Sparse VD, local reparameterisation", "ours", weights("local"), automatic=True),
     "vd_weight": Rival("Sparse VD, one weight sample", "ours", weights("weight"), automatic=True),

@@ -13,6 +13,12 @@ UPDATES = 50
 """How often the gradual schedule prunes again."""
 
 
+def gradual_level(step: int, steps: int, level: float) -> float:
+    """Share of zeros at `step`: fast at first, at `level` after nine tenths of `steps` (Zhu and Gupta 2017, eq. 1)."""
+    left = 1 - min(step / (0.9 * steps), 1.0)
+    return level * (1 - left**3)
+
+
 def magnitude_masks(model: nn.Module, level: float) -> Masks:
     """Masks that keep the largest weights of all layers together."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)}
@@ -39,8 +45,7 @@ def gradual(loss: Loss = cross_entropy) -> Enter:
 
         def between(step: int) -> None:
             if step % every == 0:
-                left = 1 - min(step / (0.9 * arena.prune_steps), 1.0)
-                masks.update(magnitude_masks(model, level * (1 - left**3)))
+                masks.update(magnitude_masks(model, gradual_level(step, arena.prune_steps, level)))
 
         arena.train(model, stage, 0, arena.prune_steps, loss=loss, between=between, masks=masks)
         masks.update(magnitude_masks(model, level))
