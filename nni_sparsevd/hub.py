@@ -10,9 +10,8 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, ModelCardData
 from torch import nn
 
 from . import storage
@@ -20,6 +19,9 @@ from .errors import FileFormatError, SettingError, words
 from .files import write_bytes, write_json
 from .packing import Coding
 from .recipe import Argument
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 PREFIX = "hf-hub:"
 """Of an address on the hub, as in timm: hf-hub:OWNER/NAME, or hf-hub:OWNER/NAME@REVISION."""
@@ -92,7 +94,9 @@ def fetched(address: str) -> Path:
 
 
 @contextlib.contextmanager
-def _hub(what: str) -> Iterator[HfApi]:
+def _hub(what: str) -> Iterator["HfApi"]:
+    from huggingface_hub import HfApi  # its HTTP client is not for every import of this package
+
     try:
         yield HfApi(library_name="nni_sparsevd")
     except Exception as error:  # of the hub, or of the way there
@@ -134,6 +138,8 @@ def _config(model: nn.Module, header: dict[str, Any], preprocessing: Mapping[str
 
 
 def _card(config: dict[str, Any], size: int) -> str:
+    from huggingface_hub import ModelCardData
+
     front = ModelCardData(library_name="nni_sparsevd", tags=["pruned", "sparse-variational-dropout"])
     measured = "".join(f"| {name} | {value:g} |\n" for name, value in config.get("measured", {}).items())
     fresh = "" if config["architecture"] else ", model=fresh"

@@ -182,6 +182,14 @@ def origin(model: nn.Module) -> dict[str, Any]:
     return {"name": architecture} if architecture else {}
 
 
+def named(
+    model: nn.Module, name: str | None, arguments: dict[str, Argument] | None
+) -> tuple[str | None, dict[str, Argument]]:
+    """(name, arguments) that build `model` again: those given, else what it remembers; the name may be unknown."""
+    known = origin(model)
+    return name or known.get("name"), known.get("arguments", {}) if arguments is None else arguments
+
+
 def create(settings: Model, num_classes: int, in_chans: int, image_size: int) -> nn.Module:
     """Build the network of a recipe for this data: its classes, channels and, where it wants to know, image size."""
     arguments: dict[str, Argument] = {"num_classes": num_classes, "in_chans": in_chans}

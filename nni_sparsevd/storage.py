@@ -52,9 +52,7 @@ def save(
         raise ModelError(f"{type(model).__name__} still has posteriors; save what bake_ or shrink gives back")
     from . import models  # timm takes seconds to import: not before a network is saved or loaded
 
-    origin = models.origin(model)
-    name = name or origin.get("name")
-    arguments = arguments if arguments is not None else origin.get("arguments", {})
+    name, arguments = models.named(model, name, arguments)
     header: dict[str, Any] = {"version": VERSION, "class": type(model).__name__, "name": name, "arguments": arguments}
     header["remembering"] = {
         path: {"channel_dim": module.channel_dim, "removed": module.removed}

@@ -30,11 +30,9 @@ def timm_structure(
 
     from . import models
 
-    origin = models.origin(model)
-    name = name or origin.get("name")
+    name, arguments = models.named(model, name, arguments)
     if name is None:
         raise ModelError(f"timm does not know {type(model).__name__}: pass the name that it is built by")
-    arguments = arguments if arguments is not None else origin.get("arguments", {})
     text = SEPARATOR.join(f"{key}:{list(tensor.shape)}" for key, tensor in model.state_dict().items())
     given = as_tuple(example_inputs)
     drawn = random_like(given, 2, torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ BROKEN = {"tp_obdc": "TypeError", "tp_obdc_turns": "TypeError", "tp_bn_scale": "
 """What cannot be had: Torch-Pruning's OBDC fails on today's PyTorch, and the network of the test has no batch norm."""
 
 
-@pytest.fixture(scope="module", params=["digits", "digits_channels"])
+@pytest.fixture(scope="module")
 def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Arena:
     return arena(short(request.param), 0, HERE, tmp_path_factory.mktemp("league"))
 

@@ -48,6 +48,15 @@ class League(Settings):
         """Epochs after the dense start, for everyone."""
         return self.prune_epochs + self.tune_epochs
 
+    def called(self, level: float) -> str:
+        """90 % or 2×."""
+        return f"{100 * level:g} %" if self.kind == "weights" else f"{level:g}×"
+
+    @property
+    def scale(self) -> str:
+        """What levels are levels of."""
+        return "zeros" if self.kind == "weights" else "fewer MACs"
+
 
 def names() -> list[str]:
     """Leagues that there are."""

@@ -31,16 +31,18 @@ def draw(league: League, found: list[Standing], path: Path, runtime: str | None 
     The best of each framework at some level, chosen on held-out images, have names and standard deviations, and the
     picture ends above them.
     """
-    best = {one.name: one for host in HOSTS for level in league.levels if (one := champion(found, host, level))}
+    chosen = [(one, level) for host in HOSTS for level in league.levels if (one := champion(found, host, level))]
+    best = {one.name for one, _ in chosen}
+    shown = [row["error"] for one, level in chosen for row in one.rows[level]]
     dense = [row["dense_error"] for one in found for rows in one.rows.values() for row in rows]
     with figure(path, 8.5, 5.0) as axes:
         for index, one in enumerate(found):
-            levels = [level for level in league.levels if one.rows.get(level)]
-            levels = [level for level in levels if runtime is None or speed(one, level, runtime)]
-            if not levels:
+            at = {level: speed(one, level, runtime) if runtime else _place(league, level) for level in league.levels}
+            where = {level: place for level, place in at.items() if place is not None and one.rows.get(level)}
+            if not where:
                 continue
-            places = [(speed(one, level, runtime) or 0.0) if runtime else _place(league, level) for level in levels]
-            errors = [[row["error"] for row in one.rows[level]] for level in levels]
+            places = list(where.values())
+            errors = [[row["error"] for row in one.rows[level]] for level in where]
             means = [float(np.mean(values)) for values in errors]
             if one.name not in best:
                 axes.plot(places, means, color=COLOURS[one.host], linewidth=0.8, alpha=0.3)
@@ -50,8 +52,6 @@ def draw(league: League, found: list[Standing], path: Path, runtime: str | None 
                 color=COLOURS[one.host], marker=MARKS[index % len(MARKS)], markersize=4, linewidth=1.4, capsize=2,
                 label=f"{one.title} ({one.host})",
             )  # fmt: skip
-        shown = [row["error"] for level in league.levels for host in HOSTS
-                 if (one := champion(found, host, level)) for row in one.rows[level]]  # fmt: skip
         if shown:
             axes.set_ylim(0.9 * min(shown), 1.1 * max(shown))
         if dense:
@@ -64,17 +64,13 @@ def draw(league: League, found: list[Standing], path: Path, runtime: str | None 
         else:
             axes.set_xscale("log")
             axes.set_xticks(
-                [_place(league, level) for level in league.levels], [_named(league, level) for level in league.levels]
+                [_place(league, level) for level in league.levels], [league.called(level) for level in league.levels]
             )
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlabel("zeros" if league.kind == "weights" else "fewer MACs")
+            axes.set_xlabel(league.scale)
         axes.set_ylabel("test error, % (dotted: dense; pale: others)")
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return path
-
-
-def _named(league: League, level: float) -> str:
-    return f"{100 * level:g} %" if league.kind == "weights" else f"{level:g}×"
 
 
 def _place(league: League, level: float) -> float:

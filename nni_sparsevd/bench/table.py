@@ -9,7 +9,7 @@ from .standing import HOSTS, RUNTIMES, Standing, champion, mean_ranks, pareto_fr
 
 def heading(league: League, level: float) -> str:
     """How a level is called."""
-    return f"{100 * level:g} % zeros" if league.kind == "weights" else f"{level:g}× fewer MACs"
+    return f"{league.called(level)} {league.scale}"
 
 
 def table(league: League, found: list[Standing]) -> list[str]:

@@ -16,7 +16,7 @@ from ...training.threshold import threshold_curve
 from ..arena import Arena, Between, Loss, cross_entropy
 from .entry import Decide, Enter, Pruned, Rival, by_level
 from .noise import gaussian_dropout, noisy_weights
-from .plain import UPDATES, gradual_level
+from .plain import gradually
 
 HELD_OUT = Masking(threshold="held_out")
 
@@ -89,16 +89,18 @@ def gradual(kl_weight: float, dropout: float | None = None) -> Enter:
     """
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
-        model, every = arena.network(), max(arena.prune_steps // UPDATES, 1)
-        sparsify_(model, Posterior(estimator="weight"), example_inputs=arena.example)
+        model = sparsify_(arena.network(), Posterior(estimator="weight"), example_inputs=arena.example)
         loss = cross_entropy if dropout is None else gaussian_dropout(dropout, cross_entropy)
         masks: Masks = {}
 
+        def cut(share: float) -> None:
+            masks.update(compute_masks(model, Masking(ratio=share)))
+            silence_(model, masks)
+
+        cut_when_due = gradually(arena, level, cut)
+
         def between(step: int) -> None:
-            if step and step % every == 0:
-                ratio = gradual_level(step, arena.prune_steps, level)
-                masks.update(compute_masks(model, Masking(ratio=ratio)))
-                silence_(model, masks)
+            cut_when_due(step)
             (kl_weight * kl(model) / len(arena.data.train)).backward()
 
         arena.train(model, stage, 0, arena.prune_steps, loss=loss, between=between, masks=masks)

@@ -1,11 +1,13 @@
 """Global magnitude with torch.nn.utils.prune: the plain baseline, at once and gradually (Zhu and Gupta 2017)."""
 
+from collections.abc import Callable
+
 from torch import nn
 from torch.nn.utils import prune
 
 from ...masks import Masks, apply_masks_
 from ...recipe import Stage
-from ..arena import Arena, Loss, cross_entropy
+from ..arena import Arena, Between, Loss, cross_entropy
 from .entry import Enter, Pruned, Rival, by_level
 from .noise import gaussian_dropout
 
@@ -13,10 +15,18 @@ UPDATES = 50
 """How often the gradual schedule prunes again."""
 
 
-def gradual_level(step: int, steps: int, level: float) -> float:
-    """Share of zeros at `step`: fast at first, at `level` after nine tenths of `steps` (Zhu and Gupta 2017, eq. 1)."""
-    left = 1 - min(step / (0.9 * steps), 1.0)
-    return level * (1 - left**3)
+def gradually(arena: Arena, level: float, cut: Callable[[float], None]) -> Between:
+    """Call `cut` now and then with the share of zeros that is due: fast at first, `level` after nine tenths of the
+    steps (Zhu and Gupta 2017, eq. 1).
+    """
+    every = max(arena.prune_steps // UPDATES, 1)
+
+    def between(step: int) -> None:
+        if step and step % every == 0:
+            left = 1 - min(step / (0.9 * arena.prune_steps), 1.0)
+            cut(level * (1 - left**3))
+
+    return between
 
 
 def magnitude_masks(model: nn.Module, level: float) -> Masks:
@@ -40,13 +50,9 @@ def gradual(loss: Loss = cross_entropy) -> Enter:
     """Prune while training on `loss`, more and more, fast at first."""
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
-        model, every = arena.network(), max(arena.prune_steps // UPDATES, 1)
+        model = arena.network()
         masks: Masks = {}
-
-        def between(step: int) -> None:
-            if step % every == 0:
-                masks.update(magnitude_masks(model, gradual_level(step, arena.prune_steps, level)))
-
+        between = gradually(arena, level, lambda share: masks.update(magnitude_masks(model, share)))
         arena.train(model, stage, 0, arena.prune_steps, loss=loss, between=between, masks=masks)
         masks.update(magnitude_masks(model, level))
         apply_masks_(model, masks)
