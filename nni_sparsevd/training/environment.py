@@ -9,16 +9,14 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("nni_sparsevd", "torch", "timm", "torch-pruning", "nni", "accelerate", "numpy")
+RUNTIMES = ("onnxruntime", "executorch", "ai-edge-litert")
+"""Named where they are installed; nothing here needs them."""
 
 
 def environment(command: list[str], seed: int) -> dict[str, object]:
     """Versions, machine, command and seed: JSON-able."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    versions = {package: _version(package) or "not installed" for package in PACKAGES}
+    versions |= {runtime: found for runtime in RUNTIMES if (found := _version(runtime))}
     return {
         "command": command,
         "seed": seed,
@@ -31,6 +29,13 @@ def environment(command: list[str], seed: int) -> dict[str, object]:
         "versions": versions,
         "commit": _commit(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:
