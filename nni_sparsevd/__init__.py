@@ -20,6 +20,7 @@ from .shrink import check as check
 from .shrink import fuse as fuse
 from .shrink import make_plan as make_plan
 from .shrink import shrink as shrink
+from .shrink import shrink_ as shrink_
 from .storage import described as described
 from .storage import save as save
 from .structure import timm_structure as timm_structure

@@ -3,6 +3,7 @@
 from .apply import apply_plan_
 from .check import TOLERANCE_32, CheckResult, check, gradient_difference, random_like
 from .fuse import fuse
+from .learning import shrink_
 from .norm import RememberingLayerNorm
 from .plan import GroupPlan, Plan, make_plan, plan_of
 from .randomise import randomise_, settle_
@@ -25,6 +26,7 @@ __all__ = [
     "randomise_",
     "settle_",
     "shrink",
+    "shrink_",
     "shrink_masked",
     "silenced",
 ]

@@ -1,0 +1,111 @@
+"""What shrinking on the way saves: `python examples/shrink_while_training.py OUT.json ../shared/data`.
+
+A ResNet-18 of a quarter of the width on CIFAR-10, whole channels, from scratch, three times: dense; with gates, cut at
+the end; with gates, and `shrink_` after every epoch.  The same images in the same order, the same number of steps;
+processor seconds of the steps and of the shrinking, on one thread.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jsonargparse import auto_cli
+from torch import nn
+
+import nni_sparsevd as svd
+from nni_sparsevd import data as datasets
+from nni_sparsevd import models
+from nni_sparsevd.files import write_json
+from nni_sparsevd.recipe import Data, Model, Sparse
+from nni_sparsevd.report import macs, parameters
+from nni_sparsevd.training import evaluate, optimizer, schedule
+from nni_sparsevd.training.environment import environment
+
+WAYS = ("dense", "gates", "gates, shrinking")
+NETWORK = Model(name="resnet18_small", arguments={"channels": [16, 32, 64, 128]})
+
+
+def trained(way: str, data: datasets.DataSets, settings: Data, stage: Sparse, seed: int) -> dict[str, object]:
+    """Train from scratch one way; what it cost, epoch by epoch, and what came of it."""
+    torch.manual_seed(seed)
+    model = models.create(NETWORK, data.num_classes, data.in_chans, data.image_size)
+    example = data.normalise(data.train.images[:2])
+    dense_macs = macs(model, example[:1])
+    if way != "dense":
+        svd.sparsify_(model, example_inputs=example, granularity="gate", init_log_sigma2=-6.0)
+    optim = optimizer.build(model, stage, stage.gate_rate)
+    per_epoch = len(data.train) // settings.batch_size
+    total, spent, epochs = stage.epochs * per_epoch, 0.0, []
+    for step in range(total):
+        began = time.process_time()
+        loss = _loss(model, data, settings, stage, step, per_epoch, seed)
+        optimizer.set_rate(optim, schedule.learning_rate(stage, step / total))
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+        ends = (step + 1) % per_epoch == 0
+        if ends and way == "gates, shrinking":
+            svd.shrink_(model, example, optim)
+        spent += time.process_time() - began
+        if ends:
+            epochs.append({"seconds": round(spent, 2), "macs": macs(svd.shrink(model, example)[0], example[:1])})
+    small, _ = svd.shrink(model, example)
+    return {
+        "way": way, "seed": seed, "error": 100 * (1 - evaluate(small, data, data.test).accuracy),
+        "dense_macs": dense_macs, "macs": macs(small, example[:1]), "parameters": parameters(small),
+        "seconds": round(spent, 2), "epochs": epochs,
+    }  # fmt: skip
+
+
+def _loss(
+    model: nn.Module, data: datasets.DataSets, settings: Data, stage: Sparse, step: int, per_epoch: int, seed: int
+) -> torch.Tensor:
+    epoch, place = divmod(step, per_epoch)
+    order = torch.randperm(len(data.train), generator=_generator(seed, "order", epoch))
+    rows = order[place * settings.batch_size :][: settings.batch_size]
+    images = datasets.augmented(data.train.images[rows], settings, _generator(seed, "augment", step))
+    torch.manual_seed(schedule.seed_for(seed, "noise", step))
+    model.train()
+    loss = F.cross_entropy(model(datasets.laid_out(data.normalise(images), True)), data.train.labels[rows])
+    if any(name.endswith("log_sigma2") for name, _ in model.named_parameters()):
+        loss = loss + schedule.kl_weight(stage, step / per_epoch) / len(data.train) * svd.kl(model)
+    return loss
+
+
+def _generator(*place: object) -> torch.Generator:
+    return torch.Generator().manual_seed(schedule.seed_for(*place))
+
+
+def main(
+    out: Path, data: Path, images: int = 6000, epochs: int = 15, kl_coefficient: float = 20.0, seeds: int = 3
+) -> None:
+    """Train dense, with gates, and with gates that shrink on the way.
+
+    Args:
+        out: where the results go, as JSON.
+        data: the folder that holds cifar10/train.tar and cifar10/test.tar.
+        images: how many of the training images.
+        epochs: of each training.
+        kl_coefficient: weight of the KL in units of 1/N; it warms up over the first third.
+        seeds: how many.
+    """
+    torch.set_num_threads(1)
+    settings = Data(
+        name="", train="cifar10/train.tar", test="cifar10/test.tar", limit=images, augment="crop_flip", batch_size=50
+    ).below(data)
+    stage = Sparse(
+        epochs=epochs, learning_rate=3e-3, hold=0.5, kl_coefficient=kl_coefficient, warmup_to=epochs / 3, gate_rate=10.0
+    )
+    rows = []
+    for seed in range(seeds):
+        sets = datasets.load(settings, 32, seed)
+        for way in WAYS:
+            rows.append(trained(way, sets, settings, stage, seed))
+            print({key: value for key, value in rows[-1].items() if key != "epochs"}, flush=True)
+            write_json(out, {"environment": environment(sys.argv, seeds), "results": rows})
+
+
+if __name__ == "__main__":
+    auto_cli(main)

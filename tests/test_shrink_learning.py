@@ -1,0 +1,177 @@
+"""`shrink_`: a network that is still learning loses what has died, and nothing else changes."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from shrinking import Net, outputs, prepared
+from torch import Tensor, nn
+
+import nni_sparsevd as svd
+from nni_sparsevd.errors import ShrinkError
+from nni_sparsevd.nn import ChannelGate, Variational, gate_sites, named_posteriors
+from nni_sparsevd.shrink import shrink_
+
+Make = Callable[[], tuple[nn.Module, Tensor]]
+
+
+def timms(name: str, size: int, **arguments: object) -> Make:
+    def make() -> tuple[nn.Module, Tensor]:
+        torch.manual_seed(0)
+        return prepared(timm.create_model(name, num_classes=4, **arguments)), torch.randn(
+            2, 3, size, size, dtype=torch.float64
+        )
+
+    return make
+
+
+def carrying() -> tuple[nn.Module, Tensor]:
+    """A layer that reads constants and has no bias to take them up: one channel carries for the others."""
+    body = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 5, bias=False), nn.Tanh(), nn.Linear(5, 3))
+    return prepared(body), torch.randn(2, 6, dtype=torch.float64)
+
+
+NETWORKS = {
+    "resnet18": timms("resnet18", 32, channels=[8, 8, 16, 16]),
+    "densenet121": timms("densenet121", 32, growth_rate=4, block_config=(2, 2)),
+    "mobilenetv2_050": timms("mobilenetv2_050", 32),
+    "vit": timms("vit_tiny_patch16_224", 32, img_size=32, embed_dim=24, depth=2, num_heads=3),
+    "carrying": carrying,
+}
+
+
+def killed_(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Drown about half of the channels, in rows and columns of weights and in gates; the rest survives."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, one in named_posteriors(model):
+            if isinstance(one, ChannelGate):
+                one.mu.copy_(torch.rand(one.mu.shape, generator=draw) + 0.5)
+                one.log_sigma2[torch.rand(one.mu.shape, generator=draw) < 0.5] = 5.0
+            elif isinstance(one, Variational):
+                for dim in range(min(one.weight.dim(), 2)):
+                    dead = torch.rand(one.weight.shape[dim], generator=draw) < 0.4
+                    one.log_sigma2.movedim(dim, 0)[dead] = 12.0
+    return model
+
+
+@pytest.mark.parametrize("granularity", ["gate", "weight", "both"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_stay_and_channels_go(name: str, granularity: str) -> None:
+    model, x = NETWORKS[name]()
+    killed_(svd.sparsify_(model, example_inputs=x, granularity=granularity))
+    before, size = outputs(model, x), sum(p.numel() for p in model.parameters())
+    classes = [(key, type(module)) for key, module in model.named_modules()]
+    plan = shrink_(model, x)
+    assert (outputs(model, x) - before).abs().max() < 1e-10 * before.abs().max()
+    assert plan.removed > 0 and sum(p.numel() for p in model.parameters()) < size
+    assert [(key, type(module)) for key, module in model.named_modules()] == classes, "still variational"
+    for _, layer in named_posteriors(model):
+        assert layer.log_sigma2.shape == (layer.mu if isinstance(layer, ChannelGate) else layer.weight).shape
+    small, _ = svd.shrink(model, x)  # the way out is the usual one
+    assert (outputs(small, x) - before).abs().max() < 1e-10 * before.abs().max()
+    model.train()
+    (model(x).square().mean() + svd.kl(model) / 100).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+OPTIMIZERS = {
+    "adam": lambda parameters: torch.optim.Adam(parameters, 1e-3, amsgrad=True),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, 1e-2, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("chosen", ["adam", "sgd"])
+def test_a_step_afterwards_is_the_step_that_would_have_been(chosen: str) -> None:
+    """Channels whose gate is 0 without noise do not touch the others, so removing them may not either."""
+    model, x = NETWORKS["resnet18"]()
+    svd.sparsify_(model, example_inputs=x, granularity="gate", init_log_sigma2=-60.0)
+    optimizer = OPTIMIZERS[chosen](model.parameters())
+    step(model, optimizer, x)
+    with torch.no_grad():
+        for _, _, gate in gate_sites(model):
+            gate.mu[::2] = 0.0
+            gate.log_sigma2.fill_(-60.0)
+    left = copy.deepcopy((model, optimizer))
+    # copied together, so that the copied optimizer holds the copied parameters
+    assert {id(p) for p in left[0].parameters()} == {id(p) for g in left[1].param_groups for p in g["params"]}
+    plan = shrink_(model, x, optimizer)
+    assert plan.removed > 0
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in model.parameters()} and len(held) == len(set(map(id, held)))
+    assert set(optimizer.state) == set(held)
+    step(model, optimizer, x)
+    step(*left, x)
+    small, large = dict(model.named_parameters()), dict(left[0].named_parameters())
+    for name in (one for one in small if not one.endswith("log_sigma2")):
+        rows = torch.ones(large[name].shape, dtype=torch.bool)
+        for dim in range(large[name].dim()):
+            gone = plan.cuts.get((name, dim), range(0, large[name].shape[dim], 2) if name.endswith("mu") else ())
+            rows.movedim(dim, 0)[list(gone)] = False
+        torch.testing.assert_close(small[name].flatten(), large[name][rows], rtol=1e-9, atol=1e-12)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    torch.manual_seed(1)
+    model.train()
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
+def test_a_born_bias_learns() -> None:
+    """Constants of removed channels go into a bias; where there was none, the optimizer gets the new one."""
+    body = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 5, bias=False), nn.ReLU(), nn.Linear(5, 3))
+    model, x = prepared(body), torch.randn(2, 6, dtype=torch.float64)
+    svd.sparsify_(model)
+    killed_(model)
+    optimizer = torch.optim.Adam([{"params": model[:2].parameters()}, {"params": model[2:].parameters(), "lr": 1e-4}])
+    before = outputs(model, x)
+    shrink_(model, x, optimizer)
+    assert model[2].bias is not None and (outputs(model, x) - before).abs().max() < 1e-12
+    assert any(model[2].bias is p for p in optimizer.param_groups[1]["params"])
+    step(model, optimizer, x)
+
+
+def test_attention_keeps_its_scale() -> None:
+    """Queries and keys that lose dimensions are multiplied by what the attention then divides too much."""
+    model, x = NETWORKS["vit"]()
+    svd.sparsify_(model)
+    with torch.no_grad():
+        for name, layer in named_posteriors(model):
+            if name.endswith("qkv"):  # three heads of eight dimensions
+                layer.log_sigma2.view(3, 3, 8, -1)[:, :, :3] = 12.0
+                layer.bias.view(3, 3, 8)[:, :, :3] = 0.0
+    before = outputs(model, x)
+    alpha = model.get_submodule("blocks.0.attn.qkv").log_alpha().view(3, 3, 8, -1)[0, 0, 3].clone()
+    assert len(shrink_(model, x).scales) == 2
+    assert (outputs(model, x) - before).abs().max() < 1e-10 * before.abs().max()
+    torch.testing.assert_close(model.get_submodule("blocks.0.attn.qkv").log_alpha()[0], alpha)
+
+
+def test_an_ordinary_network_loses_its_zeros() -> None:
+    model, x = carrying()
+    with torch.no_grad():
+        model[2].weight[:, :3] = 0
+    before = outputs(model, x)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert shrink_(model, x, optimizer).removed == 3
+    assert torch.equal(outputs(model, x), before) or (outputs(model, x) - before).abs().max() < 1e-14
+
+
+def test_nothing_dead_changes_nothing() -> None:
+    model, x = NETWORKS["resnet18"]()
+    svd.sparsify_(model, example_inputs=x, granularity="gate")
+    held = list(model.parameters())
+    assert shrink_(model, x, torch.optim.Adam(model.parameters())).removed == 0
+    assert all(one is other for one, other in zip(model.parameters(), held, strict=True))
+
+
+def test_a_gate_on_parts_is_refused() -> None:
+    layer = nn.Linear(4, 6)
+    model = prepared(Net(lambda m, x: m.head(m.qkv(x)), qkv=layer, head=nn.Linear(6, 2)))
+    ChannelGate(2, parts=(True, True, False), dtype=torch.float64).attach_(layer, 1)
+    with pytest.raises(ShrinkError, match="qkv: a gate on 3 parts"):
+        shrink_(model, torch.randn(2, 4, dtype=torch.float64))
