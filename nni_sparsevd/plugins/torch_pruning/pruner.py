@@ -107,7 +107,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             super().__init__(
                 model, example_inputs, importance or SparseVDImportance(), pruning_ratio=pruning_ratio or 0.0, **given
             )
-        self._variances = self._optimizer()
+        self._variances = Variances.of(self.model, self.settings)
         self._example_inputs, self._budget = example_inputs, budget
         self.arrival: Arrival | None = None
         """How close the budget was met; after `step`."""
@@ -121,12 +121,6 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         self._controller = Controller(self.settings.posterior.threshold)
         if budget.kind != "parameters":
             weigh_by_macs_(self.model, self._example_inputs)
-
-    def _optimizer(self) -> Variances:
-        found = [module for _, module in named_posteriors(self.model)]
-        gates = [parameter for module in found if isinstance(module, ChannelGate) for parameter in module.parameters()]
-        variances = [module.log_sigma2 for module in found if not isinstance(module, ChannelGate)]
-        return Variances([(variances, 1.0), (gates, self.settings.gate_rate)], self.settings.learning_rate)
 
     def kl(self) -> Tensor:
         """KL of all posteriors from their priors, in nats: a scalar with gradient."""
@@ -165,7 +159,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         """Cut; with `interactive`, give back the groups to be pruned by the caller, who calls `finish` afterwards."""
         groups: Iterator[Any] | None = super().step(interactive)
         if groups is None:
-            self._variances = self._optimizer()
+            self._variances = Variances.of(self.model, self.settings)
             if self._by_itself or self.current_step >= self.iterative_steps:
                 self.finish()
             else:

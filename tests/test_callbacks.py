@@ -1,0 +1,234 @@
+"""Sparse VD in trainings of Lightning and of Hugging Face's Trainer: they learn what a loop by hand learns."""
+
+import copy
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+import nni_sparsevd as svd
+from nni_sparsevd.errors import FileFormatError, ModelError, SettingError, SparseVDWarning
+from nni_sparsevd.nn import is_variational
+from nni_sparsevd.plugins import lightning as for_lightning
+from nni_sparsevd.plugins import transformers as for_transformers
+from nni_sparsevd.plugins.regulariser import Regulariser
+from nni_sparsevd.plugins.settings import SparseVD
+
+SAMPLES, BATCH, EPOCHS, RATE = 64, 16, 6, 1e-2
+STEPS = EPOCHS * SAMPLES // BATCH
+SETTINGS = SparseVD(learning_rate=0.3, kl_coefficient=0.5)
+
+
+class Points(Dataset[dict[str, Tensor]]):
+    """Eight inputs, of which two matter."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(SAMPLES, 8, generator=generator)
+        self.y = (self.x[:, 0] * self.x[:, 1] > 0).long()
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"x": self.x[index], "labels": self.y[index]}
+
+
+class Endless(IterableDataset[dict[str, Tensor]]):
+    """The same, of unknown length."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return iter([Points()[index] for index in range(SAMPLES)])
+
+
+class Network(nn.Module):
+    """Returns its loss, as the Trainer wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.body(x)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+class Module(pytorch_lightning.LightningModule):
+    """The same, as Lightning wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Network()
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        torch.manual_seed(self.global_step)
+        return self.network(**batch)["loss"]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), RATE)
+
+
+def seeded(network: Network, first: int) -> Network:
+    """Draw the noise of each step from a seed of its own, as the others do."""
+    count = itertools.count(first)
+    network.register_forward_pre_hook(lambda *_: torch.manual_seed(next(count)) and None)
+    return network
+
+
+def by_hand(steps: int = STEPS) -> Network:
+    """What both have to arrive at: SGD on the weights, Adam on the variances, the KL in between."""
+    network = Network()
+    regulariser = Regulariser(network, SETTINGS)
+    optimizer = torch.optim.SGD(network.parameters(), RATE)
+    data = Points()
+    for step in range(steps):
+        rows = [(step * BATCH + place) % SAMPLES for place in range(BATCH)]
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        network(data.x[rows], data.y[rows])["loss"].backward()
+        regulariser.regularize(step / STEPS, SAMPLES)
+        optimizer.step()
+    return network
+
+
+def assert_same(found: nn.Module, expected: nn.Module) -> None:
+    for (name, one), (_, other) in zip(found.state_dict().items(), expected.state_dict().items(), strict=True):
+        torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}", rtol=1e-5, atol=1e-6)
+
+
+def lightning(
+    folder: Path, data: Dataset[Any] | None = None, **options: Any
+) -> tuple[Module, pytorch_lightning.Trainer]:
+    module = Module()
+    callback = for_lightning.SparseVDCallback(module.network, options.pop("settings", SETTINGS))
+    trainer = pytorch_lightning.Trainer(
+        **({"max_epochs": EPOCHS} | options), callbacks=[callback], default_root_dir=folder, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, logger=False,
+    )  # fmt: skip
+    return module, trainer
+
+
+def loader(data: Dataset[Any]) -> DataLoader[Any]:
+    return DataLoader(data, BATCH)
+
+
+def huggingface(
+    folder: Path, data: Dataset[Any] | None = None, first: int = 0, **options: Any
+) -> tuple[Network, transformers.Trainer]:
+    network = seeded(Network(), first)
+    callback = for_transformers.SparseVDCallback(network, options.pop("settings", SETTINGS))
+    arguments = transformers.TrainingArguments(
+        str(folder), per_device_train_batch_size=BATCH, learning_rate=RATE, lr_scheduler_type="constant", optim="sgd",
+        max_grad_norm=0.0, report_to=[], use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+        **({"num_train_epochs": EPOCHS, "save_strategy": "no", "logging_steps": 4} | options),
+    )  # fmt: skip
+    trainer = transformers.Trainer(network, arguments, train_dataset=data or Points(), callbacks=[callback])
+    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(Points())  # type: ignore[method-assign]
+    return network, trainer
+
+
+def test_lightning_learns_what_a_loop_by_hand_learns(tmp_path: Path) -> None:
+    module, trainer = lightning(tmp_path)
+    trainer.fit(module, loader(Points()))
+    assert_same(module.network, by_hand())
+    assert 0 < float(trainer.callback_metrics["sparsevd_sparsity"]) < 1 and trainer.callback_metrics["sparsevd_kl"] > 0
+    small, _ = svd.shrink(module.network.body.eval(), torch.randn(2, 8))
+    assert not is_variational(small)
+
+
+def test_huggingface_learns_what_a_loop_by_hand_learns(tmp_path: Path) -> None:
+    network, trainer = huggingface(tmp_path)
+    trainer.train()
+    assert_same(network, by_hand())
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(logged) == STEPS // 4 and all(row["sparsevd_kl"] > 0 for row in logged)
+    assert 0 < logged[-1]["sparsevd_sparsity"] < 1
+
+
+def test_an_optimizer_can_bring_it_along() -> None:
+    network = Network()
+    regulariser = Regulariser(network, SETTINGS.model_copy(update={"n_train": SAMPLES}))
+    optimizer = torch.optim.SGD(network.parameters(), RATE)
+    regulariser.join_(optimizer, STEPS)
+    for step, batch in enumerate(batch for _ in range(EPOCHS) for batch in loader(Points())):
+        optimizer.zero_grad()
+        torch.manual_seed(step)
+        network(**batch)["loss"].backward()
+        optimizer.step()
+    assert_same(network, by_hand())
+
+
+def test_lightning_resumes_as_if_not_interrupted(tmp_path: Path) -> None:
+    class Stop(pytorch_lightning.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            trainer.should_stop = trainer.current_epoch == 1
+
+    first, trainer = lightning(tmp_path)
+    trainer.callbacks.append(Stop())
+    trainer.fit(first, loader(Points()))
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    again, trainer = lightning(tmp_path)
+    trainer.fit(again, loader(Points()), ckpt_path=tmp_path / "stopped.ckpt")
+    assert_same(again.network, by_hand())
+
+
+def test_huggingface_resumes_as_if_not_interrupted(tmp_path: Path) -> None:
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 8
+
+    _, trainer = huggingface(tmp_path, save_strategy="steps", save_steps=8)
+    trainer.add_callback(Stop())
+    trainer.train()
+    assert (tmp_path / "checkpoint-8" / for_transformers.FILE).exists()
+    again, trainer = huggingface(tmp_path, first=8)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert_same(again, by_hand())
+    (tmp_path / "checkpoint-8" / for_transformers.FILE).unlink()
+    _, trainer = huggingface(tmp_path, first=8)
+    with pytest.warns(SparseVDWarning, match="begins anew"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+
+
+def test_an_unknown_number_of_samples_is_said(tmp_path: Path) -> None:
+    known = SETTINGS.model_copy(update={"n_train": SAMPLES})
+    module, trainer = lightning(tmp_path, max_steps=4)
+    with pytest.raises(SettingError, match="n_train"):
+        trainer.fit(module, loader(Endless()))
+    module, trainer = lightning(tmp_path, max_steps=4, settings=known)
+    trainer.fit(module, loader(Endless()))
+    _, trainer = huggingface(tmp_path, Endless(), max_steps=4)
+    with pytest.raises(SettingError, match="n_train"):
+        trainer.train()
+    huggingface(tmp_path, Endless(), max_steps=4, settings=known)[1].train()
+
+
+def test_lightning_without_an_end_is_refused(tmp_path: Path) -> None:
+    module, trainer = lightning(tmp_path, max_epochs=-1)
+    with pytest.raises(SettingError, match="how long"):
+        trainer.fit(module, loader(Points()))
+
+
+def test_states_of_other_networks_are_refused() -> None:
+    one, other = Network(), nn.Linear(3, 2)
+    source, target = Regulariser(one, SETTINGS), Regulariser(other, SETTINGS)
+    one.body(torch.randn(4, 8)).sum().backward()
+    source.regularize(0.5, SAMPLES)
+    with pytest.raises(FileFormatError, match=r"other variances: 0\.exp_avg"):
+        target.load_state_(source.state())
+    with pytest.raises(FileFormatError, match="other variances"):
+        target.load_state_({"weight": torch.zeros(1)})
+    with pytest.raises(ModelError, match="variational already"):
+        Regulariser(one, SETTINGS)
+    kept = copy.deepcopy(source.state())
+    source.load_state_(kept)
+    assert all(torch.equal(value, kept[name]) for name, value in source.state().items())
