@@ -1,7 +1,9 @@
 """Sparse VD in trainings of Lightning and of Hugging Face's Trainer: they learn what a loop by hand learns."""
 
 import copy
+import importlib
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -232,3 +234,11 @@ def test_states_of_other_networks_are_refused() -> None:
     kept = copy.deepcopy(source.state())
     source.load_state_(kept)
     assert all(torch.equal(value, kept[name]) for name, value in source.state().items())
+
+
+@pytest.mark.parametrize(("host", "package"), [("lightning", "pytorch_lightning"), ("transformers", "transformers")])
+def test_a_missing_host_gives_the_command(monkeypatch: pytest.MonkeyPatch, host: str, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"nni_sparsevd.plugins.{host}")
+    with pytest.raises(SettingError, match=rf"{package}.*pip install 'nni_sparsevd\[evaluators\]'"):
+        importlib.import_module(f"nni_sparsevd.plugins.{host}")

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
@@ -10,6 +9,11 @@ from ..errors import SettingError
 from ..graph import Inputs
 from .regulariser import Regulariser, samples_of
 from .settings import SparseVD
+
+try:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise SettingError(f"{error}: pip install 'nni_sparsevd[evaluators]'") from error
 
 
 class SparseVDCallback(Callback):

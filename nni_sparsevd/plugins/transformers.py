@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..errors import SparseVDWarning
+from ..errors import SettingError, SparseVDWarning
 from ..files import load_tensors, save_tensors
 from ..graph import Inputs
 from .regulariser import Regulariser, samples_of
 from .settings import SparseVD
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise SettingError(f"{error}: pip install 'nni_sparsevd[evaluators]'") from error
 
 FILE = "sparsevd_variances.safetensors"
 """Beside the Trainer's own files of a checkpoint."""
