@@ -79,7 +79,7 @@ def _generator(*place: object) -> torch.Generator:
 
 
 def main(
-    out: Path, data: Path, images: int = 6000, epochs: int = 15, kl_coefficient: float = 20.0, seeds: int = 3
+    out: Path, data: Path, images: int = 3000, epochs: int = 12, kl_coefficient: float = 2.0, seeds: int = 3
 ) -> None:
     """Train dense, with gates, and with gates that shrink on the way.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from export_tables import exports, mobile, packed_sizes, sparse_kernels
+from speed_tables import pass_speed, shrink_while_training, step_cost, time_to_result, zoo_latency
 
 from nni_sparsevd import bench, reproduce, zoo
 
@@ -57,15 +58,6 @@ def compression() -> list[str]:
             f"{small['parameters']:,} | {dense['macs'] / small['macs']:.2f} | "
             f"{dense['latency_ms'] / small['latency_ms']:.2f} |"
         )
-    return lines
-
-
-def step_cost() -> list[str]:
-    results = read(RESULTS / "step_cost.json")["results"]
-    variants = [variant for variant in next(iter(results.values())) if variant != "dense"]
-    lines = ["| network | " + " | ".join(variants) + " |", "|---|" + "--:|" * len(variants)]
-    for network, rows in results.items():
-        lines.append(f"| {network} | " + " | ".join(f"{rows[variant]['ratio']:.2f}" for variant in variants) + " |")
     return lines
 
 
@@ -170,43 +162,6 @@ def zoo_summary() -> list[str]:
     return [f"- {line}" for line in zoo.summary(read(RESULTS / "zoo.json")["rows"]).splitlines()]
 
 
-def pass_speed() -> list[str]:
-    results = read(RESULTS / "pass_speed.json")["results"]
-    ways = list(results[0]["ways"])
-    lines = ["| network, input | " + " | ".join(ways) + " |", "|---|" + "--:|" * len(ways)]
-    for row in results:
-        cells = []
-        for found in row["ways"].values():
-            seconds = f"{found['seconds']:.2f}" if "seconds" in found else "fails"
-            cells.append(f"{seconds} (does not run)" if found["error"].startswith("forward") else seconds)
-        lines.append(f"| {row['network']}, {row['input']} | {' | '.join(cells)} |")
-    return lines
-
-
-RUNTIMES = {
-    "eager": "PyTorch eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "executorch": "ExecuTorch",
-    "litert": "LiteRT",
-}  # fmt: skip
-
-
-def zoo_latency() -> list[str]:
-    rows = read(RESULTS / "zoo_latency.json")["results"]
-    runtimes = {name: title for name, title in RUNTIMES.items() if name in rows[0]}
-    lines = [
-        f"| network | parameters | MACs ÷ | {' | '.join(runtimes.values())} |",
-        "|---|--:|--:|" + "--:|" * len(runtimes),
-    ]
-    for row in rows:
-        cells = []
-        for found in (row[runtime] for runtime in runtimes):
-            fine = "faster" in found
-            cells.append(f"{found['whole']:.1f} → {found['small']:.1f}, {found['faster']:.2f}×" if fine else "fails")
-        before, after = row["parameters"]
-        fewer = row["macs"][0] / row["macs"][1]
-        lines.append(f"| {row['network']} | {before:,} → {after:,} | {fewer:.2f} | {' | '.join(cells)} |")
-    return lines
-
-
 def reproduced(name: str) -> list[str]:
     return reproduce.table(reproduce.experiment(name), read(RESULTS / f"reproduce_{name}.json")["runs"])
 
@@ -214,17 +169,6 @@ def reproduced(name: str) -> list[str]:
 def measured(name: str, variant: str) -> list[str]:
     runs = read(RESULTS / "reproduce_mnist.json")["runs"]
     return reproduce.MEASURES[name].table([run for run in runs if run["variant"] == variant])
-
-
-def time_to_result() -> list[str]:
-    results = read(RESULTS / "time_to_result.json")["results"]
-    lines = ["| processor seconds | library | steps | error % | times fewer weights |", "|--:|---|--:|--:|--:|"]
-    for row in sorted(results, key=lambda row: (row["budget"], row["seed"])):
-        lines.append(
-            f"| {row['budget']:g} | {row['library']} | {row['steps']:,} | {row['error']:.2f} | "
-            f"{row['compression']:.0f} |"
-        )
-    return lines
 
 
 def alone(table: Callable[[Any], list[str]]) -> list[str]:
@@ -241,6 +185,8 @@ def best(name: str) -> list[str]:
     return bench.champions_table(bench.league(name), read(RESULTS / f"bench_{name}.json")["rows"])
 
 
+EXPORTS = (exports, mobile, packed_sizes, sparse_kernels)
+TIMES = (pass_speed, shrink_while_training, step_cost, time_to_result, zoo_latency)
 TABLES: dict[str, Callable[[], list[str]]] = {
     **{f"reproduce_{name}": partial(reproduced, name) for name in reproduce.names()},
     **{
@@ -250,14 +196,10 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     },
     **{f"bench_{name}": partial(played, name) for name in bench.names()},
     **{f"best_{name}": partial(best, name) for name in bench.names()},
-    **{one.__name__: partial(alone, one) for one in (exports, mobile, packed_sizes, sparse_kernels)},
-    "time_to_result": time_to_result,
+    **{one.__name__: partial(alone, one) for one in TIMES + EXPORTS},
     "zoo": zoo_rows,
     "zoo_summary": zoo_summary,
-    "pass_speed": pass_speed,
-    "zoo_latency": zoo_latency,
     "compression": compression,
-    "step_cost": step_cost,
     "nni_speedup": nni_speedup,
     "nni_conformance": nni_conformance,
     "nni_mnist": nni_mnist,

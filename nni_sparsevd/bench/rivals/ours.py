@@ -19,6 +19,8 @@ from .noise import gaussian_dropout, noisy_weights
 from .plain import gradually
 
 HELD_OUT = Masking(threshold="held_out")
+PULL = 5e-4
+"""Factor on the KL of a network that is cut gradually, times the share of weights that it keeps."""
 
 
 def weights(estimator: Estimator, prior: Prior = "log_uniform", noisy: bool = False) -> Enter:
@@ -82,13 +84,15 @@ def pressed(estimator: Estimator, floor: float | None = None, dropout: float | N
     return by_level(decide)
 
 
-def gradual(kl_weight: float, dropout: float | None = None) -> Enter:
+def gradual(dropout: float | None = None) -> Enter:
     """Cut by log alpha, more and more while the network trains, on the schedule of gradual magnitude.
 
-    What is left adapts to each cut, and a short training need not wait until all that has to go has drowned.
+    What is left adapts to each cut, and a short training need not wait until all that has to go has drowned.  The KL
+    is a sum over the weights that are left: divided by their share, it pulls as hard at every level.
     """
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
+        kl_weight = PULL / (1 - level)
         model = sparsify_(arena.network(), Posterior(estimator="weight"), example_inputs=arena.example)
         loss = cross_entropy if dropout is None else gaussian_dropout(dropout, cross_entropy)
         masks: Masks = {}
@@ -135,10 +139,8 @@ RIVALS = {
         "ours",
         pressed("weight", 0.1, 0.1),
     ),
-    "vd_gradual": Rival("Sparse VD, one weight sample, cut gradually", "ours", gradual(0.1)),
-    "vd_gradual_dropout": Rival(
-        "Sparse VD, one weight sample, cut gradually, Gaussian dropout", "ours", gradual(0.1, 0.1)
-    ),
+    "vd_gradual": Rival("Sparse VD, one weight sample, cut gradually", "ours", gradual()),
+    "vd_gradual_dropout": Rival("Sparse VD, one weight sample, cut gradually, Gaussian dropout", "ours", gradual(0.1)),
     "vd_local": Rival("Sparse VD, local reparameterisation", "ours", weights("local"), automatic=True),
     "vd_weight": Rival("Sparse VD, one weight sample", "ours", weights("weight"), automatic=True),
     "vd_weight_noisy": Rival(

@@ -1,0 +1,79 @@
+"""The tables that are about time, each from the results file of its name."""
+
+from statistics import mean, stdev
+from typing import Any
+
+RUNTIMES = {
+    "eager": "PyTorch eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "executorch": "ExecuTorch",
+    "litert": "LiteRT",
+}  # fmt: skip
+
+
+def step_cost(found: dict[str, Any]) -> list[str]:
+    """How many times a dense step, by network and variant."""
+    results = found["results"]
+    variants = [variant for variant in next(iter(results.values())) if variant != "dense"]
+    lines = ["| network | " + " | ".join(variants) + " |", "|---|" + "--:|" * len(variants)]
+    for network, rows in results.items():
+        lines.append(f"| {network} | " + " | ".join(f"{rows[variant]['ratio']:.2f}" for variant in variants) + " |")
+    return lines
+
+
+def pass_speed(found: dict[str, Any]) -> list[str]:
+    """Seconds of tracing and shrinking, ours and the peers'."""
+    results = found["results"]
+    ways = list(results[0]["ways"])
+    lines = ["| network, input | " + " | ".join(ways) + " |", "|---|" + "--:|" * len(ways)]
+    for row in results:
+        cells = []
+        for way in row["ways"].values():
+            seconds = f"{way['seconds']:.2f}" if "seconds" in way else "fails"
+            cells.append(f"{seconds} (does not run)" if way["error"].startswith("forward") else seconds)
+        lines.append(f"| {row['network']}, {row['input']} | {' | '.join(cells)} |")
+    return lines
+
+
+def zoo_latency(found: dict[str, Any]) -> list[str]:
+    """Milliseconds before and after, by runtime."""
+    rows = found["results"]
+    runtimes = {name: title for name, title in RUNTIMES.items() if name in rows[0]}
+    lines = [
+        f"| network | parameters | MACs ÷ | {' | '.join(runtimes.values())} |",
+        "|---|--:|--:|" + "--:|" * len(runtimes),
+    ]
+    for row in rows:
+        cells = []
+        for one in (row[runtime] for runtime in runtimes):
+            fine = "faster" in one
+            cells.append(f"{one['whole']:.1f} → {one['small']:.1f}, {one['faster']:.2f}×" if fine else "fails")
+        before, after = row["parameters"]
+        fewer = row["macs"][0] / row["macs"][1]
+        lines.append(f"| {row['network']} | {before:,} → {after:,} | {fewer:.2f} | {' | '.join(cells)} |")
+    return lines
+
+
+def shrink_while_training(found: dict[str, Any]) -> list[str]:
+    """What removing on the way costs and saves."""
+    rows = found["results"]
+    lines = ["|  | error % | times fewer MACs | processor seconds | beside dense |", "|---|--:|--:|--:|--:|"]
+    dense = mean(row["seconds"] for row in rows if row["way"] == "dense")
+    for way in dict.fromkeys(row["way"] for row in rows):
+        own = [row for row in rows if row["way"] == way]
+        error, seconds = [row["error"] for row in own], mean(row["seconds"] for row in own)
+        lines.append(
+            f"| {way} | {mean(error):.1f} ± {stdev(error):.1f} | "
+            f"{mean(row['dense_macs'] / row['macs'] for row in own):.1f} | {seconds:.0f} | {seconds / dense:.2f} |"
+        )
+    return lines
+
+
+def time_to_result(found: dict[str, Any]) -> list[str]:
+    """What a processor budget buys."""
+    results = found["results"]
+    lines = ["| processor seconds | library | steps | error % | times fewer weights |", "|--:|---|--:|--:|--:|"]
+    for row in sorted(results, key=lambda row: (row["budget"], row["seed"])):
+        lines.append(
+            f"| {row['budget']:g} | {row['library']} | {row['steps']:,} | {row['error']:.2f} | "
+            f"{row['compression']:.0f} |"
+        )
+    return lines
