@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -265,7 +266,8 @@ if __name__ == "__main__":
 def test_who_is_told_to_stop_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
     script = tmp_path / "sleeper.py"
     script.write_text(SLEEPER)
-    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], stderr=subprocess.DEVNULL)
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background of a shell ignore Ctrl-C
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], stderr=subprocess.DEVNULL, preexec_fn=heeds)
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         time.sleep(0.05)
     child = int((tmp_path / "pid").read_text())
