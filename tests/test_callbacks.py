@@ -3,6 +3,8 @@
 import copy
 import importlib
 import itertools
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +169,50 @@ def test_an_optimizer_can_bring_it_along() -> None:
         network(**batch)["loss"].backward()
         optimizer.step()
     assert_same(network, by_hand())
+
+
+TOGETHER = """
+import sys, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from test_callbacks import SAMPLES, SETTINGS, Network, Points
+from nni_sparsevd.plugins.regulariser import Regulariser
+
+dist.init_process_group("gloo")
+rank, network, data = dist.get_rank(), Network(), Points()
+regulariser = Regulariser(network, SETTINGS)
+wrapped = DistributedDataParallel(network)
+optimizer = torch.optim.SGD(network.parameters(), 1e-2)
+for step in range(6):
+    torch.manual_seed(2 * step + rank)
+    optimizer.zero_grad()
+    wrapped(data.x[rank::2], data.y[rank::2])["loss"].backward()
+    regulariser.regularize(step / 6, SAMPLES)
+    optimizer.step()
+torch.save(network.state_dict(), f"{sys.argv[1]}/{rank}.pt")
+"""
+
+
+def test_two_processes_stay_one_network(tmp_path: Path) -> None:
+    """As if one process had drawn both noises: gradients are means over processes, and the KL is added once."""
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path]
+    subprocess.run(run, check=True, timeout=120, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)})
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    network, data = Network(), Points()
+    regulariser = Regulariser(network, SETTINGS)
+    optimizer = torch.optim.SGD(network.parameters(), RATE)
+    for step in range(6):
+        optimizer.zero_grad()
+        for rank in (0, 1):
+            torch.manual_seed(2 * step + rank)
+            (network(data.x[rank::2], data.y[rank::2])["loss"] / 2).backward()
+        regulariser.regularize(step / 6, SAMPLES)
+        optimizer.step()
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(one[name], value)
 
 
 def test_lightning_resumes_as_if_not_interrupted(tmp_path: Path) -> None:
