@@ -10,72 +10,57 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jsonargparse import auto_cli
-from torch import nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import data as datasets
 from nni_sparsevd import models
+from nni_sparsevd.bench import league
+from nni_sparsevd.bench.arena import Arena, cross_entropy
+from nni_sparsevd.bench.league import League
 from nni_sparsevd.files import write_json
 from nni_sparsevd.recipe import Data, Model, Sparse
 from nni_sparsevd.report import macs, parameters
-from nni_sparsevd.training import evaluate, optimizer, schedule
+from nni_sparsevd.training import optimizer, schedule
 from nni_sparsevd.training.environment import environment
 
 WAYS = ("dense", "gates", "gates, shrinking")
 NETWORK = Model(name="resnet18_small", arguments={"channels": [16, 32, 64, 128]})
 
 
-def trained(way: str, data: datasets.DataSets, settings: Data, stage: Sparse, seed: int) -> dict[str, object]:
+def trained(way: str, data: datasets.DataSets, played: League, stage: Sparse, seed: int) -> dict[str, object]:
     """Train from scratch one way; what it cost, epoch by epoch, and what came of it."""
     torch.manual_seed(seed)
-    model = models.create(NETWORK, data.num_classes, data.in_chans, data.image_size)
-    example = data.normalise(data.train.images[:2])
-    dense_macs = macs(model, example[:1])
+    model = models.create(played.model, data.num_classes, data.in_chans, data.image_size)
+    ground = Arena(played, seed, data, model)
+    example, dense_macs = ground.example, ground.dense_macs
     if way != "dense":
         svd.sparsify_(model, example_inputs=example, granularity="gate", init_log_sigma2=-6.0)
     optim = optimizer.build(model, stage, stage.gate_rate)
-    per_epoch = len(data.train) // settings.batch_size
-    total, spent, epochs = stage.epochs * per_epoch, 0.0, []
+    total, spent, epochs, small = stage.epochs * ground.per_epoch, 0.0, [], model
     for step in range(total):
         began = time.process_time()
-        loss = _loss(model, data, settings, stage, step, per_epoch, seed)
+        batch = ground.batch(step)
+        torch.manual_seed(schedule.seed_for(seed, "noise", step))
+        model.train()
+        loss = cross_entropy(batch, model)
+        if way != "dense":
+            loss = loss + schedule.kl_weight(stage, step / ground.per_epoch) / len(data.train) * svd.kl(model)
         optimizer.set_rate(optim, schedule.learning_rate(stage, step / total))
         optim.zero_grad()
         loss.backward()
         optim.step()
-        ends = (step + 1) % per_epoch == 0
+        ends = (step + 1) % ground.per_epoch == 0
         if ends and way == "gates, shrinking":
             svd.shrink_(model, example, optim)
         spent += time.process_time() - began
         if ends:
-            epochs.append({"seconds": round(spent, 2), "macs": macs(svd.shrink(model, example)[0], example[:1])})
-    small, _ = svd.shrink(model, example)
+            small, _ = svd.shrink(model, example)
+            epochs.append({"seconds": round(spent, 2), "macs": macs(small, example[:1])})
     return {
-        "way": way, "seed": seed, "error": 100 * (1 - evaluate(small, data, data.test).accuracy),
-        "dense_macs": dense_macs, "macs": macs(small, example[:1]), "parameters": parameters(small),
-        "seconds": round(spent, 2), "epochs": epochs,
+        "way": way, "seed": seed, "error": 100 * (1 - ground.tested(small).accuracy), "dense_macs": dense_macs,
+        "macs": epochs[-1]["macs"], "parameters": parameters(small), "seconds": round(spent, 2), "epochs": epochs,
     }  # fmt: skip
-
-
-def _loss(
-    model: nn.Module, data: datasets.DataSets, settings: Data, stage: Sparse, step: int, per_epoch: int, seed: int
-) -> torch.Tensor:
-    epoch, place = divmod(step, per_epoch)
-    order = torch.randperm(len(data.train), generator=_generator(seed, "order", epoch))
-    rows = order[place * settings.batch_size :][: settings.batch_size]
-    images = datasets.augmented(data.train.images[rows], settings, _generator(seed, "augment", step))
-    torch.manual_seed(schedule.seed_for(seed, "noise", step))
-    model.train()
-    loss = F.cross_entropy(model(datasets.laid_out(data.normalise(images), True)), data.train.labels[rows])
-    if any(name.endswith("log_sigma2") for name, _ in model.named_parameters()):
-        loss = loss + schedule.kl_weight(stage, step / per_epoch) / len(data.train) * svd.kl(model)
-    return loss
-
-
-def _generator(*place: object) -> torch.Generator:
-    return torch.Generator().manual_seed(schedule.seed_for(*place))
 
 
 def main(
@@ -98,13 +83,14 @@ def main(
     stage = Sparse(
         epochs=epochs, learning_rate=3e-3, hold=0.5, kl_coefficient=kl_coefficient, warmup_to=epochs / 3, gate_rate=10.0
     )
+    played = league("cifar10_channels").model_copy(update={"model": NETWORK, "data": settings})
     rows = []
     for seed in range(seeds):
         sets = datasets.load(settings, 32, seed)
         for way in WAYS:
-            rows.append(trained(way, sets, settings, stage, seed))
+            rows.append(trained(way, sets, played, stage, seed))
             print({key: value for key, value in rows[-1].items() if key != "epochs"}, flush=True)
-            write_json(out, {"environment": environment(sys.argv, seeds), "results": rows})
+            write_json(out, {"environment": environment(sys.argv, 0), "results": rows})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from .fit import follow
 from .groups import ChannelGraph, ChannelGroup, Product, Reader, Remembered, Size, Writer
 from .labels import Atoms, Axis, Flags, Link
 from .reshapes import segments
-from .resize import cut_, kept, left, states
+from .resize import cut_, kept, left, states, without
 from .rules import CONVOLUTIONS, READERS, TRANSPOSED
 from .scales import Scale
 from .trace import Inputs, Trace, as_tuple, copy_of, evaluation_mode, forget_
@@ -39,4 +39,5 @@ __all__ = [
     "left",
     "segments",
     "states",
+    "without",
 ]

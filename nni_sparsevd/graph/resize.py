@@ -24,7 +24,10 @@ def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[t
     touched: set[str] = set()
     for name, cut in axes.items():
         names = aliases[id(named[name])]
-        smaller = _without(named[name], cut)
+        old = named[name]
+        smaller = without(old.detach(), cut)
+        if isinstance(old, nn.Parameter):
+            smaller = nn.Parameter(smaller, requires_grad=old.requires_grad)
         for alias in names:
             module, _, key = alias.rpartition(".")
             setattr(model.get_submodule(module), key, smaller)
@@ -59,13 +62,11 @@ def states(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
-def _without(tensor: Tensor, cut: Iterable[tuple[int, Sequence[int]]]) -> Tensor:
-    smaller = tensor.detach()
+def without(tensor: Tensor, cut: Iterable[tuple[int, Sequence[int]]]) -> Tensor:
+    """`tensor` without these indices of these dimensions."""
     for dim, indices in cut:
-        smaller = smaller.index_select(dim, kept(tensor.shape[dim], indices).to(tensor.device))
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(smaller, requires_grad=tensor.requires_grad)
-    return smaller
+        tensor = tensor.index_select(dim, kept(tensor.shape[dim], indices).to(tensor.device))
+    return tensor
 
 
 def refresh_attributes_(module: nn.Module) -> None:

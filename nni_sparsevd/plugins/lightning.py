@@ -43,7 +43,7 @@ class SparseVDCallback(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if optimizer is not trainer.optimizers[0]:  # once a step, where a module has several
             return
-        progress = min(1.0, trainer.global_step / trainer.estimated_stepping_batches)
+        progress = trainer.global_step / trainer.estimated_stepping_batches
         self._kl = self._regulariser.regularize(progress, samples_of(trainer.train_dataloader))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

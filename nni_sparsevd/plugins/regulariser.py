@@ -34,12 +34,14 @@ class Regulariser:
     def regularize(self, progress: float, n_train: int | None = None) -> Tensor:
         """Add the gradient of weight * KL / N to what backward has left, and take one step of the variances.
 
-        `progress` is the part of the training that is done, in [0, 1]; N is `n_train`, unless the settings say it.
+        `progress` is the part of the training that is done, from 0 to 1, where it stays; N is `n_train`, unless the
+        settings say it.
         Returns the KL in nats, a scalar.  Raises `SettingError` where nobody says N.
         """
         n = self.settings.n_train or n_train
         if not n:
             raise SettingError("KL / N needs the number of training samples: pass settings=SparseVD(n_train=...)")
+        progress = min(progress, 1.0)
         divergence = kl(self.model)
         (self.settings.kl_coefficient * self.settings.ramp(progress) / n * divergence).backward()
         self._variances.step(1 - progress)
@@ -53,7 +55,7 @@ class Regulariser:
         done = itertools.count()
 
         def before(*_: object) -> None:
-            self.regularize(min(1.0, next(done) / steps))
+            self.regularize(next(done) / steps)
 
         optimizer.register_step_pre_hook(before)
 

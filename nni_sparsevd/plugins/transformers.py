@@ -49,7 +49,7 @@ class SparseVDCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        progress = min(1.0, state.global_step / state.max_steps)
+        progress = state.global_step / state.max_steps
         self._kl = self._regulariser.regularize(progress, samples_of(kwargs["train_dataloader"]))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..convert import bake_
 from ..errors import ShrinkError
-from ..graph import Axis, Inputs, channel_graph, copy_of, kept, states
+from ..graph import Axis, Inputs, channel_graph, copy_of, states, without
 from ..masks import compute_masks
 from ..nn import ChannelGate, Variational, gate_sites, is_variational, output_dim
 from ..recipe import Masking
@@ -115,7 +115,7 @@ def _follow_(optimizer: torch.optim.Optimizer, before: dict[str, Tensor], after:
             new = successors.get(id(old), old)
             if memory:
                 optimizer.state[new] = {
-                    key: _without(value, lost[id(old)])
+                    key: without(value, lost[id(old)])
                     if isinstance(value, Tensor) and value.shape == old.shape else value
                     for key, value in memory.items()
                 }  # fmt: skip
@@ -124,9 +124,3 @@ def _follow_(optimizer: torch.optim.Optimizer, before: dict[str, Tensor], after:
 
 def _holds(group: dict[str, list[Tensor]], named: dict[str, Tensor], name: str) -> bool:
     return any(parameter is named.get(name) for parameter in group["params"])
-
-
-def _without(value: Tensor, lost: list[tuple[int, tuple[int, ...]]]) -> Tensor:
-    for dim, indices in lost:
-        value = value.index_select(dim, kept(value.shape[dim], indices).to(value.device))
-    return value
