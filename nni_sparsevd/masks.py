@@ -171,7 +171,7 @@ def _group_score(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> 
         inside = position >= 0
         others = [d for d in range(module.weight.dim()) if d != dim]
         squares = module.weight.detach().double().square().sum(others).cpu()
-        noise = module.log_sigma2.detach().double().exp().sum(others).cpu()
+        noise = module.log_sigma2.detach().double().exp().expand_as(module.weight).sum(others).cpu()
         size = len(group)
         mean = torch.zeros(size, dtype=torch.float64) if mean is None else mean
         variance = torch.zeros(size, dtype=torch.float64) if variance is None else variance

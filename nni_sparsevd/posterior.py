@@ -32,7 +32,7 @@ def log_alpha(theta: Tensor, log_sigma2: Tensor) -> Tensor:
 def group_log_alpha(theta: Tensor, log_sigma2: Tensor, dim: int | list[int]) -> Tensor:
     """log(sum sigma^2 / sum theta^2) over `dim`: the log alpha of everything summed over, as one."""
     signal = theta.square().sum(dim) + torch.finfo(theta.dtype).tiny
-    return log_sigma2.logsumexp(dim) - signal.log()
+    return log_sigma2.expand_as(theta).logsumexp(dim) - signal.log()
 
 
 def snr(theta: Tensor, log_sigma2: Tensor) -> Tensor:
@@ -43,8 +43,11 @@ def snr(theta: Tensor, log_sigma2: Tensor) -> Tensor:
 def kl(theta: Tensor, log_sigma2: Tensor, prior: Prior = "log_uniform") -> Tensor:
     """Sum of the KL of every weight from the prior: a scalar, with the closed-form gradient in theta and log_sigma2.
 
-    Computed in float32 or wider also under autocast.  The gradient with respect to theta is finite at 0.
+    `log_sigma2` has the shape of theta, or 1 in some dimensions: one for all weights along them.  Computed in float32
+    or wider also under autocast.  The gradient with respect to theta is finite at 0.
     """
+    if log_sigma2.shape != theta.shape and log_sigma2.numel() != len(theta):
+        log_sigma2 = log_sigma2.expand_as(theta)
     return _KL.apply(theta, log_sigma2, prior)  # type: ignore[no-any-return]
 
 
@@ -100,18 +103,19 @@ class _KL(torch.autograd.Function):
             for part in _parts(mean, noise, slope):
                 total += _value_and_slope(prior, *part)
         ctx.save_for_backward(mean, slope)
-        ctx.dtypes = theta.dtype, log_sigma2.dtype
+        ctx.dtypes, ctx.noise_shape = (theta.dtype, log_sigma2.dtype), log_sigma2.shape
         return total.to(mean.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         mean, slope = ctx.saved_tensors
-        pull, along = torch.empty_like(mean), torch.empty_like(slope)
+        pull, along = torch.empty_like(mean), mean.new_empty(ctx.noise_shape)
         with torch.autocast(mean.device.type, enabled=False):
             for theta, r, to_theta, to_noise in _parts(mean, slope, pull, along):
-                torch.mul(r, grad, out=to_noise)
+                scaled = r * grad
+                to_noise.copy_(scaled.sum_to_size(to_noise.shape))
                 # -2 r theta / theta^2, with the guard of log_alpha: it is 0 at theta = 0, as by symmetry it must be
-                torch.mul(theta, to_noise, out=to_theta).div_(_square(theta)).mul_(-2)
+                torch.mul(theta, scaled, out=to_theta).div_(_square(theta)).mul_(-2)
         return pull.to(ctx.dtypes[0]), along.to(ctx.dtypes[1]), None
 
 
@@ -124,8 +128,13 @@ def _square(theta: Tensor) -> Tensor:
 
 
 def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    size = CACHED if tensors[0].device.type == "cpu" else max(tensors[0].numel(), 1)
-    return zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
+    """The same piece of each; whole rows where one of the tensors holds one number a row."""
+    count = max(tensors[0].numel(), 1)
+    size = CACHED if tensors[0].device.type == "cpu" else count
+    if all(tensor.numel() == tensors[0].numel() for tensor in tensors):
+        return zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
+    rows = max(size * len(tensors[0]) // count, 1)
+    return zip(*(tensor.view(len(tensor), -1).split(rows) for tensor in tensors), strict=True)
 
 
 def _value_and_slope(prior: Prior, theta: Tensor, log_sigma2: Tensor, slope: Tensor) -> Tensor:
@@ -140,9 +149,9 @@ def _value_and_slope(prior: Prior, theta: Tensor, log_sigma2: Tensor, slope: Ten
         slope.copy_(kl_slope(ratio, prior))
         return kl_elements(ratio, prior).sum()
     noise = log_sigma2.clamp_max(80.0)  # its exponential stays finite in float32
-    both = noise.exp().add_(square)
+    both = square + noise.exp()
     torch.div(square, both, out=slope).mul_(-0.5)  # 1 / (1 + alpha)
-    value = 0.5 * (both.log_().sum() - noise.sum())
+    value = 0.5 * (both.log_().sum() - noise.sum() * (square.numel() // noise.numel()))
     if prior == "log_uniform":
         gate = square.log_().sub_(log_sigma2).mul_(-K3).add_(K2).sigmoid_()
         value += K1 * (gate.numel() - gate.sum())

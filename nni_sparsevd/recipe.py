@@ -17,6 +17,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
 from .errors import SettingError
@@ -24,6 +25,7 @@ from .files import write_bytes
 
 Prior = Literal["log_uniform", "log_uniform_exact", "ard"]
 Estimator = Literal["local", "local_bf16", "local_detached", "weight"]
+Variance = Literal["weight", "channel"]
 Fraction = Annotated[float, Ge(0), Lt(1)]
 Argument = int | float | str | bool | list[int]
 
@@ -45,6 +47,9 @@ class Posterior(Settings):
     """How noise enters: local reparameterisation, its two cheaper variants, or one weight sample a batch."""
     estimators: dict[str, Estimator] = {}
     """Name, pattern or type -> estimator of that layer, e.g. the cheap one for convolutions: {Conv2d: weight}."""
+    variance: Variance = "weight"
+    """A sigma^2 for each weight, or one for all weights of an output channel: then training takes the memory of dense
+    training, and local reparameterisation nearly its time."""
     granularity: Literal["weight", "gate", "both"] = "weight"
     """A posterior per weight, one per coupled channel (a gate), or both."""
     init_log_sigma2: float = -10.0
@@ -192,6 +197,14 @@ class Recipe(Settings):
     """Lay training images out channels last: convolutions and pooling are then faster, most of all on a CPU."""
     checkpoint_minutes: PositiveFloat = 5.0
     """A checkpoint is written at every epoch's end and this often within one."""
+
+    @model_validator(mode="after")
+    def _survivors_have_noise_of_their_own(self) -> "Recipe":
+        if self.finetune.variational and self.posterior.variance == "channel":
+            raise ValueError(
+                "finetune.variational takes the noise of single weights away: it needs posterior.variance = 'weight'"
+            )
+        return self
 
 
 def describe(error: ValidationError) -> str:

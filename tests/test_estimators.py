@@ -34,13 +34,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Reference]] = {
 }
 
 
-def network(case: str, estimator: str) -> tuple[nn.Module, Tensor, Reference]:
+def network(case: str, estimator: str, variance: str = "weight") -> tuple[nn.Module, Tensor, Reference]:
     make, shape, reference = CASES[case]
     torch.manual_seed(0)
     layer = make()
-    model = svd.sparsify_(nn.Sequential(layer), estimator=estimator)
+    model = svd.sparsify_(nn.Sequential(layer), estimator=estimator, variance=variance)
     with torch.no_grad():
-        layer.log_sigma2.copy_(torch.randn_like(layer.weight) - 3)
+        layer.log_sigma2.copy_(torch.randn_like(layer.log_sigma2) - 3)
         layer.bias.normal_(std=3)  # a bias in the variance would be seen
     return model, torch.randn(shape), reference
 
@@ -62,11 +62,15 @@ def assert_same_moments(found: Tensor, truth: Tensor, slack: float = 0.0) -> Non
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("estimator", ["local", "local_detached", "local_bf16", "weight"])
-def test_moments_are_those_of_sampled_weights(case: str, estimator: str) -> None:
-    model, x, reference = network(case, estimator)
+@pytest.mark.parametrize("variance", ["weight", "channel"])
+def test_moments_are_those_of_sampled_weights(case: str, estimator: str, variance: str) -> None:
+    model, x, reference = network(case, estimator, variance)
     layer = model[0]
+    outputs = 1 if getattr(layer, "transposed", False) else 0
+    assert variance == "weight" or layer.log_sigma2.numel() == layer.weight.shape[outputs]
     with torch.no_grad():
-        weights = torch.distributions.Normal(layer.weight, layer.log_sigma2.exp().sqrt()).sample((SAMPLES,))
+        deviations = layer.log_sigma2.exp().sqrt().expand_as(layer.weight)
+        weights = torch.distributions.Normal(layer.weight, deviations).sample((SAMPLES,))
         truth = torch.stack([reference(x, weight, layer.bias) for weight in weights])
     assert_same_moments(sampled(model, x), truth, slack=0.02 if estimator == "local_bf16" else 0.0)
 
@@ -103,6 +107,24 @@ def test_detached_variance_passes_no_gradient_to_the_input_only() -> None:
     assert not torch.allclose(gradients["local"][0], x.grad)
     for detached, full in zip(gradients["local_detached"][1:], gradients["local"][1:], strict=True):
         torch.testing.assert_close(detached, full)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shared_variance_has_the_gradients_of_its_copies(case: str) -> None:
+    """The same network with the same sigma^2 written out for each weight: the same output, and summed gradients."""
+    shared, x, _ = network(case, "local", "channel")
+    whole, _, _ = network(case, "local")
+    whole[0].load_state_dict(
+        {**shared[0].state_dict(), "log_sigma2": shared[0].log_sigma2.expand_as(shared[0].weight).clone()}
+    )
+    gradients = []
+    for model in (shared.double(), whole.double()):
+        given = x.double().requires_grad_()
+        torch.manual_seed(7)
+        (model(given).square().sum() + svd.kl(model)).backward()
+        found = model[0].log_sigma2.grad.sum_to_size(shared[0].log_sigma2.shape)
+        gradients.append((found, model[0].weight.grad, given.grad))
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("estimator", ["local", "local_bf16", "local_detached"])

@@ -64,7 +64,12 @@ def variational(row: Row, bias: bool, dtype: torch.dtype = torch.float32, **sett
     model = svd.sparsify_(plain(row, bias, dtype), **settings)
     with torch.no_grad():
         layer = model[0]
-        layer.log_sigma2.copy_(2 * torch.randn_like(layer.weight) + layer.weight.square().clamp(min=1e-6).log() + 2)
+        size = layer.weight.square().clamp(min=1e-6).log()
+        if layer.log_sigma2.shape == size.shape:
+            layer.log_sigma2.copy_(2 * torch.randn_like(size) + size + 2)
+        else:
+            shared = [dim for dim in range(size.dim()) if dim != vnn.output_dim(layer)]
+            layer.log_sigma2.copy_(size.mean(shared, keepdim=True) + 3)
     mask = layer.mask()
     assert mask.any() and not mask.all()  # otherwise the tests below would be vacuous
     return model
@@ -73,10 +78,12 @@ def variational(row: Row, bias: bool, dtype: torch.dtype = torch.float32, **sett
 @rows
 @biases
 @floats
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize(("prior", "variance"), [*((prior, "weight") for prior in PRIORS), ("log_uniform", "channel")])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_shapes_and_gradients(row: Row, bias: bool, dtype: torch.dtype, prior: str, training: bool) -> None:
-    model = variational(row, bias, dtype, prior=prior).train(training)
+def test_shapes_and_gradients(
+    row: Row, bias: bool, dtype: torch.dtype, prior: str, variance: str, training: bool
+) -> None:
+    model = variational(row, bias, dtype, prior=prior, variance=variance).train(training)
     x = row.input(dtype)
     if not row.indices:
         x.requires_grad_()
@@ -93,8 +100,9 @@ def test_shapes_and_gradients(row: Row, bias: bool, dtype: torch.dtype, prior: s
 @rows
 @biases
 @floats
-def test_evaluation_is_the_baked_network_bit_for_bit(row: Row, bias: bool, dtype: torch.dtype) -> None:
-    model = variational(row, bias, dtype).eval()
+@pytest.mark.parametrize("variance", ["weight", "channel"])
+def test_evaluation_is_the_baked_network_bit_for_bit(row: Row, bias: bool, dtype: torch.dtype, variance: str) -> None:
+    model = variational(row, bias, dtype, variance=variance).eval()
     x = row.input(dtype)
     before, mask = model(x), model[0].mask()
     assert torch.equal(before, model(x))
@@ -130,8 +138,9 @@ def test_identity(row: Row, bias: bool) -> None:
 
 @rows
 @pytest.mark.parametrize("prior", PRIORS)
-def test_kl_and_its_gradient(row: Row, prior: str) -> None:
-    model = variational(row, False, torch.float64, prior=prior)
+@pytest.mark.parametrize("variance", ["weight", "channel"])
+def test_kl_and_its_gradient(row: Row, prior: str, variance: str) -> None:
+    model = variational(row, False, torch.float64, prior=prior, variance=variance)
     layer = model[0]
     layer.kl_weight = 2.5
     pair = (layer.weight, layer.log_sigma2)

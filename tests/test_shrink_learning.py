@@ -53,15 +53,20 @@ def killed_(model: nn.Module, seed: int = 0) -> nn.Module:
             elif isinstance(one, Variational):
                 for dim in range(min(one.weight.dim(), 2)):
                     dead = torch.rand(one.weight.shape[dim], generator=draw) < 0.4
-                    one.log_sigma2.movedim(dim, 0)[dead] = 12.0
+                    if one.log_sigma2.shape == one.weight.shape:
+                        one.log_sigma2.movedim(dim, 0)[dead] = 12.0
+                    else:
+                        one.weight.movedim(dim, 0)[dead] *= 1e-9
     return model
 
 
-@pytest.mark.parametrize("granularity", ["gate", "weight", "both"])
+@pytest.mark.parametrize(
+    ("granularity", "variance"), [("gate", "weight"), ("weight", "weight"), ("both", "weight"), ("both", "channel")]
+)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_outputs_stay_and_channels_go(name: str, granularity: str) -> None:
+def test_outputs_stay_and_channels_go(name: str, granularity: str, variance: str) -> None:
     model, x = NETWORKS[name]()
-    killed_(svd.sparsify_(model, example_inputs=x, granularity=granularity))
+    killed_(svd.sparsify_(model, example_inputs=x, granularity=granularity, variance=variance))
     before, size = outputs(model, x), sum(p.numel() for p in model.parameters())
     classes = [(key, type(module)) for key, module in model.named_modules()]
     plan = shrink_(model, x)
@@ -69,7 +74,9 @@ def test_outputs_stay_and_channels_go(name: str, granularity: str) -> None:
     assert plan.removed > 0 and sum(p.numel() for p in model.parameters()) < size
     assert [(key, type(module)) for key, module in model.named_modules()] == classes, "still variational"
     for _, layer in named_posteriors(model):
-        assert layer.log_sigma2.shape == (layer.mu if isinstance(layer, ChannelGate) else layer.weight).shape
+        whole = (layer.mu if isinstance(layer, ChannelGate) else layer.weight).shape
+        one_a_row = (*whole[:1], *[1] * (len(whole) - 1))
+        assert layer.log_sigma2.shape == (whole if variance == "weight" else one_a_row)
     small, _ = svd.shrink(model, x)  # the way out is the usual one
     assert (outputs(small, x) - before).abs().max() < 1e-10 * before.abs().max()
     model.train()

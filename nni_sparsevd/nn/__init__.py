@@ -21,8 +21,8 @@ from .layers import (
     to_plain_,
     to_variational_,
 )
-from .sites import gate_sites, is_variational, output_dim, plain_copy, scale_channels_, to_plain_network_
-from .variational import Operation, Variational, local_reparameterisation
+from .sites import gate_sites, is_variational, plain_copy, scale_channels_, to_plain_network_
+from .variational import Operation, Variational, first_log_sigma2, local_reparameterisation, output_dim
 
 __all__ = [
     "VARIATIONAL",
@@ -38,6 +38,7 @@ __all__ = [
     "Operation",
     "Variational",
     "convertible",
+    "first_log_sigma2",
     "gate_sites",
     "is_variational",
     "kl",

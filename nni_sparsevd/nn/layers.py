@@ -100,7 +100,8 @@ class Embedding(Variational, nn.Embedding):
         if self.padding_idx is None:
             return super().kl()
         rows = (slice(self.padding_idx), slice(self.padding_idx + 1, None))
-        parts = [maths.kl(self.weight[part], self.log_sigma2[part], self.settings.prior) for part in rows]
+        log_sigma2 = self.log_sigma2.expand_as(self.weight)
+        parts = [maths.kl(self.weight[part], log_sigma2[part], self.settings.prior) for part in rows]
         return self.kl_weight * (parts[0] + parts[1])
 
     def log_alpha(self) -> Tensor:

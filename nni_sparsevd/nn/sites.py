@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .gate import ChannelGate
 from .layers import to_plain_
-from .variational import Variational
+from .variational import Variational, output_dim
 
 
 def is_variational(model: nn.Module) -> bool:
@@ -52,11 +52,6 @@ def scale_channels_(layer: nn.Module, scale: Tensor, holders: tuple[nn.Module, .
                 shape = [1] * parameter.dim()
                 shape[dim] = -1
                 parameter.mul_(scale.to(parameter).view(shape))
-
-
-def output_dim(layer: nn.Module) -> int:
-    """The dimension of `layer.weight` that holds its outputs; an embedding's are its columns."""
-    return 1 if getattr(layer, "transposed", False) or isinstance(layer, nn.Embedding) else 0
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

@@ -37,17 +37,42 @@ def local_reparameterisation(
     device = x.device.type
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
     if estimator != "local_bf16" and not half:
-        variance = operation(x.square() if x_squared is None else x_squared, sigma2, None)
+        deviation = _deviation(operation, x.square() if x_squared is None else x_squared, sigma2, weight)
     else:
         # float16 holds neither x^2 > 65504 nor small sigma^2, so its variance is computed in float32; and autocast
         # would turn the bfloat16 of local_bf16 into its own type
         kind = torch.bfloat16 if estimator == "local_bf16" else torch.float32
         with torch.autocast(device, enabled=False):
             squared = x.to(kind).square() if x_squared is None else x_squared
-            variance = operation(squared, sigma2.to(kind), None).to(torch.float32)
-    # 1e-8: the square root has no gradient at a variance of exactly 0 (an input of zeros); the clamp: fast
-    # convolutions (Winograd) may round a variance of 0 to slightly below it
-    return mean + (variance.clamp_min(0) + 1e-8).sqrt().to(mean.dtype) * standard_normal(mean)
+            deviation = _deviation(operation, squared, sigma2.to(kind), weight)
+    return torch.addcmul(mean, deviation.to(mean.dtype), standard_normal(mean))
+
+
+def _deviation(operation: Operation, x_squared: Tensor, sigma2: Tensor, weight: Tensor) -> Tensor:
+    """Square root of op(x^2, sigma^2).
+
+    Of one sigma^2 a row of the weight it is sigma * sqrt(op(sum of x^2 over the inputs, 1)): just as exact, for the
+    cost of a single output channel.
+    """
+    rows = sigma2.shape[0] == weight.shape[0] and x_squared.is_floating_point()
+    if sigma2.shape == weight.shape or not rows:
+        return _root(operation(x_squared, sigma2.expand_as(weight), None))
+    inputs = 1 - weight.dim()  # their dimension, counted from the end
+    groups = x_squared.shape[inputs] // weight.shape[1]
+    power = x_squared.unflatten(inputs, (groups, -1)).sum(inputs)
+    reached = operation(power, power.new_ones(groups, 1, *weight.shape[2:]), None).unsqueeze(inputs)
+    sigma = sigma2.sqrt().view(groups, -1, *[1] * (weight.dim() - 2))
+    return (_root(reached) * sigma).flatten(inputs - 1, inputs)
+
+
+def _root(variance: Tensor) -> Tensor:
+    """Square root in float32 or wider.
+
+    1e-8: it has no gradient at exactly 0 (an input of zeros).  The clamp: fast convolutions (Winograd) may round a
+    variance of 0 to slightly below it.
+    """
+    wide = torch.promote_types(variance.dtype, torch.float32)
+    return (variance.to(wide).clamp_min(0) + 1e-8).sqrt()
 
 
 def standard_normal(like: Tensor) -> Tensor:
@@ -59,6 +84,20 @@ def standard_normal(like: Tensor) -> Tensor:
         return torch.randn_like(like)
     count, channels, height, width = like.shape
     return like.new_empty(count, height, width, channels).normal_().permute(0, 3, 1, 2)
+
+
+def output_dim(layer: nn.Module) -> int:
+    """The dimension of `layer.weight` that holds its outputs; an embedding's are its columns."""
+    return 1 if getattr(layer, "transposed", False) or isinstance(layer, nn.Embedding) else 0
+
+
+def first_log_sigma2(layer: nn.Module, posterior: Posterior) -> Tensor:
+    """Where log sigma^2 starts: in the shape of the weight, or with 1 in all its dimensions but that of the outputs."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    if posterior.variance == "weight":
+        return torch.full_like(weight, posterior.init_log_sigma2)
+    shape = [size if dim == output_dim(layer) else 1 for dim, size in enumerate(weight.shape)]
+    return weight.new_full(shape, posterior.init_log_sigma2)
 
 
 class Variational(nn.Module):
@@ -83,10 +122,8 @@ class Variational(nn.Module):
         self.add_posterior_(posterior or Posterior())
 
     def add_posterior_(self, posterior: Posterior) -> None:
-        """Add log_sigma2, in the weight's shape, and the settings."""
-        self.log_sigma2 = nn.Parameter(
-            torch.full_like(self.weight, posterior.init_log_sigma2), requires_grad=self.weight.requires_grad
-        )
+        """Add log_sigma2 and the settings."""
+        self.log_sigma2 = nn.Parameter(first_log_sigma2(self, posterior), requires_grad=self.weight.requires_grad)
         self.settings = posterior
         self.threshold = posterior.threshold
         self.kl_weight = 1.0

@@ -66,7 +66,8 @@ def _of_posteriors(model: nn.Module, cuts: Cuts, sites: Sites) -> Cuts:
     named, modules = dict(states(model)), dict(model.named_modules())
     for (name, dim), indices in cuts.items():
         for owner, module in modules.items():  # several, where they share a weight
-            if isinstance(module, Variational) and module.weight is named[name]:
+            own = isinstance(module, Variational) and module.weight is named[name]
+            if own and module.log_sigma2.shape[dim] == module.weight.shape[dim]:
                 found[f"{owner}.log_sigma2", dim] = indices
     names = {id(module): name for name, module in modules.items()}  # a gate on several writers has one
     for _, _, gate in sites:
@@ -97,7 +98,13 @@ def _keep_(layer: nn.Module, wanted: Tensor) -> None:
     if isinstance(layer, Variational):
         lost = (wanted.to(layer.weight.device) != 0) & ~layer.mask()
         below = layer.weight.detach().square().log() + (layer.threshold - 1)
-        layer.log_sigma2.data = torch.where(lost, below, layer.log_sigma2.data)
+        if layer.log_sigma2.shape == below.shape:
+            layer.log_sigma2.data = torch.where(lost, below, layer.log_sigma2.data)
+            return
+        shared = [dim for dim in range(below.dim()) if dim != output_dim(layer)]
+        lowest = torch.where(lost, below, math.inf).amin(shared, keepdim=True)
+        layer.weight.data.masked_fill_(~layer.mask() & ~lost, 0.0)  # or they would come back with it
+        layer.log_sigma2.data = layer.log_sigma2.data.minimum(lowest)
 
 
 def _follow_(optimizer: torch.optim.Optimizer, before: dict[str, Tensor], after: dict[str, Tensor], cuts: Cuts) -> None:

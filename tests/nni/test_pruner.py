@@ -210,12 +210,14 @@ def test_the_order_does_not_follow_the_hash_seed():
 
 
 @pytest.mark.parametrize("estimator", ["local", "local_bf16", "local_detached", "weight"])
+@pytest.mark.parametrize("variance", ["weight", "channel"])
 @pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(6, 5, 2, groups=1), nn.ConvTranspose1d(6, 5, 2)])
-def test_outputs_vary_by_the_posterior_of_what_is_kept(estimator, layer):
+def test_outputs_vary_by_the_posterior_of_what_is_kept(estimator, variance, layer):
     torch.manual_seed(0)
     layer, plain = copy.deepcopy(layer), copy.deepcopy(layer)
     kind, shape = type(layer).__name__, {2: (6,), 3: (6, 4), 4: (6, 4, 4)}[layer.weight.dim()]
-    pruner = with_posterior({"op_types": [kind], "sparse_ratio": 0.5}, nn.Sequential(layer), estimator=estimator)
+    entry = {"op_types": [kind], "sparse_ratio": 0.5}
+    pruner = with_posterior(entry, nn.Sequential(layer), estimator=estimator, variance=variance)
     pruner.update_masks(pruner.generate_masks())
     wrapper = layer._nni_wrapper
     x = torch.randn(1, *shape)
@@ -234,9 +236,9 @@ def test_outputs_vary_by_the_posterior_of_what_is_kept(estimator, layer):
 
 
 def test_noise_on_an_embedding_leaves_its_padding_alone():
-    for estimator in ("local", "weight"):
+    for estimator, variance in (("local", "weight"), ("weight", "weight"), ("local", "channel"), ("weight", "channel")):
         model = nn.Sequential(nn.Embedding(10, 8, padding_idx=0))
-        with_posterior({"op_types": ["Embedding"]}, model, estimator=estimator)
+        with_posterior({"op_types": ["Embedding"]}, model, estimator=estimator, variance=variance)
         tokens = torch.tensor([[0, 3]])
         first, second = model(tokens), model(tokens)
         assert torch.allclose(first[0, 0], torch.zeros(8), atol=2e-4)
@@ -279,12 +281,15 @@ def test_the_objective_is_loss_plus_kl_over_n_after_a_warm_up():
 
 
 @pytest.mark.parametrize("maker", [torch_evaluator, lightning_evaluator, transformers_evaluator])
-@pytest.mark.parametrize("granularity", ["weight", "gate", "both"])
-def test_it_learns_with_each_evaluator_and_leaves_an_ordinary_network(maker, granularity):
+@pytest.mark.parametrize(
+    ("granularity", "variance"), [("weight", "weight"), ("gate", "weight"), ("both", "weight"), ("both", "channel")]
+)
+def test_it_learns_with_each_evaluator_and_leaves_an_ordinary_network(maker, granularity, variance):
     model, evaluator = maker(network())
     before = {name: type(module) for name, module in model.named_modules()}
     keys = list(model.state_dict())
-    pruner = SparseVDPruner(model, [CONVOLUTIONS], evaluator, 40, settings=settings(granularity=granularity))
+    chosen = settings(granularity=granularity, variance=variance)
+    pruner = SparseVDPruner(model, [CONVOLUTIONS], evaluator, 40, settings=chosen)
     assert len(list(model.state_dict())) > len(keys)
     learnt, masks = pruner.compress()
     assert learnt is model

@@ -218,6 +218,29 @@ def test_variances_and_gates_are_cut_with_their_weights(kind, importance):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_variance_of_a_channel_counts_as_its_copies(kind):
+    torch.manual_seed(0)
+    shared = svd.sparsify_(randomise_(kind()), variance="channel")
+    copies = svd.sparsify_(svd.bake_(copy.deepcopy(shared), {}))
+    with torch.no_grad():
+        for layer, whole in zip(shared.modules(), copies.modules(), strict=True):
+            if isinstance(layer, Variational):
+                whole.log_sigma2.copy_(layer.log_sigma2.normal_(-3))
+    for model in (shared, copies):
+        pruner = tp.pruner.BasePruner(
+            model, X, SparseVDImportance(), pruning_ratio=0.5,
+            in_channel_groups={}, out_channel_groups={}, ignored_layers=[[*model.children()][-1]],
+        )  # fmt: skip
+        pruner.step()
+        model.train()(X).sum().backward()
+    assert shared.first.out_channels == 4
+    for layer, whole in zip(shared.modules(), copies.modules(), strict=True):
+        if isinstance(layer, Variational):
+            assert torch.equal(layer.weight, whole.weight)
+            assert torch.equal(layer.log_sigma2.expand_as(layer.weight), whole.log_sigma2)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_copy_has_nothing_to_do_with_its_model(kind):
     """Also where it is made after tracing, which leaves its marks on weights."""
     model = network(kind, GRANULARITIES[kind][-1])

@@ -72,11 +72,13 @@ def vision_transformer():
     return randomise_(timm.create_model("deit_tiny_patch16_224", num_classes=10, img_size=64))
 
 
-@pytest.mark.parametrize("granularity", ["weight", "gate", "both"])
-def test_it_learns_and_leaves_an_ordinary_network(granularity):
+@pytest.mark.parametrize(
+    ("granularity", "variance"), [("weight", "weight"), ("gate", "weight"), ("both", "weight"), ("both", "channel")]
+)
+def test_it_learns_and_leaves_an_ordinary_network(granularity, variance):
     model = network()
     keys, kinds = sorted(model.state_dict()), [type(module) for module in model.modules()]
-    pruner = made(model, settings=settings(granularity))
+    pruner = made(model, settings=settings(granularity, variance=variance))
     assert all(module.training for module in model.modules())
     before = pruner.kl().item()
     train(model, pruner, 30)

@@ -8,7 +8,7 @@ from nni.compression.base.target_space import PruningTargetSpace
 from torch import Tensor, nn
 
 from ... import posterior as maths
-from ...nn import VARIATIONAL, local_reparameterisation
+from ...nn import VARIATIONAL, first_log_sigma2, local_reparameterisation
 from ...recipe import Posterior
 
 SAMPLED = "sparse_vd_{}"
@@ -27,12 +27,14 @@ class TargetPosterior:
         self.kl_weight = kl_weight
         self._wrapper: Any = space._wrapper
         self._name = f"{space._target_name}_log_sigma2"
-        log_sigma2 = torch.full_like(self.theta, settings.init_log_sigma2)
-        self._wrapper.register_parameter(self._name, nn.Parameter(log_sigma2, requires_grad=True))
         self._plain_forward = self._wrapper.module_forward
         self._plain_method = space.apply_method
         space.sparse_vd = self  # type: ignore[attr-defined]
-        linear = type(self._wrapper.module) in VARIATIONAL and space._target_name == "weight"
+        module = self._wrapper.module
+        linear = type(module) in VARIATIONAL and space._target_name == "weight"
+        start = settings.init_log_sigma2
+        log_sigma2 = first_log_sigma2(module, settings) if linear else torch.full_like(self.theta, start)
+        self._wrapper.register_parameter(self._name, nn.Parameter(log_sigma2, requires_grad=True))
         if linear and settings.estimator != "weight":
             self._wrapper.module_forward = self._local_forward
         else:
@@ -46,7 +48,7 @@ class TargetPosterior:
 
     @property
     def log_sigma2(self) -> nn.Parameter:
-        """In the target's shape."""
+        """In the target's shape, or one for all weights of an output channel."""
         parameter: nn.Parameter = getattr(self._wrapper, self._name)
         return parameter
 
@@ -69,7 +71,8 @@ class TargetPosterior:
     def moments(self) -> tuple[Tensor, Tensor]:
         """(sum of theta^2, sum of sigma^2) over each of the target's blocks, in float64, in the shape of its metric."""
         scaler = self.space._scaler
-        squares = self.theta.detach().double().square(), self.log_sigma2.detach().double().exp()
+        variances = self.log_sigma2.detach().double().exp().expand_as(self.theta)
+        squares = self.theta.detach().double().square(), variances
         if scaler is None:
             return squares
         signal, noise = (scaler.shrink(value, lambda block: block.sum(-1), keepdim=True) for value in squares)
@@ -84,7 +87,9 @@ class TargetPosterior:
     def _sigma2(self) -> Tensor:
         sigma2 = self.log_sigma2.exp()
         padding = getattr(self._wrapper.module, "padding_idx", None)  # this row of an embedding is no weight
-        return sigma2 if padding is None else sigma2.index_fill(0, torch.tensor(padding, device=sigma2.device), 0.0)
+        if padding is None:
+            return sigma2
+        return sigma2.expand_as(self.theta).index_fill(0, torch.tensor(padding, device=sigma2.device), 0.0)
 
     def _local_forward(self, x: Tensor, *rest: Any) -> Tensor:
         """The module's own forward, twice: with the mean for the mean, with the variances for the variance."""

@@ -23,7 +23,7 @@ class Companions:
 
     def cut_(self, pruner: Any, cut: Any, size: int, kept: list[int], dim: int) -> None:
         """After `size` channels along `dim` of the weight have become those in `kept`."""
-        if isinstance(self.layer, Variational):
+        if isinstance(self.layer, Variational) and self.layer.log_sigma2.shape[dim] == size:
             self.layer.log_sigma2 = cut(pruner, self.layer.log_sigma2, kept, dim)
         gate = self.gate
         if gate is None or dim != output_dim(self.layer) or len(gate.mu) * len(gate.parts) != size:

@@ -103,6 +103,7 @@ def _share(moments: Tensor) -> Tensor:
 def _moments(layer: Variational, dim: int) -> Tensor:
     """Sums of theta^2 and of sigma^2 over each channel along an axis of the weight, shape (2, channels), in float64."""
     others = [other + 1 for other in range(layer.weight.dim()) if other != dim]
-    sums = torch.stack([layer.weight.square(), layer.log_sigma2.exp()]).double().sum(others)
+    variances = layer.log_sigma2.exp().expand_as(layer.weight)
+    sums = torch.stack([layer.weight.square(), variances]).double().sum(others)
     groups = getattr(layer, "groups", 1)  # of a grouped convolution, each group of inputs has the same axis
     return sums.repeat(1, groups) if dim == 1 and groups > 1 and not layer.transposed else sums
