@@ -1,10 +1,10 @@
-"""What a training step with Sparse VD costs beside a dense one: `python examples/step_cost.py OUT.json`.
+"""What a training step with Sparse VD costs beside a dense one, in time and memory: `python examples/step_cost.py OUT`.
 
-All variants of a network take turns in one process, on one thread; processor time, medians, ratios to dense.  A step
-is forward, loss, KL, backward and fused Adam.
+All ways to train a network take turns in one process, on one thread; processor time, medians, ratios to dense.  A step
+is forward, loss, KL, backward and fused Adam.  Memory is what parameters and Adam hold, and the most that a step
+allocates on top.  cplxmodule and pytorch_ard take part where they are installed (see peers.py).
 """
 
-import json
 import statistics
 import sys
 import time
@@ -13,73 +13,115 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jsonargparse import auto_cli
+from peers import LIBRARIES, Kl, installed
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import nni_sparsevd as svd
 from nni_sparsevd import models
+from nni_sparsevd.files import write_json
 from nni_sparsevd.training.environment import environment
 
-NETWORKS = {  # name -> (network, input shape of a batch, rounds)
-    "lenet_300_100, batch 100": ("lenet_300_100", (100, 1, 28, 28), 60),
-    "lenet5_caffe, batch 100": ("lenet5_caffe", (100, 1, 28, 28), 20),
-    "resnet18_small (32 pixels), batch 16": ("resnet18_small", (16, 3, 32, 32), 7),
+NETWORKS = {  # name -> (network, input shape of a batch, channels last, rounds)
+    "lenet_300_100, batch 100": ("lenet_300_100", (100, 1, 28, 28), False, 60),
+    "lenet5_caffe, batch 100": ("lenet5_caffe", (100, 1, 28, 28), False, 20),
+    "resnet18_small (32 pixels), batch 16": ("resnet18_small", (16, 3, 32, 32), False, 7),
+    "the same, channels last": ("resnet18_small", (16, 3, 32, 32), True, 7),
+    "resnet18_small (32 pixels), batch 128": ("resnet18_small", (128, 3, 32, 32), False, 3),
 }
-VARIANTS: dict[str, dict[str, str] | None] = {
-    "dense": None,
-    "weights, local": {"estimator": "local"},
-    "weights, local_bf16": {"estimator": "local_bf16"},
-    "weights, local_detached": {"estimator": "local_detached"},
-    "weights, one sample": {"estimator": "weight"},
+OURS: dict[str, dict[str, str]] = {
+    "local": {"estimator": "local"},
+    "local_bf16": {"estimator": "local_bf16"},
+    "local_detached": {"estimator": "local_detached"},
+    "one sample": {"estimator": "weight"},
+    "local, σ² a channel": {"estimator": "local", "variance": "channel"},
+    "one sample, σ² a channel": {"estimator": "weight", "variance": "channel"},
     "gates": {"granularity": "gate"},
 }
 
 
-def stepper(name: str, images: Tensor, settings: dict[str, str] | None) -> Callable[[], None]:
-    torch.manual_seed(0)
-    model: nn.Module = models.build(name, {}).train()
-    if settings is not None:
-        svd.sparsify_(model, example_inputs=images[:2], **settings)
+def enter(way: str, model: nn.Module, images: Tensor) -> tuple[nn.Module, Kl | None]:
+    """A dense network with the posteriors of one way to train, and its KL."""
+    if way == "dense":
+        return model, None
+    if way in LIBRARIES:
+        library = LIBRARIES[way]()
+        return library.convert(model).train(), library.kl
+    return svd.sparsify_(model, example_inputs=images[:2], **OURS[way]), svd.kl
+
+
+def stepper(model: nn.Module, kl: Kl | None, images: Tensor) -> Callable[[], int]:
+    """One training step; it returns the bytes that parameters and Adam hold."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     labels = torch.randint(10, (len(images),))
 
-    def step() -> None:
-        loss = F.cross_entropy(model(images), labels)
-        if settings is not None:
-            loss = loss + svd.kl(model) / 50_000
+    def step() -> int:
         optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        if kl is not None:
+            loss = loss + kl(model) / 50_000
         loss.backward()
         optimizer.step()
+        kept = [value for state in optimizer.state.values() for value in state.values()]
+        return sum(tensor.nbytes for tensor in [*model.parameters(), *kept])
 
     return step
 
 
-def measure(name: str, shape: tuple[int, ...], rounds: int) -> dict[str, dict[str, float]]:
-    images = torch.randn(shape)
-    steps = {variant: stepper(name, images, settings) for variant, settings in VARIANTS.items()}
-    times: dict[str, list[float]] = {variant: [] for variant in steps}
-    for turn in range(rounds + 2):
-        for variant, step in steps.items():
+def peak(step: Callable[[], int]) -> int:
+    """Bytes that parameters and Adam hold, and the most that a step allocates on top."""
+    held = step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    allocated = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        allocated += event.nbytes()
+        highest = max(highest, allocated)
+    return held + highest
+
+
+def measure(name: str, shape: tuple[int, ...], channels_last: bool, rounds: int) -> dict[str, dict[str, float]]:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = torch.randn(shape).to(memory_format=layout)
+    ways = ["dense", *OURS, *installed()[1:]]
+    steps = {}
+    for way in ways:
+        torch.manual_seed(0)
+        steps[way] = stepper(*enter(way, models.build(name, {}).train(), images), images)
+    memory = {way: peak(step) for way, step in steps.items()}
+    times: dict[str, list[float]] = {way: [] for way in steps}
+    for _ in range(rounds):
+        for way, step in steps.items():
             began = time.process_time()
             step()
-            if turn >= 2:  # the first two warm up
-                times[variant].append(time.process_time() - began)
-    medians = {variant: statistics.median(values) for variant, values in times.items()}
+            times[way].append(time.process_time() - began)
+    medians = {way: statistics.median(values) for way, values in times.items()}
     return {
-        variant: {"milliseconds": 1e3 * median, "ratio": median / medians["dense"]}
-        for variant, median in medians.items()
-    }
+        way: {
+            "milliseconds": 1e3 * median, "ratio": median / medians["dense"],
+            "mebibytes": memory[way] / 2**20, "memory": memory[way] / memory["dense"],
+        }
+        for way, median in medians.items()
+    }  # fmt: skip
 
 
 def main(out: Path) -> None:
+    """Measure all networks.
+
+    Args:
+        out: where the results go, as JSON.
+    """
     torch.set_num_threads(1)
-    results = {label: measure(*row) for label, row in NETWORKS.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"results": results, "environment": environment(sys.argv, 0)}, indent=1) + "\n")
-    for label, rows in results.items():
+    results = {}
+    for label, row in NETWORKS.items():
+        results[label] = measure(*row)
+        write_json(out, {"results": results, "environment": environment(sys.argv, 0)})
         print(label)
-        for variant, row in rows.items():
-            print(f"  {variant:24} {row['milliseconds']:9.2f} ms  {row['ratio']:5.2f}x")
+        for way, found in results[label].items():
+            print(f"  {way:26} {found['milliseconds']:9.2f} ms {found['ratio']:6.2f}x   memory {found['memory']:5.2f}x")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    auto_cli(main)

@@ -7,77 +7,25 @@ Each library's layers, KL and masks are used as it documents them; the threshold
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
+from peers import LIBRARIES, Kl
 from torch import Tensor, nn
 
-import nni_sparsevd as svd
 from nni_sparsevd import data as datasets
 from nni_sparsevd import models
 from nni_sparsevd.files import write_json
-from nni_sparsevd.nn import named_posteriors
 from nni_sparsevd.recipe import Data
 from nni_sparsevd.training import evaluate
 from nni_sparsevd.training.environment import environment
 
-Kl = Callable[[nn.Module], Tensor]
 BATCH, RATE = 100, 2e-3
 TOLERANCE = 0.002
 THRESHOLDS = [step / 2 for step in range(9)]
-
-
-@dataclass(frozen=True)
-class Library:
-    """How a library makes a network variational, and what it then says of it."""
-
-    convert: Callable[[nn.Module], nn.Module]
-    kl: Kl
-    log_alpha: Callable[[nn.Module], dict[str, Tensor]]
-
-
-def _swapped(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """Every linear layer replaced by one of `kind`, with its weights."""
-    for name, layer in list(model.named_children()):
-        if isinstance(layer, nn.Linear):
-            other = kind(layer.in_features, layer.out_features)
-            other.load_state_dict(layer.state_dict(), strict=False)
-            setattr(model, name, other)
-    return model
-
-
-def _cplxmodule() -> Library:
-    from cplxmodule.nn.relevance import LinearVD, named_penalties  # type: ignore[import-not-found]
-
-    return Library(
-        lambda model: _swapped(model, LinearVD),
-        lambda model: sum(penalty for _, penalty in named_penalties(model)),  # type: ignore[return-value,misc]
-        lambda model: {name: m.log_alpha for name, m in model.named_modules() if isinstance(m, LinearVD)},
-    )
-
-
-def _pytorch_ard() -> Library:
-    from torch_ard import LinearARD, get_ard_reg  # type: ignore[import-not-found]
-
-    return Library(
-        lambda model: _swapped(model, LinearARD),
-        get_ard_reg,
-        lambda model: {name: m.log_alpha for name, m in model.named_modules() if isinstance(m, LinearARD)},
-    )
-
-
-def _ours() -> Library:
-    return Library(
-        svd.sparsify_, svd.kl, lambda model: {name: module.log_alpha() for name, module in named_posteriors(model)}
-    )
-
-
-LIBRARIES = {"nni_sparsevd": _ours, "cplxmodule": _cplxmodule, "pytorch_ard": _pytorch_ard}
 
 
 def train_(

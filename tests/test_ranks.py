@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from nni_sparsevd.files import load_tensors
 from nni_sparsevd.recipe import Data, Finetune, Posterior, Recipe, Sparse, Stage, write
-from nni_sparsevd.training import compress
+from nni_sparsevd.training import checkpoint, compress
 
 WORKER = """
-import sys, torch
+import os, signal, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from nni_sparsevd import recipe, training
@@ -27,7 +27,21 @@ def decide(way, model, decide=room._Way._decide):
     save_tensors(model.state_dict(), Path(sys.argv[2]) / f"rank{way.run.accelerator.process_index}.safetensors")
     return decide(way, model)
 room._Way._decide = decide
-training.compress(recipe.read(Path(sys.argv[1])), Path(sys.argv[2]) / "run", [])
+folder = Path(sys.argv[2]) / "run"
+resume = (folder / "recipe.toml").exists()
+if len(sys.argv) > 3:  # both processes are told to stop at the same step
+    real, seen = training.optimizer.set_rate, 0
+    def counted(*arguments):
+        global seen
+        seen += 1
+        if seen == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+    training.optimizer.set_rate = counted
+try:
+    training.compress(recipe.read(Path(sys.argv[1])), folder, [], resume=resume)
+except training.Interrupted:
+    pass
 """
 
 
@@ -42,6 +56,24 @@ def full_batches(size: int) -> Recipe:
     )
 
 
+def in_processes(count: int, folder: Path, *arguments: str) -> None:
+    """The worker under torchrun's environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "ACCELERATE_USE_CPU": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(folder / "recipe.toml"), str(folder), *arguments],
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(count)
+    ]
+    told = [process.communicate(timeout=120)[1].decode() for process in running]
+    assert [process.returncode for process in running] == [0] * count, told
+
+
 def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone: dict[str, Tensor] = {}
     room = sys.modules["nni_sparsevd.training.compress"]
@@ -54,20 +86,7 @@ def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(room._Way, "_decide", remember)
     compress(full_batches(80), tmp_path / "alone", [])
     write(full_batches(40), tmp_path / "recipe.toml")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path / "recipe.toml"), str(tmp_path)],
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    told = [process.communicate(timeout=120)[1].decode() for process in running]
-    assert [process.returncode for process in running] == [0, 0], told
+    in_processes(2, tmp_path)
     one, two = (load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     for name, value in alone.items():
@@ -79,3 +98,28 @@ def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.M
     assert len([name for name in alone if name.endswith("log_sigma2")]) >= 2
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in rows] == list(range(1, 21))
+
+
+def test_resuming_among_another_number_of_processes(tmp_path: Path) -> None:
+    """Two, then one, then two again: what is done stays done, and the rest is done once."""
+    settings = Recipe(
+        data=Data(batch_size=20, limit=200, holdout=0.2),
+        dense=Stage(epochs=3, learning_rate=0.01),
+        sparse=Sparse(epochs=6, learning_rate=0.005, kl_coefficient=0.01),
+        finetune=Finetune(epochs=1),
+    )
+    write(settings, tmp_path / "recipe.toml")  # 4 steps an epoch for two processes, 8 for one
+    places = []
+    for processes, steps in ((2, ["18"]), (1, ["17"]), (2, [])):
+        in_processes(processes, tmp_path, *steps)
+        start = checkpoint.read(tmp_path / "run" / "checkpoint.safetensors")
+        assert start is not None
+        places.append((start.place.stage, start.place.step, start.place.per_epoch))
+    # 18 = 12 dense + 6, halfway through epoch 2; 17 steps on from step 12 of 48, one step into epoch 4
+    assert places == [("sparse", 6, 4), ("sparse", 29, 8), ("finetune", 4, 4)]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    epochs = [(row["stage"], row["epoch"]) for row in rows]
+    assert epochs == [*(("dense", e) for e in (1, 2, 3)), *(("sparse", e) for e in range(1, 7)), ("finetune", 1)]
+    ranks = [load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2)]
+    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
+    assert rows[-1]["accuracy"] > 0.5

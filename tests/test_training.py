@@ -185,7 +185,7 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(
         assert "no checkpoint" in str(caught.value)
         return
     assert kept is not None
-    assert kept.place == checkpoint.Place("dense", PER_EPOCH)
+    assert kept.place == checkpoint.Place("dense", PER_EPOCH, PER_EPOCH)
     assert all(value.isfinite().all() for value in kept.tensors.values())
     assert "checkpoint.safetensors" in str(caught.value)
 

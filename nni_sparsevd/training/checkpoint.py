@@ -21,6 +21,13 @@ class Place:
 
     stage: str
     step: int
+    per_epoch: int
+    """Steps in an epoch, which more processes make fewer."""
+
+    def among(self, per_epoch: int) -> int:
+        """The step where as much of the stage is done with `per_epoch` steps an epoch; the same one as a rule."""
+        epochs, rest = divmod(self.step, self.per_epoch)
+        return epochs * per_epoch + rest * per_epoch // self.per_epoch
 
 
 Scalars = dict[str, Any]

@@ -61,7 +61,7 @@ def compress(recipe: Recipe, folder: Path, command: list[str], resume: bool = Fa
     at = STAGES.index(start.place.stage) if start is not None else -1
     keep = dict.fromkeys(STAGES[: max(at, 0)], 1 << 60)
     if start is not None:
-        keep[start.place.stage] = start.place.step
+        keep[start.place.stage] = start.place.step // start.place.per_epoch
     with Metrics(folder, Console(), keep, write=accelerator.is_main_process) as metrics:
         way = _Way(Run(recipe, folder, data, accelerator, metrics), example, start, at)
         return way.go(model)

@@ -61,22 +61,24 @@ def fit(
     """Train `model` in place through `stage`, from the beginning or from `start`.
 
     The objective is mean cross-entropy, plus KL weight * KL / N where the network has posteriors.  With `masks`, what
-    they remove stays zero.  Checkpoints at each epoch's end, every `checkpoint_minutes`, and when interrupted.
+    they remove stays zero.  Checkpoints at each epoch's end, every `checkpoint_minutes`, and when interrupted.  With
+    another number of processes than before, training goes on where as many epochs are done; of the one at hand, images
+    may come twice or not at all.
 
     Raises `TrainingError` on a loss that is not finite (the last checkpoint is from before), `Interrupted` on Ctrl-C.
     """
     accelerator, data, recipe = run.accelerator, run.data, run.recipe
     model.to(accelerator.device)
     optim = optimizer.build(model, stage, stage.gate_rate if isinstance(stage, Sparse) else 1.0)
-    step, running = 0, torch.zeros(3, dtype=torch.float64)
-    if start is not None:
-        running = start.restore_(model, optim, accelerator.scaler).clone()
-        step = start.place.step
-    running = running.to(accelerator.device)
-    wrapped = accelerator.prepare_model(model)
     world, rank = accelerator.num_processes, accelerator.process_index
     count = len(data.train)
     per_epoch = max(count // (recipe.data.batch_size * world), 1)
+    step, running = 0, torch.zeros(3, dtype=torch.float64)
+    if start is not None:
+        running = start.restore_(model, optim, accelerator.scaler).clone()
+        step = start.place.among(per_epoch)
+    running = running.to(accelerator.device)
+    wrapped = accelerator.prepare_model(model)
     total = stage.epochs * per_epoch
     device_masks = (
         None if masks is None else {m: {k: v.to(accelerator.device) for k, v in t.items()} for m, t in masks.items()}
@@ -88,7 +90,8 @@ def fit(
     def save() -> None:
         _check_finite(running[0].item(), name, step, run.checkpoint, model)
         if accelerator.is_main_process:
-            checkpoint.write(run.checkpoint, checkpoint.Place(name, step), model, optim, running, accelerator.scaler)
+            at = checkpoint.Place(name, step, per_epoch)
+            checkpoint.write(run.checkpoint, at, model, optim, running, accelerator.scaler)
 
     with _Signals() as signals, run.metrics.stage(name, total, step) as bar:
         while step < total:

@@ -19,12 +19,12 @@ class Metrics:
     """Appends rows; a resumed run first drops the rows past the place from which it goes on."""
 
     def __init__(self, folder: Path, console: Console, keep: dict[str, int], write: bool = True) -> None:
-        """`keep`: last step to keep of each stage; rows of other stages go.  Without `write` nothing is told."""
+        """`keep`: last epoch to keep of each stage; rows of other stages go.  Without `write` nothing is told."""
         self.path = folder / "metrics.jsonl"
         self.console = console
         self._board = None
         if write:
-            rows = [row for row in read_rows(self.path) if row["step"] <= keep.get(row["stage"], -1)]
+            rows = [row for row in read_rows(self.path) if row["epoch"] <= keep.get(row["stage"], -1)]
             write_bytes(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
             self._board = SummaryWriter(str(folder / "tensorboard"))
         self._progress = Progress(
