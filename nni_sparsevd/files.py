@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .errors import FileFormatError
 
+PARTIAL = ".part"
+"""How the names of files end that are being written."""
 DIGEST = "nni_sparsevd.digest"
 """Metadata key of the tensors' digest: safetensors checks its header, not a byte that flips inside a tensor."""
 
@@ -27,7 +29,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -41,6 +43,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:  # also when a second Ctrl-C comes while writing
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a kill in the middle of `write_bytes` has left in `folder`."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:

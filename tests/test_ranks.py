@@ -29,7 +29,7 @@ def decide(way, model, decide=room._Way._decide):
 room._Way._decide = decide
 folder = Path(sys.argv[2]) / "run"
 resume = (folder / "recipe.toml").exists()
-if len(sys.argv) > 3:  # both processes are told to stop at the same step
+if len(sys.argv) > 3 and os.environ["RANK"] == sys.argv[4]:  # one process is told to stop: all do
     real, seen = training.optimizer.set_rate, 0
     def counted(*arguments):
         global seen
@@ -39,6 +39,7 @@ if len(sys.argv) > 3:  # both processes are told to stop at the same step
         return real(*arguments)
     training.optimizer.set_rate = counted
 try:
+    training.loop.AGREE_EVERY = 2
     training.compress(recipe.read(Path(sys.argv[1])), folder, [], resume=resume)
 except training.Interrupted:
     pass
@@ -110,8 +111,8 @@ def test_resuming_among_another_number_of_processes(tmp_path: Path) -> None:
     )
     write(settings, tmp_path / "recipe.toml")  # 4 steps an epoch for two processes, 8 for one
     places = []
-    for processes, steps in ((2, ["18"]), (1, ["17"]), (2, [])):
-        in_processes(processes, tmp_path, *steps)
+    for processes, stop in ((2, ["18", "1"]), (1, ["17", "0"]), (2, [])):
+        in_processes(processes, tmp_path, *stop)
         start = checkpoint.read(tmp_path / "run" / "checkpoint.safetensors")
         assert start is not None
         places.append((start.place.stage, start.place.step, start.place.per_epoch))
@@ -123,3 +124,20 @@ def test_resuming_among_another_number_of_processes(tmp_path: Path) -> None:
     ranks = [load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2)]
     assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
     assert rows[-1]["accuracy"] > 0.5
+
+
+def test_two_processes_resume_where_they_stopped(tmp_path: Path) -> None:
+    """In the middle of an epoch, whichever of the two is told to stop."""
+    settings = Recipe(data=Data(batch_size=20, limit=200, holdout=0.2), dense=Stage(epochs=2), sparse=Sparse(epochs=2))
+    folders = []
+    for name, stops in (("whole", ([],)), ("stopped", (["5", "1"], ["5", "0"], []))):
+        folder = tmp_path / name
+        write(settings, folder / "recipe.toml")
+        for stop in stops:
+            in_processes(2, folder, *stop)
+        folders.append(folder / "run")
+    one, two = (load_tensors(folder / "checkpoint.safetensors")[0] for folder in folders)
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
+    kept = [[{k: v for k, v in row.items() if not k.endswith("seconds")} for row in found] for found in rows]
+    assert kept[0] == kept[1] and len(kept[0]) == 4

@@ -13,7 +13,7 @@ from .. import data as datasets
 from .. import models
 from ..convert import bake_, sparsify_
 from ..errors import ModelError, SettingError, TrainingError
-from ..files import load_tensors, read_json, save_tensors, write_json
+from ..files import PARTIAL, load_tensors, read_json, save_tensors, sweep, write_json
 from ..masks import Masks, compute_masks, flatten, unflatten, weight_counts
 from ..nn import Variational, named_posteriors
 from ..recipe import Recipe, Sparse, Stage, read, write
@@ -54,9 +54,12 @@ def compress(recipe: Recipe, folder: Path, command: list[str], resume: bool = Fa
     model = models.create(recipe.model, data.num_classes, data.in_chans, data.image_size)
     example = data.normalise(data.train.images[:2])
     _try_out(model, example, recipe)
-    if accelerator.is_main_process and not resume:  # only now that data and network are known to be good
-        write(recipe, folder / "recipe.toml")
-        write_json(folder / "environment.json", environment(command, recipe.seed))
+    if accelerator.is_main_process:  # only now that data and network are known to be good
+        sweep(folder)
+        if not resume:
+            write(recipe, folder / "recipe.toml")
+        if not (folder / "environment.json").exists():
+            write_json(folder / "environment.json", environment(command, recipe.seed))
     start = checkpoint.read(folder / "checkpoint.safetensors")
     at = STAGES.index(start.place.stage) if start is not None else -1
     keep = dict.fromkeys(STAGES[: max(at, 0)], 1 << 60)
@@ -115,7 +118,7 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         if changed:
             raise SettingError(f"{folder}: its run began with other settings: {', '.join(changed)}")
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(path.suffix != PARTIAL for path in folder.iterdir()):
         raise SettingError(f"{folder}: is not empty; --resume goes on there, --overwrite begins again")
 
 

@@ -24,6 +24,8 @@ from .metrics import Metrics
 
 LOOK_EVERY = 50
 """Steps between looks at the loss: each makes the device wait."""
+AGREE_EVERY = 10
+"""Steps between those after which several processes may save or stop, which they can only do together."""
 EpochEnd = Callable[[int], dict[str, float]]
 """Epochs done -> accuracy and held_out_loss of what would ship, sparsity, compression."""
 
@@ -75,7 +77,8 @@ def fit(
     per_epoch = max(count // (recipe.data.batch_size * world), 1)
     step, running = 0, torch.zeros(3, dtype=torch.float64)
     if start is not None:
-        running = start.restore_(model, optim, accelerator.scaler).clone()
+        so_far = start.restore_(model, optim, accelerator.scaler)
+        running = so_far.clone() if accelerator.is_main_process else running
         step = start.place.among(per_epoch)
     running = running.to(accelerator.device)
     wrapped = accelerator.prepare_model(model)
@@ -89,9 +92,10 @@ def fit(
 
     def save() -> None:
         _check_finite(running[0].item(), name, step, run.checkpoint, model)
+        everyones = accelerator.reduce(running.clone())
         if accelerator.is_main_process:
             at = checkpoint.Place(name, step, per_epoch)
-            checkpoint.write(run.checkpoint, at, model, optim, running, accelerator.scaler)
+            checkpoint.write(run.checkpoint, at, model, optim, everyones, accelerator.scaler)
 
     with _Signals() as signals, run.metrics.stage(name, total, step) as bar:
         while step < total:
@@ -133,12 +137,16 @@ def fit(
                 spent = {"seconds": time.monotonic() - began, "processor_seconds": time.process_time() - worked}
                 _record(run, name, step, per_epoch, running, divergence, stage, epoch_end, spent)
                 running.zero_()
-            if step % per_epoch == 0 or time.monotonic() - saved > 60 * recipe.checkpoint_minutes or signals.caught:
+            overdue = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
+            overdue, stops = _agreed(
+                accelerator, overdue, signals.caught, step % per_epoch == 0 or step % AGREE_EVERY == 0
+            )
+            if step % per_epoch == 0 or overdue or stops:
                 save()
                 saved = time.monotonic()
-            if signals.caught:
+            if stops:
                 raise Interrupted(f"stopped in stage {name} after step {step} of {total}; go on with --resume")
-    if step == 0 and accelerator.is_main_process:
+    if step == 0:
         save()
 
 
@@ -148,6 +156,16 @@ def _objective(model: nn.Module, loss: Tensor, stage: Stage, epoch: float, count
         return loss, torch.zeros(())
     divergence = kl(model)
     return loss + schedule.kl_weight(stage, epoch) / count * divergence, divergence.detach()
+
+
+def _agreed(accelerator: Accelerator, overdue: bool, stops: bool, together: bool) -> tuple[bool, bool]:
+    """What one process wants all do, when they look: each has a clock of its own, and a signal may reach only one."""
+    if accelerator.num_processes == 1:
+        return overdue, stops
+    if not together:
+        return False, False
+    wanted = accelerator.reduce(torch.tensor([overdue, stops], device=accelerator.device, dtype=torch.float32))
+    return bool(wanted[0] > 0), bool(wanted[1] > 0)
 
 
 def _check_finite(loss: float, name: str, step: int, path: Path, model: nn.Module | None = None) -> None:
