@@ -1,22 +1,11 @@
 """The tables that are about time, each from the results file of its name."""
 
-from statistics import mean, stdev
 from typing import Any
 
 RUNTIMES = {
     "eager": "PyTorch eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "executorch": "ExecuTorch",
     "litert": "LiteRT",
 }  # fmt: skip
-
-
-def step_cost(found: dict[str, Any]) -> list[str]:
-    """How many times a dense step, by network and variant."""
-    results = found["results"]
-    variants = [variant for variant in next(iter(results.values())) if variant != "dense"]
-    lines = ["| network | " + " | ".join(variants) + " |", "|---|" + "--:|" * len(variants)]
-    for network, rows in results.items():
-        lines.append(f"| {network} | " + " | ".join(f"{rows[variant]['ratio']:.2f}" for variant in variants) + " |")
-    return lines
 
 
 def pass_speed(found: dict[str, Any]) -> list[str]:
@@ -49,21 +38,6 @@ def zoo_latency(found: dict[str, Any]) -> list[str]:
         before, after = row["parameters"]
         fewer = row["macs"][0] / row["macs"][1]
         lines.append(f"| {row['network']} | {before:,} → {after:,} | {fewer:.2f} | {' | '.join(cells)} |")
-    return lines
-
-
-def shrink_while_training(found: dict[str, Any]) -> list[str]:
-    """What removing on the way costs and saves."""
-    rows = found["results"]
-    lines = ["|  | error % | times fewer MACs | processor seconds | beside dense |", "|---|--:|--:|--:|--:|"]
-    dense = mean(row["seconds"] for row in rows if row["way"] == "dense")
-    for way in dict.fromkeys(row["way"] for row in rows):
-        own = [row for row in rows if row["way"] == way]
-        error, seconds = [row["error"] for row in own], mean(row["seconds"] for row in own)
-        lines.append(
-            f"| {way} | {mean(error):.1f} ± {stdev(error):.1f} | "
-            f"{mean(row['dense_macs'] / row['macs'] for row in own):.1f} | {seconds:.0f} | {seconds / dense:.2f} |"
-        )
     return lines
 
 

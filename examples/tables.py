@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from export_tables import exports, mobile, packed_sizes, sparse_kernels
-from speed_tables import pass_speed, shrink_while_training, step_cost, time_to_result, zoo_latency
+from scale_tables import estimators, faults, large_models, shrink_while_training, step_cost
+from speed_tables import pass_speed, time_to_result, zoo_latency
 
 from nni_sparsevd import bench, reproduce, zoo
 
@@ -186,7 +187,8 @@ def best(name: str) -> list[str]:
 
 
 EXPORTS = (exports, mobile, packed_sizes, sparse_kernels)
-TIMES = (pass_speed, shrink_while_training, step_cost, time_to_result, zoo_latency)
+TIMES = (pass_speed, time_to_result, zoo_latency)
+SCALE = (estimators, faults, large_models, shrink_while_training, step_cost)
 TABLES: dict[str, Callable[[], list[str]]] = {
     **{f"reproduce_{name}": partial(reproduced, name) for name in reproduce.names()},
     **{
@@ -196,7 +198,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     },
     **{f"bench_{name}": partial(played, name) for name in bench.names()},
     **{f"best_{name}": partial(best, name) for name in bench.names()},
-    **{one.__name__: partial(alone, one) for one in TIMES + EXPORTS},
+    **{one.__name__: partial(alone, one) for one in TIMES + SCALE + EXPORTS},
     "zoo": zoo_rows,
     "zoo_summary": zoo_summary,
     "compression": compression,

@@ -45,10 +45,30 @@ def kl(theta: Tensor, log_sigma2: Tensor, prior: Prior = "log_uniform") -> Tenso
 
     `log_sigma2` has the shape of theta, or 1 in some dimensions: one for all weights along them.  Computed in float32
     or wider also under autocast.  The gradient with respect to theta is finite at 0.
+
+    Of parameters that several processes share (FSDP2), each works on its part: the gradient is that part's, the value
+    that of the whole.
     """
-    if log_sigma2.shape != theta.shape and log_sigma2.numel() != len(theta):
+    if hasattr(theta, "to_local"):  # a DTensor, whose module takes a second to import
+        return _of_parts(theta, log_sigma2, prior)
+    one_a_row = log_sigma2.shape[:1] == theta.shape[:1] and log_sigma2.numel() == len(log_sigma2)
+    if log_sigma2.shape != theta.shape and not one_a_row:
         log_sigma2 = log_sigma2.expand_as(theta)
     return _KL.apply(theta, log_sigma2, prior)  # type: ignore[no-any-return]
+
+
+def _of_parts(theta: Any, log_sigma2: Any, prior: Prior) -> Tensor:
+    """The KL of weights of which this process holds some."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    kinds = [Partial() if placement.is_shard() else placement for placement in theta.placements]
+    if log_sigma2.shape[0] == theta.shape[0]:
+        noise = log_sigma2.to_local()
+    else:  # one for all rows: everyone needs it, and everyone has a part of its gradient
+        noise = log_sigma2.full_tensor(grad_placements=kinds)
+    own = kl(theta.to_local(), noise, prior)
+    whole = DTensor.from_local(own.detach(), theta.device_mesh, kinds).full_tensor()
+    return own + (whole - own.detach())
 
 
 def kl_elements(log_alpha: Tensor, prior: Prior = "log_uniform") -> Tensor:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sized
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ class Regulariser:
 
     The layers of `model` get posteriors in place, so make it before the optimizer and before what wraps the network;
     gates need `example_inputs`.  Then one call of `regularize` between `loss.backward()` and `optimizer.step()`.  Under
-    DistributedDataParallel the gradients are the same in all processes by then, and so is what is added to them.
+    DistributedDataParallel the gradients are the same in all processes by then, and so is what is added to them; under
+    `fully_shard` (FSDP2) each process regularises its part.
     """
 
     def __init__(
@@ -29,7 +31,11 @@ class Regulariser:
     ) -> None:
         self.settings = settings or SparseVD()
         self.model = sparsify_(model, self.settings.posterior, example_inputs=example_inputs)
-        self._variances = Variances.of(model, self.settings)
+
+    @cached_property
+    def _variances(self) -> Variances:
+        """Made at the first step: until then `fully_shard` may put other parameters in the place of these."""
+        return Variances.of(self.model, self.settings)
 
     def regularize(self, progress: float, n_train: int | None = None) -> Tensor:
         """Add the gradient of weight * KL / N to what backward has left, and take one step of the variances.

@@ -1,0 +1,86 @@
+"""FSDP2: each of two processes holds half of every parameter, and training goes as in one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nni_sparsevd as svd
+from nni_sparsevd.plugins.regulariser import Regulariser
+from nni_sparsevd.plugins.settings import SparseVD
+
+STEPS, SAMPLES = 12, 8
+
+WORKER = """
+import sys, torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from test_fully_sharded import batch, regularised, trained
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank, regulariser = dist.get_rank(), regularised(sys.argv[2])
+model = regulariser.model
+for layer in (model[0], model[2], model[4], model):
+    fully_shard(layer)
+kl = trained(regulariser, *(part[rank::2] for part in batch()))
+whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+if rank == 0:
+    torch.save({"state": whole, "kl": kl}, f"{sys.argv[1]}/whole.pt")
+dist.destroy_process_group()
+"""
+
+
+def regularised(variance: str) -> Regulariser:
+    """Convolutions both ways, so that shared variances lie along either axis."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2), nn.Flatten(), nn.Linear(196, 3)
+    with torch.no_grad():  # away from 0, where the KL's pull, of the size 1 / theta, makes much of rounding
+        for layer in (layers[0], layers[2], layers[4]):
+            layer.weight.add_(0.2 * layer.weight.sign())
+    posterior = {"variance": variance, "init_log_sigma2": -40.0}
+    return Regulariser(nn.Sequential(*layers), SparseVD(n_train=1_000_000, posterior=posterior, warmup=0.0))
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return torch.randn(SAMPLES, 3, 6, 6, generator=draw), torch.arange(SAMPLES) % 3
+
+
+def trained(regulariser: Regulariser, x: Tensor, y: Tensor) -> float:
+    """Train with next to no noise, which each process draws for itself; returns the KL."""
+    model = regulariser.model
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    divergence = 0.0
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        divergence = float(regulariser.regularize(step / STEPS))
+        optimizer.step()
+    return divergence
+
+
+@pytest.mark.parametrize("variance", ["weight", "channel"])
+def test_halves_learn_what_the_whole_learns(tmp_path: Path, variance: str) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    place = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*run, script, tmp_path, variance], check=True, timeout=120, env=place)
+    found = torch.load(tmp_path / "whole.pt", weights_only=True)
+    regulariser = regularised(variance)
+    start = {name: value.clone() for name, value in regulariser.model.state_dict().items()}
+    assert found["kl"] == pytest.approx(trained(regulariser, *batch()), rel=1e-5)
+    for name, value in regulariser.model.state_dict().items():
+        torch.testing.assert_close(found["state"][name], value, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(value, start[name])
+    whole = regularised(variance).model
+    whole.load_state_dict(found["state"])  # as on one process: masks, shrinking and the rest
+    kept = {name: mask["weight"].mean() for name, mask in svd.compute_masks(whole, ratio=0.5, scope="layer").items()}
+    assert all(0 < share < 1 for share in kept.values()), kept
