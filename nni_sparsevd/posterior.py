@@ -171,7 +171,7 @@ def _value_and_slope(prior: Prior, theta: Tensor, log_sigma2: Tensor, slope: Ten
     noise = log_sigma2.clamp_max(80.0)  # its exponential stays finite in float32
     both = square + noise.exp()
     torch.div(square, both, out=slope).mul_(-0.5)  # 1 / (1 + alpha)
-    value = 0.5 * (both.log_().sum() - noise.sum() * (square.numel() // noise.numel()))
+    value = 0.5 * (both.log_().sum() - noise.sum() * (square.numel() // max(noise.numel(), 1)))
     if prior == "log_uniform":
         gate = square.log_().sub_(log_sigma2).mul_(-K3).add_(K2).sigmoid_()
         value += K1 * (gate.numel() - gate.sum())

@@ -176,3 +176,27 @@ def test_log_alpha_of_half_precision_weights_is_float32s(dtype: torch.dtype) -> 
     theta, log_sigma2 = torch.tensor([1e-3, 0.1], dtype=dtype), torch.tensor([-10.0, -10.0], dtype=dtype)
     found = posterior.log_alpha(theta, log_sigma2)
     torch.testing.assert_close(found, posterior.log_alpha(theta.float(), log_sigma2.float()))
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("shape", [(5, 1), (1, 5), (1, 1)])
+def test_a_shared_variance_counts_as_its_copies(prior: posterior.Prior, shape: tuple[int, int]) -> None:
+    """Along rows, along columns or for all, in a square matrix, where sizes do not tell which; and in pieces."""
+    draw = torch.Generator().manual_seed(0)
+    for columns in (5, posterior.CACHED + 7):
+        theta = torch.randn(5, columns, generator=draw, dtype=torch.float64, requires_grad=True)
+        width = shape if shape[1] == 1 else (1, columns)
+        shared = torch.randn(width, generator=draw, dtype=torch.float64, requires_grad=True)
+        found = torch.autograd.grad(posterior.kl(theta, shared, prior), (theta, shared))
+        free = torch.autograd.grad(posterior.kl(theta, shared.expand_as(theta).clone(), prior), (theta, shared))
+        torch.testing.assert_close(found, free)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_no_weights_have_no_kl(prior: posterior.Prior) -> None:
+    """A process may hold none of a small layer."""
+    for shape in ((0, 4), (0, 1)):
+        theta, log_sigma2 = torch.zeros(0, 4, requires_grad=True), torch.zeros(shape, requires_grad=True)
+        value = posterior.kl(theta, log_sigma2, prior)
+        value.backward()
+        assert value == 0 and theta.grad is not None and theta.grad.shape == theta.shape
