@@ -132,8 +132,10 @@ class _KL(torch.autograd.Function):
         pull, along = torch.empty_like(mean), mean.new_empty(ctx.noise_shape)
         with torch.autocast(mean.device.type, enabled=False):
             for theta, r, to_theta, to_noise in _parts(mean, slope, pull, along):
-                scaled = r * grad
-                to_noise.copy_(scaled.sum_to_size(to_noise.shape))
+                own = to_noise.shape == r.shape
+                scaled = torch.mul(r, grad, out=to_noise) if own else r * grad
+                if not own:
+                    torch.sum(scaled, 1, keepdim=True, out=to_noise)
                 # -2 r theta / theta^2, with the guard of log_alpha: it is 0 at theta = 0, as by symmetry it must be
                 torch.mul(theta, scaled, out=to_theta).div_(_square(theta)).mul_(-2)
         return pull.to(ctx.dtypes[0]), along.to(ctx.dtypes[1]), None
@@ -169,11 +171,12 @@ def _value_and_slope(prior: Prior, theta: Tensor, log_sigma2: Tensor, slope: Ten
         slope.copy_(kl_slope(ratio, prior))
         return kl_elements(ratio, prior).sum()
     noise = log_sigma2.clamp_max(80.0)  # its exponential stays finite in float32
-    both = square + noise.exp()
+    both = noise.exp()
+    both = both.add_(square) if both.shape == square.shape else both + square
     torch.div(square, both, out=slope).mul_(-0.5)  # 1 / (1 + alpha)
     value = 0.5 * (both.log_().sum() - noise.sum() * (square.numel() // max(noise.numel(), 1)))
     if prior == "log_uniform":
-        gate = square.log_().sub_(log_sigma2).mul_(-K3).add_(K2).sigmoid_()
+        gate = torch.sub(K3 * log_sigma2 + K2, square.log_(), alpha=K3).sigmoid_()
         value += K1 * (gate.numel() - gate.sum())
         slope.addcmul_(gate, gate - 1, value=K1 * K3)
     return value
