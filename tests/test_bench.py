@@ -222,6 +222,14 @@ def test_a_cut_is_the_largest_that_fits() -> None:
         cut_to(5, cut, example)
 
 
+def test_a_cut_that_only_some_ratios_make_is_found() -> None:
+    """A host that refuses to empty a layer cuts less beyond the ratio at which one would be empty."""
+    example = torch.zeros(1, 10)
+    refused = lambda ratio: nn.Linear(10, round(100 * (1 - ratio)) if ratio < 0.4 else 100)  # noqa: E731
+    network, ratio = cut_to(700, refused, example)
+    assert network.out_features == 70 and ratio == pytest.approx(0.3, abs=0.01)
+
+
 def test_torchrun_shares_the_work(monkeypatch) -> None:
     shares = []
     for rank in range(3):

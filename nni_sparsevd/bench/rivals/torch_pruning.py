@@ -155,5 +155,5 @@ RIVALS = {
 RIVALS |= {
     f"{name}_distilled": replace(RIVALS[name], title=f"{RIVALS[name].title}, tuned with distillation",
                                  enter=distilled(RIVALS[name].enter))
-    for name in ("tp_fpgm", "tp_growing_reg")
+    for name in ("tp_fpgm", "tp_growing_reg", "tp_l1_turns", "tp_taylor_turns")
 }  # fmt: skip
