@@ -28,7 +28,6 @@ NETWORKS = {  # name -> (network, input shape of a batch, channels last, rounds)
     "lenet5_caffe, batch 100": ("lenet5_caffe", (100, 1, 28, 28), False, 20),
     "resnet18_small (32 pixels), batch 16": ("resnet18_small", (16, 3, 32, 32), False, 7),
     "the same, channels last": ("resnet18_small", (16, 3, 32, 32), True, 7),
-    "resnet18_small (32 pixels), batch 128": ("resnet18_small", (128, 3, 32, 32), False, 3),
 }
 OURS: dict[str, dict[str, str]] = {
     "local": {"estimator": "local"},
