@@ -212,7 +212,9 @@ def describe(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
-        lines.append(f"{key or 'recipe'}: {problem['msg']} (found {problem['input']!r})")
+        # what does not go together is said by a rule of ours, which names the keys
+        wrong = f"{key}: {problem['msg']} (found {problem['input']!r})"
+        lines.append(wrong if key else problem["msg"].removeprefix("Value error, "))
     return "\n".join(lines)
 
 

@@ -76,6 +76,11 @@ def test_a_good_call_passes_the_same_door(tmp_path: Path, capsys: pytest.Capture
         ("broken.toml", "model = [", ["broken.toml"]),
         ("list.yaml", "- 1\n", ["list.yaml", "list"]),
         ("recipe.ini", "", [".toml"]),
+        (
+            "pair.toml",
+            "posterior.variance = 'channel'\nfinetune.variational = true\n",
+            ["pair.toml: finetune.variational"],
+        ),
     ],
 )
 def test_recipe_files(name: str, text: str, words: list[str], tmp_path: Path) -> None:
@@ -84,6 +89,7 @@ def test_recipe_files(name: str, text: str, words: list[str], tmp_path: Path) ->
         recipe.read(tmp_path / name)
     for word in words:
         assert word in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_empty_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
