@@ -51,10 +51,14 @@ def kl(theta: Tensor, log_sigma2: Tensor, prior: Prior = "log_uniform") -> Tenso
     """
     if hasattr(theta, "to_local"):  # a DTensor, whose module takes a second to import
         return _of_parts(theta, log_sigma2, prior)
-    one_a_row = log_sigma2.shape[:1] == theta.shape[:1] and log_sigma2.numel() == len(log_sigma2)
-    if log_sigma2.shape != theta.shape and not one_a_row:
+    if log_sigma2.shape != theta.shape and not one_a_row(log_sigma2, theta):
         log_sigma2 = log_sigma2.expand_as(theta)
     return _KL.apply(theta, log_sigma2, prior)  # type: ignore[no-any-return]
+
+
+def one_a_row(noise: Tensor, theta: Tensor) -> bool:
+    """Whether sigma^2, or its logarithm, is one number for each row of theta."""
+    return noise.shape[:1] == theta.shape[:1] and noise.numel() == len(noise)
 
 
 def _of_parts(theta: Any, log_sigma2: Any, prior: Prior) -> Tensor:

@@ -46,6 +46,7 @@ ROWS = [
     Row("conv3d", lambda b: nn.Conv3d(2, 4, 2, stride=(1, 2, 1), groups=2, bias=b), (2, 2, 4, 5, 4)),
     Row("transposed 1d", lambda b: nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1, bias=b), (2, 4, 5)),
     Row("transposed 2d", lambda b: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, groups=2, bias=b), (2, 4, 5, 4)),
+    Row("transposed from one channel", lambda b: nn.ConvTranspose2d(1, 4, 2, bias=b), (2, 1, 3, 3)),
     Row("transposed square", lambda b: nn.ConvTranspose2d(4, 4, 2, bias=b), (2, 4, 3, 3)),
     Row("transposed 3d", lambda b: nn.ConvTranspose3d(2, 4, 2, dilation=2, bias=b), (2, 2, 3, 3, 4)),
     Row("embedding", lambda b: nn.Embedding(7, 5, padding_idx=2 if b else None), (3, 4), indices=True),

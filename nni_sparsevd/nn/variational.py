@@ -54,7 +54,7 @@ def _deviation(operation: Operation, x_squared: Tensor, sigma2: Tensor, weight: 
     Of one sigma^2 a row of the weight it is sigma * sqrt(op(sum of x^2 over the inputs, 1)): just as exact, for the
     cost of a single output channel.
     """
-    rows = sigma2.shape[0] == weight.shape[0] and x_squared.is_floating_point()
+    rows = maths.one_a_row(sigma2, weight) and x_squared.is_floating_point()
     if sigma2.shape == weight.shape or not rows:
         return _root(operation(x_squared, sigma2.expand_as(weight), None))
     inputs = 1 - weight.dim()  # their dimension, counted from the end
