@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
+from step_cost import OURS
 
 from nni_sparsevd.files import read_json, write_json
 from nni_sparsevd.masks import weight_counts
@@ -18,14 +19,7 @@ from nni_sparsevd.recipe import Data, Model, Posterior, Recipe, Sparse, Stage
 from nni_sparsevd.training import compress, evaluate
 from nni_sparsevd.training.environment import environment
 
-WAYS = {
-    "local": Posterior(),
-    "local_bf16": Posterior(estimator="local_bf16"),
-    "local_detached": Posterior(estimator="local_detached"),
-    "one sample": Posterior(estimator="weight"),
-    "local, σ² a channel": Posterior(variance="channel"),
-    "one sample, σ² a channel": Posterior(estimator="weight", variance="channel"),
-}
+WAYS = {way: Posterior.model_validate(settings) for way, settings in OURS.items() if "estimator" in settings}
 EPOCHS = {"lenet_300_100": (5, 25), "lenet5_caffe": (3, 12)}  # dense, sparse
 
 

@@ -129,19 +129,17 @@ def fit(
                 running += torch.stack(
                     [loss * len(rows), (logits.argmax(1) == labels).sum(), loss.new_tensor(len(rows))]
                 )
-            looked = step % LOOK_EVERY == 0
-            if looked or step % per_epoch == 0:
+            looked, ends = step % LOOK_EVERY == 0, step % per_epoch == 0
+            if looked or ends:
                 _check_finite(running[0].item(), name, step, run.checkpoint)
             run.metrics.step(bar, f"loss {loss.item():.3f}  kl {float(divergence):.3g}" if looked else None)
-            if step % per_epoch == 0:
+            if ends:
                 spent = {"seconds": time.monotonic() - began, "processor_seconds": time.process_time() - worked}
                 _record(run, name, step, per_epoch, running, divergence, stage, epoch_end, spent)
                 running.zero_()
             overdue = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
-            overdue, stops = _agreed(
-                accelerator, overdue, signals.caught, step % per_epoch == 0 or step % AGREE_EVERY == 0
-            )
-            if step % per_epoch == 0 or overdue or stops:
+            overdue, stops = _agreed(accelerator, overdue, signals.caught, ends or step % AGREE_EVERY == 0)
+            if ends or overdue or stops:
                 save()
                 saved = time.monotonic()
             if stops:
