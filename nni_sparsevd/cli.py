@@ -177,12 +177,16 @@ def _compress(chosen: Namespace, command: list[str]) -> None:
     settings = _recipe(chosen)
     if chosen.overwrite and chosen.resume:
         raise SettingError("--overwrite and --resume exclude each other")
-    if chosen.overwrite and chosen.out.exists():
-        if not (chosen.out / "recipe.toml").exists():
-            raise SettingError(f"--overwrite: {chosen.out} is no run folder (it has no recipe.toml); not deleted")
-        shutil.rmtree(chosen.out)
+    processes = PartialState()
+    with processes.main_process_first():
+        if chosen.overwrite and chosen.out.exists():
+            if not (chosen.out / "recipe.toml").exists():
+                raise SettingError(f"--overwrite: {chosen.out} is no run folder (it has no recipe.toml); not deleted")
+            shutil.rmtree(chosen.out)
     done = compress(settings, chosen.out, command, chosen.resume)
-    if not PartialState().is_main_process:
+    processes.wait_for_everyone()  # gloo's threads may still hold tensors, at which a process that leaves would abort
+    processes.destroy_process_group()
+    if not processes.is_main_process:
         return
     print(finish(done, chosen.out))
     print(f"report: {write_report(chosen.out)}")

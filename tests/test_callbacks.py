@@ -190,6 +190,8 @@ for step in range(6):
     regulariser.regularize(step / 6, SAMPLES)
     optimizer.step()
 torch.save(network.state_dict(), f"{sys.argv[1]}/{rank}.pt")
+dist.barrier()  # a process that leaves while gloo's threads still hold tensors of Python's may abort
+dist.destroy_process_group()
 """
 
 

@@ -33,6 +33,7 @@ kl = trained(regulariser, *(part[rank::2] for part in batch()))
 whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
 if rank == 0:
     torch.save({"state": whole, "kl": kl}, f"{sys.argv[1]}/whole.pt")
+dist.barrier()  # a process that leaves while gloo's threads still hold tensors of Python's may abort
 dist.destroy_process_group()
 """
 

@@ -43,6 +43,8 @@ try:
     training.compress(recipe.read(Path(sys.argv[1])), folder, [], resume=resume)
 except training.Interrupted:
     pass
+torch.distributed.barrier()  # a process that leaves while gloo's threads still hold tensors of Python's may abort
+torch.distributed.destroy_process_group()
 """
 
 

@@ -197,6 +197,7 @@ def a_rank(rank, world, port, out):
         found |= {(granularity, "mask", name): targets["weight"] for name, targets in masks.items()}
         found |= {(granularity, "learnt", name): t["weight"] for name, t in pruner.log_alpha().items()}
     torch.save(found, f"{out}/{rank}.pt")
+    dist.barrier()  # a process that leaves while gloo's threads still hold tensors of Python's may abort
     dist.destroy_process_group()
 
 
