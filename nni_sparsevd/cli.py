@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -174,16 +173,8 @@ def _compress(chosen: Namespace, command: list[str]) -> None:
     from .results import finish
     from .training import compress
 
-    settings = _recipe(chosen)
-    if chosen.overwrite and chosen.resume:
-        raise SettingError("--overwrite and --resume exclude each other")
+    done = compress(_recipe(chosen), chosen.out, command, resume=chosen.resume, overwrite=chosen.overwrite)
     processes = PartialState()
-    with processes.main_process_first():
-        if chosen.overwrite and chosen.out.exists():
-            if not (chosen.out / "recipe.toml").exists():
-                raise SettingError(f"--overwrite: {chosen.out} is no run folder (it has no recipe.toml); not deleted")
-            shutil.rmtree(chosen.out)
-    done = compress(settings, chosen.out, command, chosen.resume)
     processes.wait_for_everyone()  # gloo's threads may still hold tensors, at which a process that leaves would abort
     processes.destroy_process_group()
     if not processes.is_main_process:

@@ -121,6 +121,21 @@ def copied(done: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(done, tmp_path / "run"))
 
 
+def test_a_run_is_overwritten_only_by_one_that_can_begin(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(done, tmp_path)
+    (folder / "mine.txt").write_text("notes")
+    code, said = run(
+        [*BASE, f"--out={folder}", "--overwrite", "--data.name=", "--data.train=gone", "--data.test=gone"], capsys
+    )
+    assert code == 1
+    assert (folder / "mine.txt").exists() and (folder / "small.safetensors").exists(), said
+    code, said = run([*BASE, f"--out={folder}", "--overwrite"], capsys)
+    assert code == 0, said
+    assert not (folder / "mine.txt").exists() and (folder / "small.safetensors").exists()
+
+
 def test_truncated_network(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = copied(done, tmp_path) / "small.safetensors"
     small.write_bytes(small.read_bytes()[:-100])

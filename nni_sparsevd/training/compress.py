@@ -1,6 +1,7 @@
 """The whole way from a recipe to a masked network: dense, sparse, threshold, masks, fine-tuning.  Resumable."""
 
 import copy
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +41,18 @@ class Compressed:
     example_inputs: Tensor
 
 
-def compress(recipe: Recipe, folder: Path, command: list[str], resume: bool = False) -> Compressed:
+def compress(
+    recipe: Recipe, folder: Path, command: list[str], *, resume: bool = False, overwrite: bool = False
+) -> Compressed:
     """Run `recipe` in `folder`, or go on there where an interrupted run stopped, bit-exactly.
+
+    With `overwrite`, the run that is in `folder` is deleted once data and network are known to be good.
 
     Raises `SettingError` when the folder is in use or another recipe began there; `DataError`, `ModelError`,
     `TrainingError` as they come up.  Whatever happens, the folder holds the last good checkpoint.
     """
     accelerator = _accelerator(recipe)
-    _check_folder(recipe, folder, resume)
+    _check_folder(recipe, folder, resume, overwrite)
     accelerator.wait_for_everyone()  # every process has looked before one writes
     torch.manual_seed(recipe.seed)
     data = datasets.load(recipe.data, recipe.data.image_size or models.image_size(recipe.model), recipe.seed)
@@ -55,11 +60,14 @@ def compress(recipe: Recipe, folder: Path, command: list[str], resume: bool = Fa
     example = data.normalise(data.train.images[:2])
     _try_out(model, example, recipe)
     if accelerator.is_main_process:  # only now that data and network are known to be good
+        if overwrite and folder.exists():
+            shutil.rmtree(folder)
         sweep(folder)
         if not resume:
             write(recipe, folder / "recipe.toml")
         if not (folder / "environment.json").exists():
             write_json(folder / "environment.json", environment(command, recipe.seed))
+    accelerator.wait_for_everyone()
     start = checkpoint.read(folder / "checkpoint.safetensors")
     at = STAGES.index(start.place.stage) if start is not None else -1
     keep = dict.fromkeys(STAGES[: max(at, 0)], 1 << 60)
@@ -106,8 +114,14 @@ def _accelerator(recipe: Recipe) -> Accelerator:
         raise SettingError(f"precision={recipe.precision!r}: {error}") from None
 
 
-def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
+def _check_folder(recipe: Recipe, folder: Path, resume: bool, overwrite: bool) -> None:
     path = folder / "recipe.toml"
+    if resume and overwrite:
+        raise SettingError("--overwrite and --resume exclude each other")
+    if overwrite:
+        if folder.exists() and not path.exists():
+            raise SettingError(f"--overwrite: {folder} is no run folder (it has no recipe.toml); not deleted")
+        return
     if resume:
         if not path.exists():
             raise SettingError(f"{folder}: nothing to resume, it has no recipe.toml")
