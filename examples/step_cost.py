@@ -1,7 +1,7 @@
 """What a training step with Sparse VD costs beside a dense one, in time and memory: `python examples/step_cost.py OUT`.
 
 All ways to train a network take turns in one process, on one thread; processor time, medians, ratios to dense.  A step
-is forward, loss, KL, backward and fused Adam.  Memory is what parameters and Adam hold, and the most that a step
+is forward, loss, backward, KL and fused Adam.  Memory is what parameters and Adam hold, and the most that a step
 allocates on top.  cplxmodule and pytorch_ard take part where they are installed (see peers.py).
 """
 
@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import nni_sparsevd as svd
 from nni_sparsevd import models
+from nni_sparsevd.divergence import add_kl_gradient_
 from nni_sparsevd.files import write_json
 from nni_sparsevd.training.environment import environment
 
@@ -28,7 +29,10 @@ NETWORKS = {  # name -> (network, input shape of a batch, channels last, rounds)
     "lenet5_caffe, batch 100": ("lenet5_caffe", (100, 1, 28, 28), False, 20),
     "resnet18_small (32 pixels), batch 16": ("resnet18_small", (16, 3, 32, 32), False, 7),
     "the same, channels last": ("resnet18_small", (16, 3, 32, 32), True, 7),
+    "the same, batch 128": ("resnet18_small", (128, 3, 32, 32), True, 5),
 }
+WEIGHT = 1 / 50_000
+After = Callable[[], object]
 OURS: dict[str, dict[str, str]] = {
     "local": {"estimator": "local"},
     "local_bf16": {"estimator": "local_bf16"},
@@ -40,17 +44,29 @@ OURS: dict[str, dict[str, str]] = {
 }
 
 
-def enter(way: str, model: nn.Module, images: Tensor) -> tuple[nn.Module, Kl | None]:
-    """A dense network with the posteriors of one way to train, and its KL."""
+ALONE = "KL alone"
+"""A dense network that also has log sigma^2, its KL's gradient and Adam's moments, but no noise."""
+
+
+def enter(way: str, model: nn.Module, images: Tensor) -> tuple[nn.Module, Kl | None, After]:
+    """A dense network with the posteriors of one way to train; what it adds to the loss, and what after backward."""
     if way == "dense":
-        return model, None
+        return model, None, lambda: None
     if way in LIBRARIES:
         library = LIBRARIES[way]()
-        return library.convert(model).train(), library.kl
-    return svd.sparsify_(model, example_inputs=images[:2], **OURS[way]), svd.kl
+        return library.convert(model).train(), library.kl, lambda: None
+    if way == ALONE:
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+        noises = [nn.Parameter(torch.full_like(layer.weight, -10.0)) for layer in layers]
+        for layer, noise in zip(layers, noises, strict=True):
+            layer.register_parameter("log_sigma2", noise)
+        pairs = [(layer.weight, noise) for layer, noise in zip(layers, noises, strict=True)]
+        return model, None, lambda: [add_kl_gradient_(*pair, WEIGHT) for pair in pairs]
+    model = svd.sparsify_(model, example_inputs=images[:2], **OURS[way])
+    return model, None, lambda: svd.regularize_(model, WEIGHT)
 
 
-def stepper(model: nn.Module, kl: Kl | None, images: Tensor) -> Callable[[], int]:
+def stepper(model: nn.Module, kl: Kl | None, after: After, images: Tensor) -> Callable[[], int]:
     """One training step; it returns the bytes that parameters and Adam hold."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     labels = torch.randint(10, (len(images),))
@@ -59,8 +75,9 @@ def stepper(model: nn.Module, kl: Kl | None, images: Tensor) -> Callable[[], int
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images), labels)
         if kl is not None:
-            loss = loss + kl(model) / 50_000
+            loss = loss + WEIGHT * kl(model)
         loss.backward()
+        after()
         optimizer.step()
         kept = [value for state in optimizer.state.values() for value in state.values()]
         return sum(tensor.nbytes for tensor in [*model.parameters(), *kept])
@@ -84,7 +101,7 @@ def peak(step: Callable[[], int]) -> int:
 def measure(name: str, shape: tuple[int, ...], channels_last: bool, rounds: int) -> dict[str, dict[str, float]]:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.randn(shape).to(memory_format=layout)
-    ways = ["dense", *OURS, *installed()[1:]]
+    ways = ["dense", *OURS, ALONE, *installed()[1:]]
     steps = {}
     for way in ways:
         torch.manual_seed(0)

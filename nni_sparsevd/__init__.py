@@ -10,6 +10,7 @@ from .loading import load as load
 from .masks import Masks as Masks
 from .masks import compute_masks as compute_masks
 from .nn import kl as kl
+from .nn import regularize_ as regularize_
 from .predictive import Prediction as Prediction
 from .predictive import predict as predict
 from .predictive import sample_network as sample_network

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nni_sparsevd"
 FOUNDATION = ("errors", "files", "recipe", "processes", "packing")
-METHOD = (*FOUNDATION, "dawson", "posterior", "nn", "graph", "masks", "convert", "predictive")
+METHOD = (*FOUNDATION, "dawson", "posterior", "divergence", "nn", "graph", "masks", "convert", "predictive")
 ALLOWED: dict[str, tuple[str, ...]] = {room: METHOD[:place] for place, room in enumerate(METHOD)}
 ALLOWED |= {
     "data": FOUNDATION,

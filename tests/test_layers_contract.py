@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
+from nni_sparsevd import divergence
 from nni_sparsevd import nn as vnn
 from nni_sparsevd import posterior as maths
-from nni_sparsevd.errors import SettingError
+from nni_sparsevd.errors import ModelError, SettingError
 from nni_sparsevd.recipe import Posterior
 
 PRIORS = ("log_uniform", "log_uniform_exact", "ard")
@@ -217,6 +218,83 @@ def test_kl_compiles_without_a_graph_break() -> None:
         torch.testing.assert_close(
             torch.compile(lambda m=model: svd.kl(m), fullgraph=True, backend="eager")(), expected
         )
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor | None]:
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@rows
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("variance", ["weight", "channel"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_regularize_adds_what_backward_would(row: Row, prior: str, variance: str, dtype: torch.dtype) -> None:
+    model = variational(row, True, torch.float32, prior=prior, variance=variance).to(dtype)
+    other = copy.deepcopy(model)
+    torch.manual_seed(3)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        one.grad = torch.randn_like(one)
+        two.grad = one.grad.clone()
+    svd.regularize_(model, 0.3)
+    (0.3 * svd.kl(other)).backward()
+    tolerance = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(gradients(model), gradients(other), **tolerance)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_regularize_works_in_place_in_either_layout(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = [nn.Conv2d(4, 6, 3), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 1, 3), nn.Conv2d(1, 5, 3)]
+    model = svd.sparsify_(nn.Sequential(*layers).to(memory_format=layout))
+    expected = copy.deepcopy(model)
+    (2.0 * svd.kl(expected)).backward()
+    monkeypatch.setattr(divergence, "backward_", lambda _: pytest.fail("the slow way"))
+    svd.regularize_(model, 2.0)
+    torch.testing.assert_close(gradients(model), gradients(expected))
+
+
+def test_regularize_leaves_frozen_layers_alone() -> None:
+    layers = [nn.Linear(4, 3), nn.Linear(3, 2)]
+    layers[0].weight.requires_grad_(False)
+    model = svd.sparsify_(nn.Sequential(*layers))
+    svd.regularize_(model, 1.0)
+    assert all(value is None for name, value in gradients(model).items() if name.startswith("0."))
+    assert gradients(model)["1.log_sigma2"].max() < 0
+
+
+def test_regularize_beyond_what_is_worked_on_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variance in ("weight", "channel"):
+        model = svd.sparsify_(nn.Sequential(nn.Linear(7, 9)), variance=variance)
+        whole = copy.deepcopy(model)
+        svd.regularize_(whole, 1.0)
+        monkeypatch.setattr(divergence, "CACHED", 16)
+        svd.regularize_(model, 1.0)
+        monkeypatch.undo()
+        torch.testing.assert_close(gradients(model), gradients(whole))
+
+
+def test_regularize_wants_posteriors() -> None:
+    with pytest.raises(ModelError, match="sparsify_"):
+        svd.regularize_(nn.Linear(2, 2), 1.0)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 1), (1, 5)])
+def test_one_sample_has_the_gradient_of_its_formula(shape: tuple[int, int]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    theta = torch.randn(6, 5, generator=draw, dtype=torch.float64, requires_grad=True)
+    log_sigma2 = torch.randn(shape, generator=draw, dtype=torch.float64, requires_grad=True)
+    pull = torch.randn(6, 5, generator=draw, dtype=torch.float64)
+    torch.manual_seed(1)
+    found = vnn.one_sample(theta, log_sigma2)
+    torch.manual_seed(1)
+    formula = theta + torch.randn(6, 5, dtype=torch.float64) * (0.5 * log_sigma2).exp()
+    torch.testing.assert_close(found, formula)
+    gradients = [torch.autograd.grad((y * pull).sum(), (theta, log_sigma2)) for y in (found, formula)]
+    torch.testing.assert_close(*gradients)
+    (first,) = torch.autograd.grad(vnn.one_sample(theta, log_sigma2).pow(2).sum(), log_sigma2, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):  # what a second derivative needs is not kept
+        first.sum().backward()
 
 
 @pytest.mark.parametrize("estimator", ["local", "local_bf16", "local_detached", "weight"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import integrate, special
 
-from nni_sparsevd import posterior
+from nni_sparsevd import divergence, posterior
 from nni_sparsevd.dawson import dawson, dawson_integral
 
 PRIORS = ("log_uniform", "log_uniform_exact", "ard")
@@ -103,7 +103,7 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tens
 @pytest.mark.parametrize("prior", PRIORS)
 def test_gradient_is_autograds(prior: posterior.Prior) -> None:
     theta, log_sigma2 = inputs()
-    closed = torch.autograd.grad(3.0 * posterior.kl(theta, log_sigma2, prior), (theta, log_sigma2))
+    closed = torch.autograd.grad(3.0 * divergence.kl(theta, log_sigma2, prior), (theta, log_sigma2))
     elements = posterior.kl_elements(posterior.log_alpha(theta, log_sigma2), prior)
     free = torch.autograd.grad(3.0 * elements.sum(), (theta, log_sigma2))
     for a, b in zip(closed, free, strict=True):
@@ -114,16 +114,16 @@ def test_gradient_is_autograds(prior: posterior.Prior) -> None:
 @pytest.mark.parametrize("prior", PRIORS)
 def test_gradient_is_finite_differences(prior: posterior.Prior) -> None:
     theta, log_sigma2 = inputs()
-    assert torch.autograd.gradcheck(lambda a, b: posterior.kl(a, b, prior), (theta, log_sigma2), eps=1e-5, atol=1e-5)
+    assert torch.autograd.gradcheck(lambda a, b: divergence.kl(a, b, prior), (theta, log_sigma2), eps=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("which", [0, 1])
 def test_gradient_of_one_argument_alone(prior: posterior.Prior, which: int) -> None:
     pair = inputs()
-    both = torch.autograd.grad(posterior.kl(*pair, prior), pair)
+    both = torch.autograd.grad(divergence.kl(*pair, prior), pair)
     pair[1 - which].requires_grad_(False)
-    (alone,) = torch.autograd.grad(posterior.kl(*pair, prior), pair[which])
+    (alone,) = torch.autograd.grad(divergence.kl(*pair, prior), pair[which])
     assert torch.equal(alone, both[which])
 
 
@@ -134,7 +134,7 @@ def test_finite_at_the_extremes(prior: posterior.Prior, dtype: torch.dtype) -> N
     theta = torch.cat([sizes, -sizes]).repeat(5, 1).requires_grad_()
     log_sigma2 = torch.tensor([-50.0, -10, 0, 10, 50], dtype=dtype)[:, None].expand_as(theta).clone().requires_grad_()
     assert posterior.log_alpha(theta, log_sigma2).isfinite().all()
-    value = posterior.kl(theta, log_sigma2, prior)
+    value = divergence.kl(theta, log_sigma2, prior)
     value.backward()
     assert value.isfinite() and theta.grad.isfinite().all() and log_sigma2.grad.isfinite().all()
     assert (theta.grad[:, [0, 6]] == 0).all()  # by symmetry
@@ -146,9 +146,9 @@ def test_finite_at_the_extremes(prior: posterior.Prior, dtype: torch.dtype) -> N
 def test_half_precision_is_computed_in_float32(prior: posterior.Prior, dtype: torch.dtype) -> None:
     theta, log_sigma2 = inputs(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = posterior.kl(theta, log_sigma2, prior)
+        value = divergence.kl(theta, log_sigma2, prior)
     assert value.dtype == torch.float32
-    reference = posterior.kl(theta.double(), log_sigma2.double(), prior)
+    reference = divergence.kl(theta.double(), log_sigma2.double(), prior)
     torch.testing.assert_close(value.double(), reference, rtol=1e-5, atol=0)
     value.backward()
     assert theta.grad.dtype == log_sigma2.grad.dtype == dtype
@@ -183,12 +183,12 @@ def test_log_alpha_of_half_precision_weights_is_float32s(dtype: torch.dtype) -> 
 def test_a_shared_variance_counts_as_its_copies(prior: posterior.Prior, shape: tuple[int, int]) -> None:
     """Along rows, along columns or for all, in a square matrix, where sizes do not tell which; and in pieces."""
     draw = torch.Generator().manual_seed(0)
-    for columns in (5, posterior.CACHED + 7):
+    for columns in (5, divergence.CACHED + 7):
         theta = torch.randn(5, columns, generator=draw, dtype=torch.float64, requires_grad=True)
         width = shape if shape[1] == 1 else (1, columns)
         shared = torch.randn(width, generator=draw, dtype=torch.float64, requires_grad=True)
-        found = torch.autograd.grad(posterior.kl(theta, shared, prior), (theta, shared))
-        free = torch.autograd.grad(posterior.kl(theta, shared.expand_as(theta).clone(), prior), (theta, shared))
+        found = torch.autograd.grad(divergence.kl(theta, shared, prior), (theta, shared))
+        free = torch.autograd.grad(divergence.kl(theta, shared.expand_as(theta).clone(), prior), (theta, shared))
         torch.testing.assert_close(found, free)
 
 
@@ -197,6 +197,6 @@ def test_no_weights_have_no_kl(prior: posterior.Prior) -> None:
     """A process may hold none of a small layer."""
     for shape in ((0, 4), (0, 1)):
         theta, log_sigma2 = torch.zeros(0, 4, requires_grad=True), torch.zeros(shape, requires_grad=True)
-        value = posterior.kl(theta, log_sigma2, prior)
+        value = divergence.kl(theta, log_sigma2, prior)
         value.backward()
         assert value == 0 and theta.grad is not None and theta.grad.shape == theta.shape

@@ -22,7 +22,7 @@ from .layers import (
     to_variational_,
 )
 from .sites import gate_sites, is_variational, plain_copy, scale_channels_, to_plain_network_
-from .variational import Operation, Variational, first_log_sigma2, local_reparameterisation, output_dim
+from .variational import Operation, Variational, first_log_sigma2, local_reparameterisation, one_sample, output_dim
 
 __all__ = [
     "VARIATIONAL",
@@ -44,8 +44,10 @@ __all__ = [
     "kl",
     "local_reparameterisation",
     "named_posteriors",
+    "one_sample",
     "output_dim",
     "plain_copy",
+    "regularize_",
     "scale_channels_",
     "to_plain_",
     "to_plain_network_",
@@ -65,7 +67,22 @@ def kl(model: nn.Module) -> Tensor:
 
     The training objective is mean loss + kl(model) / N, N training samples.  Raises `ModelError` without posteriors.
     """
-    terms = [module.kl() for _, module in named_posteriors(model)]
-    if not terms:
+    return torch.stack([module.kl() for module in _posteriors(model)]).sum()
+
+
+def regularize_(model: nn.Module, weight: float) -> None:
+    """Add the gradient of weight * kl(model) to what `loss.backward()` has left; `weight` is 1 / N, or a part of it.
+
+    The same as `kl` in the loss for half of its cost: neither its value nor a graph is made.  After `backward`, and
+    after what clips or averages gradients; a loss scaler's factor, where gradients still carry one, belongs in
+    `weight`.  Raises `ModelError` without posteriors.
+    """
+    for module in _posteriors(model):
+        module.add_kl_gradient_(weight)
+
+
+def _posteriors(model: nn.Module) -> list[Variational | ChannelGate]:
+    found = [module for _, module in named_posteriors(model)]
+    if not found:
         raise ModelError(f"{type(model).__name__} has no posterior; call sparsify_ first")
-    return torch.stack(terms).sum()
+    return found

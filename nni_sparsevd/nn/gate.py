@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import divergence
 from .. import posterior as maths
 from ..errors import ModelError
 from ..recipe import Posterior
@@ -49,7 +50,11 @@ class ChannelGate(nn.Module):
 
     def kl(self) -> Tensor:
         """KL of all channels from the prior, times `kl_weight`: a scalar."""
-        return self.kl_weight * maths.kl(self.mu, self.log_sigma2, self.settings.prior)
+        return self.kl_weight * divergence.kl(self.mu, self.log_sigma2, self.settings.prior)
+
+    def add_kl_gradient_(self, weight: float) -> None:
+        """Add the gradient of `weight` times the KL to what backward has left."""
+        divergence.add_kl_gradient_(self.mu, self.log_sigma2, weight * self.kl_weight, self.settings.prior)
 
     def mask(self) -> Tensor:
         """True where a channel is kept, shape (channels,)."""

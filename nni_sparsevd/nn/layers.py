@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import posterior as maths
+from .. import divergence
 from ..errors import SettingError
 from ..recipe import Posterior
 from .variational import Variational
@@ -101,8 +101,15 @@ class Embedding(Variational, nn.Embedding):
             return super().kl()
         rows = (slice(self.padding_idx), slice(self.padding_idx + 1, None))
         log_sigma2 = self.log_sigma2.expand_as(self.weight)
-        parts = [maths.kl(self.weight[part], log_sigma2[part], self.settings.prior) for part in rows]
+        parts = [divergence.kl(self.weight[part], log_sigma2[part], self.settings.prior) for part in rows]
         return self.kl_weight * (parts[0] + parts[1])
+
+    def add_kl_gradient_(self, weight: float) -> None:
+        """Without the padding row."""
+        if self.padding_idx is None:
+            super().add_kl_gradient_(weight)
+        else:
+            divergence.backward_(weight * self.kl())
 
     def log_alpha(self) -> Tensor:
         """As in the mixin, with the padding row at the lowest number: it is never removed."""

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from .. import divergence
 from .. import posterior as maths
 from ..recipe import Estimator, Posterior
 
@@ -86,6 +88,29 @@ def standard_normal(like: Tensor) -> Tensor:
     return like.new_empty(count, height, width, channels).normal_().permute(0, 3, 1, 2)
 
 
+def one_sample(theta: Tensor, log_sigma2: Tensor) -> Tensor:
+    """One draw of the weights for the whole batch: theta + sigma * epsilon; `log_sigma2` broadcasts to theta."""
+    return _OneSample.apply(theta, log_sigma2)  # type: ignore[no-any-return]
+
+
+class _OneSample(torch.autograd.Function):
+    """Keeps sigma * epsilon alone, where autograd would keep both factors and pass over the weights twice as often."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, log_sigma2: Tensor) -> Tensor:
+        noise = torch.randn_like(theta).mul_((0.5 * log_sigma2).exp_())
+        ctx.save_for_backward(noise)
+        ctx.shape = log_sigma2.shape
+        return theta + noise
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        (noise,) = ctx.saved_tensors
+        along = (grad * noise).mul_(0.5).sum_to_size(ctx.shape) if ctx.needs_input_grad[1] else None
+        return grad, along
+
+
 def output_dim(layer: nn.Module) -> int:
     """The dimension of `layer.weight` that holds its outputs; an embedding's are its columns."""
     return 1 if getattr(layer, "transposed", False) or isinstance(layer, nn.Embedding) else 0
@@ -134,7 +159,12 @@ class Variational(nn.Module):
 
     def kl(self) -> Tensor:
         """KL of all weights from the prior, times `kl_weight`: a scalar."""
-        return self.kl_weight * maths.kl(self.weight, self.log_sigma2, self.settings.prior)
+        return self.kl_weight * divergence.kl(self.weight, self.log_sigma2, self.settings.prior)
+
+    def add_kl_gradient_(self, weight: float) -> None:
+        """Add the gradient of `weight` times the KL to what backward has left."""
+        weight *= self.kl_weight
+        divergence.add_kl_gradient_(self.weight, self.log_sigma2, weight, self.settings.prior)
 
     def mask(self) -> Tensor:
         """True where a weight is kept, in the weight's shape."""
@@ -146,8 +176,7 @@ class Variational(nn.Module):
             kept = torch.where(self.mask(), self.weight, torch.zeros_like(self.weight))
             return operation(x, kept, self.bias)
         if self.settings.estimator == "weight":
-            noise = torch.randn_like(self.weight) * (0.5 * self.log_sigma2).exp()
-            return operation(x, self.weight + noise, self.bias)
+            return operation(x, one_sample(self.weight, self.log_sigma2), self.bias)
         sigma2 = self.log_sigma2.exp()
         return local_reparameterisation(
             operation, x, self.weight, sigma2, self.bias, self.settings.estimator, x_squared=x_squared

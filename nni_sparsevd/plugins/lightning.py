@@ -44,10 +44,10 @@ class SparseVDCallback(Callback):
         if optimizer is not trainer.optimizers[0]:  # once a step, where a module has several
             return
         progress = trainer.global_step / trainer.estimated_stepping_batches
-        self._kl = self._regulariser.regularize(progress, samples_of(trainer.train_dataloader))
+        self._regulariser.regularize(progress, samples_of(trainer.train_dataloader))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.log_dict({"sparsevd_kl": self._kl, "sparsevd_sparsity": self._regulariser.sparsity()})
+        pl_module.log_dict({"sparsevd_kl": self._regulariser.kl(), "sparsevd_sparsity": self._regulariser.sparsity()})
 
     def state_dict(self) -> dict[str, Any]:
         return self._regulariser.state()

@@ -11,7 +11,7 @@ from ..convert import sparsify_
 from ..errors import SettingError
 from ..graph import Inputs
 from ..masks import compute_masks, weight_counts
-from ..nn import kl
+from ..nn import kl, regularize_
 from ..recipe import Masking
 from .settings import SparseVD
 from .variances import Variances
@@ -37,21 +37,23 @@ class Regulariser:
         """Made at the first step: until then `fully_shard` may put other parameters in the place of these."""
         return Variances.of(self.model, self.settings)
 
-    def regularize(self, progress: float, n_train: int | None = None) -> Tensor:
+    def regularize(self, progress: float, n_train: int | None = None) -> None:
         """Add the gradient of weight * KL / N to what backward has left, and take one step of the variances.
 
         `progress` is the part of the training that is done, from 0 to 1, where it stays; N is `n_train`, unless the
-        settings say it.
-        Returns the KL in nats, a scalar.  Raises `SettingError` where nobody says N.
+        settings say it.  Raises `SettingError` where nobody does.
         """
         n = self.settings.n_train or n_train
         if not n:
             raise SettingError("KL / N needs the number of training samples: pass settings=SparseVD(n_train=...)")
         progress = min(progress, 1.0)
-        divergence = kl(self.model)
-        (self.settings.kl_coefficient * self.settings.ramp(progress) / n * divergence).backward()
+        regularize_(self.model, self.settings.kl_coefficient * self.settings.ramp(progress) / n)
         self._variances.step(1 - progress)
-        return divergence.detach()
+
+    def kl(self) -> Tensor:
+        """The KL now, in nats: a scalar without gradient."""
+        with torch.no_grad():
+            return kl(self.model)
 
     def join_(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Call `regularize` before each of the `steps` steps of `optimizer`, in a loop that nobody wants to touch.

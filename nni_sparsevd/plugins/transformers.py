@@ -50,11 +50,11 @@ class SparseVDCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         progress = state.global_step / state.max_steps
-        self._kl = self._regulariser.regularize(progress, samples_of(kwargs["train_dataloader"]))
+        self._regulariser.regularize(progress, samples_of(kwargs["train_dataloader"]))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if "loss" in kwargs["logs"]:
-            found = {"sparsevd_kl": float(self._kl), "sparsevd_sparsity": self._regulariser.sparsity()}
+            found = {"sparsevd_kl": float(self._regulariser.kl()), "sparsevd_sparsity": self._regulariser.sparsity()}
             kwargs["logs"].update(found)
             state.log_history[-1].update(found)  # a copy, written down before callbacks are asked
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from ...convert import bake_, sparsify_
 from ...masks import Masks, compute_masks
-from ...nn import Variational, kl, named_posteriors
+from ...nn import Variational, named_posteriors, regularize_
 from ...plugins.torch_pruning.budget import Controller
 from ...recipe import Estimator, Masking, Posterior, Prior, Stage
 from ...training.survivors import silence_
@@ -33,7 +33,7 @@ def weights(estimator: Estimator, prior: Prior = "log_uniform", noisy: bool = Fa
         model = sparsify_(arena.network(), Posterior(estimator=estimator, prior=prior), example_inputs=arena.example)
 
         def pull(model: nn.Module) -> Between:
-            return lambda step: (kl(model) / len(arena.data.train)).backward()
+            return lambda step: regularize_(model, 1 / len(arena.data.train))
 
         arena.train(model, stage, 0, arena.prune_steps, between=pull(model))
 
@@ -74,7 +74,7 @@ def pressed(estimator: Estimator, floor: float | None = None, dropout: float | N
                 controller.react(_edge(model, level), step / arena.prune_steps)
             if floor is not None:
                 _widen_(model, floor)
-            (controller.pressure * kl(model) / len(arena.data.train)).backward()
+            regularize_(model, controller.pressure / len(arena.data.train))
 
         arena.train(model, stage, 0, arena.prune_steps, loss=noisy(cross_entropy), between=between)
         masks = compute_masks(model, Masking(ratio=level))
@@ -105,7 +105,7 @@ def gradual(dropout: float | None = None) -> Enter:
 
         def between(step: int) -> None:
             cut_when_due(step)
-            (kl_weight * kl(model) / len(arena.data.train)).backward()
+            regularize_(model, kl_weight / len(arena.data.train))
 
         arena.train(model, stage, 0, arena.prune_steps, loss=loss, between=between, masks=masks)
         masks.update(compute_masks(model, Masking(ratio=level)))

@@ -7,8 +7,8 @@ from nni.compression.base.apply_method import pruning_apply_methods
 from nni.compression.base.target_space import PruningTargetSpace
 from torch import Tensor, nn
 
-from ... import posterior as maths
-from ...nn import VARIATIONAL, first_log_sigma2, local_reparameterisation
+from ... import divergence
+from ...nn import VARIATIONAL, first_log_sigma2, local_reparameterisation, one_sample
 from ...recipe import Posterior
 
 SAMPLED = "sparse_vd_{}"
@@ -66,7 +66,7 @@ class TargetPosterior:
 
     def kl(self) -> Tensor:
         """KL of all elements from the prior, times `kl_weight`: a scalar."""
-        return self.kl_weight * maths.kl(self.theta, self.log_sigma2, self.settings.prior)
+        return self.kl_weight * divergence.kl(self.theta, self.log_sigma2, self.settings.prior)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """(sum of theta^2, sum of sigma^2) over each of the target's blocks, in float64, in the shape of its metric."""
@@ -82,14 +82,15 @@ class TargetPosterior:
         """One draw for the whole batch around `target`, which NNI may have quantized; nothing outside training."""
         if not self._wrapper.module.training:
             return target
-        return target + torch.randn_like(target) * self._sigma2().sqrt()
+        return one_sample(target, self._noise())
 
-    def _sigma2(self) -> Tensor:
-        sigma2 = self.log_sigma2.exp()
-        padding = getattr(self._wrapper.module, "padding_idx", None)  # this row of an embedding is no weight
+    def _noise(self) -> Tensor:
+        """Log sigma^2 of what is a weight: the padding row of an embedding is none."""
+        padding = getattr(self._wrapper.module, "padding_idx", None)
         if padding is None:
-            return sigma2
-        return sigma2.expand_as(self.theta).index_fill(0, torch.tensor(padding, device=sigma2.device), 0.0)
+            return self.log_sigma2
+        row = torch.tensor(padding, device=self.log_sigma2.device)
+        return self.log_sigma2.expand_as(self.theta).index_fill(0, row, -torch.inf)
 
     def _local_forward(self, x: Tensor, *rest: Any) -> Tensor:
         """The module's own forward, twice: with the mean for the mean, with the variances for the variance."""
@@ -109,7 +110,7 @@ class TargetPosterior:
             output: Tensor = self._plain_forward(x, *rest)
             return output
 
-        sigma2 = self._sigma2() if self._plain_method == "bypass" else self._sigma2() * self.space.mask
+        sigma2 = self._noise().exp() if self._plain_method == "bypass" else self._noise().exp() * self.space.mask
         squared = None if x.is_floating_point() else x  # the indices of an embedding
         try:
             return local_reparameterisation(

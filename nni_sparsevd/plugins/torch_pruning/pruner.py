@@ -143,17 +143,18 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             raise SettingError("SparseVDPruner: KL / N needs N: pass settings=SparseVD(n_train=...)")
         progress = min(1.0, self._done / self._training_steps) if self._training_steps else 0.0
         ramp = self.settings.ramp(progress) if self._training_steps else 1.0
-        divergence = self.kl() if self._budget is None else self._pressed_kl(self._controller.pressure)
-        (self.settings.kl_coefficient * ramp / self.settings.n_train * divergence).backward()
+        pressure = 1.0 if self._budget is None else self._controller.pressure
+        self._pull(self.settings.kl_coefficient * ramp / self.settings.n_train, pressure)
         self._variances.step(1 - progress)
         self._done += 1
 
-    def _pressed_kl(self, pressure: float) -> Tensor:
-        """The KL, with `pressure` on what decides about channels: the gates, or, where there are none, the weights."""
+    def _pull(self, weight: float, pressure: float) -> None:
+        """The KL's gradient, with `pressure` on what decides about channels: the gates, or else the weights."""
         found = [module for _, module in named_posteriors(self.model)]
         gates = [module for module in found if isinstance(module, ChannelGate)]
         pressed = gates or found
-        return torch.stack([(pressure if module in pressed else 1.0) * module.kl() for module in found]).sum()
+        for module in found:
+            module.add_kl_gradient_(weight * (pressure if module in pressed else 1.0))
 
     def step(self, interactive: bool = False) -> Iterator[Any] | None:
         """Cut; with `interactive`, give back the groups to be pruned by the caller, who calls `finish` afterwards."""
