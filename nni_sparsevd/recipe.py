@@ -193,10 +193,21 @@ class Recipe(Settings):
     """Seed of weights, noise, data order and hold-out."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision; the KL stays in float32."""
+    shard: bool = False
+    """With several processes: weights, gradients and the optimizer's state split among them (FSDP2), not one of each in
+    each."""
     channels_last: bool = False
     """Lay training images out channels last: convolutions and pooling are then faster, most of all on a CPU."""
     checkpoint_minutes: PositiveFloat = 5.0
     """A checkpoint is written at every epoch's end and this often within one."""
+
+    @model_validator(mode="after")
+    def _parts_are_not_scaled(self) -> "Recipe":
+        if self.shard and self.precision == "fp16":
+            raise ValueError(
+                "shard with precision = 'fp16': its loss scaler needs whole gradients; take 'bf16' or 'no'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _survivors_have_noise_of_their_own(self) -> "Recipe":

@@ -30,6 +30,7 @@ TABLE = {
     "data that is not there": (["--data.name=torch/mnist", "--data.train=/nowhere"], ["data.train", "/nowhere"]),
     "data without a place": (["--data.name=torch/mnist"], ["data.train", "torch/mnist"]),
     "recipe that is not there": (["--recipe=/nowhere.toml"], ["/nowhere.toml"]),
+    "parts that are scaled": (["--shard=true", "--precision=fp16"], ["shard", "fp16", "bf16"]),
     "overwrite and resume": (["--overwrite", "--resume"], ["--overwrite", "--resume"]),
     "nothing to resume": (["--resume"], ["nothing to resume"]),
     "loss not finite": (["--sparse.learning_rate=1e30"], ["no longer finite", "sparse.learning_rate", "checkpoint"]),

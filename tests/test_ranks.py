@@ -5,16 +5,19 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from nni_sparsevd.files import load_tensors
-from nni_sparsevd.recipe import Data, Finetune, Posterior, Recipe, Sparse, Stage, write
+from nni_sparsevd.recipe import Data, Finetune, Model, Posterior, Recipe, Sparse, Stage, write
 from nni_sparsevd.training import checkpoint, compress
+from nni_sparsevd.training.sharding import _blocks
 
 WORKER = """
 import os, signal, sys, torch
@@ -27,6 +30,13 @@ def decide(way, model, decide=room._Way._decide):
     save_tensors(model.state_dict(), Path(sys.argv[2]) / f"rank{way.run.accelerator.process_index}.safetensors")
     return decide(way, model)
 room._Way._decide = decide
+shares = []
+def shared(model, real=training.loop.sharded):
+    parts = real(model)
+    held = sum(value.to_local().numel() for value in parts.parameters())
+    shares.append(held / sum(value.numel() for value in model.parameters()))
+    return parts
+training.loop.sharded = shared
 folder = Path(sys.argv[2]) / "run"
 resume = (folder / "recipe.toml").exists()
 if len(sys.argv) > 3 and os.environ["RANK"] == sys.argv[4]:  # one process is told to stop: all do
@@ -43,14 +53,16 @@ try:
     training.compress(recipe.read(Path(sys.argv[1])), folder, [], resume=resume)
 except training.Interrupted:
     pass
+(folder.parent / f"shares{os.environ['RANK']}.json").write_text(str(shares))
 torch.distributed.barrier()  # a process that leaves while gloo's threads still hold tensors of Python's may abort
 torch.distributed.destroy_process_group()
 """
 
 
-def full_batches(size: int) -> Recipe:
+def full_batches(size: int, shard: bool = False) -> Recipe:
     """One step an epoch, so that two processes see together what one sees; and next to no noise."""
     return Recipe(
+        shard=shard,
         data=Data(batch_size=size, limit=100, holdout=0.2),
         posterior=Posterior(init_log_sigma2=-30.0, granularity="gate"),
         dense=Stage(),
@@ -77,7 +89,11 @@ def in_processes(count: int, folder: Path, *arguments: str) -> None:
     assert [process.returncode for process in running] == [0] * count, told
 
 
-def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+shards = pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
+
+
+@shards
+def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: bool) -> None:
     alone: dict[str, Tensor] = {}
     room = sys.modules["nni_sparsevd.training.compress"]
     decide = room._Way._decide
@@ -88,10 +104,13 @@ def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(room._Way, "_decide", remember)
     compress(full_batches(80), tmp_path / "alone", [])
-    write(full_batches(40), tmp_path / "recipe.toml")
+    write(full_batches(40, shard), tmp_path / "recipe.toml")
     in_processes(2, tmp_path)
     one, two = (load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    held = [json.loads((tmp_path / f"shares{rank}.json").read_text()) for rank in range(2)]
+    assert [sum(both) for both in zip(*held, strict=True)] == ([1.0] if shard else [])
+    assert all(0.4 < share < 0.6 for share in held[0])
     for name, value in alone.items():
         if name.endswith("log_sigma2"):  # moved by the KL alone
             assert (value + 30).abs().min() > 0.05
@@ -103,9 +122,44 @@ def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.M
     assert [json.loads(line)["epoch"] for line in rows] == list(range(1, 21))
 
 
-def test_resuming_among_another_number_of_processes(tmp_path: Path) -> None:
+def test_parts_learn_what_copies_learn(tmp_path: Path) -> None:
+    """A residual network, whose blocks share gates; running statistics are the first process's either way."""
+    found = []
+    for shard in (False, True):
+        settings = Recipe(
+            shard=shard,
+            model=Model(name="resnet18", arguments={"channels": [8, 8, 16, 16]}),
+            data=Data(batch_size=20, limit=100, holdout=0.2, image_size=32),
+            posterior=Posterior(granularity="both"),
+            sparse=Sparse(epochs=3, learning_rate=0.002, kl_coefficient=0.1),
+        )
+        folder = tmp_path / str(shard)
+        write(settings, folder / "recipe.toml")
+        in_processes(2, folder)
+        found.append(load_tensors(folder / "rank0.safetensors")[0])
+    copies, parts = found
+    assert any(".gate." in name for name in copies)
+    torch.testing.assert_close(parts, copies, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    {
+        "resnet18": {"BasicBlock": 8},  # layer1.0 and so on, and no part of one
+        "vit_tiny_patch16_224": {"Block": 12},
+        "efficientnet_b0": {"DepthwiseSeparableConv": 1, "InvertedResidual": 15},  # sequences of sequences
+    }.items(),
+)
+def test_blocks_are_the_outermost_members_of_sequences(name: str, expected: dict[str, int]) -> None:
+    model = timm.create_model(name, num_classes=10)
+    assert Counter(type(block).__name__ for block in _blocks(model)) == expected
+
+
+@shards
+def test_resuming_among_another_number_of_processes(tmp_path: Path, shard: bool) -> None:
     """Two, then one, then two again: what is done stays done, and the rest is done once."""
     settings = Recipe(
+        shard=shard,
         data=Data(batch_size=20, limit=200, holdout=0.2),
         dense=Stage(epochs=3, learning_rate=0.01),
         sparse=Sparse(epochs=6, learning_rate=0.005, kl_coefficient=0.01),
@@ -128,9 +182,11 @@ def test_resuming_among_another_number_of_processes(tmp_path: Path) -> None:
     assert rows[-1]["accuracy"] > 0.5
 
 
-def test_two_processes_resume_where_they_stopped(tmp_path: Path) -> None:
+@shards
+def test_two_processes_resume_where_they_stopped(tmp_path: Path, shard: bool) -> None:
     """In the middle of an epoch, whichever of the two is told to stop."""
-    settings = Recipe(data=Data(batch_size=20, limit=200, holdout=0.2), dense=Stage(epochs=2), sparse=Sparse(epochs=2))
+    data = Data(batch_size=20, limit=200, holdout=0.2)
+    settings = Recipe(shard=shard, data=data, dense=Stage(epochs=2), sparse=Sparse(epochs=2))
     folders = []
     for name, stops in (("whole", ([],)), ("stopped", (["5", "1"], ["5", "0"], []))):
         folder = tmp_path / name

@@ -112,15 +112,19 @@ def test_an_unknown_optimizer_is_named() -> None:
 # Objective and evaluation.
 
 
-def test_the_objective_is_mean_loss_plus_weighted_kl_over_n() -> None:
-    model = svd.sparsify_(nn.Linear(4, 3), init_log_sigma2=-3.0)
-    loss = F.cross_entropy(model(torch.randn(5, 4)), torch.tensor([0, 1, 2, 0, 1]))
-    stage = Sparse(kl_coefficient=0.7, warmup_from=1, warmup_to=3)
-    objective, divergence = loop._objective(model, loss, stage, 2.0, 1000)
-    assert divergence.item() == pytest.approx(svd.kl(model).item())
-    assert objective.item() == pytest.approx(loss.item() + 0.35 * svd.kl(model).item() / 1000, rel=1e-6)
-    plain = loop._objective(nn.Linear(4, 3), loss, Stage(), 2.0, 1000)
-    assert plain[0] is loss
+def test_the_kl_over_n_joins_the_gradient_of_the_mean_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights: list[float] = []
+
+    def noted(model: nn.Module, weight: float) -> None:
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        weights.append(weight)
+
+    monkeypatch.setattr(loop, "regularize_", noted)
+    wanted = recipe(sparse=Sparse(epochs=4, kl_coefficient=0.7, warmup_from=1, warmup_to=3))
+    made = compress(wanted, tmp_path / "run", [])
+    epochs = [step / PER_EPOCH for step in range(4 * PER_EPOCH)]
+    ramp = [min(max((epoch - 1) / 2, 0.0), 1.0) for epoch in epochs]
+    assert weights == pytest.approx([0.7 * part / len(made.data.train) for part in ramp])
 
 
 def test_evaluation_counts_every_image_once() -> None:

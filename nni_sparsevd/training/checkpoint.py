@@ -1,6 +1,8 @@
 """Where a run stands, in one file: model, optimizer, place.  Written whole or not at all, and never a pickle."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from torch.amp.grad_scaler import GradScaler as Scaler
 
 from ..errors import FileFormatError, TrainingError
 from ..files import load_tensors, save_tensors
+from .sharding import like, whole
 
 KEY = "nni_sparsevd.checkpoint"
 
@@ -42,42 +45,54 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     scalars: Scalars
 
-    def restore_(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Scaler | None = None) -> Tensor:
-        """Put the state back; returns the running sums of the epoch, shape (3,)."""
-        try:
+    @property
+    def running(self) -> Tensor:
+        """The running sums of the epoch, over all processes, shape (3,)."""
+        return self.tensors["running"]
+
+    def restore_(self, model: nn.Module) -> None:
+        """Put the network's state back."""
+        with _fitting():
             model.load_state_dict(self._under("model."))
+
+    def restore_optimizer_(self, optimizer: torch.optim.Optimizer, scaler: Scaler | None = None) -> None:
+        """Put the optimizer's state back, or this process's part of it, and the scaler's."""
+        with _fitting():
             optimizer.load_state_dict(self._optimizer_state(optimizer))
             if scaler is not None:
                 scaler.load_state_dict(self.scalars["scaler"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise TrainingError(f"the checkpoint does not fit the network of the recipe: {error}") from None
-        return self.tensors["running"]
 
     def _under(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
     def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, object]:
         state: dict[int, dict[str, Any]] = {}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for name, value in [*self._under("optimizer.").items(), *self.scalars["state"].items()]:
             index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = value
+            mine = like(value, parameters[int(index)]) if isinstance(value, Tensor) else value
+            state.setdefault(int(index), {})[key] = mine
         groups = optimizer.state_dict()["param_groups"]
         for index, (group, values) in enumerate(zip(groups, self.scalars["groups"], strict=True)):
             group.update(values, **self._under(f"group.{index}."))
         return {"state": state, "param_groups": groups}
 
 
-def write(
-    path: Path,
-    place: Place,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    running: Tensor,
-    scaler: Scaler | None = None,
-) -> None:
-    """Replace the checkpoint at `path`."""
+@contextmanager
+def _fitting() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        raise TrainingError(f"the checkpoint does not fit the network of the recipe: {error}") from None
+
+
+def take(
+    place: Place, model: nn.Module, optimizer: torch.optim.Optimizer, running: Tensor, scaler: Scaler | None = None
+) -> Checkpoint:
+    """Where the run stands now; every process has to ask, for each may hold a part of the optimizer's state."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    state = {f"{i}.{key}": v for i, values in optimizer.state_dict()["state"].items() for key, v in values.items()}
+    moments = optimizer.state_dict()["state"]
+    state = {f"{i}.{key}": whole(value) for i, values in moments.items() for key, value in values.items()}
     tensors |= {f"optimizer.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
     for index, group in enumerate(optimizer.param_groups):
         tensors |= {f"group.{index}.{key}": value for key, value in group.items() if isinstance(value, Tensor)}
@@ -88,7 +103,13 @@ def write(
         "groups": [{k: v for k, v in g.items() if isinstance(v, int | float)} for g in optimizer.param_groups],
         "scaler": {} if scaler is None else scaler.state_dict(),
     }
-    save_tensors(tensors, path, {KEY: json.dumps({"place": asdict(place), "scalars": scalars})})
+    return Checkpoint(place, tensors, scalars)
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Replace the one at `path`."""
+    header = {"place": asdict(checkpoint.place), "scalars": checkpoint.scalars}
+    save_tensors(checkpoint.tensors, path, {KEY: json.dumps(header)})
 
 
 def read(path: Path) -> Checkpoint | None:

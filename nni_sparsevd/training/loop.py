@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from ..data import DataSets, augmented, laid_out
 from ..errors import TrainingError
 from ..masks import Masks, apply_masks_
-from ..nn import is_variational, kl
+from ..nn import is_variational, kl, regularize_
 from ..recipe import Recipe, Sparse, Stage
 from . import checkpoint, optimizer, schedule
 from .metrics import Metrics
+from .sharding import gather_, like, sharded
 
 LOOK_EVERY = 50
 """Steps between looks at the loss: each makes the device wait."""
@@ -71,31 +72,37 @@ def fit(
     """
     accelerator, data, recipe = run.accelerator, run.data, run.recipe
     model.to(accelerator.device)
-    optim = optimizer.build(model, stage, stage.gate_rate if isinstance(stage, Sparse) else 1.0)
     world, rank = accelerator.num_processes, accelerator.process_index
     count = len(data.train)
     per_epoch = max(count // (recipe.data.batch_size * world), 1)
+    if start is not None:
+        start.restore_(model)
+    split = recipe.shard and world > 1
+    learner = sharded(model) if split else model
+    """What learns: `model`, or this process's part of it, from which `model` is gathered when somebody looks."""
+    optim = optimizer.build(learner, stage, stage.gate_rate if isinstance(stage, Sparse) else 1.0)
     step, running = 0, torch.zeros(3, dtype=torch.float64)
     if start is not None:
-        so_far = start.restore_(model, optim, accelerator.scaler)
-        running = so_far.clone() if accelerator.is_main_process else running
+        start.restore_optimizer_(optim, accelerator.scaler)
+        running = start.running.clone() if accelerator.is_main_process else running
         step = start.place.among(per_epoch)
     running = running.to(accelerator.device)
-    wrapped = accelerator.prepare_model(model)
+    wrapped = learner if split else accelerator.prepare_model(model)
+    pulled = stage if isinstance(stage, Sparse) and is_variational(model) else None
     total = stage.epochs * per_epoch
-    device_masks = (
-        None if masks is None else {m: {k: v.to(accelerator.device) for k, v in t.items()} for m, t in masks.items()}
-    )
+    held = None if masks is None else _held(learner, masks)
     saved = began = time.monotonic()
     worked = time.process_time()
     order = torch.empty(0)
 
     def save() -> None:
+        if split:
+            gather_(model, learner)
         _check_finite(running[0].item(), name, step, run.checkpoint, model)
-        everyones = accelerator.reduce(running.clone())
+        at, everyones = checkpoint.Place(name, step, per_epoch), accelerator.reduce(running.clone())
+        taken = checkpoint.take(at, model, optim, everyones, accelerator.scaler)
         if accelerator.is_main_process:
-            at = checkpoint.Place(name, step, per_epoch)
-            checkpoint.write(run.checkpoint, at, model, optim, everyones, accelerator.scaler)
+            checkpoint.write(run.checkpoint, taken)
 
     with _Signals() as signals, run.metrics.stage(name, total, step) as bar:
         while step < total:
@@ -109,21 +116,23 @@ def fit(
             images = augmented(data.train.images[rows], recipe.data, generator).to(accelerator.device)
             labels = data.train.labels[rows].to(accelerator.device)
             torch.manual_seed(schedule.seed_for(*here))
-            model.train()
+            learner.train()
             with accelerator.autocast():
                 logits = wrapped(laid_out(data.normalise(images), recipe.channels_last))
             loss = F.cross_entropy(logits.float(), labels)
-            objective, divergence = _objective(model, loss, stage, step / per_epoch, count)
             optimizer.set_rate(optim, schedule.learning_rate(stage, step / total))
             optim.zero_grad()
-            accelerator.backward(objective)
+            accelerator.backward(loss)
+            if pulled is not None:
+                weight = schedule.kl_weight(pulled, step / per_epoch) / count
+                regularize_(learner, weight if accelerator.scaler is None else weight * accelerator.scaler.get_scale())
             if accelerator.scaler is None:
                 optim.step()
             else:  # fp16: the gradients are scaled, and a step that overflowed is left out
                 accelerator.scaler.step(optim)
                 accelerator.scaler.update()
-            if device_masks is not None:
-                apply_masks_(model, device_masks)
+            if held is not None:
+                apply_masks_(learner, held)
             step += 1
             with torch.no_grad():
                 running += torch.stack(
@@ -132,8 +141,11 @@ def fit(
             looked, ends = step % LOOK_EVERY == 0, step % per_epoch == 0
             if looked or ends:
                 _check_finite(running[0].item(), name, step, run.checkpoint)
-            run.metrics.step(bar, f"loss {loss.item():.3f}  kl {float(divergence):.3g}" if looked else None)
+            divergence = _divergence(learner) if pulled is not None and (looked or ends) else 0.0
+            run.metrics.step(bar, f"loss {loss.item():.3f}  kl {divergence:.3g}" if looked else None)
             if ends:
+                if split:
+                    gather_(model, learner)
                 spent = {"seconds": time.monotonic() - began, "processor_seconds": time.process_time() - worked}
                 _record(run, name, step, per_epoch, running, divergence, stage, epoch_end, spent)
                 running.zero_()
@@ -148,12 +160,18 @@ def fit(
         save()
 
 
-def _objective(model: nn.Module, loss: Tensor, stage: Stage, epoch: float, count: int) -> tuple[Tensor, Tensor]:
-    """(loss + weight * KL / N, KL)."""
-    if not isinstance(stage, Sparse) or not is_variational(model):
-        return loss, torch.zeros(())
-    divergence = kl(model)
-    return loss + schedule.kl_weight(stage, epoch) / count * divergence, divergence.detach()
+@torch.no_grad()
+def _divergence(model: nn.Module) -> float:
+    return kl(model).item()
+
+
+def _held(learner: nn.Module, masks: Masks) -> Masks:
+    """The masks of what this process holds, on its device."""
+    on = {name: dict(learner.get_submodule(name).named_parameters(recurse=False)) for name in masks}
+    return {
+        name: {key: like(mask.to(on[name][key].device), on[name][key]) for key, mask in targets.items()}
+        for name, targets in masks.items()
+    }
 
 
 def _agreed(accelerator: Accelerator, overdue: bool, stops: bool, together: bool) -> tuple[bool, bool]:
@@ -181,13 +199,13 @@ def _check_finite(loss: float, name: str, step: int, path: Path, model: nn.Modul
 
 
 def _record(
-    run: Run, name: str, step: int, per_epoch: int, running: Tensor, divergence: Tensor, stage: Stage,
+    run: Run, name: str, step: int, per_epoch: int, running: Tensor, divergence: float, stage: Stage,
     epoch_end: EpochEnd, spent: dict[str, float],
 ) -> None:  # fmt: skip
     loss, correct, seen = run.accelerator.reduce(running.clone()).tolist()
     epoch = step // per_epoch
     row: dict[str, Any] = {
-        "stage": name, "epoch": epoch, "step": step, "loss": loss / seen, "kl": float(divergence),
+        "stage": name, "epoch": epoch, "step": step, "loss": loss / seen, "kl": divergence,
         "kl_weight": schedule.kl_weight(stage, epoch) if isinstance(stage, Sparse) else 0.0,
         "learning_rate": schedule.learning_rate(stage, (step - 1) / (stage.epochs * per_epoch)),
         "train_accuracy": correct / seen, **epoch_end(epoch), **{key: round(value, 2) for key, value in spent.items()},
