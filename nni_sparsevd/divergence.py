@@ -50,10 +50,6 @@ def add_kl_gradient_(theta: Tensor, log_sigma2: Tensor, weight: float, prior: Pr
             to_noise.add_(slope if to_noise.shape == slope.shape else slope.sum(1, keepdim=True), alpha=weight)
 
 
-def _own(value: Any) -> Tensor:
-    return value.to_local() if hasattr(value, "to_local") else value  # type: ignore[no-any-return]
-
-
 def backward_(objective: Tensor) -> None:
     """Its gradient, where it has one: nothing of a frozen layer's."""
     if objective.requires_grad:
@@ -66,18 +62,20 @@ def _in_place(theta: Tensor, log_sigma2: Tensor) -> list[Tensor] | None:
     Of parameters that several processes share, this process's part: nobody else need know.
     """
     both = (theta, log_sigma2)
-    fit = log_sigma2.shape == theta.shape or one_a_row(log_sigma2, theta)
-    if not fit or not all(value.is_leaf and value.requires_grad for value in both):
-        return None
     if theta.dtype != log_sigma2.dtype or theta.dtype not in (torch.float32, torch.float64):
         return None
-    gradients = []
+    if not all(value.is_leaf and value.requires_grad for value in both):
+        return None
     for value in both:
-        if value.grad is None:
-            value.grad = torch.zeros_like(value)
-        gradients.append(value.grad)
-    order = sorted(range(theta.dim()), key=theta.stride, reverse=True)  # channels last: the channels
-    there = [_own(value.detach()).permute(order) for value in (*both, *gradients)]
+        value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+    four = [value.detach() for value in (*both, theta.grad, log_sigma2.grad) if value is not None]
+    if any(getattr(value, "placements", None) != getattr(theta, "placements", None) for value in four):
+        return None
+    mine = [value.to_local() if hasattr(value, "to_local") else value for value in four]
+    if mine[1].shape != mine[0].shape and not one_a_row(mine[1], mine[0]):
+        return None
+    order = sorted(range(theta.dim()), key=mine[0].stride, reverse=True)  # channels last: the channels
+    there = [value.permute(order) for value in mine]
     return there if all(value.is_contiguous() for value in there) else None
 
 

@@ -73,9 +73,10 @@ def kl(model: nn.Module) -> Tensor:
 def regularize_(model: nn.Module, weight: float) -> None:
     """Add the gradient of weight * kl(model) to what `loss.backward()` has left; `weight` is 1 / N, or a part of it.
 
-    The same as `kl` in the loss for half of its cost: neither its value nor a graph is made.  After `backward`, and
-    after what clips or averages gradients; a loss scaler's factor, where gradients still carry one, belongs in
-    `weight`.  Raises `ModelError` without posteriors.
+    The same as `kl` in the loss for half of its cost: neither its value nor a graph is made.  Call it once a step,
+    between the last `backward` and the optimizer; where gradients still carry a loss scaler's factor, it belongs in
+    `weight`.  Processes that average their gradients have done so by then, and all add the same.  Raises `ModelError`
+    without posteriors.
     """
     for module in _posteriors(model):
         module.add_kl_gradient_(weight)
