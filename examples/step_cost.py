@@ -29,8 +29,8 @@ NETWORKS = {  # name -> (network, input shape of a batch, channels last, rounds)
     "lenet_300_100, batch 100": ("lenet_300_100", (100, 1, 28, 28), False, 200),
     "lenet5_caffe, batch 100": ("lenet5_caffe", (100, 1, 28, 28), False, 60),
     "resnet18_small (32 pixels), batch 16": ("resnet18_small", (16, 3, 32, 32), False, 9),
-    "the same, channels last": ("resnet18_small", (16, 3, 32, 32), True, 9),
-    "the same, batch 128": ("resnet18_small", (128, 3, 32, 32), True, 5),
+    "channels last, batch 16": ("resnet18_small", (16, 3, 32, 32), True, 9),
+    "channels last, batch 128": ("resnet18_small", (128, 3, 32, 32), True, 5),
 }
 WEIGHT = 1 / 50_000
 After = Callable[[], object]
