@@ -77,8 +77,9 @@ def shrink_while_training(found: dict[str, Any]) -> list[str]:
     for way in dict.fromkeys(row["way"] for row in rows):
         own = [row for row in rows if row["way"] == way]
         error, seconds = [row["error"] for row in own], mean(row["seconds"] for row in own)
+        fewer = [row["dense_macs"] / row["macs"] for row in own]
         lines.append(
             f"| {way} | {mean(error):.1f} ± {stdev(error):.1f} | "
-            f"{mean(row['dense_macs'] / row['macs'] for row in own):.1f} | {seconds:.0f} | {seconds / dense:.2f} |"
+            f"{mean(fewer):.1f} ± {stdev(fewer):.1f} | {seconds:.0f} | {seconds / dense:.2f} |"
         )
     return lines

@@ -1,16 +1,18 @@
 """What shrinking on the way saves: `python examples/shrink_while_training.py OUT.json ../shared/data`.
 
-A ResNet-18 of a quarter of the width on CIFAR-10, whole channels, from scratch, three times: dense; with gates, cut at
-the end; with gates, and `shrink_` after every epoch.  The same images in the same order, the same number of steps;
-processor seconds of the steps and of the shrinking, on one thread.
+A ResNet-18 of a quarter of the width on CIFAR-10, whole channels, from scratch: dense; with gates, cut at the end; with
+gates, and `shrink_` after every epoch, of what is above the threshold or of what is far above it.  The same images in
+the same order, the same number of steps; processor seconds of the steps and of the shrinking, on one thread.
 """
 
+import copy
 import sys
 import time
 from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
+from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import data as datasets
@@ -19,12 +21,17 @@ from nni_sparsevd.bench import league
 from nni_sparsevd.bench.arena import Arena, cross_entropy
 from nni_sparsevd.bench.league import League
 from nni_sparsevd.files import write_json
-from nni_sparsevd.recipe import Data, Model, Sparse
+from nni_sparsevd.nn import named_posteriors
+from nni_sparsevd.recipe import Data, Model, Posterior, Sparse
 from nni_sparsevd.report import macs, parameters
 from nni_sparsevd.training import optimizer, schedule
 from nni_sparsevd.training.environment import environment
 
-WAYS = ("dense", "gates", "gates, shrinking")
+THRESHOLD = Posterior().threshold
+LATER = 6.0
+"""Log alpha from which a channel is taken for dead for good; many of those just above the threshold come back."""
+WAYS = {"dense": None, "gates": None, "gates, shrinking": THRESHOLD, f"gates, shrinking from log α {LATER:g}": LATER}
+"""Way -> log alpha from which a channel goes while the network trains."""
 NETWORK = Model(name="resnet18_small", arguments={"channels": [16, 32, 64, 128]})
 
 
@@ -35,7 +42,8 @@ def trained(way: str, data: datasets.DataSets, played: League, stage: Sparse, se
     ground = Arena(played, seed, data, model)
     example, dense_macs = ground.example, ground.dense_macs
     if way != "dense":
-        svd.sparsify_(model, example_inputs=example, granularity="gate", init_log_sigma2=-6.0)
+        posterior = Posterior(granularity="gate", init_log_sigma2=-6.0, threshold=WAYS[way] or THRESHOLD)
+        svd.sparsify_(model, posterior, example_inputs=example)
     optim = optimizer.build(model, stage, stage.gate_rate)
     total, spent, epochs, small = stage.epochs * ground.per_epoch, 0.0, [], model
     for step in range(total):
@@ -44,18 +52,18 @@ def trained(way: str, data: datasets.DataSets, played: League, stage: Sparse, se
         torch.manual_seed(schedule.seed_for(seed, "noise", step))
         model.train()
         loss = cross_entropy(batch, model)
-        if way != "dense":
-            loss = loss + schedule.kl_weight(stage, step / ground.per_epoch) / len(data.train) * svd.kl(model)
         optimizer.set_rate(optim, schedule.learning_rate(stage, step / total))
         optim.zero_grad()
         loss.backward()
+        if way != "dense":
+            svd.regularize_(model, schedule.kl_weight(stage, step / ground.per_epoch) / len(data.train))
         optim.step()
         ends = (step + 1) % ground.per_epoch == 0
-        if ends and way == "gates, shrinking":
+        if ends and WAYS[way] is not None:
             svd.shrink_(model, example, optim)
         spent += time.process_time() - began
         if ends:
-            small, _ = svd.shrink(model, example)
+            small = cut(model, example)
             epochs.append({"seconds": round(spent, 2), "macs": macs(small, example[:1])})
     return {
         "way": way, "seed": seed, "error": 100 * (1 - ground.tested(small).accuracy), "dense_macs": dense_macs,
@@ -63,10 +71,18 @@ def trained(way: str, data: datasets.DataSets, played: League, stage: Sparse, se
     }  # fmt: skip
 
 
+def cut(model: nn.Module, example: Tensor) -> nn.Module:
+    """What would ship now, by the threshold that all ways are decided by."""
+    model = copy.deepcopy(model)
+    for _, gate in named_posteriors(model):
+        gate.threshold = THRESHOLD
+    return svd.shrink(model, example)[0]
+
+
 def main(
     out: Path, data: Path, images: int = 3000, epochs: int = 12, kl_coefficient: float = 2.0, seeds: int = 3
 ) -> None:
-    """Train dense, with gates, and with gates that shrink on the way.
+    """Train dense, with gates, and with gates that shrink on the way, early or late.
 
     Args:
         out: where the results go, as JSON.
