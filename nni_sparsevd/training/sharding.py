@@ -21,7 +21,7 @@ def sharded(model: nn.Module) -> nn.Module:
 
     parts = copy.deepcopy(model)
     blocks = list(_blocks(parts))
-    places = Counter(module for block in blocks for module in set(block.modules()))
+    places = Counter(module for block in blocks for module in block.modules())
     shared = [module for module, count in places.items() if count > 1 and any(True for _ in module.parameters(False))]
     for block in (*shared, *blocks, parts):
         fully_shard(block)
