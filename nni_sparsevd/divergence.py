@@ -67,7 +67,8 @@ def _in_place(theta: Tensor, log_sigma2: Tensor) -> list[Tensor] | None:
     if not all(value.is_leaf and value.requires_grad for value in both):
         return None
     for value in both:
-        value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+        if value.grad is None:
+            value.grad = torch.zeros_like(value)
     four = [value.detach() for value in (*both, theta.grad, log_sigma2.grad) if value is not None]
     if any(getattr(value, "placements", None) != getattr(theta, "placements", None) for value in four):
         return None

@@ -96,8 +96,6 @@ def fit(
     order = torch.empty(0)
 
     def save() -> None:
-        if split:
-            gather_(model, learner)
         _check_finite(running[0].item(), name, step, run.checkpoint, model)
         at, everyones = checkpoint.Place(name, step, per_epoch), accelerator.reduce(running.clone())
         taken = checkpoint.take(at, model, optim, everyones, accelerator.scaler)
@@ -152,6 +150,8 @@ def fit(
             overdue = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
             overdue, stops = _agreed(accelerator, overdue, signals.caught, ends or step % AGREE_EVERY == 0)
             if ends or overdue or stops:
+                if split and not ends:
+                    gather_(model, learner)
                 save()
                 saved = time.monotonic()
             if stops:
@@ -167,11 +167,12 @@ def _divergence(model: nn.Module) -> float:
 
 def _held(learner: nn.Module, masks: Masks) -> Masks:
     """The masks of what this process holds, on its device."""
-    on = {name: dict(learner.get_submodule(name).named_parameters(recurse=False)) for name in masks}
-    return {
-        name: {key: like(mask.to(on[name][key].device), on[name][key]) for key, mask in targets.items()}
-        for name, targets in masks.items()
-    }
+
+    def mine(name: str, key: str, mask: Tensor) -> Tensor:
+        parameter = learner.get_submodule(name).get_parameter(key)
+        return like(mask.to(parameter.device), parameter)
+
+    return {name: {key: mine(name, key, mask) for key, mask in targets.items()} for name, targets in masks.items()}
 
 
 def _agreed(accelerator: Accelerator, overdue: bool, stops: bool, together: bool) -> tuple[bool, bool]:
