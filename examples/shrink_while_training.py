@@ -5,14 +5,12 @@ gates, and `shrink_` after every epoch, of what is above the threshold or of wha
 the same order, the same number of steps; processor seconds of the steps and of the shrinking, on one thread.
 """
 
-import copy
 import sys
 import time
 from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
-from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import data as datasets
@@ -21,7 +19,6 @@ from nni_sparsevd.bench import league
 from nni_sparsevd.bench.arena import Arena, cross_entropy
 from nni_sparsevd.bench.league import League
 from nni_sparsevd.files import write_json
-from nni_sparsevd.nn import named_posteriors
 from nni_sparsevd.recipe import Data, Model, Posterior, Sparse
 from nni_sparsevd.report import macs, parameters
 from nni_sparsevd.training import optimizer, schedule
@@ -29,7 +26,7 @@ from nni_sparsevd.training.environment import environment
 
 THRESHOLD = Posterior().threshold
 LATER = 6.0
-"""Log alpha from which a channel is taken for dead for good; many of those just above the threshold come back."""
+"""Log alpha from which a channel is taken for dead for good; some of those just above the threshold come back."""
 WAYS = {"dense": None, "gates": None, "gates, shrinking": THRESHOLD, f"gates, shrinking from log α {LATER:g}": LATER}
 """Way -> log alpha from which a channel goes while the network trains."""
 NETWORK = Model(name="resnet18_small", arguments={"channels": [16, 32, 64, 128]})
@@ -42,8 +39,7 @@ def trained(way: str, data: datasets.DataSets, played: League, stage: Sparse, se
     ground = Arena(played, seed, data, model)
     example, dense_macs = ground.example, ground.dense_macs
     if way != "dense":
-        posterior = Posterior(granularity="gate", init_log_sigma2=-6.0, threshold=WAYS[way] or THRESHOLD)
-        svd.sparsify_(model, posterior, example_inputs=example)
+        svd.sparsify_(model, example_inputs=example, granularity="gate", init_log_sigma2=-6.0)
     optim = optimizer.build(model, stage, stage.gate_rate)
     total, spent, epochs, small = stage.epochs * ground.per_epoch, 0.0, [], model
     for step in range(total):
@@ -60,10 +56,10 @@ def trained(way: str, data: datasets.DataSets, played: League, stage: Sparse, se
         optim.step()
         ends = (step + 1) % ground.per_epoch == 0
         if ends and WAYS[way] is not None:
-            svd.shrink_(model, example, optim)
+            svd.shrink_(model, example, optim, threshold=WAYS[way])
         spent += time.process_time() - began
         if ends:
-            small = cut(model, example)
+            small, _ = svd.shrink(model, example)
             epochs.append({"seconds": round(spent, 2), "macs": macs(small, example[:1])})
     return {
         "way": way, "seed": seed, "error": 100 * (1 - ground.tested(small).accuracy), "dense_macs": dense_macs,
@@ -71,16 +67,8 @@ def trained(way: str, data: datasets.DataSets, played: League, stage: Sparse, se
     }  # fmt: skip
 
 
-def cut(model: nn.Module, example: Tensor) -> nn.Module:
-    """What would ship now, by the threshold that all ways are decided by."""
-    model = copy.deepcopy(model)
-    for _, gate in named_posteriors(model):
-        gate.threshold = THRESHOLD
-    return svd.shrink(model, example)[0]
-
-
 def main(
-    out: Path, data: Path, images: int = 3000, epochs: int = 12, kl_coefficient: float = 2.0, seeds: int = 3
+    out: Path, data: Path, images: int = 5000, epochs: int = 30, kl_coefficient: float = 1.0, seeds: int = 3
 ) -> None:
     """Train dense, with gates, and with gates that shrink on the way, early or late.
 

@@ -158,6 +158,9 @@ class Sparse(Stage):
     """Epoch from which it is full; linear between. From scratch, without warm-up, everything dies at once."""
     gate_rate: PositiveFloat = 10.0
     """Learning rate of gates, as a multiple of the weights'."""
+    shrink_at: NonNegativeFloat | None = None
+    """Log alpha from which channels leave the network while it trains, after every epoch: steps get cheaper, and what
+    has gone cannot come back. Nothing: all stay until the end."""
     checkpoint: Path | None = None
     """Start from this posterior.safetensors of another run with the same network and posterior: to train on, or, with
     0 epochs, to decide and fine-tune again."""
@@ -207,6 +210,21 @@ class Recipe(Settings):
             raise ValueError(
                 "shard with precision = 'fp16': its loss scaler needs whole gradients; take 'bf16' or 'no'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shrinking_keeps_what_the_decision_keeps(self) -> "Recipe":
+        limit, at = self.masks.threshold, self.sparse.shrink_at
+        decided = self.posterior.threshold if limit is None else limit
+        if at is None:
+            return self
+        if isinstance(decided, float) and at < decided:
+            raise ValueError(
+                f"sparse.shrink_at = {at:g} takes channels away that the threshold, {decided:g}, would keep"
+            )
+        if self.shard or self.sparse.snapshots:
+            other = "shard" if self.shard else "sparse.snapshots"
+            raise ValueError(f"sparse.shrink_at does not go together with {other}: the sizes of the network change")
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """The end of a run: the small network, checked against the masked one, and everything measured, in its folder."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from .errors import FileFormatError, ShrinkError
 from .export import Comparison, export
 from .files import read_json, write_bytes, write_json
+from .graph import channel_graph
 from .masks import weight_counts
 from .nn import output_dim
 from .report import latencies, macs, parameters, write_report
@@ -31,30 +33,41 @@ def finish(done: Compressed, folder: Path) -> str:
     save(done.masked, folder / "masked.safetensors")
     save(small, folder / "small.safetensors")
     write_bytes(folder / "plan.json", plan.to_json().encode())
+    account = _since_dense(plan, done)
     networks = {"dense": done.dense, "masked": done.masked, "shrunk": small}
     scores = {name: evaluate(network, done.data, done.data.test) for name, network in networks.items()}
     values = {
         "input": list(done.example_inputs.shape[1:]),
         "test": {name: score.to_dict() for name, score in scores.items()},
-        "layers": _layers(done.masked, small),
+        "layers": _layers(done.dense, done.masked, small),
         "weights": _weights(done),
         "size": _sizes(networks, folder, done.example_inputs[:1]),
         "check": result.to_dict(),
-        "plan": plan.rows(),
+        "plan": account.rows(),
         "shrinking_seconds": round(time.monotonic() - began, 2),
         **{key: read_json(folder / "environment.json")[key] for key in ("command", "seed", "threads")},
     }
     write_json(folder / "result.json", values)
-    return _summary(values, plan, result, scores)
+    return _summary(values, account, result, scores)
 
 
-def _layers(masked: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
-    """Weights of each layer before and after the masks; inputs that it reads and outputs that it has, once shrunk."""
+def _since_dense(plan: Plan, done: Compressed) -> Plan:
+    """The account of all channels that the dense network has, some of which may have gone while it trained."""
+    before = {group.name: len(group) for group in channel_graph(done.dense, done.example_inputs).groups}
+    groups = []
+    for group in plan.groups:
+        gone = before.get(group.name, group.channels) - group.channels
+        groups.append(replace(group, channels=group.channels + gone, removed=group.removed + gone))
+    return replace(plan, groups=tuple(groups))
+
+
+def _layers(dense: nn.Module, masked: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
+    """Weights of each layer before Sparse VD and left; inputs that it reads and outputs that it has, once shrunk."""
     rows = []
-    for name, module in masked.named_modules():
+    for name, module in dense.named_modules():
         weight = module._parameters.get("weight")
         if weight is not None and weight.dim() > 1:
-            kept = int(weight.count_nonzero())
+            kept = int(masked.get_submodule(name).get_parameter("weight").count_nonzero())
             left, out = small.get_submodule(name)._parameters["weight"], output_dim(module)
             assert left is not None  # layers are never removed, only channels
             read = [dim for dim in range(left.dim()) if dim != 1 - out]
@@ -65,7 +78,7 @@ def _layers(masked: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
 
 
 def _weights(done: Compressed) -> dict[str, float]:
-    kept, total = weight_counts(done.masked, done.masks)
+    kept, total = weight_counts(done.masked, done.masks)[0], weight_counts(done.dense, {})[1]
     return {"total": total, "kept": kept, "compression": total / max(kept, 1)}
 
 

@@ -7,7 +7,7 @@ in at the sizes that they have, and sets those attributes: nothing is unpickled,
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from .files import load_tensors, save_tensors
 from .nn import is_variational
 from .packing import Coding, pack, unpack
 from .recipe import Argument
-from .shrink import RememberingLayerNorm
+from .shrink import RememberingLayerNorm, attributes, differences, resize_
 
 FORMAT = "nni_sparsevd.model"
 VERSION = 1
@@ -63,9 +63,9 @@ def save(
         reference = models.build(name, arguments)
         _remember_(reference, header["remembering"], Path(path))
         _same_skeleton(reference, model, f"timm.create_model({name!r}, **{arguments})")
-        header["attributes"] = dict(_differences(reference, model))
+        header["attributes"] = differences(model, reference)
     else:
-        header["attributes"] = {path: dict(_plain(module)) for path, module in model.named_modules()}
+        header["attributes"] = attributes(model)
     tensors = model.state_dict()
     if measure is not None:
         header["measured"] = dict(measure(model if coding is None else _as_packed(model, coding)))
@@ -99,14 +99,13 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     """
     path = Path(path)
     header, tensors = _read(path)
-    kind, name, arguments, attributes = (header[key] for key in HEADER)
+    kind, name, arguments, sizes = (header[key] for key in HEADER)
     if model is None:
         if name is None:
             raise FileFormatError(f"{path}: holds a {kind} that timm cannot build; load(path, model=fresh)")
         model = _build(name, arguments, path)
     _remember_(model, header.get("remembering", {}), path)
-    _put_tensors_(model, tensors, path)
-    _set_attributes_(model, attributes, path)
+    resize_(model, tensors, sizes, path)
     return model.eval()
 
 
@@ -158,28 +157,6 @@ def _remember_(model: nn.Module, norms: Any, path: Path) -> None:
         setattr(modules[owner], key, RememberingLayerNorm(modules[name], settings["channel_dim"], gone))  # type: ignore[arg-type]
 
 
-PLAIN = bool | int | float | str | None
-
-
-def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Public attributes that are numbers, words, or tuples and lists of them."""
-    for key, value in vars(module).items():
-        values = value if isinstance(value, tuple | list) else (value,)
-        if not key.startswith("_") and key != "training" and all(isinstance(item, PLAIN) for item in values):
-            yield key, value
-
-
-def _differences(reference: nn.Module, model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
-    originals = dict(reference.named_modules())
-    for name, module in model.named_modules():
-        before = dict(_plain(originals[name]))
-        changed = {
-            k: v for k, v in _plain(module) if k in before and (before[k] != v or type(before[k]) is not type(v))
-        }
-        if changed:
-            yield name, changed
-
-
 def _same_skeleton(reference: nn.Module, model: nn.Module, what: str) -> None:
     expected = {name: type(module).__name__ for name, module in reference.named_modules()}
     found = {name: type(module).__name__ for name, module in model.named_modules()}
@@ -189,51 +166,3 @@ def _same_skeleton(reference: nn.Module, model: nn.Module, what: str) -> None:
                 f"{what} has {expected.get(name)} where the network has {found.get(name)}, at {name or 'its root'!r}; "
                 "pass the name and arguments that it was made with: save(model, path, name=..., arguments={...})"
             )
-
-
-def _put_tensors_(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Replace parameters and buffers by those of the file, at their sizes; a bias may be new."""
-    expected = set(model.state_dict())
-    missing = sorted(name for name in expected - set(tensors) if not name.endswith("bias"))
-    if missing:
-        raise FileFormatError(f"{path}: lacks {', '.join(missing[:5])}; is it of another network?")
-    shared: dict[int, nn.Parameter] = {}
-    for name, tensor in tensors.items():
-        owner, _, key = name.rpartition(".")
-        try:
-            module = model.get_submodule(owner)
-        except AttributeError:
-            raise FileFormatError(f"{path}: holds {name}, but {type(model).__name__} has no {owner}") from None
-        if key not in module._parameters and key not in module._buffers:
-            raise FileFormatError(f"{path}: holds {name}, but {owner or 'the network'} has no {key}")
-        old = getattr(module, key)
-        if old is not None and old.dim() != tensor.dim():
-            raise FileFormatError(f"{path}: {name} has {tensor.dim()} dimensions, the network's has {old.dim()}")
-        if key in module._buffers:
-            module._buffers[key] = tensor
-        elif old is None or id(old) not in shared:  # tied parameters stay tied
-            module._parameters[key] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
-            shared[id(old)] = module._parameters[key]  # type: ignore[assignment]
-        else:
-            module._parameters[key] = shared[id(old)]
-    for name in expected - set(tensors):
-        owner, _, key = name.rpartition(".")
-        model.get_submodule(owner)._parameters[key] = None
-
-
-def _set_attributes_(model: nn.Module, attributes: Any, path: Path) -> None:
-    """Only what the network has already, and only by values of the same kind: a file cannot add behaviour."""
-    modules = dict(model.named_modules())
-    if not isinstance(attributes, dict):
-        raise FileFormatError(f"{path}: its attributes are no table")
-    for name, values in attributes.items():
-        if name not in modules or not isinstance(values, dict):
-            raise FileFormatError(f"{path}: sets attributes of {name!r}, which {type(model).__name__} does not have")
-        known = dict(_plain(modules[name]))
-        for key, value in values.items():
-            if key not in known:
-                raise FileFormatError(f"{path}: sets {name}.{key}, which is no plain attribute there")
-            value = tuple(value) if isinstance(value, list) and isinstance(known[key], tuple) else value
-            if known[key] is not None and not isinstance(value, type(known[key])) and value is not None:
-                raise FileFormatError(f"{path}: sets {name}.{key} to {value!r}, there it is {known[key]!r}")
-            setattr(modules[name], key, value)

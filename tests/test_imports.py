@@ -15,8 +15,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {room: METHOD[:place] for place, room in e
 ALLOWED |= {
     "data": FOUNDATION,
     "models": FOUNDATION,
-    "training": (*METHOD, "data", "models"),
     "shrink": METHOD,
+    "training": (*METHOD, "data", "models", "shrink"),
     "storage": (*METHOD, "models", "shrink"),
     "report": (*METHOD, "models", "shrink", "storage"),
     "export": (*METHOD, "shrink", "report"),

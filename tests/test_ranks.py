@@ -199,3 +199,26 @@ def test_two_processes_resume_where_they_stopped(tmp_path: Path, shard: bool) ->
     rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
     kept = [[{k: v for k, v in row.items() if not k.endswith("seconds")} for row in found] for found in rows]
     assert kept[0] == kept[1] and len(kept[0]) == 4
+
+
+def test_two_processes_shrink_alike(tmp_path: Path) -> None:
+    """Begun by one process, stopped after channels have gone, and ended by two, with the same sizes on both."""
+    settings = Recipe(
+        model=Model(name="resnet18_small", arguments={"channels": [8, 8, 16, 16]}),
+        data=Data(batch_size=25, limit=1000, holdout=0.2),
+        posterior=Posterior(granularity="gate", init_log_sigma2=-2.0),
+        dense=Stage(epochs=2, learning_rate=5e-3),
+        sparse=Sparse(epochs=6, learning_rate=5e-3, gate_rate=30.0, hold=0.5, shrink_at=3.0),
+        finetune=Finetune(),
+    )
+    write(settings, tmp_path / "recipe.toml")  # 16 steps an epoch for two processes, 32 for one
+    sizes = []
+    for processes, stop in ((1, ["150", "0"]), (2, [])):
+        in_processes(processes, tmp_path, *stop)
+        found, _ = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
+        sizes.append(sum(value.numel() for name, value in found.items() if name.startswith("model.")))
+    ranks = [load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2)]
+    learnt = [name for name in ranks[0] if ".running_" not in name]  # of which each has its own
+    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in learnt)
+    dense = sum(value.numel() for value in load_tensors(tmp_path / "run" / "dense.safetensors")[0].values())
+    assert dense > sizes[0] > sizes[1]

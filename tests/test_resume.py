@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,20 +124,37 @@ def fail() -> None:
 
 
 CNN = Model(name="vgg_like", arguments={"width": 0.0625, "drop_rate": 0.2})
-CASES = {
+DROWNING = Posterior(granularity="gate", init_log_sigma2=1.0)
+CASES: dict[str, dict[str, Any]] = {
     "batch norm, dropout, augmentation": {"model": CNN, "data": Data(batch_size=50, limit=600, augment="crop_flip")},
     "gates": {"posterior": Posterior(granularity="both")},
     "one weight sample": {"posterior": Posterior(estimator="weight", prior="log_uniform_exact")},
-    "bf16": {"precision": "bf16"},
     "no dense stage": {"dense": Stage()},
     "fine-tuning with noise": {"finetune": Finetune(epochs=2, variational=True)},
     "channels last": {"model": CNN, "channels_last": True, "data": Data(batch_size=50, limit=600)},
     "no fine-tuning": {"finetune": Finetune(), "sparse": Sparse(epochs=3)},
+    "shrinking": {"model": CNN, "posterior": DROWNING, "sparse": Sparse(epochs=3, gate_rate=100.0, shrink_at=3.0)},
+    "shrinking in bf16": {
+        "posterior": DROWNING,
+        "sparse": Sparse(epochs=3, gate_rate=100.0, shrink_at=3.0),
+        "precision": "bf16",
+    },
+    "shrinking, then fine-tuning with noise": {
+        "posterior": Posterior(granularity="both"),
+        "sparse": Sparse(epochs=3, kl_coefficient=50.0, learning_rate=0.03, shrink_at=3.0),
+        "finetune": Finetune(epochs=2, variational=True),
+    },
 }
 OPTIMIZERS = ("momentum", "lamb", "nadamw", "adafactor", "rmsproptf", "adan", "lion", "madgrad", "lookahead_adamw")
 for _name in OPTIMIZERS:
-    _sparse = Sparse(epochs=2, optimizer=_name)
-    CASES[_name] = {"dense": Stage(epochs=1, optimizer=_name), "sparse": _sparse, "finetune": Finetune()}
+    _sparse = CASES["shrinking"]["sparse"].model_copy(update={"epochs": 2, "optimizer": _name})
+    CASES[_name] = {
+        "model": CNN,
+        "posterior": DROWNING,
+        "dense": Stage(epochs=1, optimizer=_name),
+        "sparse": _sparse,
+        "finetune": Finetune(),
+    }
 
 
 @pytest.mark.parametrize("case", CASES)

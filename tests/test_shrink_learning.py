@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from shrinking import Net, outputs, prepared
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
@@ -182,3 +183,36 @@ def test_a_gate_on_parts_is_refused() -> None:
     ChannelGate(2, parts=(True, True, False), dtype=torch.float64).attach_(layer, 1)
     with pytest.raises(ShrinkError, match="qkv: a gate on 3 parts"):
         shrink_(model, torch.randn(2, 4, dtype=torch.float64))
+
+
+def test_a_threshold_of_its_own_spares_what_may_come_back() -> None:
+    """Above it a channel goes; between the gates' own threshold and it a channel stays, and is still cut when asked."""
+    model, x = NETWORKS["resnet18"]()
+    svd.sparsify_(model, example_inputs=x, granularity="gate")
+    gates = [module for _, module in named_posteriors(model) if isinstance(module, ChannelGate)]
+    with torch.no_grad():
+        for gate in gates:
+            gate.log_sigma2[0], gate.log_sigma2[1] = 4.0, 7.0
+    before = outputs(model, x)
+    plan = shrink_(model, x, threshold=6.0)
+    assert plan.removed == len(gates) and all((gate.log_sigma2 < 6).all() for gate in gates)
+    assert all(gate.threshold == 3.0 and int((~gate.mask()).sum()) == 1 for gate in gates)
+    assert (outputs(model, x) - before).abs().max() < 1e-12 * before.abs().max()
+    assert shrink_(model, x).removed == len(gates)
+
+
+def test_memory_that_cannot_be_cut_begins_anew() -> None:
+    """Adafactor keeps one number for each row and column of a large weight."""
+    body = nn.Sequential(nn.Linear(40, 48), nn.ReLU(), nn.Linear(48, 40), nn.ReLU(), nn.Linear(40, 4))
+    model, x = prepared(body), torch.randn(2, 40, dtype=torch.float64)
+    svd.sparsify_(model, example_inputs=x, granularity="gate")
+    optimizer = create_optimizer_v2(model, opt="adafactor", lr=1e-3)
+    step(model, optimizer, x)
+    assert "exp_avg_sq_row" in optimizer.state[model[0].weight]
+    with torch.no_grad():
+        model[2].gate.log_sigma2[:3] = 8.0
+    assert shrink_(model, x, optimizer).removed == 3
+    assert model[0].weight in optimizer.state and model[2].weight not in optimizer.state
+    assert optimizer.state[model[2].bias]["exp_avg_sq"].shape == (37,)
+    step(model, optimizer, x)
+    assert optimizer.state[model[2].weight]["exp_avg_sq_col"].shape == (48,)

@@ -139,6 +139,33 @@ def test_a_network_of_ones_own_comes_back_into_a_fresh_one(tmp_path: Path) -> No
     assert loaded.head.bias.grad is not None
 
 
+class Recurring(nn.Module):
+    """Every second layer is there under two names, and its weight is also that of a third one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(40))
+        self.again = nn.ModuleList(self.layers[::2])
+        self.tied = nn.ModuleList(nn.Linear(5, 5) for _ in range(20))
+        for first, second in zip(self.layers[::2], self.tied, strict=True):
+            second.weight = first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.layers, *self.again, *self.tied):
+            x = layer(x)
+        return x
+
+
+def test_shared_modules_and_tied_weights_stay_so(tmp_path: Path) -> None:
+    model = Recurring()
+    save(model, tmp_path / "model.safetensors")
+    back = load(tmp_path / "model.safetensors", Recurring())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in back.state_dict().items())
+    assert len(list(back.parameters())) == len(list(model.parameters()))
+    for first, second, third in zip(back.layers[::2], back.again, back.tied, strict=True):
+        assert first is second and first.weight is third.weight
+
+
 def test_an_unpruned_network_is_a_network_too(tmp_path: Path) -> None:
     model = randomise_(Net()).double()
     save(model, tmp_path / "a.safetensors")

@@ -13,6 +13,7 @@ from ..files import load_tensors
 from ..masks import Masks, unflatten
 from ..recipe import Recipe, read
 from ..storage import load
+from ..training import stored
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ def finished(run: Path) -> Finished:
     data = datasets.load(recipe.data, recipe.data.image_size, recipe.seed)
     model = models.create(recipe.model, data.num_classes, data.in_chans, data.image_size)
     dense = copy.deepcopy(model)
-    dense.load_state_dict(load_tensors(run / "dense.safetensors")[0])
+    stored.read_(dense, run / "dense.safetensors")
     sparsify_(model, recipe.posterior, example_inputs=data.normalise(data.train.images[:2]))
-    model.load_state_dict(load_tensors(run / "posterior.safetensors")[0])
+    stored.read_(model, run / "posterior.safetensors")
     masks = unflatten(load_tensors(run / "masks.safetensors")[0])
     return Finished(recipe, data, dense.eval(), model.eval(), masks, load(run / "small.safetensors"))

@@ -2,6 +2,8 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -11,7 +13,7 @@ from ..convert import bake_
 from ..errors import ShrinkError
 from ..graph import Axis, Inputs, channel_graph, copy_of, states, without
 from ..masks import compute_masks
-from ..nn import ChannelGate, Variational, gate_sites, is_variational, output_dim
+from ..nn import ChannelGate, Variational, gate_sites, is_variational, named_posteriors, output_dim
 from ..recipe import Masking
 from .apply import apply_plan_
 from .carriers import Merge
@@ -23,13 +25,21 @@ Sites = list[tuple[str, nn.Module, ChannelGate]]
 
 
 def shrink_(
-    model: nn.Module, example_inputs: Inputs, optimizer: torch.optim.Optimizer | None = None, *, round_to: int = 1
+    model: nn.Module,
+    example_inputs: Inputs,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    threshold: float | None = None,
+    round_to: int = 1,
 ) -> Plan:
     """Remove from `model`, in place, every channel that its posteriors have given up; returns the account.
 
     To be called now and then between steps, so that they become cheaper.  The network stays variational: weights,
-    log sigma^2 and gates lose the same channels, and so do the moments that `optimizer` keeps of them.  In evaluation
-    mode its outputs stay the same; in training mode the noise of what went is gone.  What went cannot come back.
+    log sigma^2 and gates lose the same channels, and so do the moments that `optimizer` keeps of them (those that are
+    not of the parameter's shape, such as Adafactor's, begin anew).  In evaluation
+    mode its outputs stay the same; in training mode the noise of what went is gone.  What went cannot come back, and of
+    channels whose log alpha is just above their own threshold some would have: `threshold` is then the log alpha, well
+    above it, that counts here instead.  With one the outputs that stay the same are those of a network cut there.
 
     Parameters are replaced by smaller ones, in the optimizer too.  Whoever else holds the old ones (an average of the
     weights, DistributedDataParallel) has to be made again.  A network without posteriors loses its plain zeros.
@@ -37,6 +47,25 @@ def shrink_(
     Raises `ShrinkError` for a gate on several parts of one layer, `TraceError` when the network cannot be traced;
     nothing has changed then.
     """
+    with _cut_at(model, threshold):
+        return _shrink_(model, example_inputs, optimizer, round_to)
+
+
+@contextmanager
+def _cut_at(model: nn.Module, threshold: float | None) -> Iterator[None]:
+    """Make all posteriors decide at this log alpha for a while."""
+    posteriors = [module for _, module in named_posteriors(model)]
+    own = [module.threshold for module in posteriors]
+    try:
+        for module in posteriors:
+            module.threshold = module.threshold if threshold is None else threshold
+        yield
+    finally:
+        for module, before in zip(posteriors, own, strict=True):
+            module.threshold = before
+
+
+def _shrink_(model: nn.Module, example_inputs: Inputs, optimizer: torch.optim.Optimizer | None, round_to: int) -> Plan:
     sites = list(gate_sites(model))
     for name, _, gate in sites:
         if len(gate.parts) > 1:
@@ -119,14 +148,18 @@ def _follow_(optimizer: torch.optim.Optimizer, before: dict[str, Tensor], after:
         adopted = [bias for name, bias in born.items() if _holds(group, before, f"{name.rpartition('.')[0]}.weight")]
         for old in list(group["params"]):
             memory = optimizer.state.pop(old, {})
-            new = successors.get(id(old), old)
-            if memory:
-                optimizer.state[new] = {
+            if memory and not (lost[id(old)] and any(_factored(value, old) for value in memory.values())):
+                optimizer.state[successors.get(id(old), old)] = {
                     key: without(value, lost[id(old)])
                     if isinstance(value, Tensor) and value.shape == old.shape else value
                     for key, value in memory.items()
                 }  # fmt: skip
         group["params"] = [successors.get(id(old), old) for old in group["params"]] + adopted
+
+
+def _factored(value: object, parameter: Tensor) -> bool:
+    """Memory of all of a parameter in a form that cannot be cut, such as Adafactor's: it begins anew."""
+    return isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape
 
 
 def _holds(group: dict[str, list[Tensor]], named: dict[str, Tensor], name: str) -> bool:

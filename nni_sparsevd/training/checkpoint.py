@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.amp.grad_scaler import GradScaler as Scaler
 
 from ..errors import FileFormatError, TrainingError
 from ..files import load_tensors, save_tensors
+from ..shrink import Attributes, attributes, resize_
 from .sharding import like, whole
 
 KEY = "nni_sparsevd.checkpoint"
@@ -44,6 +45,8 @@ class Checkpoint:
     place: Place
     tensors: dict[str, Tensor]
     scalars: Scalars
+    sizes: Attributes = field(default_factory=dict)
+    """Attributes of the modules of a network that is shrunk while it trains, else none."""
 
     @property
     def running(self) -> Tensor:
@@ -51,8 +54,10 @@ class Checkpoint:
         return self.tensors["running"]
 
     def restore_(self, model: nn.Module) -> None:
-        """Put the network's state back."""
+        """Put the network's state back, at the sizes that it had."""
         with _fitting():
+            if self.sizes:
+                resize_(model, self._under("model."), self.sizes, Path("the checkpoint"))
             model.load_state_dict(self._under("model."))
 
     def restore_optimizer_(self, optimizer: torch.optim.Optimizer, scaler: Scaler | None = None) -> None:
@@ -82,14 +87,23 @@ class Checkpoint:
 def _fitting() -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+    except (RuntimeError, ValueError, KeyError, IndexError, FileFormatError) as error:
         raise TrainingError(f"the checkpoint does not fit the network of the recipe: {error}") from None
 
 
 def take(
-    place: Place, model: nn.Module, optimizer: torch.optim.Optimizer, running: Tensor, scaler: Scaler | None = None
+    place: Place,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    running: Tensor,
+    scaler: Scaler | None = None,
+    *,
+    resized: bool = False,
 ) -> Checkpoint:
-    """Where the run stands now; every process has to ask, for each may hold a part of the optimizer's state."""
+    """Where the run stands now; every process has to ask, for each may hold a part of the optimizer's state.
+
+    A network that is `resized` has, or may have, other sizes than the recipe gives it.
+    """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     moments = optimizer.state_dict()["state"]
     state = {f"{i}.{key}": whole(value) for i, values in moments.items() for key, value in values.items()}
@@ -103,12 +117,12 @@ def take(
         "groups": [{k: v for k, v in g.items() if isinstance(v, int | float)} for g in optimizer.param_groups],
         "scaler": {} if scaler is None else scaler.state_dict(),
     }
-    return Checkpoint(place, tensors, scalars)
+    return Checkpoint(place, tensors, scalars, attributes(model) if resized else {})
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Replace the one at `path`."""
-    header = {"place": asdict(checkpoint.place), "scalars": checkpoint.scalars}
+    header = {"place": asdict(checkpoint.place), "scalars": checkpoint.scalars, "sizes": checkpoint.sizes}
     save_tensors(checkpoint.tensors, path, {KEY: json.dumps(header)})
 
 
@@ -119,6 +133,6 @@ def read(path: Path) -> Checkpoint | None:
     tensors, metadata = load_tensors(path)
     try:
         header = json.loads(metadata[KEY])
-        return Checkpoint(Place(**header["place"]), tensors, header["scalars"])
+        return Checkpoint(Place(**header["place"]), tensors, header["scalars"], header.get("sizes", {}))
     except (KeyError, TypeError, json.JSONDecodeError):
         raise FileFormatError(f"{path}: not a checkpoint of this program") from None

@@ -15,10 +15,11 @@ from .. import models
 from ..convert import bake_, sparsify_
 from ..errors import ModelError, SettingError, TrainingError
 from ..files import PARTIAL, load_tensors, read_json, save_tensors, sweep, write_json
+from ..graph import channel_graph
 from ..masks import Masks, compute_masks, flatten, unflatten, weight_counts
 from ..nn import Variational, named_posteriors
 from ..recipe import Recipe, Sparse, Stage, read, write
-from . import checkpoint, optimizer
+from . import checkpoint, optimizer, stored
 from .environment import environment
 from .evaluate import evaluate_baked
 from .loop import Run, fit
@@ -91,6 +92,8 @@ def _try_out(model: nn.Module, example: Tensor, recipe: Recipe) -> None:
             f"{recipe.model.name} does not run on images of {shape}: {str(error).splitlines()[0]}; "
             "set data.image_size, or the network's own size in model.arguments"
         ) from error
+    if recipe.sparse.shrink_at is not None:
+        channel_graph(model, example)  # or it would turn out after an epoch that this network cannot be traced
     trial = _variational(copy.deepcopy(model), example, recipe)
     learning = dict(named_posteriors(trial))
     unknown = [name for name in recipe.sparse.snapshots if not isinstance(learning.get(name), Variational)]
@@ -103,7 +106,7 @@ def _variational(model: nn.Module, example: Tensor, recipe: Recipe) -> nn.Module
     """Make `model` what the sparse stage begins with."""
     sparsify_(model, recipe.posterior, example_inputs=example)
     if recipe.sparse.checkpoint is not None:
-        models.load_weights_(model, load_tensors(recipe.sparse.checkpoint)[0], recipe.sparse.checkpoint)
+        stored.read_(model, recipe.sparse.checkpoint)
     return model
 
 
@@ -146,37 +149,38 @@ class _Way:
 
     def go(self, model: nn.Module) -> Compressed:
         plain = copy.deepcopy(model)
+        self._total = weight_counts(model, {})[1]
         dense = self._dense(model)
         if self._at < STAGES.index("finetune"):
             model = _variational(model, self.example, self.recipe)
             self._sparse(model)
-            self._save("posterior", model.state_dict())
+            self._write("posterior", model)
             masks = self._decide(model.cpu())
             bake_(model, masks, allow_empty=True)  # a residual branch may go whole; a collapse was refused before
-            self._save("baked", model.state_dict())
+            self._write("baked", model)
         tensors, _ = load_tensors(self.folder / "masks.safetensors")
         masks = unflatten(tensors)
-        model = plain  # the same whether or not the run was interrupted here
-        model.load_state_dict(load_tensors(self.folder / "baked.safetensors")[0])
+        model = stored.read_(plain, self.folder / "baked.safetensors")  # whether or not the run was interrupted here
         self._finetune(model, masks)
         return Compressed(dense, bake_(model.cpu(), masks, allow_empty=True).eval(), masks, self.data, self.example)
 
     def _begin(self, stage: str) -> checkpoint.Checkpoint | None:
         return self._start if self._at == STAGES.index(stage) else None
 
-    def _save(self, name: str, tensors: dict[str, Tensor]) -> None:
+    def _write(self, name: str, model: nn.Module) -> None:
         if self._main:
-            save_tensors(tensors, self.folder / f"{name}.safetensors")
+            resized = self.recipe.sparse.shrink_at is not None and name != "dense"
+            stored.write(model, self.folder / f"{name}.safetensors", resized=resized)
         self.run.accelerator.wait_for_everyone()
 
     def _dense(self, model: nn.Module) -> nn.Module:
         path = self.folder / "dense.safetensors"
         if self._at > 0:
-            model.load_state_dict(load_tensors(path)[0])
+            stored.read_(model, path)
         elif self.recipe.dense.epochs:
             fit(self.run, "dense", model, self.recipe.dense, lambda _: self._row(model, {}), start=self._begin("dense"))
         if self._at <= 0:
-            self._save("dense", model.state_dict())
+            self._write("dense", model)
         return copy.deepcopy(model).cpu().eval()
 
     def _sparse(self, model: nn.Module) -> None:
@@ -200,13 +204,13 @@ class _Way:
         fit(self.run, "sparse", model, self.recipe.sparse, epoch_end, start=self._begin("sparse"))
 
     def _row(self, model: nn.Module, masks: Masks) -> dict[str, float]:
-        kept, total = weight_counts(model, masks)
+        kept = weight_counts(model, masks)[0]
         score = evaluate_baked(model, masks, self.data, self.data.holdout)
         return {
             "accuracy": score.accuracy,
             "held_out_loss": score.loss,
-            "sparsity": 1 - kept / total,
-            "compression": total / max(kept, 1),
+            "sparsity": 1 - kept / self._total,
+            "compression": self._total / max(kept, 1),
         }
 
     def _refuse_collapse(self, row: dict[str, float], epoch: int) -> None:
@@ -223,12 +227,14 @@ class _Way:
             )
 
     def _decide(self, model: nn.Module) -> Masks:
-        curve = threshold_curve(model, self.recipe.masks, self.data, self.example)
+        curve = threshold_curve(model, self.recipe.masks, self.data, self.example, self._total)
         setting = self.recipe.masks.model_copy(update={"threshold": curve.chosen})
         masks = compute_masks(model, setting, example_inputs=self.example)
         if self._main:
             write_json(self.folder / "curve.json", curve.to_dict())
-        self._save("masks", flatten(masks))
+        if self._main:
+            save_tensors(flatten(masks), self.folder / "masks.safetensors")
+        self.run.accelerator.wait_for_everyone()
         return masks
 
     def _finetune(self, model: nn.Module, masks: Masks) -> None:
@@ -237,7 +243,7 @@ class _Way:
             return
         if self.recipe.finetune.variational:
             sparsify_(model, self.recipe.posterior, example_inputs=self.example)
-            model.load_state_dict(load_tensors(self.folder / "posterior.safetensors")[0])
+            stored.read_(model, self.folder / "posterior.safetensors")
             silence_(model, masks)
             stage = Sparse(
                 **stage.model_dump(exclude={"variational"}), kl_coefficient=self.recipe.sparse.kl_coefficient

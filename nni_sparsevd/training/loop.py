@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..data import DataSets, augmented, laid_out
 from ..errors import TrainingError
 from ..masks import Masks, apply_masks_
 from ..nn import is_variational, kl, regularize_
 from ..recipe import Recipe, Sparse, Stage
+from ..shrink import shrink_
 from . import checkpoint, optimizer, schedule
 from .metrics import Metrics
 from .sharding import gather_, like, sharded
@@ -71,12 +73,12 @@ def fit(
     Raises `TrainingError` on a loss that is not finite (the last checkpoint is from before), `Interrupted` on Ctrl-C.
     """
     accelerator, data, recipe = run.accelerator, run.data, run.recipe
+    if start is not None:
+        start.restore_(model)
     model.to(accelerator.device)
     world, rank = accelerator.num_processes, accelerator.process_index
     count = len(data.train)
     per_epoch = max(count // (recipe.data.batch_size * world), 1)
-    if start is not None:
-        start.restore_(model)
     split = recipe.shard and world > 1
     learner = sharded(model) if split else model
     """What learns: `model`, or this process's part of it, from which `model` is gathered when somebody looks."""
@@ -87,8 +89,9 @@ def fit(
         running = start.running.clone() if accelerator.is_main_process else running
         step = start.place.among(per_epoch)
     running = running.to(accelerator.device)
-    wrapped = learner if split else accelerator.prepare_model(model)
+    wrapped = learner if split else _together(model, accelerator)
     pulled = stage if isinstance(stage, Sparse) and is_variational(model) else None
+    resized = recipe.sparse.shrink_at is not None and name != "dense"
     total = stage.epochs * per_epoch
     held = None if masks is None else _held(learner, masks)
     saved = began = time.monotonic()
@@ -98,7 +101,7 @@ def fit(
     def save() -> None:
         _check_finite(running[0].item(), name, step, run.checkpoint, model)
         at, everyones = checkpoint.Place(name, step, per_epoch), accelerator.reduce(running.clone())
-        taken = checkpoint.take(at, model, optim, everyones, accelerator.scaler)
+        taken = checkpoint.take(at, model, optim, everyones, accelerator.scaler, resized=resized)
         if accelerator.is_main_process:
             checkpoint.write(run.checkpoint, taken)
 
@@ -147,6 +150,9 @@ def fit(
                 spent = {"seconds": time.monotonic() - began, "processor_seconds": time.process_time() - worked}
                 _record(run, name, step, per_epoch, running, divergence, stage, epoch_end, spent)
                 running.zero_()
+                if pulled is not None and pulled.shrink_at is not None and step < total:
+                    optim = _shrunk(run, model, pulled, optim)
+                    wrapped = _together(model, accelerator)
             overdue = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
             overdue, stops = _agreed(accelerator, overdue, signals.caught, ends or step % AGREE_EVERY == 0)
             if ends or overdue or stops:
@@ -163,6 +169,26 @@ def fit(
 @torch.no_grad()
 def _divergence(model: nn.Module) -> float:
     return kl(model).item()
+
+
+def _together(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """What is called in training: gradients are averaged among processes.
+
+    Not `accelerator.prepare_model`, which would have the network compute in mixed precision wherever it is called.
+    """
+    if accelerator.num_processes == 1:
+        return model
+    return DistributedDataParallel(model, None if accelerator.device.type == "cpu" else [accelerator.device])
+
+
+def _shrunk(run: Run, model: nn.Module, stage: Sparse, optim: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Take out of `model` what has died by now, in place; gives the optimizer of what is left."""
+    if run.accelerator.num_processes > 1:  # constants are made of running statistics, of which each has its own
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+    example = run.data.normalise(run.data.train.images[:2])
+    shrink_(model, example, optim, threshold=stage.shrink_at)
+    return optimizer.renewed(optim, model, stage, stage.gate_rate)
 
 
 def _held(learner: nn.Module, masks: Masks) -> Masks:

@@ -1,5 +1,6 @@
 """The optimizer of a stage: timm's, with decay on weights alone and a rate of their own for gates."""
 
+import copy
 from typing import Any
 
 import torch
@@ -43,6 +44,25 @@ def build(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim
     except (ValueError, AssertionError, KeyError) as error:
         known = ", ".join(str(name) for name in list_optimizers())
         raise SettingError(f"optimizer {stage.optimizer!r}: {error}; timm knows {known}") from None
+
+
+def renewed(
+    old: torch.optim.Optimizer, model: nn.Module, stage: Stage, gate_rate: float = 1.0
+) -> torch.optim.Optimizer:
+    """What `build` makes of a network that was shrunk, with the memory of its optimizer.
+
+    Parameters that shrinking brought (a bias that took up constants) are then where a resumed run has them, too.
+    """
+    new = build(model, stage, gate_rate)
+    counted = {
+        key: value for key, value in old.param_groups[0].items() if key not in ("params", "weight_decay", "scale")
+    }
+    for group in new.param_groups:
+        group.update(copy.deepcopy(counted))  # some count their steps in their groups, in a tensor of each
+        for parameter in group["params"]:
+            if parameter in old.state:
+                new.state[parameter] = old.state[parameter]
+    return new
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -28,8 +28,12 @@ class Curve:
         return asdict(self)
 
 
-def threshold_curve(model: nn.Module, masking: Masking, data: DataSets, example_inputs: Inputs) -> Curve:
+def threshold_curve(
+    model: nn.Module, masking: Masking, data: DataSets, example_inputs: Inputs, total: int | None = None
+) -> Curve:
     """Bake and score copies of one trained network at every threshold of the grid; choose as `masking` says.
+
+    `total` is how many weights it had before anything was taken out of it; nothing: as many as it has.
 
     A number is taken as it is.  "held_out" takes the largest compression whose accuracy is within `tolerance` of the
     best on the curve.
@@ -40,9 +44,9 @@ def threshold_curve(model: nn.Module, masking: Masking, data: DataSets, example_
     for threshold in grid:
         setting = masking.model_copy(update={"threshold": threshold, "ratio": None})
         masks = compute_masks(model, setting, example_inputs=example_inputs)
-        kept, total = weight_counts(model, masks)
+        kept, here = weight_counts(model, masks)
         accuracy.append(evaluate_baked(model, masks, data, data.holdout).accuracy)
-        compression.append(total / max(kept, 1))
+        compression.append((total or here) / max(kept, 1))
     if isinstance(fixed, float):
         chosen = fixed
     else:
