@@ -45,6 +45,29 @@ def network(case: str, estimator: str, variance: str = "weight") -> tuple[nn.Mod
     return model, torch.randn(shape), reference
 
 
+@pytest.mark.parametrize("estimator", ["local", "local_detached"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_local_sample_has_the_gradient_of_its_formula(case: str, estimator: str) -> None:
+    """In input, mean, log sigma^2 and bias; a detached variance has none in the input."""
+    model, x, reference = network(case, estimator)
+    model.double().train()
+    layer, x = model[0], x.double().requires_grad_()
+    learnt = (x, layer.weight, layer.log_sigma2, layer.bias)
+    torch.manual_seed(1)
+    found = model(x)
+    fed = x.detach() if estimator == "local_detached" else x
+    variance = reference(fed.square(), layer.log_sigma2.exp(), torch.zeros_like(layer.bias))
+    torch.manual_seed(1)
+    formula = reference(x, layer.weight, layer.bias) + (variance + 1e-8).sqrt() * torch.randn_like(found)
+    torch.testing.assert_close(found, formula)
+    pull = torch.randn_like(found)
+    one, two = (torch.autograd.grad((y * pull).sum(), learnt) for y in (found, formula))
+    torch.testing.assert_close(one, two)
+    first = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):  # what a second derivative needs is not kept
+        first.sum().backward()
+
+
 def sampled(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.stack([model(x) for _ in range(SAMPLES)])

@@ -39,32 +39,31 @@ def local_reparameterisation(
     device = x.device.type
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
     if estimator != "local_bf16" and not half:
-        deviation = _deviation(operation, x.square() if x_squared is None else x_squared, sigma2, weight)
-    else:
-        # float16 holds neither x^2 > 65504 nor small sigma^2, so its variance is computed in float32; and autocast
-        # would turn the bfloat16 of local_bf16 into its own type
-        kind = torch.bfloat16 if estimator == "local_bf16" else torch.float32
-        with torch.autocast(device, enabled=False):
-            squared = x.to(kind).square() if x_squared is None else x_squared
-            deviation = _deviation(operation, squared, sigma2.to(kind), weight)
-    return torch.addcmul(mean, deviation.to(mean.dtype), standard_normal(mean))
+        return _noisy(mean, operation, x.square() if x_squared is None else x_squared, sigma2, weight)
+    # float16 holds neither x^2 > 65504 nor small sigma^2, so its variance is computed in float32; and autocast
+    # would turn the bfloat16 of local_bf16 into its own type
+    kind = torch.bfloat16 if estimator == "local_bf16" else torch.float32
+    with torch.autocast(device, enabled=False):
+        squared = x.to(kind).square() if x_squared is None else x_squared
+        return _noisy(mean, operation, squared, sigma2.to(kind), weight)
 
 
-def _deviation(operation: Operation, x_squared: Tensor, sigma2: Tensor, weight: Tensor) -> Tensor:
-    """Square root of op(x^2, sigma^2).
+def _noisy(mean: Tensor, operation: Operation, x_squared: Tensor, sigma2: Tensor, weight: Tensor) -> Tensor:
+    """A sample of N(mean, op(x^2, sigma^2)).
 
-    Of one sigma^2 a row of the weight it is sigma * sqrt(op(sum of x^2 over the inputs, 1)): just as exact, for the
-    cost of a single output channel.
+    With one sigma^2 a row of the weight the deviation is sigma * sqrt(op(sum of x^2 over the inputs, 1)): just as
+    exact, for the cost of a single output channel.
     """
     rows = maths.one_a_row(sigma2, weight) and x_squared.is_floating_point()
     if sigma2.shape == weight.shape or not rows:
-        return _root(operation(x_squared, sigma2.expand_as(weight), None))
+        return _Sampled.apply(mean, operation(x_squared, sigma2.expand_as(weight), None))  # type: ignore[no-any-return]
     inputs = 1 - weight.dim()  # their dimension, counted from the end
     groups = x_squared.shape[inputs] // weight.shape[1]
     power = x_squared.unflatten(inputs, (groups, -1)).sum(inputs)
     reached = operation(power, power.new_ones(groups, 1, *weight.shape[2:]), None).unsqueeze(inputs)
     sigma = sigma2.sqrt().view(groups, -1, *[1] * (weight.dim() - 2))
-    return (_root(reached) * sigma).flatten(inputs - 1, inputs)
+    deviation = (_root(reached) * sigma).flatten(inputs - 1, inputs)
+    return torch.addcmul(mean, deviation.to(mean.dtype), standard_normal(mean))
 
 
 def _root(variance: Tensor) -> Tensor:
@@ -75,6 +74,29 @@ def _root(variance: Tensor) -> Tensor:
     """
     wide = torch.promote_types(variance.dtype, torch.float32)
     return (variance.to(wide).clamp_min(0) + 1e-8).sqrt()
+
+
+class _Sampled(torch.autograd.Function):
+    """mean + sqrt(variance) * epsilon, keeping only its slope in the variance: epsilon / (2 sqrt(variance)).
+
+    Autograd would keep four tensors of the size of the output, and pass over them twice as often.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
+        root, noise = _root(variance), standard_normal(mean)
+        output = torch.addcmul(mean, root.to(mean.dtype), noise)
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(torch.div(noise, root, out=root).mul_(0.5).to(variance.dtype))
+        return output
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not ctx.needs_input_grad[1]:
+            return grad, None
+        (slope,) = ctx.saved_tensors
+        return grad, (grad * slope).to(slope.dtype)
 
 
 def standard_normal(like: Tensor) -> Tensor:
