@@ -90,6 +90,16 @@ def test_a_finished_run_is_read_again(folder: Path) -> None:
     assert kept < sum(int(mask.sum()) for targets in done.masks.values() for mask in targets.values())
 
 
+def test_blocks_of_n_of_m_stay_whole(tmp_path: Path) -> None:
+    """A layer that was left with six inputs could not keep two of every four."""
+    posterior = Posterior(granularity="both", init_log_sigma2=-4.0)
+    made = compress(recipe(posterior=posterior, masks=Masking(structure="n:m")), tmp_path / "run", [])
+    inputs = {name: module.weight.shape[1] for name, module in made.masked.named_modules() if name in made.masks}
+    assert {inputs[name] for name in inputs if name != "conv1"} == {4, 8}  # of 8 and 16, and 64 behind the first
+    shares = {name: float(made.masks[name]["weight"].mean()) for name in inputs if name != "conv1"}
+    assert set(shares.values()) == {0.5}
+
+
 def test_sizes_of_another_network_are_refused(folder: Path, tmp_path: Path) -> None:
     tensors, metadata = load_tensors(folder / "baked.safetensors")
     for name, header, said in (

@@ -35,11 +35,12 @@ def shrink_(
     """Remove from `model`, in place, every channel that its posteriors have given up; returns the account.
 
     To be called now and then between steps, so that they become cheaper.  The network stays variational: weights,
-    log sigma^2 and gates lose the same channels, and so do the moments that `optimizer` keeps of them (those that are
-    not of the parameter's shape, such as Adafactor's, begin anew).  In evaluation
-    mode its outputs stay the same; in training mode the noise of what went is gone.  What went cannot come back, and of
-    channels whose log alpha is just above their own threshold some would have: `threshold` is then the log alpha, well
-    above it, that counts here instead.  With one the outputs that stay the same are those of a network cut there.
+    log sigma^2 and gates lose the same channels, and so do the moments that `optimizer` keeps of them; those of another
+    shape than their parameter, such as Adafactor's, begin anew.  In evaluation mode its outputs stay the same; in
+    training mode the noise of what went is gone.
+
+    What went cannot come back, and of channels just above their own threshold some would have.  `threshold` is the log
+    alpha, well above it, that counts here instead; what stays the same is then the outputs of a network cut there.
 
     Parameters are replaced by smaller ones, in the optimizer too.  Whoever else holds the old ones (an average of the
     weights, DistributedDataParallel) has to be made again.  A network without posteriors loses its plain zeros.

@@ -187,7 +187,9 @@ def _shrunk(run: Run, model: nn.Module, stage: Sparse, optim: torch.optim.Optimi
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
     example = run.data.normalise(run.data.train.images[:2])
-    shrink_(model, example, optim, threshold=stage.shrink_at)
+    masks = run.recipe.masks
+    multiple = masks.block if masks.structure == "n:m" else 1  # or a layer could not be decided in blocks at the end
+    shrink_(model, example, optim, threshold=stage.shrink_at, round_to=multiple)
     return optimizer.renewed(optim, model, stage, stage.gate_rate)
 
 
