@@ -124,6 +124,10 @@ def fail() -> None:
 
 
 CNN = Model(name="vgg_like", arguments={"width": 0.0625, "drop_rate": 0.2})
+VIT = Model(
+    name="vit_tiny_patch16_224",
+    arguments={"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 3},
+)
 DROWNING = Posterior(granularity="gate", init_log_sigma2=1.0)
 CASES: dict[str, dict[str, Any]] = {
     "batch norm, dropout, augmentation": {"model": CNN, "data": Data(batch_size=50, limit=600, augment="crop_flip")},
@@ -134,6 +138,12 @@ CASES: dict[str, dict[str, Any]] = {
     "channels last": {"model": CNN, "channels_last": True, "data": Data(batch_size=50, limit=600)},
     "no fine-tuning": {"finetune": Finetune(), "sparse": Sparse(epochs=3)},
     "shrinking": {"model": CNN, "posterior": DROWNING, "sparse": Sparse(epochs=3, gate_rate=100.0, shrink_at=3.0)},
+    "shrinking a transformer": {
+        "model": VIT,
+        "data": Data(limit=1000, image_size=8),
+        "posterior": Posterior(granularity="both"),
+        "sparse": Sparse(epochs=3, kl_coefficient=50.0, learning_rate=0.03, shrink_at=3.0),
+    },
     "shrinking in bf16": {
         "posterior": DROWNING,
         "sparse": Sparse(epochs=3, gate_rate=100.0, shrink_at=3.0),

@@ -1,6 +1,7 @@
 """A network of other sizes than its original: what to write down of it, and how the original takes that on."""
 
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def resize_(model: nn.Module, tensors: Mapping[str, Tensor], sizes: Any, path: P
 def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for key, value in vars(module).items():
         values = value if isinstance(value, tuple | list) else (value,)
-        if not key.startswith("_") and key != "training" and all(isinstance(item, PLAIN) for item in values):
+        plain = all(isinstance(item, PLAIN) and not isinstance(item, Enum) for item in values)  # some are words, too
+        if plain and not key.startswith("_") and key != "training":
             yield key, value
 
 
