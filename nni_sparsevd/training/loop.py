@@ -23,7 +23,7 @@ from ..recipe import Recipe, Sparse, Stage
 from ..shrink import shrink_
 from . import checkpoint, optimizer, schedule
 from .metrics import Metrics
-from .sharding import gather_, like, sharded
+from .sharding import agree_, gather_, like, sharded
 
 LOOK_EVERY = 50
 """Steps between looks at the loss: each makes the device wait."""
@@ -183,9 +183,8 @@ def _together(model: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 def _shrunk(run: Run, model: nn.Module, stage: Sparse, optim: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Take out of `model` what has died by now, in place; gives the optimizer of what is left."""
-    if run.accelerator.num_processes > 1:  # constants are made of running statistics, of which each has its own
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, 0)
+    if run.accelerator.num_processes > 1:
+        agree_(model)  # constants are made of running statistics
     example = run.data.normalise(run.data.train.images[:2])
     masks = run.recipe.masks
     multiple = masks.block if masks.structure == "n:m" else 1  # or a layer could not be decided in blocks at the end

@@ -46,7 +46,13 @@ def gather_(model: nn.Module, parts: nn.Module) -> None:
         statistics = dict(parts.named_buffers())
         for name, buffer in model.named_buffers():
             buffer.copy_(statistics[name])
-            dist.broadcast(buffer, 0)
+    agree_(model)
+
+
+def agree_(model: nn.Module) -> None:
+    """Give every process the first one's running statistics: each has those of the images that it saw."""
+    for buffer in model.buffers():
+        dist.broadcast(buffer, 0)
 
 
 def whole(value: Any) -> Any:
