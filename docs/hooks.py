@@ -40,9 +40,9 @@ def settings() -> str:
 
 def nni_settings() -> str:
     """The same for what SparseVDPruner takes."""
-    from nni_sparsevd.plugins.nni import SparseVD
+    from nni_sparsevd.plugins.nni import SparseVDSettings
 
-    return _settings(SparseVD.model_json_schema())
+    return _settings(SparseVDSettings.model_json_schema())
 
 
 def nni_repairs() -> str:

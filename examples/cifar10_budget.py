@@ -20,11 +20,11 @@ import nni_sparsevd as svd
 from nni_sparsevd import models
 from nni_sparsevd.data import DataSets, augmented, load
 from nni_sparsevd.files import read_json, write_json
-from nni_sparsevd.plugins.torch_pruning import Budget, SparseVD, SparseVDPruner
+from nni_sparsevd.measure import count_macs, count_parameters, measure_latencies
+from nni_sparsevd.plugins.torch_pruning import Budget, SparseVDPruner, SparseVDSettings
 from nni_sparsevd.recipe import Data
-from nni_sparsevd.report import latencies, macs, parameters
 from nni_sparsevd.training import evaluate
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.training.environment import describe_environment
 
 NAME, BATCH, FRACTION = "resnet10t", 128, 0.5
 DENSE, SPARSE, TUNE = 8, 8, 4  # epochs
@@ -44,7 +44,7 @@ def epochs(
         if step % (steps // count) == 0:
             order = torch.randperm(len(data.train), generator=generator)
         rows = order[step * BATCH % len(data.train) :][:BATCH]
-        images = data.normalise(augmented(data.train.images[rows], CROPS, generator))
+        images = data.normalize(augmented(data.train.images[rows], CROPS, generator))
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - step / steps)
         optimizer.zero_grad()
@@ -64,7 +64,7 @@ def per_epoch(data: DataSets) -> int:
 def sparse_vd(model: nn.Module, data: DataSets) -> dict[str, Any]:
     # gates alone: the KL of five million weights would outweigh what so few images say
     gates = {"granularity": "gate", "init_log_sigma2": -4.0}
-    settings = SparseVD(n_train=len(data.train), kl_coefficient=20.0, learning_rate=2e-3, posterior=gates)
+    settings = SparseVDSettings(n_train=len(data.train), kl_coefficient=20.0, learning_rate=2e-3, posterior=gates)
     pruner = SparseVDPruner(
         model, IMAGE, ignored_layers=[model.get_classifier()], settings=settings,
         training_steps=SPARSE * per_epoch(data), budget=Budget(fraction=FRACTION),
@@ -103,10 +103,10 @@ def torch_prunings(kind: Any, model: nn.Module) -> Any:
 
 def cut_to_budget(model: nn.Module, pruner: Any) -> dict[str, Any]:
     """As Torch-Pruning's own examples do: small steps until the network is as small as asked."""
-    dense = macs(model, IMAGE[:1])
-    while macs(model, IMAGE[:1]) > FRACTION * dense:
+    dense = count_macs(model, IMAGE[:1])
+    while count_macs(model, IMAGE[:1]) > FRACTION * dense:
         pruner.step()
-    return {"off_percent": 100 * (macs(model, IMAGE[:1]) / (FRACTION * dense) - 1)}
+    return {"off_percent": 100 * (count_macs(model, IMAGE[:1]) / (FRACTION * dense) - 1)}
 
 
 METHODS = {"SparseVDPruner, budget": sparse_vd, "GroupNormPruner": group_norm, "GroupMagnitudeImportance": magnitude}
@@ -133,7 +133,9 @@ def main(out: Path, data: Path = Path("../shared/data/cifar10"), images: int = 2
     torch.set_num_threads(1)
     sets = load(Data(name="", train=data / "train.tar", test=data / "test.tar", limit=images))
     results = (
-        read_json(out) if out.exists() else {"environment": environment(["examples/cifar10_budget.py", str(out)], 0)}
+        read_json(out)
+        if out.exists()
+        else {"environment": describe_environment(["examples/cifar10_budget.py", str(out)], 0)}
     )
     results["setting"] = {"network": NAME, "images": len(sets.train), "epochs": [DENSE, SPARSE, TUNE], "batch": BATCH}
     dense = start(out.with_suffix(".safetensors"), sets)
@@ -148,10 +150,10 @@ def main(out: Path, data: Path = Path("../shared/data/cifar10"), images: int = 2
             found["error_after_cut"] = error_percent(model, sets)
             epochs(model, sets, TUNE, 0.01)
         seconds = time.monotonic() - began
-        times = latencies({"dense": dense, "small": model}, example)
+        times = measure_latencies({"dense": dense, "small": model}, example)
         results[name] = {
-            **found, "error_percent": error_percent(model, sets), "macs": macs(model, example),
-            "parameters": parameters(model), "latency_ratio": times["dense"] / times["small"], "seconds": seconds,
+            **found, "error_percent": error_percent(model, sets), "macs": count_macs(model, example),
+            "parameters": count_parameters(model), "latency_ratio": times["dense"] / times["small"], "seconds": seconds,
         }  # fmt: skip
         write_json(out, results)
         print(name, {key: round(value, 3) for key, value in results[name].items() if math.isfinite(value)}, flush=True)

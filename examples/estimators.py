@@ -15,11 +15,11 @@ from step_cost import OURS
 
 from nni_sparsevd.files import read_json, write_json
 from nni_sparsevd.masks import weight_counts
-from nni_sparsevd.recipe import Data, Model, Posterior, Recipe, Sparse, Stage
+from nni_sparsevd.recipe import Data, Model, PosteriorSettings, Recipe, Sparse, Stage
 from nni_sparsevd.training import compress, evaluate
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.training.environment import describe_environment
 
-WAYS = {way: Posterior.model_validate(settings) for way, settings in OURS.items() if "estimator" in settings}
+WAYS = {way: PosteriorSettings.model_validate(settings) for way, settings in OURS.items() if "estimator" in settings}
 EPOCHS = {"lenet_300_100": (5, 25), "lenet5_caffe": (3, 12)}  # dense, sparse
 
 
@@ -65,7 +65,7 @@ def main(out: Path, data: Path, images: int = 20_000, seeds: int = 3) -> None:
                 if (network, way, seed) not in known:
                     rows.append(trained(network, way, seed, settings))
                     print(rows[-1], flush=True)
-                    write_json(out, {"environment": environment(sys.argv, 0), "results": rows})
+                    write_json(out, {"environment": describe_environment(sys.argv, 0), "results": rows})
 
 
 if __name__ == "__main__":

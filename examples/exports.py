@@ -15,14 +15,14 @@ from jsonargparse import auto_cli
 from torch import nn
 
 import nni_sparsevd as svd
-from nni_sparsevd.errors import SparseVDError, told
+from nni_sparsevd.errors import SparseVDError, summarize_error
 from nni_sparsevd.export import FORMATS, export
 from nni_sparsevd.files import read_json, write_json
 from nni_sparsevd.masks import apply_masks_
-from nni_sparsevd.processes import Limits, apart
-from nni_sparsevd.shrink import randomise_
-from nni_sparsevd.training.environment import environment
-from nni_sparsevd.zoo.trial import killing
+from nni_sparsevd.studies.processes import Limits, run_isolated
+from nni_sparsevd.studies.zoo.trials import killing
+from nni_sparsevd.testing import randomize_
+from nni_sparsevd.training.environment import describe_environment
 
 SIDES = {
     "resnet18": 64, "mobilenetv3_small_100": 64, "efficientnet_b0": 64, "regnety_002": 64, "convnext_atto": 64,
@@ -46,7 +46,7 @@ class Task:
 
 def networks(name: str, image: torch.Tensor) -> dict[str, nn.Module]:
     """A network with random weights, with half of its removable channels masked, and shrunk."""
-    dense = randomise_(timm.create_model(name, num_classes=10), 0).eval()
+    dense = randomize_(timm.create_model(name, num_classes=10), 0).eval()
     masked = copy.deepcopy(dense)
     masks, _ = killing(masked, svd.channel_graph(masked, image), "half", 0)
     apply_masks_(masked, masks)
@@ -64,7 +64,7 @@ def make(task: Task) -> None:
             try:
                 found[which] = export(network, path, image).to_dict()
             except SparseVDError as error:
-                found[which] = {"failed": told(error)}
+                found[which] = {"failed": summarize_error(error)}
     write_json(task.row, {"model": task.model, "format": task.format, **found})
 
 
@@ -83,12 +83,15 @@ def main(out: Path, models: list[str] | None = None, jobs: int = 1, rows: Path =
         Task(model, suffix, rows) for model in models or SIDES for suffix, one in FORMATS.items() if not one.missing
     ]
     missing = [task for task in tasks if (task.model, task.format) not in known and not task.row.exists()]
-    for task, ended in apart(make, missing, jobs, Limits(seconds=900), "timm"):
+    for task, ended in run_isolated(make, missing, jobs, Limits(seconds=900), "timm"):
         print(f"{task.model}{task.format}: {ended or 'done'}", flush=True)
         if ended:
             write_json(task.row, {"model": task.model, "format": task.format, "failed": ended})
     known |= {(task.model, task.format): read_json(task.row) for task in tasks if task.row.exists()}
-    write_json(out, {"environment": environment(["examples/exports.py", str(out)], 0), "results": list(known.values())})
+    write_json(
+        out,
+        {"environment": describe_environment(["examples/exports.py", str(out)], 0), "results": list(known.values())},
+    )
 
 
 if __name__ == "__main__":

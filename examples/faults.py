@@ -26,13 +26,13 @@ from jsonargparse import auto_cli
 from nni_sparsevd import training
 from nni_sparsevd.errors import SparseVDError
 from nni_sparsevd.files import PARTIAL, load_tensors, read_json, read_rows, write_json
-from nni_sparsevd.recipe import Data, Finetune, Masking, Recipe, Sparse, Stage
+from nni_sparsevd.recipe import Data, Finetune, MaskSettings, Recipe, Sparse, Stage
 from nni_sparsevd.training import loop
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.training.environment import describe_environment
 
 RECIPE = Recipe(
     data=Data(batch_size=50), dense=Stage(epochs=1), sparse=Sparse(epochs=2, kl_coefficient=0.1, warmup_to=1.0),
-    finetune=Finetune(epochs=2), masks=Masking(threshold="held_out", tolerance=0.02), checkpoint_minutes=0.001,
+    finetune=Finetune(epochs=2), masks=MaskSettings(threshold="held_out", tolerance=0.02), checkpoint_minutes=0.001,
 )  # fmt: skip
 STEPS = 125
 DONE, OURS, OTHERS = 0, 3, 4
@@ -292,7 +292,7 @@ def main(out: Path, seed: int = 0, only: str = "") -> None:
         if only in kind.name:
             rows.append(struck(kind, seed))
             print(rows[-1], flush=True)
-            write_json(out, {"environment": environment(sys.argv, seed), "results": rows})
+            write_json(out, {"environment": describe_environment(sys.argv, seed), "results": rows})
 
 
 if __name__ == "__main__":

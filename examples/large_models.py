@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.files import write_json
+from nni_sparsevd.measure import count_parameters
 from nni_sparsevd.nn import gate_sites
-from nni_sparsevd.report import parameters
 from nni_sparsevd.report.pictures import figure
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.training.environment import describe_environment
 
 FAMILIES = {
     "ViT": ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224"),
@@ -88,7 +88,7 @@ def dense(name: str) -> dict[str, float]:
 def ours(name: str) -> dict[str, Any]:
     """All stages in a row."""
     model, x = network(name)
-    size, watch = parameters(model), Watch()
+    size, watch = count_parameters(model), Watch()
     svd.sparsify_(model, example_inputs=x, granularity="both", variance="channel")
     found: dict[str, Any] = {"network": name, "parameters": size, "attach": watch.lap()}
     found["step"] = step_(model, x, True)
@@ -107,7 +107,7 @@ def ours(name: str) -> dict[str, Any]:
     with torch.no_grad():
         before, after = model(x), small(x)
     found |= {
-        "removed": plan.removed, "parameters_left": parameters(small),
+        "removed": plan.removed, "parameters_left": count_parameters(small),
         "difference": float((after - before).abs().max() / before.abs().max()), "gibibytes_in_all": gibibytes(),
     }  # fmt: skip
     return found
@@ -150,14 +150,14 @@ def main(out: Path, picture: Path | None = None, largest: int = 400) -> None:
     for family, names in FAMILIES.items():
         for name in names:
             with torch.device("meta"):
-                if parameters(timm.create_model(name)) > 1e6 * largest:
+                if count_parameters(timm.create_model(name)) > 1e6 * largest:
                     continue
             with ProcessPoolExecutor(1, alone, max_tasks_per_child=1) as pool:
                 rows.append({"family": family, **pool.submit(ours, name).result(), **pool.submit(dense, name).result()})
             print(rows[-1], flush=True)
             own = {of: [row for row in rows if row["family"] == of] for of in FAMILIES}
             exponents = {of: {s: growth(r, s) for s in STAGES} for of, r in own.items() if len(r) > 2}
-            write_json(out, {"environment": environment(sys.argv, 0), "results": rows, "exponents": exponents})
+            write_json(out, {"environment": describe_environment(sys.argv, 0), "results": rows, "exponents": exponents})
     if picture is not None:
         draw(rows, picture)
 

@@ -19,10 +19,10 @@ import nni_sparsevd as svd
 from nni_sparsevd import data as datasets
 from nni_sparsevd import models
 from nni_sparsevd.files import load_tensors, save_tensors, write_json
+from nni_sparsevd.measure import count_macs, count_parameters, measure_latencies
 from nni_sparsevd.recipe import Data, Sparse, Stage
-from nni_sparsevd.report import latencies, macs, parameters
 from nni_sparsevd.training import evaluate, optimizer
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.training.environment import describe_environment
 from nni_sparsevd.training.schedule import learning_rate
 
 # About in proportion to MACs: a channel of conv1 costs about four of conv2, a neuron of fc1 next to nothing (its factor
@@ -54,7 +54,7 @@ def train_(model: nn.Module, stage: Stage, data: datasets.DataSets, seed: int, n
     for epoch in range(stage.epochs):
         model.train()
         for place, rows in enumerate(torch.randperm(count, generator=generator)[: steps * BATCH].split(BATCH)):
-            images = data.normalise(datasets.augmented(data.train.images[rows], crops, generator))
+            images = data.normalize(datasets.augmented(data.train.images[rows], crops, generator))
             loss = F.cross_entropy(model(images), data.train.labels[rows])
             if isinstance(stage, Sparse):
                 loss = loss + stage.kl_coefficient / count * svd.kl(model)
@@ -69,7 +69,7 @@ def train_(model: nn.Module, stage: Stage, data: datasets.DataSets, seed: int, n
 
 def slimmed(model: nn.Module, stage: Sparse, data: datasets.DataSets, seed: int, name: str) -> nn.Module:
     """Gates on a copy of `model`, trained; then without the channels that drowned, physically."""
-    example = data.normalise(data.train.images[:2])
+    example = data.normalize(data.train.images[:2])
     gated = svd.sparsify_(copy.deepcopy(model), granularity="gate", kl_weights=KL_WEIGHTS, example_inputs=example)
     train_(gated, stage, data, seed, name)
     masks = svd.compute_masks(gated, structure="structured", threshold=THRESHOLD, example_inputs=example)
@@ -95,8 +95,8 @@ def row(model: nn.Module, data: datasets.DataSets, **more: Any) -> dict[str, Any
     return {
         **more,
         "units": [model.conv1.out_channels, model.conv2.out_channels, live, model.fc1.out_features],
-        "macs": macs(model, data.normalise(data.train.images[:1])),
-        "parameters": parameters(model),
+        "macs": count_macs(model, data.normalize(data.train.images[:1])),
+        "parameters": count_parameters(model),
         "held_out": evaluate(model, data, data.holdout).to_dict(),
         "test": evaluate(model, data, data.test).to_dict(),
     }
@@ -120,7 +120,7 @@ def main(out: Path, data: Path = Path("../shared/data"), folder: Path = Path("ru
     for result in results:
         result["fewer_macs"] = results[0]["macs"] / result["macs"]
     for batch in (1, 100):  # one image takes torch longer to call for than to compute
-        times = latencies(networks, images.normalise(images.test.images[:batch]), rounds=100)
+        times = measure_latencies(networks, images.normalize(images.test.images[:batch]), rounds=100)
         for result in results:
             time_of = times[result["name"]]
             result[f"latency_batch_{batch}"] = {"milliseconds": time_of, "faster": times["dense"] / time_of}
@@ -132,7 +132,7 @@ def main(out: Path, data: Path = Path("../shared/data"), folder: Path = Path("ru
     seconds = time.process_time() - began
     command = ["examples/lenet5_structured.py", str(out), "--seed", str(seed)]
     write_json(out, {"settings": settings, "results": results, "processor_seconds": seconds,
-                     "environment": environment(command, seed)})  # fmt: skip
+                     "environment": describe_environment(command, seed)})  # fmt: skip
 
 
 if __name__ == "__main__":

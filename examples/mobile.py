@@ -20,8 +20,8 @@ from torch import nn
 import nni_sparsevd as svd
 from nni_sparsevd.export import export
 from nni_sparsevd.files import read_json, write_json
-from nni_sparsevd.report import latencies, macs, parameters
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.measure import count_macs, count_parameters, measure_latencies
+from nni_sparsevd.training.environment import describe_environment
 
 PROCESSES = 5
 """Memory is the median over so many."""
@@ -63,19 +63,19 @@ def main(run: Path, out: Path) -> None:
             compared = export(network, files[side], image)
             rows[side] = {
                 "error_percent": result["test"][side]["error_percent"],
-                "parameters": parameters(network),
-                "macs": macs(network, image),
+                "parameters": count_parameters(network),
+                "macs": count_macs(network, image),
                 "bytes": compared.bytes,
                 "max_rel": compared.max_rel,
             }
-        times = latencies({side: svd.load(path) for side, path in files.items()}, image, rounds=100)
+        times = measure_latencies({side: svd.load(path) for side, path in files.items()}, image, rounds=100)
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             for side, path in files.items():
                 grown = [pool.apply(taken, (path, tiny, shape)) for _ in range(PROCESSES)]
                 rows[side] |= {"milliseconds": times[side], "memory_bytes": statistics.median(grown)}
-    name = svd.described(run / "small.safetensors")["name"]
+    name = svd.describe_file(run / "small.safetensors")["name"]
     command = ["examples/mobile.py", str(run), str(out)]
-    write_json(out, {"environment": environment(command, 0), "model": name, "input": shape, "results": rows})
+    write_json(out, {"environment": describe_environment(command, 0), "model": name, "input": shape, "results": rows})
 
 
 if __name__ == "__main__":

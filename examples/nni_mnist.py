@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from nni_sparsevd import data, models
 from nni_sparsevd.files import write_json
-from nni_sparsevd.plugins.nni import SparseVD, SparseVDPruner
+from nni_sparsevd.plugins.nni import SparseVDPruner, SparseVDSettings
 from nni_sparsevd.recipe import Data
 from nni_sparsevd.training import evaluate
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.training.environment import describe_environment
 
 BATCH = 100
 Batch = tuple[Tensor, Tensor]
@@ -42,7 +42,7 @@ def error_percent(model: nn.Module, sets: data.DataSets) -> float:
 def run(folder: Path, threshold: float, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     sets = data.load(Data(name="torch/mnist", train=folder))
-    training = sets.normalise(sets.train.images), sets.train.labels
+    training = sets.normalize(sets.train.images), sets.train.labels
 
     def train(
         model: nn.Module, optimizer: Any, step: Any, scheduler: Any = None, max_steps: int = 0, epochs: Any = None
@@ -66,7 +66,7 @@ def run(folder: Path, threshold: float, seed: int) -> dict[str, Any]:
     dense, began = error_percent(model, sets), time.monotonic()
 
     evaluator = TorchEvaluator(train, nni.trace(torch.optim.Adam)(model.parameters()), training_step)
-    settings = SparseVD(n_train=len(training[1]), posterior={"estimator": "weight", "threshold": threshold})
+    settings = SparseVDSettings(n_train=len(training[1]), posterior={"estimator": "weight", "threshold": threshold})
     pruner = SparseVDPruner(model, [{"op_types": ["Linear"]}], evaluator, 20 * epoch, settings=settings)
     _, masks = pruner.compress()
     weights = [targets["weight"] for targets in masks.values()]
@@ -90,7 +90,9 @@ def main(out: Path, data: Path = Path("../shared/data"), seed: int = 0) -> None:
     """
     torch.set_num_threads(1)
     results = [run(data, threshold, seed) for threshold in (3.0, 1.0)]
-    write_json(out, {"environment": environment(["examples/nni_mnist.py", str(out)], seed), "results": results})
+    write_json(
+        out, {"environment": describe_environment(["examples/nni_mnist.py", str(out)], seed), "results": results}
+    )
 
 
 if __name__ == "__main__":

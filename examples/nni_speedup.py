@@ -22,11 +22,11 @@ from torch import nn
 from nni_sparsevd import models
 from nni_sparsevd.files import write_json
 from nni_sparsevd.masks import apply_masks_
+from nni_sparsevd.measure import count_macs, count_parameters
 from nni_sparsevd.plugins.nni import ExactSpeedup
 from nni_sparsevd.plugins.nni.exact import parameter_masks
-from nni_sparsevd.report import macs, parameters
-from nni_sparsevd.shrink import randomise_
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.testing import randomize_
+from nni_sparsevd.training.environment import describe_environment
 
 ROUNDS = 3
 CONVOLUTIONS = {"op_types": ["Conv2d"]}
@@ -54,7 +54,7 @@ def difference(left: nn.Module, right: nn.Module, shape: tuple[int, ...]) -> flo
 
 def measure(name: str, arguments: dict[str, Any], shape: tuple[int, ...], entry: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = randomise_(models.build(name, {"num_classes": 10, **arguments})).eval()
+    model = randomize_(models.build(name, {"num_classes": 10, **arguments})).eval()
     x = torch.randn(2, *shape)
     entries = auto_set_denpendency_group_ids(model, [{**entry, "sparse_ratio": 0.5}], x)
     pruner = L1NormPruner(model, entries)
@@ -77,14 +77,14 @@ def measure(name: str, arguments: dict[str, Any], shape: tuple[int, ...], entry:
     return {
         "network": name,
         "input": list(shape),
-        "parameters": parameters(model),
-        "macs": macs(model, x[:1]),
+        "parameters": count_parameters(model),
+        "macs": count_macs(model, x[:1]),
         "ways": {
             way: {
                 "difference": difference(masked, network, shape),
                 "check": checks[way],
-                "parameters": parameters(network),
-                "macs": macs(network, x[:1]),
+                "parameters": count_parameters(network),
+                "macs": count_macs(network, x[:1]),
                 "seconds": statistics.median(seconds[way]),
             }
             for way, network in small.items()
@@ -97,7 +97,9 @@ def main(path: Path) -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     results = [measure(*chosen) for chosen in NETWORKS]
-    write_json(path, {"environment": environment(["examples/nni_speedup.py", str(path)], 0), "results": results})
+    write_json(
+        path, {"environment": describe_environment(["examples/nni_speedup.py", str(path)], 0), "results": results}
+    )
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from jsonargparse import auto_cli
 import nni_sparsevd as svd
 from nni_sparsevd import data
 from nni_sparsevd.files import read_json, write_json
-from nni_sparsevd.packing import CODINGS
 from nni_sparsevd.recipe import read
+from nni_sparsevd.storage.packing import CODINGS
 from nni_sparsevd.training import evaluate
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.training.environment import describe_environment
 
 
 def measure(run: Path) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def measure(run: Path) -> dict[str, Any]:
         for coding in CODINGS:
             path = Path(folder) / f"{coding}.safetensors"
             svd.save(small, path, coding=coding, measure=lambda given: evaluate(given, sets, sets.test).to_dict())
-            error = svd.described(path)["measured"]["error_percent"]
+            error = svd.describe_file(path)["measured"]["error_percent"]
             row["packed"][coding] = {"bytes": path.stat().st_size, "error_percent": error}
     return row
 
@@ -55,7 +55,7 @@ def main(out: Path, runs: list[Path]) -> None:
     """
     torch.set_num_threads(1)
     command = ["examples/packed_sizes.py", str(out), *map(str, runs)]
-    write_json(out, {"environment": environment(command, 0), "results": [measure(run) for run in runs]})
+    write_json(out, {"environment": describe_environment(command, 0), "results": [measure(run) for run in runs]})
 
 
 if __name__ == "__main__":

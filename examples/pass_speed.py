@@ -28,9 +28,10 @@ from nni_sparsevd.files import write_json
 from nni_sparsevd.graph import channel_graph
 from nni_sparsevd.masks import apply_masks_
 from nni_sparsevd.plugins.nni.graph import trace
-from nni_sparsevd.shrink import apply_plan_, check, plan_of, randomise_
-from nni_sparsevd.training.environment import environment
-from nni_sparsevd.zoo.trial import killing
+from nni_sparsevd.shrinking import apply_plan_, check, plan_of
+from nni_sparsevd.studies.zoo.trials import killing
+from nni_sparsevd.testing import randomize_
+from nni_sparsevd.training.environment import describe_environment
 
 ROUNDS = 5
 MASKED = {"conv": {"op_types": ["Conv2d"]}, "mlp": {"op_names_re": [r".*\.mlp\.fc1"]}}
@@ -97,7 +98,7 @@ def nni(model: nn.Module, x: torch.Tensor, what: str) -> Callable[[], nn.Module]
 
 def measure(name: str, size: int, what: str) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = randomise_(timm.create_model(name)).eval()
+    model = randomize_(timm.create_model(name)).eval()
     x = torch.randn(2, 3, size, size)
     runs: dict[str, Callable[[], nn.Module]] = {}
     row: dict[str, Any] = {"network": name, "input": size, "ways": {}}
@@ -140,7 +141,7 @@ def main(path: Path) -> None:
     for name, (size, what) in NETWORKS.items():
         results.append(measure(name, size, what))
         print(results[-1], flush=True)
-        write_json(path, {"environment": environment(sys.argv, 0), "results": results})
+        write_json(path, {"environment": describe_environment(sys.argv, 0), "results": results})
 
 
 if __name__ == "__main__":

@@ -15,16 +15,16 @@ from jsonargparse import auto_cli
 import nni_sparsevd as svd
 from nni_sparsevd import data as datasets
 from nni_sparsevd import models
-from nni_sparsevd.bench import league
-from nni_sparsevd.bench.arena import Arena, cross_entropy
-from nni_sparsevd.bench.league import League
 from nni_sparsevd.files import write_json
-from nni_sparsevd.recipe import Data, Model, Posterior, Sparse
-from nni_sparsevd.report import macs, parameters
+from nni_sparsevd.measure import count_macs, count_parameters
+from nni_sparsevd.recipe import Data, Model, PosteriorSettings, Sparse
+from nni_sparsevd.studies.bench import read_league
+from nni_sparsevd.studies.bench.arena import Arena, cross_entropy
+from nni_sparsevd.studies.bench.league import League
 from nni_sparsevd.training import optimizer, schedule
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.training.environment import describe_environment
 
-THRESHOLD = Posterior().threshold
+THRESHOLD = PosteriorSettings().threshold
 LATER = 6.0
 """Log alpha from which a channel is taken for dead for good; some of those just above the threshold come back."""
 WAYS = {"dense": None, "gates": None, "gates, shrinking": THRESHOLD, f"gates, shrinking from log α {LATER:g}": LATER}
@@ -60,10 +60,10 @@ def trained(way: str, data: datasets.DataSets, played: League, stage: Sparse, se
         spent += time.process_time() - began
         if ends:
             small, _ = svd.shrink(model, example)
-            epochs.append({"seconds": round(spent, 2), "macs": macs(small, example[:1])})
+            epochs.append({"seconds": round(spent, 2), "macs": count_macs(small, example[:1])})
     return {
         "way": way, "seed": seed, "error": 100 * (1 - ground.tested(small).accuracy), "dense_macs": dense_macs,
-        "macs": epochs[-1]["macs"], "parameters": parameters(small), "seconds": round(spent, 2), "epochs": epochs,
+        "macs": epochs[-1]["macs"], "parameters": count_parameters(small), "seconds": round(spent, 2), "epochs": epochs,
     }  # fmt: skip
 
 
@@ -87,14 +87,14 @@ def main(
     stage = Sparse(
         epochs=epochs, learning_rate=3e-3, hold=0.5, kl_coefficient=kl_coefficient, warmup_to=epochs / 3, gate_rate=10.0
     )
-    played = league("cifar10_channels").model_copy(update={"model": NETWORK, "data": settings})
+    played = read_league("cifar10_channels").model_copy(update={"model": NETWORK, "data": settings})
     rows = []
     for seed in range(seeds):
         sets = datasets.load(settings, 32, seed)
         for way in WAYS:
             rows.append(trained(way, sets, played, stage, seed))
             print({key: value for key, value in rows[-1].items() if key != "epochs"}, flush=True)
-            write_json(out, {"environment": environment(sys.argv, 0), "results": rows})
+            write_json(out, {"environment": describe_environment(sys.argv, 0), "results": rows})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from torch import nn
 
 from nni_sparsevd.export import to_sparse_inference_
 from nni_sparsevd.files import write_json
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.training.environment import describe_environment
 
 ZEROS = (0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -40,7 +40,9 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     results = [measure(name, batch) for name in LAYERS for batch in (1, 64)]
-    write_json(out, {"environment": environment(["examples/sparse_kernels.py", str(out)], 0), "results": results})
+    write_json(
+        out, {"environment": describe_environment(["examples/sparse_kernels.py", str(out)], 0), "results": results}
+    )
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import nni_sparsevd as svd
 from nni_sparsevd import models
-from nni_sparsevd.divergence import add_kl_gradient_
 from nni_sparsevd.files import write_json
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.posterior.divergence import add_kl_gradient_
+from nni_sparsevd.training.environment import describe_environment
 
 NETWORKS = {  # name -> (network, input shape of a batch, channels last, rounds)
     "lenet_300_100, batch 100": ("lenet_300_100", (100, 1, 28, 28), False, 200),
@@ -134,7 +134,7 @@ def main(out: Path) -> None:
     results = {}
     for label, row in NETWORKS.items():
         results[label] = measure(*row)
-        write_json(out, {"results": results, "environment": environment(sys.argv, 0)})
+        write_json(out, {"results": results, "environment": describe_environment(sys.argv, 0)})
         print(label)
         for way, found in results[label].items():
             print(f"  {way:26} {found['milliseconds']:9.2f} ms {found['ratio']:6.2f}x   memory {found['memory']:5.2f}x")

@@ -16,7 +16,7 @@ from export_tables import exports, mobile, packed_sizes, sparse_kernels
 from scale_tables import estimators, faults, large_models, shrink_while_training, step_cost
 from speed_tables import pass_speed, time_to_result, zoo_latency
 
-from nni_sparsevd import bench, reproduce, zoo
+from nni_sparsevd.studies import bench, reproduce, zoo
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -178,12 +178,12 @@ def alone(table: Callable[[Any], list[str]]) -> list[str]:
 
 
 def played(name: str) -> list[str]:
-    chosen, rows = bench.league(name), read(RESULTS / f"bench_{name}.json")["rows"]
+    chosen, rows = bench.read_league(name), read(RESULTS / f"bench_{name}.json")["rows"]
     return bench.standing_table(chosen, rows)
 
 
 def best(name: str) -> list[str]:
-    return bench.champions_table(bench.league(name), read(RESULTS / f"bench_{name}.json")["rows"])
+    return bench.champions_table(bench.read_league(name), read(RESULTS / f"bench_{name}.json")["rows"])
 
 
 EXPORTS = (exports, mobile, packed_sizes, sparse_kernels)

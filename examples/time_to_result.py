@@ -21,7 +21,7 @@ from nni_sparsevd import models
 from nni_sparsevd.files import write_json
 from nni_sparsevd.recipe import Data
 from nni_sparsevd.training import evaluate
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.training.environment import describe_environment
 
 BATCH, RATE = 100, 2e-3
 TOLERANCE = 0.002
@@ -43,7 +43,7 @@ def train_(
             if done >= 1:
                 return step
             optimizer.param_groups[0]["lr"] = RATE * (1 - done)
-            logits = model.train()(data.normalise(data.train.images[rows]))
+            logits = model.train()(data.normalize(data.train.images[rows]))
             loss = F.cross_entropy(logits, data.train.labels[rows])
             if kl is not None:
                 loss = loss + kl(model) / count
@@ -103,7 +103,9 @@ def main(
     for seed in seeds:
         images = datasets.load(Data(name="torch/mnist", train=data, holdout=1 / 30), seed=seed)
         rows += [row(name, budget, images, seed) for budget in budgets for name in libraries]
-    write_json(out, {"results": rows, "environment": environment(["examples/time_to_result.py", str(out)], seeds[0])})
+    write_json(
+        out, {"results": rows, "environment": describe_environment(["examples/time_to_result.py", str(out)], seeds[0])}
+    )
 
 
 if __name__ == "__main__":

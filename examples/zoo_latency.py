@@ -18,13 +18,13 @@ from executorch.extension.pybindings._C import _unsafe_reset_threadpool  # the o
 from torch import nn
 
 import nni_sparsevd as svd
-from nni_sparsevd.errors import told
+from nni_sparsevd.errors import summarize_error
 from nni_sparsevd.export import FORMATS, export
 from nni_sparsevd.files import write_json
-from nni_sparsevd.report import latencies, macs, parameters
-from nni_sparsevd.shrink import randomise_
-from nni_sparsevd.training.environment import environment
-from nni_sparsevd.zoo.trial import killing
+from nni_sparsevd.measure import count_macs, count_parameters, measure_latencies
+from nni_sparsevd.studies.zoo.trials import killing
+from nni_sparsevd.testing import randomize_
+from nni_sparsevd.training.environment import describe_environment
 
 NETWORKS = {
     "resnet18": 224,
@@ -71,19 +71,22 @@ if not FORMATS[".tflite"].missing:  # it brings JAX, so not everywhere
 
 def measure(name: str, size: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = randomise_(timm.create_model(name)).eval()
+    model = randomize_(timm.create_model(name)).eval()
     x = torch.randn(1, 3, size, size)
     masks, _ = killing(model, svd.channel_graph(model, x, remember_norms=True), "half", 0)
     small, plan = svd.shrink(model, x, masks, remember_norms=True)
     small.eval()
     row: dict[str, Any] = {"network": name, "input": size, "removed": plan.removed}
-    row |= {"parameters": [parameters(model), parameters(small)], "macs": [macs(model, x), macs(small, x)]}
+    row |= {
+        "parameters": [count_parameters(model), count_parameters(small)],
+        "macs": [count_macs(model, x), count_macs(small, x)],
+    }
     for runtime, make in RUNTIMES.items():
         torch.compiler.reset()
         try:
-            found = latencies({"whole": make(model, x), "small": make(small, x)}, x)
+            found = measure_latencies({"whole": make(model, x), "small": make(small, x)}, x)
         except Exception as error:  # a runtime that cannot take a network is a result
-            row[runtime] = {"error": told(error)}
+            row[runtime] = {"error": summarize_error(error)}
             continue
         row[runtime] = found | {"faster": found["whole"] / found["small"]}
     return row
@@ -97,7 +100,7 @@ def main(path: Path) -> None:
     for name, size in NETWORKS.items():
         results.append(measure(name, size))
         print(results[-1], flush=True)
-        write_json(path, {"environment": environment(sys.argv, 0), "results": results})
+        write_json(path, {"environment": describe_environment(sys.argv, 0), "results": results})
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ from .convert import bake_ as bake_
 from .convert import sparsify_ as sparsify_
 from .errors import SparseVDError as SparseVDError
 from .graph import channel_graph as channel_graph
-from .hub import push as push
-from .hub import save_folder as save_folder
 from .loading import load as load
 from .masks import Masks as Masks
 from .masks import compute_masks as compute_masks
@@ -14,16 +12,18 @@ from .nn import regularize_ as regularize_
 from .predictive import Prediction as Prediction
 from .predictive import predict as predict
 from .predictive import sample_network as sample_network
-from .recipe import Masking as Masking
-from .recipe import Posterior as Posterior
-from .shrink import Plan as Plan
-from .shrink import check as check
-from .shrink import fuse as fuse
-from .shrink import make_plan as make_plan
-from .shrink import shrink as shrink
-from .shrink import shrink_ as shrink_
-from .storage import described as described
+from .recipe import MaskSettings as MaskSettings
+from .recipe import PosteriorSettings as PosteriorSettings
+from .shrinking import Plan as Plan
+from .shrinking import check as check
+from .shrinking import fuse as fuse
+from .shrinking import make_plan as make_plan
+from .shrinking import shrink as shrink
+from .shrinking import shrink_ as shrink_
+from .storage import describe_file as describe_file
+from .storage import push as push
 from .storage import save as save
-from .structure import timm_structure as timm_structure
+from .storage import save_folder as save_folder
+from .storage import timm_structure as timm_structure
 
 __version__ = "0.1.0"

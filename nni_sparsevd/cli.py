@@ -200,12 +200,12 @@ def _check(chosen: Namespace, command: list[str]) -> None:
 
 def _zoo(chosen: Namespace, command: list[str]) -> None:
     from .files import write_bytes, write_json
-    from .training.environment import environment
-    from .zoo import Limits, run_zoo, summary, table
+    from .studies.zoo import Limits, run_zoo, summary, table
+    from .training.environment import describe_environment
 
     limits = Limits(chosen.seconds, chosen.gibibytes)
     rows = [row.to_dict() for row in run_zoo(chosen.out / "rows", chosen.families, chosen.jobs, limits, chosen.seed)]
-    write_json(chosen.out / "zoo.json", {"environment": environment(command, chosen.seed), "rows": rows})
+    write_json(chosen.out / "zoo.json", {"environment": describe_environment(command, chosen.seed), "rows": rows})
     write_bytes(chosen.out / "zoo.md", "\n".join([summary(rows), "", *table(rows), ""]).encode())
     print(summary(rows))
     print(f"table: {chosen.out / 'zoo.md'}")
@@ -215,7 +215,7 @@ def _zoo(chosen: Namespace, command: list[str]) -> None:
 
 
 def _reproduce(chosen: Namespace, command: list[str]) -> None:
-    from .reproduce import experiment, names, reproduce
+    from .studies.reproduce import experiment, names, reproduce
 
     if chosen.name is None:
         print("\n".join(f"{name:16} {experiment(name).title}" for name in names()))
@@ -225,13 +225,15 @@ def _reproduce(chosen: Namespace, command: list[str]) -> None:
 
 
 def _bench(chosen: Namespace, command: list[str]) -> None:
-    from .bench import bench, league, names, rivals_of
-    from .processes import Limits
+    from .studies.bench import bench, names, read_league, rivals_of
+    from .studies.processes import Limits
 
     if chosen.name is None:
         for name in names():
-            print(f"{name:16} {league(name).title}")
-            print("\n".join(f"    {key:20} {one.title} ({one.host})" for key, one in rivals_of(league(name)).items()))
+            print(f"{name:16} {read_league(name).title}")
+            print(
+                "\n".join(f"    {key:20} {one.title} ({one.host})" for key, one in rivals_of(read_league(name)).items())
+            )
         return
     limits = Limits(chosen.seconds, chosen.gibibytes)
     rivals = tuple(chosen.rivals or ())

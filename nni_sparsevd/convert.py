@@ -10,13 +10,17 @@ from .errors import ModelError, SettingError
 from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
 from .masks import Masks, apply_masks_, compute_masks, validate_masks
 from .nn import VARIATIONAL, ChannelGate, convertible, is_variational, to_plain_network_, to_variational_
-from .recipe import Posterior, make
+from .recipe import PosteriorSettings, make
 
 T = TypeVar("T")
 
 
 def sparsify_(
-    model: nn.Module, posterior: Posterior | None = None, *, example_inputs: Inputs | None = None, **settings: object
+    model: nn.Module,
+    posterior: PosteriorSettings | None = None,
+    *,
+    example_inputs: Inputs | None = None,
+    **settings: object,
 ) -> nn.Module:
     """Give the layers of `model` a posterior, in place; returns `model`.
 
@@ -30,7 +34,7 @@ def sparsify_(
     """
     if posterior is not None and settings:
         raise SettingError(f"sparsify_: give either a Posterior or keywords, not both (found {', '.join(settings)})")
-    chosen = make(Posterior, settings) if posterior is None else posterior
+    chosen = make(PosteriorSettings, settings) if posterior is None else posterior
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} is variational already; bake_ it first")
     _check_patterns(model, (*chosen.include, *chosen.exclude, *chosen.kl_weights, *chosen.estimators))
@@ -62,12 +66,12 @@ def _check_patterns(model: nn.Module, patterns: tuple[str, ...]) -> None:
             raise SettingError(f"no module of {type(model).__name__} matches {pattern!r}; its layers are: {some[:600]}")
 
 
-def _selected(name: str, module: nn.Module, posterior: Posterior) -> bool:
+def _selected(name: str, module: nn.Module, posterior: PosteriorSettings) -> bool:
     included = not posterior.include or any(_matches(pattern, name, module) for pattern in posterior.include)
     return included and not any(_matches(pattern, name, module) for pattern in posterior.exclude)
 
 
-def kl_weight(name: str, module: nn.Module, posterior: Posterior) -> float:
+def kl_weight(name: str, module: nn.Module, posterior: PosteriorSettings) -> float:
     """Factor on the KL of this module: the last entry of `kl_weights` that matches it, else 1."""
     return _last(posterior.kl_weights, name, module, 1.0)
 
@@ -78,7 +82,9 @@ def _last(entries: dict[str, T], name: str, module: nn.Module, otherwise: T) -> 
     return found[-1] if found else otherwise
 
 
-def _attach_gates(model: nn.Module, posterior: Posterior, example_inputs: Inputs | None, layers: set[str]) -> None:
+def _attach_gates(
+    model: nn.Module, posterior: PosteriorSettings, example_inputs: Inputs | None, layers: set[str]
+) -> None:
     if example_inputs is None:
         raise SettingError(f"granularity={posterior.granularity!r} traces the network: pass example_inputs")
     groups = gateable(channel_graph(model, example_inputs), layers)
@@ -99,7 +105,7 @@ def gateable(graph: ChannelGraph, layers: set[str]) -> list[ChannelGroup]:
     return found
 
 
-def attach_gate_(model: nn.Module, posterior: Posterior, group: ChannelGroup) -> ChannelGate:
+def attach_gate_(model: nn.Module, posterior: PosteriorSettings, group: ChannelGroup) -> ChannelGate:
     """Put one gate behind every last writer of a group, after its normalisation; returns it."""
     like = model.get_submodule(group.writers[0].module).weight
     gate = ChannelGate(len(group), posterior, device=like.device, dtype=like.dtype)  # type: ignore[arg-type]

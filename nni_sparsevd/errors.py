@@ -37,13 +37,13 @@ class FileFormatError(SparseVDError):
     """A file is truncated, altered, of another format, or of a format that this package refuses to read."""
 
 
-def words(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """First line of what somebody else's code raised, the next too after a colon; its kind, where it says nothing."""
     first, *rest = str(error).strip().splitlines() or [type(error).__name__]
     return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
-def told(error: Exception) -> str:
+def summarize_error(error: Exception) -> str:
     """Kind and first line of what somebody else's code raised: for a row that has to say it."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from . import hub, storage
+from . import storage
 from .errors import FileFormatError
 
 
@@ -20,12 +20,15 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     `SettingError` for a missing runtime, for an address that the hub does not have, and for .pt2, which can run code
     when it is opened.
     """
-    from .export import FORMATS, deployed  # not before a file asks for it: it draws reports too
+    from .export import (
+        FORMATS,  # not before a file asks for it: it draws reports too
+        open_exported,
+    )
 
-    if str(path).startswith(hub.PREFIX):
-        path = hub.fetched(str(path))
+    if str(path).startswith(storage.PREFIX):
+        path = storage.fetched(str(path))
     elif Path(path).is_dir():
-        path = Path(path) / hub.WEIGHTS
+        path = Path(path) / storage.WEIGHTS
         if not path.exists():
             raise FileFormatError(f"{path.parent}: has no {path.name}, so it is no folder of save_folder")
-    return deployed(path) if Path(path).suffix in FORMATS else storage.load(path, model)
+    return open_exported(path) if Path(path).suffix in FORMATS else storage.load(path, model)

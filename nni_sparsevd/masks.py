@@ -8,14 +8,14 @@ from .errors import MaskError, ModelError, SettingError
 from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
 from .nn import ChannelGate, Variational, gate_sites, is_variational, output_dim, plain_copy
 from .posterior import group_log_alpha
-from .recipe import Masking, make
+from .recipe import MaskSettings, make
 
 Masks = dict[str, dict[str, Tensor]]
 """NNI's format: {module name: {"weight" or "bias": tensor of 0 and 1 in the target's shape}}."""
 
 
 def compute_masks(
-    model: nn.Module, masking: Masking | None = None, *, example_inputs: Inputs | None = None, **settings: object
+    model: nn.Module, masking: MaskSettings | None = None, *, example_inputs: Inputs | None = None, **settings: object
 ) -> Masks:
     """What to keep (1) and what to remove (0) of a variational network.
 
@@ -29,7 +29,7 @@ def compute_masks(
     """
     if masking is not None and settings:
         raise SettingError(f"compute_masks: give either a Masking or keywords, not both (found {', '.join(settings)})")
-    chosen = make(Masking, settings) if masking is None else masking
+    chosen = make(MaskSettings, settings) if masking is None else masking
     if chosen.threshold == "held_out":
         raise SettingError("compute_masks: threshold='held_out' is chosen in training; give a number here")
     if not is_variational(model):
@@ -51,7 +51,7 @@ def compute_masks(
         return masks
 
 
-def _cut(scores: dict[str, Tensor], chosen: Masking, own: dict[str, float] | None = None) -> dict[str, Tensor]:
+def _cut(scores: dict[str, Tensor], chosen: MaskSettings, own: dict[str, float] | None = None) -> dict[str, Tensor]:
     """Keep (True) what scores below the threshold, or all but a fraction `ratio` of the highest scores."""
     if chosen.ratio is None:
         return {name: score < _limit(chosen, (own or {}).get(name, 3.0)) for name, score in scores.items()}
@@ -70,17 +70,17 @@ def _all_but_highest(score: Tensor, ratio: float) -> Tensor:
     return kept.view_as(score)
 
 
-def _gate_cut(gate: ChannelGate, chosen: Masking) -> Tensor:
+def _gate_cut(gate: ChannelGate, chosen: MaskSettings) -> Tensor:
     """A ratio speaks of weights, so gates keep to the threshold."""
     return gate.log_alpha() < _limit(chosen, gate.threshold)
 
 
-def _limit(chosen: Masking, own: float) -> float:
+def _limit(chosen: MaskSettings, own: float) -> float:
     """The threshold asked for, or else a layer's own."""
     return chosen.threshold if isinstance(chosen.threshold, float) else own
 
 
-def _n_of_m(score: Tensor, axis: int, chosen: Masking) -> Tensor:
+def _n_of_m(score: Tensor, axis: int, chosen: MaskSettings) -> Tensor:
     """Keep the `keep` lowest of every `block` along the input axis; a layer whose inputs do not divide stays whole."""
     if chosen.keep > chosen.block:
         raise SettingError(f"masks.keep: {chosen.keep} of every {chosen.block} weights cannot be kept")
@@ -108,7 +108,7 @@ def _silence(masks: Masks, model: nn.Module, name: str, kept: Tensor) -> None:
 # Structured: one score a channel.
 
 
-def _layer_masks(model: nn.Module, chosen: Masking) -> Masks:
+def _layer_masks(model: nn.Module, chosen: MaskSettings) -> Masks:
     """Output channels of each layer by itself, and gates."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Variational)}
     scores = {name: _row_log_alpha(layer) for name, layer in layers.items()}
@@ -129,7 +129,7 @@ def gates_of(model: nn.Module, graph: ChannelGraph) -> dict[str, ChannelGate]:
     return {name: behind[0] for name, behind in found.items() if behind}
 
 
-def _group_masks(model: nn.Module, graph: ChannelGraph, chosen: Masking) -> Masks:
+def _group_masks(model: nn.Module, graph: ChannelGraph, chosen: MaskSettings) -> Masks:
     """Coupled channels by the log alpha of their gate, or of all the weights that write them."""
     gates, scores, own = gates_of(model, graph), {}, {}
     for group in graph.groups:

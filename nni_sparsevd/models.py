@@ -11,7 +11,7 @@ from timm.models import register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from .errors import ModelError, words
+from .errors import ModelError, describe_error
 from .files import load_tensors
 from .recipe import Argument, Model
 
@@ -168,7 +168,7 @@ def build(name: str, arguments: dict[str, Argument], pretrained: bool = False) -
         raise
     except Exception as error:  # timm, the network's constructor, or the hub
         what = "weights cannot be loaded" if pretrained else "cannot be built"
-        raise ModelError(f"{name} {what} with {arguments}: {words(error)}") from error
+        raise ModelError(f"{name} {what} with {arguments}: {describe_error(error)}") from error
     model.sparsevd_origin = {"name": name, "arguments": arguments}  # type: ignore[assignment]
     return model
 

@@ -22,10 +22,8 @@ from pydantic import (
 
 from .errors import SettingError
 from .files import write_bytes
+from .posterior import Estimator, Prior, Variance
 
-Prior = Literal["log_uniform", "log_uniform_exact", "ard"]
-Estimator = Literal["local", "local_bf16", "local_detached", "weight"]
-Variance = Literal["weight", "channel"]
 Fraction = Annotated[float, Ge(0), Lt(1)]
 Argument = int | float | str | bool | list[int]
 
@@ -38,7 +36,7 @@ class Settings(BaseModel):
     )
 
 
-class Posterior(Settings):
+class PosteriorSettings(Settings):
     """What is learnt about each weight or channel: the argument of `sparsify_`."""
 
     prior: Prior = "log_uniform"
@@ -64,7 +62,7 @@ class Posterior(Settings):
     """Name, pattern or type -> factor on that layer's KL, e.g. to press harder on costly layers."""
 
 
-class Masking(Settings):
+class MaskSettings(Settings):
     """How log alpha becomes masks: the argument of `compute_masks`."""
 
     structure: Literal["unstructured", "structured", "n:m"] = "unstructured"
@@ -182,7 +180,7 @@ class Recipe(Settings):
     """Which network."""
     data: Data = Data()
     """Which data."""
-    posterior: Posterior = Posterior()
+    posterior: PosteriorSettings = PosteriorSettings()
     """What is learnt."""
     dense: Stage = Stage()
     """Ordinary training before Sparse VD."""
@@ -190,7 +188,7 @@ class Recipe(Settings):
     """Sparse VD."""
     finetune: Finetune = Finetune()
     """Training of the survivors at fixed masks."""
-    masks: Masking = Masking()
+    masks: MaskSettings = MaskSettings()
     """The decision."""
     seed: int = 0
     """Seed of weights, noise, data order and hold-out."""

@@ -13,9 +13,10 @@ from .export import Comparison, export
 from .files import read_json, write_bytes, write_json
 from .graph import channel_graph
 from .masks import weight_counts
+from .measure import count_macs, count_parameters, measure_latencies
 from .nn import output_dim
-from .report import latencies, macs, parameters, write_report
-from .shrink import CheckResult, Plan, check, shrink
+from .report import write_report
+from .shrinking import CheckResult, Plan, check, shrink
 from .storage import load, save
 from .training import Compressed, Score, evaluate
 
@@ -83,11 +84,11 @@ def _weights(done: Compressed) -> dict[str, float]:
 
 
 def _sizes(networks: dict[str, nn.Module], folder: Path, example: Tensor) -> dict[str, dict[str, float]]:
-    times = latencies(networks, example)
+    times = measure_latencies(networks, example)
     files = {"dense": "dense", "masked": "masked", "shrunk": "small"}
     return {
         name: {
-            "parameters": parameters(network), "macs": macs(network, example),
+            "parameters": count_parameters(network), "macs": count_macs(network, example),
             "file_bytes": (folder / f"{files[name]}.safetensors").stat().st_size, "latency_ms": times[name],
         }
         for name, network in networks.items()

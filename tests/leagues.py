@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from nni_sparsevd.bench import League, league
-from nni_sparsevd.bench.arena import Arena, Batch
+from nni_sparsevd.studies.bench import League, read_league
+from nni_sparsevd.studies.bench.arena import Arena, Batch
 
 HERE = Path()
 """The digits come with scikit-learn."""
@@ -12,7 +12,7 @@ HERE = Path()
 
 def short(name: str) -> League:
     changes = {"dense": {"epochs": 4}, "prune_epochs": 4, "tune_epochs": 2, "rates": (3e-3,), "seeds": (0,)}
-    return League.model_validate(league(name).model_dump() | changes)
+    return League.model_validate(read_league(name).model_dump() | changes)
 
 
 def counted(real: Callable[[Arena, int], Batch], steps: list[int]) -> Callable[[Arena, int], Batch]:

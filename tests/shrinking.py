@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from conftest import randomise_
+from conftest import randomize_
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
@@ -127,7 +127,7 @@ WAYS = {"norm": by_norm, "rows": by_rows, "columns": by_columns}
 def prepared(model: nn.Module, *ways: str) -> nn.Module:
     """In float64, with every norm at work, and dead in these ways."""
     torch.manual_seed(0)
-    randomise_(model).double()
+    randomize_(model).double()
     with torch.no_grad():
         for way in ways:
             WAYS[way](model)

@@ -17,21 +17,21 @@ from leagues import HERE, counted, short
 from torch import nn
 
 from nni_sparsevd import cli
-from nni_sparsevd.bench import bench, champions_table, league, names, rivals, write_page
-from nni_sparsevd.bench.arena import Arena, arena
-from nni_sparsevd.bench.cutting import cut_to
-from nni_sparsevd.bench.run import _share, chosen_rates, protocol, restore
-from nni_sparsevd.bench.standing import mean_ranks, pareto_front, standings
-from nni_sparsevd.bench.trial import Bout, play
 from nni_sparsevd.errors import SettingError, ShrinkError, TrainingError
-from nni_sparsevd.processes import Limits
+from nni_sparsevd.studies.bench import bench, champions_table, names, read_league, rivals, write_page
+from nni_sparsevd.studies.bench.arena import Arena, prepare_arena
+from nni_sparsevd.studies.bench.cutting import cut_to
+from nni_sparsevd.studies.bench.playing import _share, chosen_rates, protocol, restore
+from nni_sparsevd.studies.bench.standing import mean_ranks, pareto_front, standings
+from nni_sparsevd.studies.bench.trial import Bout, play
+from nni_sparsevd.studies.processes import Limits
 
 WEIGHTS = rivals.TABLES["weights"]
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_channels"])
 def test_batches_depend_on_seed_and_step_alone(tmp_path: Path, name: str) -> None:
-    ground = arena(short(name), 0, HERE, tmp_path)
+    ground = prepare_arena(short(name), 0, HERE, tmp_path)
     torch.manual_seed(1)
     first = [ground.batch(step) for step in (0, 13, 7)]
     torch.manual_seed(2)
@@ -44,13 +44,13 @@ def test_batches_depend_on_seed_and_step_alone(tmp_path: Path, name: str) -> Non
 
 def test_the_start_is_trained_once(tmp_path: Path) -> None:
     chosen = short("digits")
-    first = arena(chosen, 0, HERE, tmp_path).start.state_dict()
+    first = prepare_arena(chosen, 0, HERE, tmp_path).start.state_dict()
     written = (tmp_path / "start-0.safetensors").stat().st_mtime_ns
     torch.manual_seed(5)
-    again = arena(chosen, 0, HERE, tmp_path).start.state_dict()
+    again = prepare_arena(chosen, 0, HERE, tmp_path).start.state_dict()
     assert (tmp_path / "start-0.safetensors").stat().st_mtime_ns == written
     assert all(torch.equal(value, again[key]) for key, value in first.items())
-    other = arena(chosen, 1, HERE, tmp_path).start.state_dict()
+    other = prepare_arena(chosen, 1, HERE, tmp_path).start.state_dict()
     assert not torch.equal(first["fc1.weight"], other["fc1.weight"])
 
 
@@ -84,13 +84,13 @@ def test_a_league_is_played_once_and_shown_again(tmp_path: Path, capsys, monkeyp
     assert write_page("digits", folder / "digits.json", folder).read_text().count("<tr>") == 3 + 3
 
     elsewhere = tmp_path / "elsewhere"
-    restore(league("digits"), folder / "digits.json", elsewhere)
+    restore(read_league("digits"), folder / "digits.json", elsewhere)
     assert {path.name: path.read_text() for path in (elsewhere / "rows").iterdir()} == {
         path.name: path.read_text() for path in rows
     }
 
-    changed = league("digits").model_copy(update={"tune_epochs": 1})
-    monkeypatch.setattr("nni_sparsevd.bench.page.league", lambda name: changed)
+    changed = read_league("digits").model_copy(update={"tune_epochs": 1})
+    monkeypatch.setattr("nni_sparsevd.studies.bench.page.read_league", lambda name: changed)
     assert cli.main(command) == 2
     assert "tune_epochs" in capsys.readouterr().err
     assert cli.main([*command[:2], f"--out={tmp_path / 'new'}", f"--known={folder / 'digits.json'}"]) == 2
@@ -107,7 +107,7 @@ def test_a_league_is_played_once_and_shown_again(tmp_path: Path, capsys, monkeyp
     ],
 )
 def test_results_that_are_none_are_refused(tmp_path: Path, row: object, told: str) -> None:
-    results, chosen = tmp_path / "results.json", league("digits")
+    results, chosen = tmp_path / "results.json", read_league("digits")
     results.write_text(json.dumps({"protocol": protocol(chosen), "rows": [row]}))
     with pytest.raises(SettingError, match=told):
         restore(chosen, results, tmp_path / "digits")
@@ -117,7 +117,7 @@ def test_results_that_are_none_are_refused(tmp_path: Path, row: object, told: st
 def test_what_does_not_end_is_a_row_that_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "digits"
     for seed in (0, 1):
-        arena(league("digits"), seed, HERE, folder)
+        prepare_arena(read_league("digits"), seed, HERE, folder)
     page = bench("digits", HERE, tmp_path, [], 2, Limits(seconds=0.01), ("magnitude",))
     rows = json.loads((folder / "digits.json").read_text())["rows"]
     assert {row["failed"] for row in rows} == {"not finished in 0.01 s"}
@@ -150,7 +150,7 @@ def test_a_rival_that_fails_leaves_a_reason_and_the_others_play(tmp_path: Path, 
 def test_tuning_keeps_zeros_and_uses_all_steps(tmp_path: Path, monkeypatch) -> None:
     steps: list[int] = []
     chosen = short("digits")
-    arena(chosen, 0, HERE, tmp_path)
+    prepare_arena(chosen, 0, HERE, tmp_path)
     monkeypatch.setattr(Arena, "batch", counted(Arena.batch, steps))
     play(Bout(chosen, "magnitude_gradual", 0, 1e-3, (0.9,), HERE, tmp_path))
     row = json.loads(next((tmp_path / "rows").iterdir()).read_text())
@@ -173,19 +173,19 @@ def test_the_rate_is_chosen_on_held_out_images_alone() -> None:
         row("magnitude", 1.0, rate=9.0, failed="no"),
     ]
     rows += [row("vd_weight", 0.7), row("vd_weight", 0.99, level=0.8, rate=3e-3), row("nni_level", 0.0, failed="no")]
-    assert chosen_rates(league("digits"), rows) == {"magnitude": 1e-3, "vd_weight": 1e-3}
+    assert chosen_rates(read_league("digits"), rows) == {"magnitude": 1e-3, "vd_weight": 1e-3}
 
 
 @pytest.mark.parametrize(("first", "second", "chosen"), [(1e-3, 3e-3, 3e-3), (3e-3, 1e-2, 3e-3), (1e-3, 1e-2, 1e-3)])
 def test_among_equals_the_rate_is_the_nearest_to_the_middle(first: float, second: float, chosen: float) -> None:
-    rates = league("digits").model_copy(update={"rates": (1e-3, 3e-3, 1e-2)})  # 1e-3 is the nearer edge
+    rates = read_league("digits").model_copy(update={"rates": (1e-3, 3e-3, 1e-2)})  # 1e-3 is the nearer edge
     rows = [row("magnitude", 0.9, rate=first), row("magnitude", 0.9, rate=second), row("magnitude", 0.8, rate=5e-3)]
     for order in (rows, rows[::-1]):
         assert chosen_rates(rates, order) == {"magnitude": chosen}
 
 
 def test_ranks_are_means_over_levels_of_those_who_arrived() -> None:
-    chosen = league("digits").model_copy(update={"rivals": ("magnitude", "vd_weight", "nni_level", "vd_local")})
+    chosen = read_league("digits").model_copy(update={"rivals": ("magnitude", "vd_weight", "nni_level", "vd_local")})
     errors = {"magnitude": (2.0, 9.0), "vd_weight": (3.0, 4.0), "nni_level": (2.0, 9.0)}
     places = [(name, *place) for name, pair in errors.items() for place in zip((0.8, 0.95), pair, strict=True)]
     rows = [row(name, 0.9, error, level=level, seed=seed) for name, level, error in places for seed in (0, 1)]
@@ -199,7 +199,7 @@ def test_ranks_are_means_over_levels_of_those_who_arrived() -> None:
 def test_the_best_of_a_framework_is_chosen_on_held_out_images_alone() -> None:
     rows = [row("vd_weight", 0.9, 5.0), row("vd_local", 0.8, 1.0), row("magnitude", 0.9, 2.0)]
     rows += [row("nni_level", 0.5, 7.0), row("nni_taylor", 0.9, 7.0, failed="no"), row("vd_local", 0.3, level=0.8)]
-    head, _, *lines = champions_table(league("digits"), rows)
+    head, _, *lines = champions_table(read_league("digits"), rows)
     assert head == "|  | 80 % zeros | 95 % zeros |"
     assert lines == [
         "| ours | **1.00**, vd_local | 5.00, vd_weight |",
@@ -241,7 +241,7 @@ def test_torchrun_shares_the_work(monkeypatch) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_the_leagues_that_are_there_can_be_played(name: str) -> None:
-    assert league(name).rivals or rivals.rivals_of(league(name))
+    assert read_league(name).rivals or rivals.rivals_of(read_league(name))
 
 
 def test_unknown_names_are_told(capsys) -> None:
@@ -250,7 +250,7 @@ def test_unknown_names_are_told(capsys) -> None:
     assert cli.main(["bench", "digits", "--rivals=[nobody]"]) == 2
     assert "nobody is named nobody; there are vd_" in capsys.readouterr().err
     with pytest.raises(SettingError, match="nobody"):
-        rivals.rivals_of(league("digits").model_copy(update={"rivals": ("nobody",)}))
+        rivals.rivals_of(read_league("digits").model_copy(update={"rivals": ("nobody",)}))
     assert cli.main(["bench"]) == 0
     assert "Sparse VD, local" in capsys.readouterr().out
     warnings.resetwarnings()
@@ -259,14 +259,14 @@ def test_unknown_names_are_told(capsys) -> None:
 SLEEPER = """
 import os, sys, time
 from pathlib import Path
-from nni_sparsevd.processes import Limits, apart
+from nni_sparsevd.studies.processes import Limits, apart
 
 def work(folder):
     (Path(folder) / "pid").write_text(str(os.getpid()))
     time.sleep(60)
 
 if __name__ == "__main__":
-    list(apart(work, [sys.argv[1]], 1, Limits(), "nni_sparsevd.processes"))
+    list(apart(work, [sys.argv[1]], 1, Limits(), "nni_sparsevd.studies.processes"))
 """
 
 

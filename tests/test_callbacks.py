@@ -23,12 +23,12 @@ from nni_sparsevd.errors import FileFormatError, ModelError, SettingError, Spars
 from nni_sparsevd.nn import is_variational
 from nni_sparsevd.plugins import lightning as for_lightning
 from nni_sparsevd.plugins import transformers as for_transformers
-from nni_sparsevd.plugins.regulariser import Regulariser
-from nni_sparsevd.plugins.settings import SparseVD
+from nni_sparsevd.regularize.regularizer import Regularizer
+from nni_sparsevd.regularize.settings import SparseVDSettings
 
 SAMPLES, BATCH, EPOCHS, RATE = 64, 16, 6, 1e-2
 STEPS = EPOCHS * SAMPLES // BATCH
-SETTINGS = SparseVD(learning_rate=0.3, kl_coefficient=0.5)
+SETTINGS = SparseVDSettings(learning_rate=0.3, kl_coefficient=0.5)
 
 
 class Points(Dataset[dict[str, Tensor]]):
@@ -91,7 +91,7 @@ def seeded(network: Network, first: int) -> Network:
 def by_hand(steps: int = STEPS) -> Network:
     """What both have to arrive at: SGD on the weights, Adam on the variances, the KL in between."""
     network = Network()
-    regulariser = Regulariser(network, SETTINGS)
+    regularizer = Regularizer(network, SETTINGS)
     optimizer = torch.optim.SGD(network.parameters(), RATE)
     data = Points()
     for step in range(steps):
@@ -99,7 +99,7 @@ def by_hand(steps: int = STEPS) -> Network:
         torch.manual_seed(step)
         optimizer.zero_grad()
         network(data.x[rows], data.y[rows])["loss"].backward()
-        regulariser.regularize(step / STEPS, SAMPLES)
+        regularizer.regularize(step / STEPS, SAMPLES)
         optimizer.step()
     return network
 
@@ -160,9 +160,9 @@ def test_huggingface_learns_what_a_loop_by_hand_learns(tmp_path: Path) -> None:
 
 def test_an_optimizer_can_bring_it_along() -> None:
     network = Network()
-    regulariser = Regulariser(network, SETTINGS.model_copy(update={"n_train": SAMPLES}))
+    regularizer = Regularizer(network, SETTINGS.model_copy(update={"n_train": SAMPLES}))
     optimizer = torch.optim.SGD(network.parameters(), RATE)
-    regulariser.join_(optimizer, STEPS)
+    regularizer.join_(optimizer, STEPS)
     for step, batch in enumerate(batch for _ in range(EPOCHS) for batch in loader(Points())):
         optimizer.zero_grad()
         torch.manual_seed(step)
@@ -176,7 +176,7 @@ import sys, torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from test_callbacks import SAMPLES, SETTINGS, Network, Points
-from nni_sparsevd.plugins.regulariser import Regulariser
+from nni_sparsevd.regularize.regularizer import Regulariser
 
 dist.init_process_group("gloo")
 rank, network, data = dist.get_rank(), Network(), Points()
@@ -204,14 +204,14 @@ def test_two_processes_stay_one_network(tmp_path: Path) -> None:
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     network, data = Network(), Points()
-    regulariser = Regulariser(network, SETTINGS)
+    regularizer = Regularizer(network, SETTINGS)
     optimizer = torch.optim.SGD(network.parameters(), RATE)
     for step in range(6):
         optimizer.zero_grad()
         for rank in (0, 1):
             torch.manual_seed(2 * step + rank)
             (network(data.x[rank::2], data.y[rank::2])["loss"] / 2).backward()
-        regulariser.regularize(step / 6, SAMPLES)
+        regularizer.regularize(step / 6, SAMPLES)
         optimizer.step()
     for name, value in network.state_dict().items():
         torch.testing.assert_close(one[name], value)
@@ -270,7 +270,7 @@ def test_lightning_without_an_end_is_refused(tmp_path: Path) -> None:
 
 def test_states_of_other_networks_are_refused() -> None:
     one, other = Network(), nn.Linear(3, 2)
-    source, target = Regulariser(one, SETTINGS), Regulariser(other, SETTINGS)
+    source, target = Regularizer(one, SETTINGS), Regularizer(other, SETTINGS)
     one.body(torch.randn(4, 8)).sum().backward()
     source.regularize(0.5, SAMPLES)
     with pytest.raises(FileFormatError, match=r"other variances: 0\.exp_avg"):
@@ -278,7 +278,7 @@ def test_states_of_other_networks_are_refused() -> None:
     with pytest.raises(FileFormatError, match="other variances"):
         target.load_state_({"weight": torch.zeros(1)})
     with pytest.raises(ModelError, match="variational already"):
-        Regulariser(one, SETTINGS)
+        Regularizer(one, SETTINGS)
     kept = copy.deepcopy(source.state())
     source.load_state_(kept)
     assert all(torch.equal(value, kept[name]) for name, value in source.state().items())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.errors import ShrinkError
-from nni_sparsevd.shrink.apply import apply_plan_
+from nni_sparsevd.shrinking.apply import apply_plan_
 
 
 def sabotaged() -> tuple[nn.Module, nn.Module]:
@@ -47,7 +47,7 @@ def test_a_forgotten_fold_is_found() -> None:
 
 def test_shrink_raises_what_check_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     model, wrong = sabotaged()
-    room = importlib.import_module("nni_sparsevd.shrink.shrink")
+    room = importlib.import_module("nni_sparsevd.shrinking.shrink_copy")
     monkeypatch.setattr(room, "apply_plan_", lambda *_: wrong)
     with pytest.raises(ShrinkError, match="Sequential gives other outputs, DIFFERENT"):
         svd.shrink(model, image())

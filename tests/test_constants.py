@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nni_sparsevd.graph.trace import trace
-from nni_sparsevd.shrink import constant_rules as rules
-from nni_sparsevd.shrink.abstract import LIVE
-from nni_sparsevd.shrink.constants import constants
+from nni_sparsevd.graph.tracing import trace
+from nni_sparsevd.shrinking import constant_rules as rules
+from nni_sparsevd.shrinking.abstract_values import LIVE
+from nni_sparsevd.shrinking.constants import find_constants
 
 aten = torch.ops.aten
 CARRIED = (float("nan"), 0.7, 0.0, -1.3)
@@ -45,7 +45,7 @@ def measure(model: nn.Module) -> tuple[Tensor, Tensor, set[object]]:
     recorded = trace(model, draws[0])
     states = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
-        values = constants(recorded, {name: value.double() for name, value in states.items()})
+        values = find_constants(recorded, {name: value.double() for name, value in states.items()})
         outputs = torch.stack([model(x) for x in draws])
     (result,) = next(node for node in recorded.graph.nodes if node.op == "output").args[0]
     found = values[result]

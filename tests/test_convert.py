@@ -6,13 +6,13 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
-from conftest import randomise_
+from conftest import randomize_
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.errors import MaskError, ModelError, SettingError
 from nni_sparsevd.nn import VARIATIONAL, ChannelGate, Variational, gate_sites, is_variational, named_posteriors
-from nni_sparsevd.recipe import Posterior
+from nni_sparsevd.recipe import PosteriorSettings
 
 NOTHING_PRUNED = -60.0  # an initial log sigma^2 at which every weight that is not zero is kept
 
@@ -39,7 +39,7 @@ class Mixed(nn.Module):
 
 def mixed() -> nn.Module:
     torch.manual_seed(0)
-    return randomise_(Mixed())
+    return randomize_(Mixed())
 
 
 def image(size: int = 8, batch: int = 2) -> Tensor:
@@ -68,7 +68,7 @@ def disturb_(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("granularity", ["weight", "gate", "both"])
-@pytest.mark.parametrize("make", [mixed, lambda: randomise_(timm.create_model("resnet18", num_classes=4))])
+@pytest.mark.parametrize("make", [mixed, lambda: randomize_(timm.create_model("resnet18", num_classes=4))])
 def test_baking_undoes_sparsifying(make: Callable[[], nn.Module], granularity: str) -> None:
     model = make().train()
     x = image(32)
@@ -129,7 +129,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ("name", "granularity"), [*((name, "gate") for name in NETWORKS), ("mixed", "both"), ("mobilenetv3", "both")]
 )
 def test_evaluation_is_the_baked_network_for_gates(name: str, granularity: str) -> None:
-    model = randomise_(NETWORKS[name]()).double()
+    model = randomize_(NETWORKS[name]()).double()
     x = image(32, 2).double()
     before = run(copy.deepcopy(model), x)
     svd.sparsify_(model, granularity=granularity, example_inputs=x)
@@ -153,7 +153,7 @@ def test_evaluation_is_the_baked_network_for_gates(name: str, granularity: str) 
 @pytest.mark.parametrize("name", ["mixed", "mobilenetv3"])
 def test_a_silent_gate_silences_its_channel_at_every_reader(name: str) -> None:
     """What makes gates shrinkable: whatever the channel's writers compute afterwards, the output stays the same."""
-    model = randomise_(NETWORKS[name]()).double()
+    model = randomize_(NETWORKS[name]()).double()
     x = image(32, 2).double()
     svd.sparsify_(model, granularity="gate", example_inputs=x)
     _, _, gate = next(iter(gate_sites(model)))
@@ -172,7 +172,7 @@ def test_a_silent_gate_silences_its_channel_at_every_reader(name: str) -> None:
 
 
 def test_norms_with_an_activation_inside_are_gated_between_the_two() -> None:
-    model = randomise_(timm.create_model("mobilenetv3_small_050", num_classes=4))
+    model = randomize_(timm.create_model("mobilenetv3_small_050", num_classes=4))
     svd.sparsify_(model, granularity="gate", example_inputs=image(32))
     inner = [(name, site) for name, site, _ in gate_sites(model) if hasattr(model.get_submodule(name), "act")]
     assert inner and all(site is model.get_submodule(name).drop for name, site in inner)
@@ -235,7 +235,7 @@ def test_a_gate_needs_all_of_its_writers() -> None:
 
 
 def test_settings_reach_every_layer() -> None:
-    chosen = Posterior(prior="ard", estimator="weight", init_log_sigma2=-7.0, threshold=1.5)
+    chosen = PosteriorSettings(prior="ard", estimator="weight", init_log_sigma2=-7.0, threshold=1.5)
     model = svd.sparsify_(mixed(), chosen)
     for _, layer in named_posteriors(model):
         assert layer.settings == chosen and layer.threshold == 1.5 and (layer.log_sigma2 == -7).all()
@@ -279,7 +279,7 @@ REFUSED = {
     "unknown key": ({"threshhold": 3.0}, SettingError, "threshhold"),
     "wrong value": ({"granularity": "channel"}, SettingError, "granularity"),
     "out of range": ({"threshold": -1.0}, SettingError, "threshold"),
-    "both": ({"posterior": Posterior(), "threshold": 2.0}, SettingError, r"not both \(found threshold\)"),
+    "both": ({"posterior": PosteriorSettings(), "threshold": 2.0}, SettingError, r"not both \(found threshold\)"),
     "gate without inputs": ({"granularity": "gate"}, SettingError, "pass example_inputs"),
     "both without inputs": ({"granularity": "both"}, SettingError, "pass example_inputs"),
     "nothing selected": ({"include": ["BatchNorm2d"]}, ModelError, "no layer to convert.*known are .*Conv2d"),

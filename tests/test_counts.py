@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nni_sparsevd.report import latencies, macs, parameters
+from nni_sparsevd.measure import count_macs, count_parameters, measure_latencies
 
 ROWS = [
     ("linear", nn.Linear(7, 5), (1, 7), 7 * 5),
@@ -24,7 +24,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("model", "shape", "expected"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 def test_macs_are_those_of_the_formula(model: nn.Module, shape: tuple[int, ...], expected: int) -> None:
-    assert macs(model, torch.randn(shape)) == expected
+    assert count_macs(model, torch.randn(shape)) == expected
 
 
 def test_attention_counts_projections_and_both_products() -> None:
@@ -39,19 +39,19 @@ def test_attention_counts_projections_and_both_products() -> None:
 
     tokens, width = 5, 8
     expected = 4 * tokens * width * width + 2 * tokens * tokens * width
-    assert macs(SelfAttention(), torch.randn(1, tokens, width)) == expected
+    assert count_macs(SelfAttention(), torch.randn(1, tokens, width)) == expected
 
 
 def test_a_shared_parameter_counts_once() -> None:
     first, second = nn.Linear(6, 6), nn.Linear(6, 6)
     second.weight = first.weight
-    assert parameters(nn.Sequential(first, second)) == 36 + 6 + 6
+    assert count_parameters(nn.Sequential(first, second)) == 36 + 6 + 6
 
 
 def test_counting_leaves_the_mode_of_the_network() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout()).train()
-    macs(model, torch.randn(1, 3))
-    latencies({"one": model}, torch.randn(1, 3), rounds=1)
+    count_macs(model, torch.randn(1, 3))
+    measure_latencies({"one": model}, torch.randn(1, 3), rounds=1)
     assert all(module.training for module in model.modules())
 
 
@@ -65,7 +65,7 @@ class _Slow(nn.Module):
 
 def test_latencies_rank_and_restore_the_threads() -> None:
     before = torch.get_num_threads()
-    found = latencies({"slow": _Slow(), "fast": nn.Identity()}, torch.randn(1, 3), rounds=5, threads=1)
+    found = measure_latencies({"slow": _Slow(), "fast": nn.Identity()}, torch.randn(1, 3), rounds=5, threads=1)
     assert list(found) == ["slow", "fast"]
     assert found["slow"] >= 4 > 1 > found["fast"]
     assert torch.get_num_threads() == before
@@ -74,5 +74,5 @@ def test_latencies_rank_and_restore_the_threads() -> None:
 def test_threads_are_restored_after_a_failure() -> None:
     before = torch.get_num_threads()
     with pytest.raises(RuntimeError):
-        latencies({"unfit": nn.Linear(4, 4)}, torch.randn(1, 3), threads=before + 1)
+        measure_latencies({"unfit": nn.Linear(4, 4)}, torch.randn(1, 3), threads=before + 1)
     assert torch.get_num_threads() == before

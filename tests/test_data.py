@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from nni_sparsevd import data as datasets
-from nni_sparsevd.data import augmented, load
+from nni_sparsevd.data import augmented, datasets, load
 from nni_sparsevd.errors import DataError
 from nni_sparsevd.recipe import Data
 
@@ -70,11 +69,11 @@ def test_held_out_images_are_training_images_and_nothing_else(tmp_path: Path) ->
 
 def test_training_images_are_normalised_by_their_own_statistics() -> None:
     made = load(Data())
-    images = made.normalise(made.train.images)
+    images = made.normalize(made.train.images)
     assert images.mean().abs() < 1e-5
     assert abs(images.std() - 1) < 1e-5
     together = torch.cat([images for images, _ in made.batches(made.test, 77)])
-    assert torch.equal(together, made.normalise(made.test.images))
+    assert torch.equal(together, made.normalize(made.test.images))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

@@ -122,11 +122,11 @@ def test_tables_are_those_of_the_results():
 
 
 def test_the_tables_of_nni_hold_every_setting_and_every_repair(site):
-    from nni_sparsevd.plugins.nni import SparseVD
+    from nni_sparsevd.plugins.nni import SparseVDSettings
     from nni_sparsevd.plugins.nni.compatibility import REPAIRS
 
     text = (site / "nni.html").read_text()
-    for name in [*SparseVD.model_fields, *REPAIRS]:
+    for name in [*SparseVDSettings.model_fields, *REPAIRS]:
         assert f"<code>{name}</code>" in text or f"<strong>{name}</strong>" in text, name
 
 

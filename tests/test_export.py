@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomise_, thin_
+from conftest import randomize_, thin_
 from torch import nn
 
 import nni_sparsevd as svd
@@ -31,7 +31,7 @@ def networks() -> dict[str, nn.Module]:
     layers += [nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False), nn.BatchNorm2d(24), nn.ReLU()]
     layers += [nn.Conv2d(24, 40, 1), nn.BatchNorm2d(40), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     layers += [nn.Linear(40, 7)]
-    dense = randomise_(nn.Sequential(*layers)).eval()
+    dense = randomize_(nn.Sequential(*layers)).eval()
     masked = thin_(copy.deepcopy(dense))
     small, plan = svd.shrink(masked, IMAGE)
     assert plan.removed > 10

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nni_sparsevd.graph import ChannelGraph, channel_graph
 from nni_sparsevd.masks import apply_masks_
-from nni_sparsevd.zoo.trial import killing
+from nni_sparsevd.studies.zoo.trials import killing
 
 
 class Heads(nn.Module):

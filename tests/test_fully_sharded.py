@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
-from nni_sparsevd.plugins.regulariser import Regulariser
-from nni_sparsevd.plugins.settings import SparseVD
+from nni_sparsevd.regularize.regularizer import Regularizer
+from nni_sparsevd.regularize.settings import SparseVDSettings
 
 STEPS, SAMPLES = 12, 8
 
@@ -38,7 +38,7 @@ dist.destroy_process_group()
 """
 
 
-def regularised(variance: str) -> Regulariser:
+def regularized(variance: str) -> Regularizer:
     """Convolutions both ways, so that shared variances lie along either axis."""
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2), nn.Flatten(), nn.Linear(196, 3)
@@ -46,7 +46,7 @@ def regularised(variance: str) -> Regulariser:
         for layer in (layers[0], layers[2], layers[4]):
             layer.weight.add_(0.2 * layer.weight.sign())
     posterior = {"variance": variance, "init_log_sigma2": -40.0}
-    return Regulariser(nn.Sequential(*layers), SparseVD(n_train=1_000_000, posterior=posterior, warmup=0.0))
+    return Regularizer(nn.Sequential(*layers), SparseVDSettings(n_train=1_000_000, posterior=posterior, warmup=0.0))
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -54,16 +54,16 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(SAMPLES, 3, 6, 6, generator=draw), torch.arange(SAMPLES) % 3
 
 
-def trained(regulariser: Regulariser, x: Tensor, y: Tensor) -> float:
+def trained(regularizer: Regularizer, x: Tensor, y: Tensor) -> float:
     """Train with next to no noise, which each process draws for itself; returns the KL."""
-    model = regulariser.model
+    model = regularizer.model
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     for step in range(STEPS):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
-        regulariser.regularize(step / STEPS)
+        regularizer.regularize(step / STEPS)
         optimizer.step()
-    return float(regulariser.kl())
+    return float(regularizer.kl())
 
 
 @pytest.mark.parametrize("variance", ["weight", "channel"])
@@ -74,13 +74,13 @@ def test_halves_learn_what_the_whole_learns(tmp_path: Path, variance: str) -> No
     place = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     subprocess.run([*run, script, tmp_path, variance], check=True, timeout=120, env=place)
     found = torch.load(tmp_path / "whole.pt", weights_only=True)
-    regulariser = regularised(variance)
-    start = {name: value.clone() for name, value in regulariser.model.state_dict().items()}
-    assert found["kl"] == pytest.approx(trained(regulariser, *batch()), rel=1e-5)
-    for name, value in regulariser.model.state_dict().items():
+    regularizer = regularized(variance)
+    start = {name: value.clone() for name, value in regularizer.model.state_dict().items()}
+    assert found["kl"] == pytest.approx(trained(regularizer, *batch()), rel=1e-5)
+    for name, value in regularizer.model.state_dict().items():
         torch.testing.assert_close(found["state"][name], value, rtol=1e-4, atol=1e-5)
         assert not torch.equal(value, start[name])
-    whole = regularised(variance).model
+    whole = regularized(variance).model
     whole.load_state_dict(found["state"])  # as on one process: masks, shrinking and the rest
     kept = {name: mask["weight"].mean() for name, mask in svd.compute_masks(whole, ratio=0.5, scope="layer").items()}
     assert all(0 < share < 1 for share in kept.values()), kept

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import nni_sparsevd as svd
-from nni_sparsevd import posterior as maths
 from nni_sparsevd.errors import SparseVDError
 from nni_sparsevd.nn import ChannelGate, named_posteriors
-from nni_sparsevd.recipe import Posterior
+from nni_sparsevd.posterior import elements as maths
+from nni_sparsevd.recipe import PosteriorSettings
 
 PRIORS = ("log_uniform", "log_uniform_exact", "ard")
 SHAPES = [((3, 4), 1), ((3, 4, 5), 1), ((3, 4, 5, 6), 1), ((3, 5, 4), -1), ((3, 5, 6, 4), -1), ((3, 5, 4, 6), 2)]
@@ -18,7 +18,7 @@ SHAPES = [((3, 4), 1), ((3, 4, 5), 1), ((3, 4, 5, 6), 1), ((3, 5, 4), -1), ((3, 
 
 def gate(log_sigma2: float = -1.0, prior: str = "log_uniform", dtype: torch.dtype = torch.float32) -> ChannelGate:
     """Four channels, of which the second is removed."""
-    made = ChannelGate(4, Posterior(prior=prior, init_log_sigma2=log_sigma2), dtype=dtype)
+    made = ChannelGate(4, PosteriorSettings(prior=prior, init_log_sigma2=log_sigma2), dtype=dtype)
     with torch.no_grad():
         made.mu.copy_(torch.tensor([1.0, 1e-3, -0.7, 2.0]))
     assert made.mask().tolist() == [True, False, True, True]
@@ -170,7 +170,7 @@ def test_refuses_a_site_that_has_a_gate_or_would_run_it_as_a_layer() -> None:
 
 def test_a_gate_in_parts_scales_some_and_leaves_others() -> None:
     """Queries, keys and values in one projection: the same draw on queries and values, none on keys."""
-    made = ChannelGate(2, Posterior(init_log_sigma2=-1.0), parts=(True, False, True))
+    made = ChannelGate(2, PosteriorSettings(init_log_sigma2=-1.0), parts=(True, False, True))
     with torch.no_grad():
         made.mu.copy_(torch.tensor([0.5, 1e-3]))
     x = torch.ones(3, 5, 6)
@@ -186,7 +186,7 @@ def test_a_gate_in_parts_is_folded_and_masked_where_it_scales() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(4, 6)
     model, weight = nn.Sequential(layer), layer.weight.detach().clone()
-    made = ChannelGate(2, Posterior(), parts=(True, False, True))
+    made = ChannelGate(2, PosteriorSettings(), parts=(True, False, True))
     with torch.no_grad():
         made.mu.copy_(torch.tensor([0.5, 1e-3]))
     made.attach_(layer, -1)

@@ -12,12 +12,12 @@ import huggingface_hub
 import pytest
 import timm
 import torch
-from conftest import randomise_, thin_
+from conftest import randomize_, thin_
 from torch import nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.errors import FileFormatError, ModelError, SettingError
-from nni_sparsevd.hub import CARD, CONFIG, WEIGHTS
+from nni_sparsevd.storage.hub import CARD, CONFIG, WEIGHTS
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 COMMIT = "0123456789012345678901234567890123456789"
@@ -130,7 +130,7 @@ def test_the_folder_says_what_it_holds(small: nn.Module, tmp_path: Path) -> None
 
 
 def test_timm_reads_the_folder_of_a_network_that_lost_no_channel(tmp_path: Path) -> None:
-    model = randomise_(timm.create_model("resnet10t", num_classes=5)).eval()
+    model = randomize_(timm.create_model("resnet10t", num_classes=5)).eval()
     svd.save_folder(model, tmp_path / "net", arguments={"num_classes": 5})
     again = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
     assert torch.equal(again(IMAGE), model(IMAGE))

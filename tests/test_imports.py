@@ -1,6 +1,7 @@
 """Imports run one way.  Every file's imports are read, those inside functions too."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,30 +10,18 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nni_sparsevd"
-FOUNDATION = ("errors", "files", "recipe", "processes", "packing")
-METHOD = (*FOUNDATION, "dawson", "posterior", "divergence", "nn", "graph", "masks", "convert", "predictive")
-ALLOWED: dict[str, tuple[str, ...]] = {room: METHOD[:place] for place, room in enumerate(METHOD)}
-ALLOWED |= {
-    "data": FOUNDATION,
-    "models": FOUNDATION,
-    "shrink": METHOD,
-    "training": (*METHOD, "data", "models", "shrink"),
-    "storage": (*METHOD, "models", "shrink"),
-    "report": (*METHOD, "models", "shrink", "storage"),
-    "export": (*METHOD, "shrink", "report"),
-    "hub": (*METHOD, "storage"),
-    "structure": (*METHOD, "models", "shrink"),
-    "loading": (*METHOD, "storage", "hub", "export"),
-    "results": (*METHOD, "data", "models", "training", "shrink", "storage", "report", "export"),
-}
-ALLOWED["zoo"] = ALLOWED["results"]
-ALLOWED["reproduce"] = ALLOWED["results"]
-ALLOWED["plugins"] = tuple(ALLOWED)
-ALLOWED["bench"] = tuple(ALLOWED)
-ALLOWED["cli"] = tuple(ALLOWED)
-ALLOWED["__main__"] = ("cli",)
-HOSTS = ("nni", "torch_pruning")
-BINDS_HOSTS = ("plugins", "bench")
+ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
+HOSTS = ("nni", "torch_pruning", "pytorch_lightning", "transformers")
+BINDS_HOSTS = ("plugins", "studies")
+
+
+def written_order() -> dict[str, set[str]]:
+    """The table of docs/architecture.md: each room, in order, with the rooms that it imports."""
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|$", ARCHITECTURE.read_text(), re.MULTILINE)
+    return {room: {name.strip() for name in imports.split(",") if name.strip()} for room, imports in rows}
+
+
+ORDER = written_order()
 
 
 def targets(tree: ast.AST, module: tuple[str, ...], known: set[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
@@ -47,42 +36,72 @@ def targets(tree: ast.AST, module: tuple[str, ...], known: set[tuple[str, ...]])
                 yield (*base, alias.name) if (*base, alias.name) in known else base
 
 
-def violations(package: Path) -> list[str]:
-    """One line an import that runs upwards, goes through a front door of its own, or binds a host."""
+def imports_of(package: Path) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """(file, path of its module, path of a module that it imports), for every import."""
     files = sorted(package.rglob("*.py"))
     paths = {file: (package.name, *file.relative_to(package).with_suffix("").parts) for file in files}
     known = set(paths.values()) | {path[:-1] for path in paths.values() if path[-1] == "__init__"}
-    found = []
     for file, module in paths.items():
         for target in targets(ast.parse(file.read_text()), module, known):
-            problem = problem_of(package.name, module, target)
-            if problem:
-                found.append(f"{file.relative_to(package)}: {'.'.join(target)}: {problem}")
+            yield str(file.relative_to(package)), module, target
+
+
+def violations(package: Path) -> list[str]:
+    """One line an import that is not in the table, goes through a front door of its own, or binds a host."""
+    found = []
+    for file, module, target in imports_of(package):
+        problem = problem_of(package.name, module, target)
+        if problem:
+            found.append(f"{file}: {'.'.join(target)}: {problem}")
     return found
 
 
 def problem_of(package: str, module: tuple[str, ...], target: tuple[str, ...]) -> str | None:
     room = module[1]
     if target[0] in HOSTS:
-        return None if room in BINDS_HOSTS else "only plugins and bench may bind a host"
-    if target[0] != package or room == "__init__":
+        return None if room in BINDS_HOSTS else f"only {' and '.join(BINDS_HOSTS)} may bind a host"
+    if target[0] != package or room in ("__init__", "__main__"):
         return None
-    if room not in ALLOWED:
+    if room not in ORDER:
         return f"{room} has no place in the order; give it one"
     if target == (package,):
         return "the package's own front door"
     if target[1] == room:
         return "the room's own __init__" if target == (package, room) and module[-1] != "__init__" else None
-    return None if target[1] in ALLOWED[room] else f"{room} may not import {target[1]}"
+    return None if target[1] in ORDER[room] else f"{room} may not import {target[1]}"
 
 
-def test_imports_run_one_way():
+def test_the_written_order_runs_one_way():
+    above: set[str] = set()
+    for room, imports in ORDER.items():
+        assert imports <= above, f"{room} imports what does not stand above it: {imports - above}"
+        above.add(room)
+
+
+def test_what_is_imported_equals_what_is_written():
     assert violations(PACKAGE) == []
+    found: dict[str, set[str]] = {room: set() for room in ORDER}
+    for _, module, target in imports_of(PACKAGE):
+        if module[1] in ORDER and target[0] == PACKAGE.name and len(target) > 1 and target[1] != module[1]:
+            found[module[1]].add(target[1])
+    assert found == ORDER
 
 
 def test_every_room_has_its_place():
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert rooms - {"__init__"} <= set(ALLOWED)
+    assert rooms - {"__init__", "__main__"} == set(ORDER)
+
+
+def test_no_function_has_the_name_of_its_module():
+    same = []
+    for file in PACKAGE.rglob("*.py"):
+        name = file.parent.name if file.stem == "__init__" else file.stem
+        same += [
+            str(file)
+            for node in ast.parse(file.read_text()).body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name
+        ]
+    assert same == []
 
 
 @pytest.mark.parametrize(
@@ -96,10 +115,10 @@ def test_every_room_has_its_place():
         ("nn/gate.py", "from .. import kl", "front door"),
         ("nn/gate.py", "from . import kl", "own __init__"),
         ("nn/gate.py", "from nni_sparsevd.nn import kl", "own __init__"),
-        ("shrink/plan.py", "from ..training import fit", "shrink may not import training"),
+        ("shrinking/plan.py", "from ..training import fit", "shrinking may not import training"),
         ("data.py", "from .masks import Masks", "data may not import masks"),
-        ("posterior.py", "import torch_pruning as tp", "only plugins and bench"),
-        ("posterior.py", "from nni.compression import Pruner", "only plugins and bench"),
+        ("files.py", "import torch_pruning as tp", "only plugins and studies"),
+        ("files.py", "from nni.compression import Pruner", "only plugins and studies"),
         ("extra.py", "from .errors import ModelError", "no place"),
     ],
 )

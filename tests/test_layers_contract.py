@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
-from nni_sparsevd import divergence
 from nni_sparsevd import nn as vnn
-from nni_sparsevd import posterior as maths
 from nni_sparsevd.errors import ModelError, SettingError
-from nni_sparsevd.recipe import Posterior
+from nni_sparsevd.posterior import divergence
+from nni_sparsevd.posterior import elements as maths
+from nni_sparsevd.recipe import PosteriorSettings
 
 PRIORS = ("log_uniform", "log_uniform_exact", "ard")
 
@@ -318,7 +318,7 @@ def test_transposed_takes_an_output_size(kind: type[nn.Module], training: bool) 
     x = torch.randn(2, 3, *[4] * (layer.weight.dim() - 2))
     size = [10] * (layer.weight.dim() - 2)  # the larger of the two that fit; without dilation it would be refused
     expected = layer(x, output_size=size)
-    vnn.to_variational_(layer, Posterior(init_log_sigma2=-40.0))
+    vnn.to_variational_(layer, PosteriorSettings(init_log_sigma2=-40.0))
     found = layer.train(training)(x, output_size=size)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
     assert layer(x).shape != found.shape
@@ -328,7 +328,7 @@ def test_transposed_takes_an_output_size(kind: type[nn.Module], training: bool) 
 def test_embedding_refuses_what_it_cannot_honour(option: dict[str, object]) -> None:
     layer = nn.Embedding(5, 3, **option)
     with pytest.raises(SettingError, match=next(iter(option))):
-        vnn.to_variational_(layer, Posterior())
+        vnn.to_variational_(layer, PosteriorSettings())
     assert type(layer) is nn.Embedding and layer(torch.tensor([1])).shape == (1, 3)
 
 

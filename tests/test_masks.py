@@ -12,7 +12,7 @@ from nni_sparsevd.errors import MaskError, ModelError, SettingError
 from nni_sparsevd.masks import apply_masks_, flatten, unflatten, validate_masks, weight_counts
 from nni_sparsevd.nn import named_posteriors
 from nni_sparsevd.posterior import group_log_alpha
-from nni_sparsevd.recipe import Masking
+from nni_sparsevd.recipe import MaskSettings
 
 
 class Net(nn.Module):
@@ -210,7 +210,7 @@ def test_a_group_keeps_its_most_relevant_channel() -> None:
 
 REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "plain": (lambda: svd.compute_masks(Net()), ModelError, "Net has no posterior"),
-    "both": (lambda: svd.compute_masks(trained(), Masking(), ratio=0.5), SettingError, r"not both \(found ratio\)"),
+    "both": (lambda: svd.compute_masks(trained(), MaskSettings(), ratio=0.5), SettingError, r"both \(found ratio\)"),
     "held out": (lambda: svd.compute_masks(trained(), threshold="held_out"), SettingError, "held_out"),
     "ratio": (lambda: svd.compute_masks(trained(), ratio=1.0), SettingError, "ratio"),
     "key": (lambda: svd.compute_masks(trained(), sparsity=0.5), SettingError, "sparsity"),

@@ -21,8 +21,8 @@ from nni_sparsevd import models
 from nni_sparsevd.errors import FileFormatError, SparseVDError
 from nni_sparsevd.files import load_tensors, save_tensors
 from nni_sparsevd.masks import apply_masks_
-from nni_sparsevd.packing import CODINGS, pack, unpack
-from nni_sparsevd.packing.positions import decode_positions, encode_positions
+from nni_sparsevd.storage.packing import CODINGS, pack, unpack
+from nni_sparsevd.storage.packing.positions import decode_positions, encode_positions
 
 SMALLEST = 1 << 12
 
@@ -172,7 +172,7 @@ def test_what_is_measured_is_of_the_network_as_the_file_gives_it(tmp_path: Path,
     before = copy.deepcopy(model.state_dict())
     path = tmp_path / "net.safetensors"
     svd.save(model, path, coding=coding, measure=lambda given: {"first_logit": float(given(image)[0, 0])})
-    assert svd.described(path)["measured"] == {"first_logit": float(svd.load(path)(image)[0, 0])}
+    assert svd.describe_file(path)["measured"] == {"first_logit": float(svd.load(path)(image)[0, 0])}
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

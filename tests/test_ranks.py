@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_sparsevd.files import load_tensors
-from nni_sparsevd.recipe import Data, Finetune, Model, Posterior, Recipe, Sparse, Stage, write
+from nni_sparsevd.recipe import Data, Finetune, Model, PosteriorSettings, Recipe, Sparse, Stage, write
 from nni_sparsevd.training import checkpoint, compress
 from nni_sparsevd.training.sharding import _blocks
 
@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from nni_sparsevd import recipe, training
 from nni_sparsevd.files import save_tensors
-room = sys.modules["nni_sparsevd.training.compress"]
+room = sys.modules["nni_sparsevd.training.stages"]
 def decide(way, model, decide=room._Way._decide):
     save_tensors(model.state_dict(), Path(sys.argv[2]) / f"rank{way.run.accelerator.process_index}.safetensors")
     return decide(way, model)
@@ -64,7 +64,7 @@ def full_batches(size: int, shard: bool = False) -> Recipe:
     return Recipe(
         shard=shard,
         data=Data(batch_size=size, limit=100, holdout=0.2),
-        posterior=Posterior(init_log_sigma2=-30.0, granularity="gate"),
+        posterior=PosteriorSettings(init_log_sigma2=-30.0, granularity="gate"),
         dense=Stage(),
         sparse=Sparse(epochs=20, optimizer="sgd", learning_rate=0.05),
         finetune=Finetune(),
@@ -95,7 +95,7 @@ shards = pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
 @shards
 def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: bool) -> None:
     alone: dict[str, Tensor] = {}
-    room = sys.modules["nni_sparsevd.training.compress"]
+    room = sys.modules["nni_sparsevd.training.stages"]
     decide = room._Way._decide
 
     def remember(way: Any, model: nn.Module) -> Any:
@@ -130,7 +130,7 @@ def test_parts_learn_what_copies_learn(tmp_path: Path) -> None:
             shard=shard,
             model=Model(name="resnet18", arguments={"channels": [8, 8, 16, 16]}),
             data=Data(batch_size=20, limit=100, holdout=0.2, image_size=32),
-            posterior=Posterior(granularity="both"),
+            posterior=PosteriorSettings(granularity="both"),
             sparse=Sparse(epochs=3, learning_rate=0.002, kl_coefficient=0.1),
         )
         folder = tmp_path / str(shard)
@@ -206,7 +206,7 @@ def test_two_processes_shrink_alike(tmp_path: Path) -> None:
     settings = Recipe(
         model=Model(name="resnet18_small", arguments={"channels": [8, 8, 16, 16]}),
         data=Data(batch_size=25, limit=1000, holdout=0.2),
-        posterior=Posterior(granularity="gate", init_log_sigma2=-2.0),
+        posterior=PosteriorSettings(granularity="gate", init_log_sigma2=-2.0),
         dense=Stage(epochs=2, learning_rate=5e-3),
         sparse=Sparse(epochs=6, learning_rate=5e-3, gate_rate=30.0, hold=0.5, shrink_at=3.0),
         finetune=Finetune(),

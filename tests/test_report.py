@@ -13,7 +13,8 @@ from torch import nn
 
 from nni_sparsevd import recipe
 from nni_sparsevd.errors import FileFormatError
-from nni_sparsevd.report import latencies, macs, parameters, write_report
+from nni_sparsevd.measure import count_macs, count_parameters, measure_latencies
+from nni_sparsevd.report import write_report
 from nni_sparsevd.results import finish
 from nni_sparsevd.training import compress
 
@@ -28,7 +29,7 @@ PICTURES = ("progress", "log_alpha", "curve", "layers")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def open_finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     finish(compress(recipe.make(recipe.Recipe, RECIPE), folder, ["nni-sparsevd", "compress"]), folder)
     return folder
@@ -157,10 +158,10 @@ def test_names_are_escaped(run):
 
 def test_tied_parameters_count_once():
     first, second = nn.Linear(7, 5), nn.Linear(7, 5)
-    assert parameters(nn.Sequential(first, second)) == 2 * (7 * 5 + 5)
+    assert count_parameters(nn.Sequential(first, second)) == 2 * (7 * 5 + 5)
     second.weight = first.weight
-    assert parameters(nn.Sequential(first, second)) == 7 * 5 + 2 * 5
-    assert parameters(nn.Sequential(first, nn.ReLU(), first)) == 7 * 5 + 5
+    assert count_parameters(nn.Sequential(first, second)) == 7 * 5 + 2 * 5
+    assert count_parameters(nn.Sequential(first, nn.ReLU(), first)) == 7 * 5 + 5
 
 
 @pytest.mark.parametrize(
@@ -175,13 +176,13 @@ def test_tied_parameters_count_once():
     ],
 )
 def test_macs_are_counted_as_by_hand(layer, shape, expected):
-    assert macs(layer, torch.zeros(shape)) == expected
+    assert count_macs(layer, torch.zeros(shape)) == expected
 
 
 def test_latencies_time_each_network_and_give_the_threads_back():
     before = torch.get_num_threads()
     large = nn.Sequential(*(nn.Linear(1500, 1500) for _ in range(4)))
-    times = latencies({"small": nn.Linear(1500, 1), "large": large}, torch.zeros(1, 1500), rounds=3)
+    times = measure_latencies({"small": nn.Linear(1500, 1), "large": large}, torch.zeros(1, 1500), rounds=3)
     assert set(times) == {"small", "large"}
     assert 0 < times["small"] < times["large"]
     assert torch.get_num_threads() == before

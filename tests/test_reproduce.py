@@ -19,12 +19,12 @@ import nni_sparsevd as svd
 from nni_sparsevd import cli, models
 from nni_sparsevd.errors import SettingError
 from nni_sparsevd.files import read_json
-from nni_sparsevd.reproduce import experiments
-from nni_sparsevd.reproduce.calibration import scores
-from nni_sparsevd.reproduce.experiments import experiment, names
-from nni_sparsevd.reproduce.gather import _spent
-from nni_sparsevd.reproduce.run import jobs_of
-from nni_sparsevd.reproduce.table import table
+from nni_sparsevd.studies.reproduce import experiments
+from nni_sparsevd.studies.reproduce.calibration import scores
+from nni_sparsevd.studies.reproduce.experiments import experiment, names
+from nni_sparsevd.studies.reproduce.gathering import _spent
+from nni_sparsevd.studies.reproduce.running import jobs_of
+from nni_sparsevd.studies.reproduce.tables import table
 
 TINY = """
 title = "Tiny"
@@ -152,8 +152,9 @@ def test_the_run_of_another_recipe_is_not_shown_as_this_ones(made: tuple[Path, i
 def test_a_stopped_experiment_goes_on(tiny: Path) -> None:
     out = tiny / "runs"
     program = (
-        "import sys; from pathlib import Path; from nni_sparsevd import cli; from nni_sparsevd.reproduce import "
-        f"experiments as e; e.FOLDER = Path({str(tiny / 'recipes')!r}); sys.exit(cli.main())"
+        "import sys; from pathlib import Path; from nni_sparsevd import cli; "
+        "from nni_sparsevd.studies.reproduce import experiments as e; "
+        f"e.FOLDER = Path({str(tiny / 'recipes')!r}); sys.exit(cli.main())"
     )
     command = [sys.executable, "-c", program, "reproduce", "tiny", "--out", str(out), "--seeds", "[1]", "--data", "x"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -15,7 +15,7 @@ import torch
 
 from nni_sparsevd import files
 from nni_sparsevd.files import load_tensors
-from nni_sparsevd.recipe import Data, Finetune, Masking, Model, Posterior, Recipe, Sparse, Stage, write
+from nni_sparsevd.recipe import Data, Finetune, MaskSettings, Model, PosteriorSettings, Recipe, Sparse, Stage, write
 from nni_sparsevd.training import Interrupted, checkpoint, compress, optimizer
 
 MINUTES = 0.001
@@ -34,7 +34,7 @@ def recipe(**changes: object) -> Recipe:
         "dense": Stage(epochs=1),
         "sparse": Sparse(epochs=2, kl_coefficient=0.1, warmup_to=1.0),
         "finetune": Finetune(epochs=2),
-        "masks": Masking(threshold="held_out", tolerance=0.02),
+        "masks": MaskSettings(threshold="held_out", tolerance=0.02),
         "checkpoint_minutes": MINUTES,
         **changes,
     }
@@ -128,11 +128,11 @@ VIT = Model(
     name="vit_tiny_patch16_224",
     arguments={"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 3},
 )
-DROWNING = Posterior(granularity="gate", init_log_sigma2=1.0)
+DROWNING = PosteriorSettings(granularity="gate", init_log_sigma2=1.0)
 CASES: dict[str, dict[str, Any]] = {
     "batch norm, dropout, augmentation": {"model": CNN, "data": Data(batch_size=50, limit=600, augment="crop_flip")},
-    "gates": {"posterior": Posterior(granularity="both")},
-    "one weight sample": {"posterior": Posterior(estimator="weight", prior="log_uniform_exact")},
+    "gates": {"posterior": PosteriorSettings(granularity="both")},
+    "one weight sample": {"posterior": PosteriorSettings(estimator="weight", prior="log_uniform_exact")},
     "no dense stage": {"dense": Stage()},
     "fine-tuning with noise": {"finetune": Finetune(epochs=2, variational=True)},
     "channels last": {"model": CNN, "channels_last": True, "data": Data(batch_size=50, limit=600)},
@@ -141,7 +141,7 @@ CASES: dict[str, dict[str, Any]] = {
     "shrinking a transformer": {
         "model": VIT,
         "data": Data(limit=1000, image_size=8),
-        "posterior": Posterior(granularity="both"),
+        "posterior": PosteriorSettings(granularity="both"),
         "sparse": Sparse(epochs=3, kl_coefficient=50.0, learning_rate=0.03, shrink_at=3.0),
     },
     "shrinking in bf16": {
@@ -150,7 +150,7 @@ CASES: dict[str, dict[str, Any]] = {
         "precision": "bf16",
     },
     "shrinking, then fine-tuning with noise": {
-        "posterior": Posterior(granularity="both"),
+        "posterior": PosteriorSettings(granularity="both"),
         "sparse": Sparse(epochs=3, kl_coefficient=50.0, learning_rate=0.03, shrink_at=3.0),
         "finetune": Finetune(epochs=2, variational=True),
     },
@@ -176,7 +176,7 @@ def test_everything_that_learns_is_in_the_checkpoint(
 
         # Accelerate keeps the precision of a process's first run
         monkeypatch.setattr(AcceleratorState, "_shared_state", {})
-    fewer = {"data": Data(limit=1000), "masks": Masking(allow_empty=True), "checkpoint_minutes": 1e-9}
+    fewer = {"data": Data(limit=1000), "masks": MaskSettings(allow_empty=True), "checkpoint_minutes": 1e-9}
     every_step = recipe(**{**fewer, **CASES[case]})  # 9 steps an epoch
     compress(every_step, tmp_path / "whole", [])
     for step in (9, 13, 11)[: 2 if case in OPTIMIZERS else 3]:

@@ -8,14 +8,14 @@ import torch
 from leagues import HERE, counted, short
 from torch import nn
 
-from nni_sparsevd.bench import rivals
-from nni_sparsevd.bench.arena import Arena, arena, cross_entropy
-from nni_sparsevd.bench.rivals.distillation import taught_by
-from nni_sparsevd.bench.rivals.noise import gaussian_dropout, noisy_weights
-from nni_sparsevd.bench.trial import Bout, play
 from nni_sparsevd.masks import weight_counts
+from nni_sparsevd.measure import count_macs
 from nni_sparsevd.recipe import Stage
-from nni_sparsevd.report import macs
+from nni_sparsevd.studies.bench import rivals
+from nni_sparsevd.studies.bench.arena import Arena, cross_entropy, prepare_arena
+from nni_sparsevd.studies.bench.rivals.distillation import taught_by
+from nni_sparsevd.studies.bench.rivals.noise import gaussian_dropout, noisy_weights
+from nni_sparsevd.studies.bench.trial import Bout, play
 
 WEIGHTS, CHANNELS = rivals.TABLES["weights"], rivals.TABLES["channels"]
 BROKEN = {"tp_obdc": "TypeError", "tp_obdc_turns": "TypeError", "tp_bn_scale": "ShrinkError"}
@@ -24,7 +24,7 @@ BROKEN = {"tp_obdc": "TypeError", "tp_obdc_turns": "TypeError", "tp_bn_scale": "
 
 @pytest.fixture(scope="module")
 def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Arena:
-    return arena(short(request.param), 0, HERE, tmp_path_factory.mktemp("league"))
+    return prepare_arena(short(request.param), 0, HERE, tmp_path_factory.mktemp("league"))
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -107,7 +107,7 @@ def test_what_a_rival_is_tuned_by_is_its_own(tmp_path: Path, monkeypatch) -> Non
 @pytest.mark.filterwarnings("ignore")
 def test_channels_leave_the_macs_that_were_asked_for(ground: Arena, name: str) -> None:
     stage = ground.league.dense.model_copy(update={"learning_rate": 3e-3})
-    before = macs(ground.start, ground.example[:1])
+    before = count_macs(ground.start, ground.example[:1])
     if name in BROKEN:
         with pytest.raises(Exception, match=r"NoneType|no ratio") as caught:
             CHANNELS[name].enter(ground, stage)(2.0)
@@ -115,7 +115,7 @@ def test_channels_leave_the_macs_that_were_asked_for(ground: Arena, name: str) -
         return
     pruned = CHANNELS[name].enter(ground, stage)(2.0)
     assert pruned.steps <= ground.prune_steps and pruned.masks is None
-    fewer = before / macs(pruned.model, ground.example[:1])
+    fewer = before / count_macs(pruned.model, ground.example[:1])
     assert 1.94 < fewer < (3.5 if "hessian" in name else 2.12)  # Hessian judges by few samples: scores tie
     ground.train(pruned.model, stage, pruned.steps, pruned.steps + 2)  # and it learns
-    assert macs(ground.start, ground.example[:1]) == before  # the start is nobody's
+    assert count_macs(ground.start, ground.example[:1]) == before  # the start is nobody's

@@ -14,8 +14,8 @@ import nni_sparsevd as svd
 from nni_sparsevd.errors import SettingError
 from nni_sparsevd.graph import ChannelGraph, channel_graph
 from nni_sparsevd.masks import apply_masks_
-from nni_sparsevd.shrink import RememberingLayerNorm
-from nni_sparsevd.zoo.trial import killing
+from nni_sparsevd.shrinking import RememberingLayerNorm
+from nni_sparsevd.studies.zoo.trials import killing
 
 
 def small_deit() -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import nni_sparsevd as svd
 from nni_sparsevd.errors import ShrinkError
 from nni_sparsevd.nn import ChannelGate, Variational, gate_sites, named_posteriors
-from nni_sparsevd.shrink import shrink_
+from nni_sparsevd.shrinking import shrink_
 
 Make = Callable[[], tuple[nn.Module, Tensor]]
 

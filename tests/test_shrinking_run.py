@@ -11,9 +11,20 @@ from nni_sparsevd import cli, models, storage
 from nni_sparsevd.convert import sparsify_
 from nni_sparsevd.errors import FileFormatError, SettingError
 from nni_sparsevd.files import load_tensors, read_json, read_rows, save_tensors
-from nni_sparsevd.recipe import Data, Finetune, Masking, Model, Posterior, Recipe, Sparse, Stage, make, write
-from nni_sparsevd.reproduce.finished import finished
-from nni_sparsevd.training import compress, stored
+from nni_sparsevd.recipe import (
+    Data,
+    Finetune,
+    MaskSettings,
+    Model,
+    PosteriorSettings,
+    Recipe,
+    Sparse,
+    Stage,
+    make,
+    write,
+)
+from nni_sparsevd.studies.reproduce.finished import open_finished
+from nni_sparsevd.training import compress, network_files
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +37,11 @@ def recipe(**changes: object) -> Recipe:
     parts = {
         "model": Model(name="resnet18_small", arguments={"channels": [8, 8, 16, 16]}),
         "data": Data(batch_size=25, limit=1000, holdout=0.2),
-        "posterior": Posterior(granularity="gate", init_log_sigma2=-2.0),
+        "posterior": PosteriorSettings(granularity="gate", init_log_sigma2=-2.0),
         "dense": Stage(epochs=2, learning_rate=5e-3),
         "sparse": Sparse(epochs=6, learning_rate=3e-3, gate_rate=30.0, hold=0.5, shrink_at=3.0),
         "finetune": Finetune(epochs=1),
-        "masks": Masking(structure="structured"),
+        "masks": MaskSettings(structure="structured"),
         **changes,
     }
     return Recipe.model_validate(parts)
@@ -79,11 +90,11 @@ def test_what_it_says_is_of_the_dense_network(folder: Path) -> None:
 
 def test_a_finished_run_is_read_again(folder: Path) -> None:
     """By `finished`, and by a run that decides anew on its posterior."""
-    done = finished(folder)
+    done = open_finished(folder)
     assert sizes(done.posterior.state_dict()) == sizes(load_tensors(folder / "posterior.safetensors")[0])
     start = Sparse(epochs=0, shrink_at=3.0, checkpoint=folder / "posterior.safetensors")
     again = recipe(
-        dense=Stage(), sparse=start, finetune=Finetune(), masks=Masking(structure="structured", threshold=1.0)
+        dense=Stage(), sparse=start, finetune=Finetune(), masks=MaskSettings(structure="structured", threshold=1.0)
     )
     stricter = compress(again, folder.parent / "again", [])
     kept = sum(int(mask.sum()) for targets in stricter.masks.values() for mask in targets.values())
@@ -92,8 +103,8 @@ def test_a_finished_run_is_read_again(folder: Path) -> None:
 
 def test_blocks_of_n_of_m_stay_whole(tmp_path: Path) -> None:
     """A layer that was left with six inputs could not keep two of every four."""
-    posterior = Posterior(granularity="both", init_log_sigma2=-4.0)
-    made = compress(recipe(posterior=posterior, masks=Masking(structure="n:m")), tmp_path / "run", [])
+    posterior = PosteriorSettings(granularity="both", init_log_sigma2=-4.0)
+    made = compress(recipe(posterior=posterior, masks=MaskSettings(structure="n:m")), tmp_path / "run", [])
     inputs = {name: module.weight.shape[1] for name, module in made.masked.named_modules() if name in made.masks}
     assert {inputs[name] for name in inputs if name != "conv1"} == {4, 8}  # of 8 and 16, and 64 behind the first
     shares = {name: float(made.masks[name]["weight"].mean()) for name in inputs if name != "conv1"}
@@ -103,12 +114,12 @@ def test_blocks_of_n_of_m_stay_whole(tmp_path: Path) -> None:
 def test_sizes_of_another_network_are_refused(folder: Path, tmp_path: Path) -> None:
     tensors, metadata = load_tensors(folder / "baked.safetensors")
     for name, header, said in (
-        ("cut", metadata[stored.SIZES][:-9], "its sizes are damaged"),
+        ("cut", metadata[network_files.SIZES][:-9], "its sizes are damaged"),
         ("other", json.dumps({"": {"no_such_size": 3}}), "no plain attribute"),
     ):
-        save_tensors(tensors, tmp_path / f"{name}.safetensors", {stored.SIZES: header})
+        save_tensors(tensors, tmp_path / f"{name}.safetensors", {network_files.SIZES: header})
         with pytest.raises(FileFormatError, match=rf"{name}\.safetensors: .*{said}"):
-            stored.read_(models.create(recipe().model, 10, 1, 8), tmp_path / f"{name}.safetensors")
+            network_files.read_(models.create(recipe().model, 10, 1, 8), tmp_path / f"{name}.safetensors")
 
 
 def test_written_and_read_is_the_same_network(tmp_path: Path) -> None:
@@ -119,8 +130,8 @@ def test_written_and_read_is_the_same_network(tmp_path: Path) -> None:
         sparsify_(model, example_inputs=torch.zeros(2, 4), granularity="both")
         model[3].weight = model[2].weight
         model[0].bias.requires_grad_(False)
-    stored.write(first, tmp_path / "network.safetensors", resized=True)
-    stored.read_(second, tmp_path / "network.safetensors")
+    network_files.write(first, tmp_path / "network.safetensors", resized=True)
+    network_files.read_(second, tmp_path / "network.safetensors")
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
     assert second[3].weight is second[2].weight and not second[0].bias.requires_grad
 

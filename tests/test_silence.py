@@ -10,7 +10,7 @@ from torch import nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.masks import apply_masks_
-from nni_sparsevd.shrink import silenced
+from nni_sparsevd.shrinking import extend_masks
 
 
 def residual() -> nn.Module:
@@ -36,7 +36,7 @@ def without(model: nn.Module, **rows: list[int]) -> dict[str, dict[str, torch.Te
 
 
 def extended(model: nn.Module, masks: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
-    return silenced(model, masks, svd.channel_graph(model, image()))
+    return extend_masks(model, masks, svd.channel_graph(model, image()))
 
 
 def test_a_channel_is_silent_when_no_weight_writes_it_any_more():

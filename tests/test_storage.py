@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import randomise_
+from conftest import randomize_
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import files, models
 from nni_sparsevd.errors import FileFormatError, ModelError
-from nni_sparsevd.storage import FORMAT, load, save
+from nni_sparsevd.storage import load, save
+from nni_sparsevd.storage.networks import FORMAT
 
 
 class Net(nn.Module):
@@ -41,7 +42,7 @@ class Net(nn.Module):
 def thinned(model: nn.Module) -> nn.Module:
     """Every third channel dead."""
     torch.manual_seed(0)
-    randomise_(model)
+    randomize_(model)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -167,7 +168,7 @@ def test_shared_modules_and_tied_weights_stay_so(tmp_path: Path) -> None:
 
 
 def test_an_unpruned_network_is_a_network_too(tmp_path: Path) -> None:
-    model = randomise_(Net()).double()
+    model = randomize_(Net()).double()
     save(model, tmp_path / "a.safetensors")
     assert_same(model, load(tmp_path / "a.safetensors", model=Net()), image().double())
 

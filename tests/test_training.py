@@ -18,11 +18,11 @@ from nni_sparsevd import models
 from nni_sparsevd.errors import FileFormatError, ModelError, SettingError, TrainingError
 from nni_sparsevd.files import load_tensors, save_tensors
 from nni_sparsevd.nn import Variational, is_variational, named_posteriors
-from nni_sparsevd.recipe import Data, Finetune, Masking, Model, Posterior, Recipe, Sparse, Stage, make
+from nni_sparsevd.recipe import Data, Finetune, MaskSettings, Model, PosteriorSettings, Recipe, Sparse, Stage, make
 from nni_sparsevd.training import checkpoint, compress, evaluate, loop, optimizer, schedule, threshold
 from nni_sparsevd.training.metrics import Metrics
 
-training_compress: Any = sys.modules["nni_sparsevd.training.compress"]  # the function hides the module of its name
+training_compress: Any = sys.modules["nni_sparsevd.training.stages"]  # the function hides the module of its name
 PER_EPOCH = 25  # 1,293 digits to train on, 50 a batch
 
 
@@ -80,7 +80,7 @@ def test_evaluation_counts_every_image_once() -> None:
     torch.manual_seed(0)
     model = models.create(Model(), 10, 1, 8).train()
     score = evaluate(model, data, data.test, batch_size=77)
-    logits = model(data.normalise(data.test.images))
+    logits = model(data.normalize(data.test.images))
     assert model.training
     assert score.images == 360
     assert score.accuracy == int((logits.argmax(1) == data.test.labels).sum()) / 360
@@ -158,7 +158,7 @@ def test_a_collapse_is_explained_unless_it_is_wanted(tmp_path: Path) -> None:
     doomed = recipe(dense=Stage(), sparse=Sparse(epochs=2, kl_coefficient=300, learning_rate=0.03))
     with pytest.raises(TrainingError, match=r"collapse in epoch \d.*warmup_from.*dense\.epochs.*kl_coefficient"):
         compress(doomed, tmp_path / "run", [])
-    wanted = doomed.model_copy(update={"masks": Masking(allow_empty=True)})
+    wanted = doomed.model_copy(update={"masks": MaskSettings(allow_empty=True)})
     made = compress(wanted, tmp_path / "wanted", [])
     assert evaluate(made.masked, made.data, made.data.test).accuracy < 0.2
 
@@ -217,12 +217,12 @@ def test_the_largest_compression_within_the_tolerance_wins(
         model.weight.copy_((-0.5 * (0.25 + 0.5 * torch.arange(8))).exp()[None])
     fake_scores(monkeypatch, needed=5)
     data = datasets.load(Data())
-    masking = Masking(threshold="held_out", tolerance=tolerance)
+    masking = MaskSettings(threshold="held_out", tolerance=tolerance)
     curve = threshold.threshold_curve(model, masking, data, torch.zeros(1, 8))
     assert int((model.log_alpha() < curve.chosen).sum()) == kept
     assert list(curve.thresholds) == sorted(curve.thresholds)
     assert list(curve.compression) == sorted(curve.compression, reverse=True)
-    fixed = threshold.threshold_curve(model, Masking(threshold=1.7), data, torch.zeros(1, 8))
+    fixed = threshold.threshold_curve(model, MaskSettings(threshold=1.7), data, torch.zeros(1, 8))
     assert fixed.chosen == 1.7
     assert fixed.accuracy[fixed.thresholds.index(1.7)] == pytest.approx(0.7)
 
@@ -273,7 +273,7 @@ def test_training_channels_last_ends_where_training_channels_first_does(tmp_path
     model = Model(name="resnet18_small", arguments={"channels": [4, 4, 4, 4]})
     ended = []
     dense = Stage(epochs=1, optimizer="sgd", learning_rate=0.01)  # Adam turns rounding into whole steps
-    rest = {"sparse": Sparse(epochs=0), "finetune": Finetune(), "masks": Masking(ratio=0.0)}
+    rest = {"sparse": Sparse(epochs=0), "finetune": Finetune(), "masks": MaskSettings(ratio=0.0)}
     for last in (False, True):
         one = recipe(model=model, dense=dense, data=Data(limit=200, batch_size=20), channels_last=last, **rest)
         compress(one, tmp_path / str(last), [])
@@ -312,18 +312,18 @@ def test_survivors_are_tuned_with_their_noise_at_fixed_masks(
         weights.append((stage.kl_coefficient, epoch))
         return real(stage, epoch)
 
-    silenced = training_compress.silence_
+    real_removal = training_compress.remove_noise_
 
     def kept(model: nn.Module, masks: Any) -> None:
-        silenced(model, masks)
+        real_removal(model, masks)
         noise.append((model, masks))
 
     monkeypatch.setattr(schedule, "kl_weight", watched)
-    monkeypatch.setattr(training_compress, "silence_", kept)
+    monkeypatch.setattr(training_compress, "remove_noise_", kept)
     structure: Any = "unstructured" if granularity == "weight" else "structured"
     one = recipe(
         dense=Stage(epochs=2), finetune=Finetune(epochs=2, variational=True),
-        posterior=Posterior(granularity=granularity), masks=Masking(structure=structure, ratio=0.5),
+        posterior=PosteriorSettings(granularity=granularity), masks=MaskSettings(structure=structure, ratio=0.5),
     )  # fmt: skip
     done = compress(one, tmp_path / "run", [])
     assert len(weights) == 2 * (2 * PER_EPOCH + 2)  # every step and every record of both stages
@@ -345,10 +345,10 @@ def test_survivors_are_tuned_with_their_noise_at_fixed_masks(
 @pytest.mark.parametrize("variational", [False, True])
 def test_deciding_again_from_a_posterior_equals_deciding_at_once(tmp_path: Path, variational: bool) -> None:
     tuning = Finetune(epochs=1, variational=variational)
-    compress(recipe(finetune=tuning, masks=Masking(threshold=1.0)), tmp_path / "whole", [])
-    compress(recipe(masks=Masking(threshold=3.0)), tmp_path / "first", [])
+    compress(recipe(finetune=tuning, masks=MaskSettings(threshold=1.0)), tmp_path / "whole", [])
+    compress(recipe(masks=MaskSettings(threshold=3.0)), tmp_path / "first", [])
     start = Sparse(epochs=0, kl_coefficient=0.1, checkpoint=tmp_path / "first" / "posterior.safetensors")
-    again = recipe(dense=Stage(), sparse=start, finetune=tuning, masks=Masking(threshold=1.0))
+    again = recipe(dense=Stage(), sparse=start, finetune=tuning, masks=MaskSettings(threshold=1.0))
     compress(again, tmp_path / "again", [])
     for name in ("masks", "baked", "checkpoint"):
         one, two = (load_tensors(tmp_path / folder / f"{name}.safetensors")[0] for folder in ("whole", "again"))

@@ -7,16 +7,16 @@ import pytest
 
 from nni_sparsevd import cli
 from nni_sparsevd.files import read_json, write_json
-from nni_sparsevd.zoo import Limits, run_zoo, summary, table
-from nni_sparsevd.zoo.families import families, smallest
-from nni_sparsevd.zoo.trial import Row
+from nni_sparsevd.studies.zoo import Limits, run_zoo, summary, table
+from nni_sparsevd.studies.zoo.families import list_families, smallest
+from nni_sparsevd.studies.zoo.trials import Row
 
 Printed = pytest.CaptureFixture[str]
 
 
 def test_families_are_timms_own_modules() -> None:
-    assert len(families()) > 90 and "resnet" in families() and "models" not in families()
-    assert families("resnet,vgg*") == ["resnet", "vgg"]
+    assert len(list_families()) > 90 and "resnet" in list_families() and "models" not in list_families()
+    assert list_families("resnet,vgg*") == ["resnet", "vgg"]
     member = smallest("starnet")
     assert (member.model, member.sizes[0], member.layer_norms) == ("starnet_s050", 64, False)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import auto_cli
 from nni.experiment import Experiment, ExperimentConfig
 
-from nni_sparsevd import bench
+from nni_sparsevd.studies import bench
 
 HERE = Path(__file__).parent
 
@@ -32,7 +32,7 @@ def main(
         python: interpreter on the machines
         port: of NNI's web page
     """
-    names = list(bench.rivals_of(bench.league(league).model_copy(update={"rivals": tuple(rivals or ())})))
+    names = list(bench.rivals_of(bench.read_league(league).model_copy(update={"rivals": tuple(rivals or ())})))
     chosen = ExperimentConfig.load(str(config))
     chosen.trial_code_directory = HERE
     where = f"{shlex.quote(str(out.resolve()))} --data={shlex.quote(str(data.resolve()))}"

@@ -6,9 +6,9 @@ from pathlib import Path
 import nni
 from jsonargparse import auto_cli
 
-from nni_sparsevd import bench
 from nni_sparsevd.cli import main as command
 from nni_sparsevd.files import read_json
+from nni_sparsevd.studies import bench
 
 
 def main(league: str, out: Path, data: Path = Path("data"), rival: str = "") -> int:
@@ -23,7 +23,7 @@ def main(league: str, out: Path, data: Path = Path("data"), rival: str = "") -> 
     name = (nni.get_next_parameter() or {}).get("rival", rival)
     code = command(["bench", league, f"--out={out}", f"--data={data}", f"--rivals=[{name}]"])
     rows = read_json(out / league / f"{league}.json")["rows"] if code == 0 else []
-    chosen = bench.league(league)
+    chosen = bench.read_league(league)
     scores = [row["held_out"] for row in rows if row["rival"] == name and row["level"] == chosen.sweep_level]
     nni.report_final_result(max(scores, default=0.0))
     return code

@@ -16,7 +16,7 @@ from jsonargparse.typing import PositiveInt
 
 from nni_sparsevd.errors import SettingError, SparseVDError
 from nni_sparsevd.files import read_json, write_json
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.training.environment import describe_environment
 
 SPACE = {
     "learning_rate": {"_type": "loguniform", "_value": [1e-3, 3e-2]},
@@ -64,7 +64,12 @@ def sweep(chosen: Namespace, command: list[str]) -> None:
         raise SettingError(f"--out: {chosen.out} holds a sweep; --resume goes on with it")
     if chosen.data is not None and chosen.service is None and not (chosen.data / "MNIST" / "raw").is_dir():
         raise SettingError(f"--data: {chosen.data} holds no MNIST/raw")
-    start = {"settings": stored, "space": SPACE, "environment": environment(command, chosen.seed), "trials": []}
+    start = {
+        "settings": stored,
+        "space": SPACE,
+        "environment": describe_environment(command, chosen.seed),
+        "trials": [],
+    }
     results = read_json(file) if chosen.resume else start
     for key in ("settings", "space"):
         if results[key] != start[key]:

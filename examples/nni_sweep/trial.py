@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from nni_sparsevd import data
 from nni_sparsevd.errors import SparseVDError
-from nni_sparsevd.plugins.nni import SparseVD, SparseVDPruner
+from nni_sparsevd.plugins.nni import SparseVDPruner, SparseVDSettings
 from nni_sparsevd.recipe import Data, make
 
 BATCH = 100
 Pairs = tuple[Tensor, Tensor]
 
 
-def settings(parameters: dict[str, Any], **fixed: Any) -> SparseVD:
+def settings(parameters: dict[str, Any], **fixed: Any) -> SparseVDSettings:
     """NNI's parameters as Sparse VD's settings: `posterior.estimator` is the key `estimator` of `posterior`."""
     nested: dict[str, Any] = dict(fixed)
     for key, value in parameters.items():
@@ -37,7 +37,7 @@ def settings(parameters: dict[str, Any], **fixed: Any) -> SparseVD:
         for group in groups:
             place = place.setdefault(group, {})
         place[name] = value
-    return make(SparseVD, nested)
+    return make(SparseVDSettings, nested)
 
 
 def score(compression: float, error: float, dense_error: float) -> float:
@@ -53,7 +53,7 @@ def read(folder: Path | None) -> tuple[Pairs, Pairs, Pairs]:
     """(inputs, labels) for training, holding out and testing: MNIST from `folder`, else scikit-learn's digits."""
     chosen = Data(holdout=0.2) if folder is None else Data(name="torch/mnist", train=folder)
     sets = data.load(chosen)
-    train, holdout, test = ((sets.normalise(s.images), s.labels) for s in (sets.train, sets.holdout, sets.test))
+    train, holdout, test = ((sets.normalize(s.images), s.labels) for s in (sets.train, sets.holdout, sets.test))
     return train, holdout, test
 
 

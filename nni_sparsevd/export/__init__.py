@@ -1,7 +1,7 @@
 """Out of the house: files that other runtimes run, compared with the network before they are given away."""
 
-from .deployed import Deployed, deployed
 from .exporting import FORMATS, Comparison, Format, Run, export, opened
+from .runtime import Deployed, open_exported
 from .sparse_inference import Choice, SparseLinear, to_sparse_inference_
 
 __all__ = [
@@ -12,8 +12,8 @@ __all__ = [
     "Format",
     "Run",
     "SparseLinear",
-    "deployed",
     "export",
+    "open_exported",
     "opened",
     "to_sparse_inference_",
 ]

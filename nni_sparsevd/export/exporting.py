@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError, SettingError, words
+from ..errors import ModelError, SettingError, describe_error
 from ..graph import Inputs, as_tuple, evaluation_mode
 from ..nn import is_variational
-from ..shrink import random_like
+from ..shrinking import random_like
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest output."""
@@ -107,7 +107,9 @@ def export(model: nn.Module, path: Path | str, example_inputs: Inputs, *, dynami
             except ImportError as error:
                 raise SettingError(f"{path}: {chosen.title} lacks {error.name}: {chosen.install}") from None
             except Exception as error:  # of the exporter, whatever it raises
-                raise ModelError(f"{chosen.title} cannot express {type(model).__name__}: {words(error)}") from error
+                raise ModelError(
+                    f"{chosen.title} cannot express {type(model).__name__}: {describe_error(error)}"
+                ) from error
             found = _compared(model, room.opened(written), inputs, chosen, dynamic, written)
         if not found.ok:
             raise ModelError(f"{path}: the file computes something else than {type(model).__name__}: {found}")

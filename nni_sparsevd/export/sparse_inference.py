@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..graph import Inputs, as_tuple, evaluation_mode
+from ..measure import measure_latencies
 from ..nn import is_variational
-from ..report import latencies
 
 ROUNDS = 15
 
@@ -88,7 +88,7 @@ def to_sparse_inference_(model: nn.Module, example_inputs: Inputs, *, least: flo
         for name, x in seen.items():
             dense = layers[name]
             sparse = SparseLinear(dense)
-            times = latencies({"dense": dense, "sparse": sparse}, x, ROUNDS, torch.get_num_threads())
+            times = measure_latencies({"dense": dense, "sparse": sparse}, x, ROUNDS, torch.get_num_threads())
             faster = times["dense"] / times["sparse"]
             zeros = 1 - int(dense.weight.count_nonzero()) / dense.weight.numel()
             choices.append(Choice(name, zeros, faster, faster >= least))

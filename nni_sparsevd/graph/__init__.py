@@ -1,14 +1,14 @@
 """Channels: a network traced to operators, and the coupled groups that its channels form."""
 
 from .build import channel_graph
-from .fit import follow
+from .code_sizes import follow
 from .groups import ChannelGraph, ChannelGroup, Product, Reader, Remembered, Size, Writer
 from .labels import Atoms, Axis, Flags, Link
 from .reshapes import segments
 from .resize import cut_, kept, left, states, without
 from .rules import CONVOLUTIONS, READERS, TRANSPOSED
 from .scales import Scale
-from .trace import Inputs, Trace, as_tuple, copy_of, evaluation_mode, forget_
+from .tracing import Inputs, Trace, as_tuple, copy_of, evaluation_mode, forget_
 
 __all__ = [
     "CONVOLUTIONS",

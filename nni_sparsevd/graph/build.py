@@ -6,12 +6,12 @@ import numpy as np
 from torch import nn
 from torch.fx import Node
 
-from .fit import fit
+from .code_sizes import resolve_sizes
 from .groups import ChannelGraph, Given, Product, Reader, Remembered, Writer
 from .labels import Atoms, Tracked
 from .rules import aten
 from .scales import Scale, query_rows
-from .trace import Inputs, Trace, trace
+from .tracing import Inputs, Trace, trace
 from .walk import Walk
 
 
@@ -62,7 +62,7 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
         ),
         values=axes,
     )
-    return fit(model, graph)
+    return resolve_sizes(model, graph)
 
 
 def _outputs(node: Node, axes: dict[Node, Any], never: int) -> Atoms:

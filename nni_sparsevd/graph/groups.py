@@ -13,7 +13,7 @@ from .labels import Atoms, Axis, Flags, Link, Pins
 from .origins import Origin
 from .rules import TRANSPOSED
 from .scales import Scale
-from .trace import Trace
+from .tracing import Trace
 
 
 @dataclass(frozen=True)

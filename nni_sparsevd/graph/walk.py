@@ -14,7 +14,7 @@ from . import pieces, reshapes, space  # noqa: F401  enter their rules
 from .labels import Atoms, Axis, Equations, Tracked
 from .origins import Origin
 from .rules import CONVOLUTIONS, READERS, RULES, TRANSPOSED, op_name, opaque, shape_of
-from .trace import Trace
+from .tracing import Trace
 
 aten = torch.ops.aten
 

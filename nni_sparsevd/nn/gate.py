@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import divergence
-from .. import posterior as maths
 from ..errors import ModelError
-from ..recipe import Posterior
+from ..posterior import divergence
+from ..posterior import elements as maths
+from ..recipe import PosteriorSettings
 
 
 class ChannelGate(nn.Module):
@@ -25,14 +25,14 @@ class ChannelGate(nn.Module):
     def __init__(
         self,
         channels: int,
-        posterior: Posterior | None = None,
+        posterior: PosteriorSettings | None = None,
         *,
         parts: tuple[bool, ...] = (True,),
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.settings = posterior or Posterior()
+        self.settings = posterior or PosteriorSettings()
         self.mu = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
         self.log_sigma2 = nn.Parameter(torch.full_like(self.mu, self.settings.init_log_sigma2))
         self.threshold = self.settings.threshold

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import divergence
 from ..errors import SettingError
-from ..recipe import Posterior
+from ..posterior import divergence
+from ..recipe import PosteriorSettings
 from .variational import Variational
 
 
@@ -78,7 +78,7 @@ class Embedding(Variational, nn.Embedding):
 
     bias = None  # the others have one, and the mixin asks
 
-    def add_posterior_(self, posterior: Posterior) -> None:
+    def add_posterior_(self, posterior: PosteriorSettings) -> None:
         """As in the mixin; options that change the weight in the forward pass are refused."""
         for option in ("max_norm", "scale_grad_by_freq", "sparse"):
             if getattr(self, option):
@@ -141,7 +141,7 @@ def convertible(module: nn.Module) -> bool:
     return type(module) in VARIATIONAL and "weight" in module._parameters
 
 
-def to_variational_(module: nn.Module, posterior: Posterior) -> Variational:
+def to_variational_(module: nn.Module, posterior: PosteriorSettings) -> Variational:
     """Switch an ordinary layer to its variational twin, in place."""
     module.__class__ = VARIATIONAL[type(module)]  # type: ignore[assignment]
     assert isinstance(module, Variational)

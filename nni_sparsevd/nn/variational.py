@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .. import divergence
-from .. import posterior as maths
-from ..recipe import Estimator, Posterior
+from ..posterior import Estimator, divergence
+from ..posterior import elements as maths
+from ..recipe import PosteriorSettings
 
 Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(input, weight, bias) -> output: what the layer does with its weight."""
@@ -138,7 +138,7 @@ def output_dim(layer: nn.Module) -> int:
     return 1 if getattr(layer, "transposed", False) or isinstance(layer, nn.Embedding) else 0
 
 
-def first_log_sigma2(layer: nn.Module, posterior: Posterior) -> Tensor:
+def first_log_sigma2(layer: nn.Module, posterior: PosteriorSettings) -> Tensor:
     """Where log sigma^2 starts: in the shape of the weight, or with 1 in all its dimensions but that of the outputs."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     if posterior.variance == "weight":
@@ -157,18 +157,18 @@ class Variational(nn.Module):
     weight: Any
     bias: Any
     log_sigma2: nn.Parameter
-    settings: Posterior
+    settings: PosteriorSettings
     threshold: float
     """A weight whose log alpha reaches this is removed."""
     kl_weight: float
     """Factor on this layer's KL."""
 
-    def __init__(self, *sizes: Any, posterior: Posterior | None = None, **options: Any) -> None:
+    def __init__(self, *sizes: Any, posterior: PosteriorSettings | None = None, **options: Any) -> None:
         """The torch layer's own arguments, and the posterior's settings."""
         super().__init__(*sizes, **options)
-        self.add_posterior_(posterior or Posterior())
+        self.add_posterior_(posterior or PosteriorSettings())
 
-    def add_posterior_(self, posterior: Posterior) -> None:
+    def add_posterior_(self, posterior: PosteriorSettings) -> None:
         """Add log_sigma2 and the settings."""
         self.log_sigma2 = nn.Parameter(first_log_sigma2(self, posterior), requires_grad=self.weight.requires_grad)
         self.settings = posterior

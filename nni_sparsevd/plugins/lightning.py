@@ -7,8 +7,8 @@ from torch.optim import Optimizer
 
 from ..errors import SettingError
 from ..graph import Inputs
-from .regulariser import Regulariser, samples_of
-from .settings import SparseVD
+from ..regularize.regularizer import Regularizer, samples_of
+from ..regularize.settings import SparseVDSettings
 
 try:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -28,9 +28,9 @@ class SparseVDCallback(Callback):
     """
 
     def __init__(
-        self, model: nn.Module, settings: SparseVD | None = None, example_inputs: Inputs | None = None
+        self, model: nn.Module, settings: SparseVDSettings | None = None, example_inputs: Inputs | None = None
     ) -> None:
-        self._regulariser = Regulariser(model, settings, example_inputs)
+        self._regularizer = Regularizer(model, settings, example_inputs)
         self._remembered: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -38,19 +38,19 @@ class SparseVDCallback(Callback):
         if not 0 < total < float("inf"):
             raise SettingError(f"how long? the trainer expects {total} steps: give it max_steps or max_epochs")
         if self._remembered:  # only now are the parameters on their device
-            self._regulariser.load_state_(self._remembered)
+            self._regularizer.load_state_(self._remembered)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if optimizer is not trainer.optimizers[0]:  # once a step, where a module has several
             return
         progress = trainer.global_step / trainer.estimated_stepping_batches
-        self._regulariser.regularize(progress, samples_of(trainer.train_dataloader))
+        self._regularizer.regularize(progress, samples_of(trainer.train_dataloader))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.log_dict({"sparsevd_kl": self._regulariser.kl(), "sparsevd_sparsity": self._regulariser.sparsity()})
+        pl_module.log_dict({"sparsevd_kl": self._regularizer.kl(), "sparsevd_sparsity": self._regularizer.sparsity()})
 
     def state_dict(self) -> dict[str, Any]:
-        return self._regulariser.state()
+        return self._regularizer.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._remembered = state_dict

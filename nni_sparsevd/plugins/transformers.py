@@ -9,8 +9,8 @@ from torch import nn
 from ..errors import SettingError, SparseVDWarning
 from ..files import load_tensors, save_tensors
 from ..graph import Inputs
-from .regulariser import Regulariser, samples_of
-from .settings import SparseVD
+from ..regularize.regularizer import Regularizer, samples_of
+from ..regularize.settings import SparseVDSettings
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -33,16 +33,16 @@ class SparseVDCallback(TrainerCallback):
     """
 
     def __init__(
-        self, model: nn.Module, settings: SparseVD | None = None, example_inputs: Inputs | None = None
+        self, model: nn.Module, settings: SparseVDSettings | None = None, example_inputs: Inputs | None = None
     ) -> None:
-        self._regulariser = Regulariser(model, settings, example_inputs)
+        self._regularizer = Regularizer(model, settings, example_inputs)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         path = _checkpoint(args, state) / FILE
         if path.exists():
-            self._regulariser.load_state_(load_tensors(path)[0])
+            self._regularizer.load_state_(load_tensors(path)[0])
         elif state.global_step:
             warnings.warn(f"{path} is not there: the variances' Adam begins anew", SparseVDWarning, stacklevel=2)
 
@@ -50,17 +50,17 @@ class SparseVDCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         progress = state.global_step / state.max_steps
-        self._regulariser.regularize(progress, samples_of(kwargs["train_dataloader"]))
+        self._regularizer.regularize(progress, samples_of(kwargs["train_dataloader"]))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if "loss" in kwargs["logs"]:
-            found = {"sparsevd_kl": float(self._regulariser.kl()), "sparsevd_sparsity": self._regulariser.sparsity()}
+            found = {"sparsevd_kl": float(self._regularizer.kl()), "sparsevd_sparsity": self._regularizer.sparsity()}
             kwargs["logs"].update(found)
             state.log_history[-1].update(found)  # a copy, written down before callbacks are asked
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            save_tensors(self._regulariser.state(), _checkpoint(args, state) / FILE)
+            save_tensors(self._regularizer.state(), _checkpoint(args, state) / FILE)
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -1,6 +1,5 @@
-"""What came out: sizes, times, tables and pictures."""
+"""The report of a run: pages and pictures."""
 
-from .measure import latencies, macs, parameters
 from .page import write_report
 
-__all__ = ["latencies", "macs", "parameters", "write_report"]
+__all__ = ["write_report"]

@@ -13,7 +13,7 @@ from torch.amp.grad_scaler import GradScaler as Scaler
 
 from ..errors import FileFormatError, TrainingError
 from ..files import load_tensors, save_tensors
-from ..shrink import Attributes, attributes, resize_
+from ..shrinking import Attributes, attributes, resize_
 from .sharding import like, whole
 
 KEY = "nni_sparsevd.checkpoint"

@@ -13,7 +13,7 @@ RUNTIMES = ("onnxruntime", "executorch", "ai-edge-litert")
 """Named where they are installed; nothing here needs them."""
 
 
-def environment(command: list[str], seed: int) -> dict[str, object]:
+def describe_environment(command: list[str], seed: int) -> dict[str, object]:
     """Versions, machine, command and seed: JSON-able."""
     versions = {package: _version(package) or "not installed" for package in PACKAGES}
     versions |= {runtime: found for runtime in RUNTIMES if (found := _version(runtime))}

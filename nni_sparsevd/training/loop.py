@@ -20,7 +20,7 @@ from ..errors import TrainingError
 from ..masks import Masks, apply_masks_
 from ..nn import is_variational, kl, regularize_
 from ..recipe import Recipe, Sparse, Stage
-from ..shrink import shrink_
+from ..shrinking import shrink_
 from . import checkpoint, optimizer, schedule
 from .metrics import Metrics
 from .sharding import agree_, gather_, like, sharded
@@ -119,7 +119,7 @@ def fit(
             torch.manual_seed(schedule.seed_for(*here))
             learner.train()
             with accelerator.autocast():
-                logits = wrapped(laid_out(data.normalise(images), recipe.channels_last))
+                logits = wrapped(laid_out(data.normalize(images), recipe.channels_last))
             loss = F.cross_entropy(logits.float(), labels)
             optimizer.set_rate(optim, schedule.learning_rate(stage, step / total))
             optim.zero_grad()
@@ -185,7 +185,7 @@ def _shrunk(run: Run, model: nn.Module, stage: Sparse, optim: torch.optim.Optimi
     """Take out of `model` what has died by now, in place; gives the optimizer of what is left."""
     if run.accelerator.num_processes > 1:
         agree_(model)  # constants are made of running statistics
-    example = run.data.normalise(run.data.train.images[:2])
+    example = run.data.normalize(run.data.train.images[:2])
     masks = run.recipe.masks
     multiple = masks.block if masks.structure == "n:m" else 1  # or a layer could not be decided in blocks at the end
     shrink_(model, example, optim, threshold=stage.shrink_at, round_to=multiple)

@@ -7,8 +7,8 @@ from torch import nn
 from ..data import DataSets
 from ..graph import Inputs
 from ..masks import compute_masks, weight_counts
-from ..recipe import Masking
-from .evaluate import evaluate_baked
+from ..recipe import MaskSettings
+from .scoring import evaluate_baked
 
 GRID = tuple(step / 2 for step in range(13))
 """0 to 6 in halves: below 0 the signal is stronger than the noise."""
@@ -29,7 +29,7 @@ class Curve:
 
 
 def threshold_curve(
-    model: nn.Module, masking: Masking, data: DataSets, example_inputs: Inputs, total: int | None = None
+    model: nn.Module, masking: MaskSettings, data: DataSets, example_inputs: Inputs, total: int | None = None
 ) -> Curve:
     """Bake and score copies of one trained network at every threshold of the grid; choose as `masking` says.
 

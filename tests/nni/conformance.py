@@ -27,9 +27,9 @@ from torch import nn
 import nni_sparsevd as svd
 from nni_sparsevd.files import read_json, write_json
 from nni_sparsevd.masks import apply_masks_
-from nni_sparsevd.plugins.nni import ExactSpeedup, SparseVD, SparseVDPruner
+from nni_sparsevd.plugins.nni import ExactSpeedup, SparseVDPruner, SparseVDSettings
 from nni_sparsevd.plugins.nni.exact import parameter_masks
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.training.environment import describe_environment
 
 STEPS, CLASSES = 8, 4
 Masks = dict[str, dict[str, Any]]
@@ -92,7 +92,9 @@ def entries(name: str, pruner: str, prefix: str = "") -> list[dict[str, Any]]:
 
 
 def ours(granularity: str) -> Callable[..., Any]:
-    settings = SparseVD(n_train=SAMPLES, learning_rate=0.05, gate_rate=1.0, posterior={"granularity": granularity})
+    settings = SparseVDSettings(
+        n_train=SAMPLES, learning_rate=0.05, gate_rate=1.0, posterior={"granularity": granularity}
+    )
     return lambda model, evaluator, config: SparseVDPruner(model, config, evaluator, STEPS, settings=settings)
 
 
@@ -131,7 +133,7 @@ class Case:
     def compress(self) -> Masks:
         return self.pruner.compress(*((STEPS, None) if "Movement" in self.kind else ()))[1]
 
-    def finished(self) -> tuple[nn.Module, Masks]:
+    def open_finished(self) -> tuple[nn.Module, Masks]:
         """Compressed, unwrapped, and in evaluation mode."""
         masks = self.compress()
         self.pruner.unwrap_model()
@@ -281,7 +283,7 @@ def copied(pruner: str, name: str) -> None:
     assert sorted(twin.model.state_dict()) == sorted(case.plain.state_dict())
 
 
-def parameters(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -293,7 +295,7 @@ def sped_up(pruner: str, name: str) -> None:
         small = ModelSpeedup(model, torch.randn(2, *SHAPE), str(Path(folder) / "masks.pth")).speedup_model()
     assert small(torch.randn(3, *SHAPE)).shape == (3, CLASSES)
     elementwise = pruner in ("LevelPruner", "SparseVDPruner, by itself")
-    assert elementwise or parameters(small) < 0.9 * parameters(case.plain)
+    assert elementwise or count_parameters(small) < 0.9 * count_parameters(case.plain)
 
 
 def exactly(pruner: str, name: str) -> None:
@@ -303,7 +305,7 @@ def exactly(pruner: str, name: str) -> None:
     speedup.speedup_model()
     assert speedup.check is not None and speedup.check.ok
     elementwise = pruner in ("LevelPruner", "SparseVDPruner, by itself")
-    assert elementwise or parameters(model) < 0.9 * parameters(case.plain)
+    assert elementwise or count_parameters(model) < 0.9 * count_parameters(case.plain)
 
 
 def exported(pruner: str, name: str) -> None:
@@ -354,7 +356,7 @@ def main(path: Path) -> None:
         if name not in done:
             done[name] = {row: {pruner: outcome(row, pruner, name) for pruner in PRUNERS} for row in ROWS}
             command = ["tests/nni/conformance.py", str(path)]
-            write_json(path, {"environment": environment(command, 0), "networks": done})
+            write_json(path, {"environment": describe_environment(command, 0), "networks": done})
 
 
 if __name__ == "__main__":

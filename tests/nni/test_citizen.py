@@ -17,11 +17,11 @@ from nni.compression.quantization import QATQuantizer
 from nni.compression.speedup import ModelSpeedup
 from torch.nn.parallel import DistributedDataParallel
 
-from nni_sparsevd.plugins.nni import SparseVD, SparseVDPruner
+from nni_sparsevd.plugins.nni import SparseVDPruner, SparseVDSettings
 
 
 def settings(granularity="weight"):
-    return SparseVD(n_train=SAMPLES, learning_rate=0.1, gate_rate=1.0, posterior={"granularity": granularity})
+    return SparseVDSettings(n_train=SAMPLES, learning_rate=0.1, gate_rate=1.0, posterior={"granularity": granularity})
 
 
 FIRST, SECOND = {"op_names": ["0"]}, {"op_names": ["3"]}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nni_sparsevd.errors import SettingError
-from nni_sparsevd.plugins.nni import SparseVD, SparseVDPruner
+from nni_sparsevd.plugins.nni import SparseVDPruner, SparseVDSettings
 
 GOOD = {"op_types": ["Linear"], "sparse_ratio": 0.5}
 LINEAR = {"op_types": ["Linear"]}
@@ -119,7 +119,7 @@ def test_gates_that_cannot_be(entry, message):
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4))
     names = {"op_names": ["1" if name == "0" else name for name in entry["op_names"]]} if "op_names" in entry else {}
     model, evaluator = torch_evaluator(network)
-    gates = SparseVD(posterior={"granularity": "gate"})
+    gates = SparseVDSettings(posterior={"granularity": "gate"})
     with pytest.raises(SettingError, match=re.escape(message.replace("'2'", "'3'"))):
         SparseVDPruner(model, [{**entry, **names}], evaluator, 5, settings=gates)
     assert "gate" not in " ".join(model.state_dict())
@@ -132,7 +132,7 @@ def test_a_gate_is_not_on_the_inputs_of_a_transposed_convolution():
     entries = [{"op_types": ["ConvTranspose2d"]}]
     for granularity in ("gate", "both"):
         model, evaluator = torch_evaluator(network)
-        settings = SparseVD(n_train=64, posterior={"granularity": granularity})
+        settings = SparseVDSettings(n_train=64, posterior={"granularity": granularity})
         if granularity == "gate":
             with pytest.raises(SettingError, match="'0' cannot have a gate"):
                 SparseVDPruner(model, entries, evaluator, 5, settings=settings)
@@ -142,9 +142,9 @@ def test_a_gate_is_not_on_the_inputs_of_a_transposed_convolution():
 
 def test_gates_need_inputs_to_trace_with():
     with pytest.raises(SettingError, match="dummy_input"):
-        SparseVDPruner(network(), [{"op_names": ["0"]}], settings=SparseVD(posterior={"granularity": "gate"}))
+        SparseVDPruner(network(), [{"op_names": ["0"]}], settings=SparseVDSettings(posterior={"granularity": "gate"}))
 
 
 def test_include_and_exclude_belong_to_the_config_list():
     with pytest.raises(SettingError, match="config_list selects"):
-        SparseVDPruner(network(), [LINEAR], settings=SparseVD(posterior={"exclude": ["2"]}))
+        SparseVDPruner(network(), [LINEAR], settings=SparseVDSettings(posterior={"exclude": ["2"]}))

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
-from conftest import randomise_
+from conftest import randomize_
 from nni.compression import pruning
 from nni.compression.speedup import ModelSpeedup
 from nni.compression.utils import auto_set_denpendency_group_ids
@@ -29,7 +29,7 @@ def network():
         (nn.Conv2d(8, 8, 3), nn.Tanh()),
     ]
     layers = [layer for conv, act in blocks for layer in (conv, nn.BatchNorm2d(8), act)]
-    return randomise_(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))).eval()
+    return randomize_(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))).eval()
 
 
 def pruned(model, ratio=0.5, kind=pruning.L1NormPruner, types=("Conv2d",), **keys):
@@ -105,7 +105,7 @@ def test_silent_channels_all_go():
 def test_timm_networks_with_nnis_own_dependencies(name, size, entry):
     torch.manual_seed(0)
     options = {"img_size": size} if "deit" in name else {}
-    model = randomise_(timm.create_model(name, num_classes=10, **options)).eval()
+    model = randomize_(timm.create_model(name, num_classes=10, **options)).eval()
     x = torch.randn(2, 3, size, size)
     entries = auto_set_denpendency_group_ids(model, [{**entry, "sparse_ratio": 0.5}], x)
     pruner = pruning.L1NormPruner(model, entries)

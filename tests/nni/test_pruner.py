@@ -15,14 +15,14 @@ from torch import nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.errors import SparseVDWarning
-from nni_sparsevd.plugins.nni import SparseVD, SparseVDPruner
+from nni_sparsevd.plugins.nni import SparseVDPruner, SparseVDSettings
 from nni_sparsevd.plugins.nni.learning import Learning
 
 CONVOLUTIONS = {"op_types": ["Conv2d"]}
 
 
 def settings(**posterior):
-    return SparseVD(n_train=SAMPLES, learning_rate=0.1, gate_rate=1.0, posterior=posterior)
+    return SparseVDSettings(n_train=SAMPLES, learning_rate=0.1, gate_rate=1.0, posterior=posterior)
 
 
 def with_posterior(entry, model=None, **posterior):
@@ -273,7 +273,9 @@ def test_the_objective_is_loss_plus_kl_over_n_after_a_warm_up():
         train(model, optimizer, step, *rest)
 
     evaluator.training_func = watched
-    pruner = SparseVDPruner(model, [CONVOLUTIONS], evaluator, 10, settings=SparseVD(n_train=SAMPLES, warmup=0.5))
+    pruner = SparseVDPruner(
+        model, [CONVOLUTIONS], evaluator, 10, settings=SparseVDSettings(n_train=SAMPLES, warmup=0.5)
+    )
     pruner.compress(12)
     added = torch.tensor(objectives) - torch.tensor(losses)
     ramp = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 0, 0])  # the last two come after the decision

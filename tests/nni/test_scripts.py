@@ -22,7 +22,7 @@ def run(name, **replaced):
     return defined
 
 
-def parameters(model):
+def count_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -34,7 +34,7 @@ def test_one_changed_line(name, pruner, capsys):
         warnings.simplefilter("always", SparseVDWarning)
         after = run(name, only=(line, f"from nni_sparsevd.plugins.nni import SparseVDPruner as {pruner}"))
     assert type(before["pruner"]).__name__ == pruner and type(after["pruner"]) is SparseVDPruner
-    assert parameters(before["model"]) == parameters(after["model"])  # the same ratio in the same groups
+    assert count_parameters(before["model"]) == count_parameters(after["model"])  # the same ratio in the same groups
     messages = " ".join(str(one.message) for one in said if one.category is SparseVDWarning)
     expected = "pruning by magnitude" if pruner == "L1NormPruner" else "the size of the training set is not known"
     assert expected in messages

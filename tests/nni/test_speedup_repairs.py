@@ -9,7 +9,7 @@ import sys
 import pytest
 import timm
 import torch
-from conftest import randomise_
+from conftest import randomize_
 from timm.layers import BatchNormAct2d, Conv2dSame, GroupNorm1, GroupNormAct, LayerNorm2d
 from torch import nn
 
@@ -108,7 +108,7 @@ def build(name, **kwargs):
         model, size = small_networks()[name]
     else:
         model, size = timm.create_model(name, num_classes=10, **kwargs), kwargs.get("img_size", 64)
-    randomise_(model)
+    randomize_(model)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.05)  # timm's heads start at zero, and NNI takes them for pruned
@@ -228,7 +228,7 @@ def test_speedup(name, kwargs, names):
 
 def test_removal_of_silent_channels_is_exact():
     enable_without()
-    model = randomise_(Net(BatchNormAct2d(8, act_layer=nn.Hardswish), conv=Conv2dSame)).eval()
+    model = randomize_(Net(BatchNormAct2d(8, act_layer=nn.Hardswish), conv=Conv2dSame)).eval()
     masks = half(model, "first")
     with torch.no_grad():
         for tensor in (*model.first.parameters(), *model.norm.parameters()):
@@ -253,7 +253,7 @@ def test_without_tracer_nothing_runs():
     "norm", [lambda: BatchNormAct2d(8), lambda: LayerNorm2d(8), lambda: GroupNorm1(8), lambda: GroupNormAct(8, 4)]
 )
 def test_layers(norm):
-    model = randomise_(Net(norm())).eval()
+    model = randomize_(Net(norm())).eval()
     original, x = copy.deepcopy(model), torch.randn(2, 3, 8, 8)
     masks = half(model, "first")
     if isinstance(model.norm, GroupNormAct):  # each group keeps as many
@@ -364,7 +364,7 @@ def test_gradients():
 
 def empty():
     """A network and masks that cut a layer, `first`, and then find another, `last`, empty."""
-    model = randomise_(Net()).eval()
+    model = randomize_(Net()).eval()
     masks = half(model, "first", "last")
     for mask in masks["last"].values():
         mask.zero_()
@@ -392,7 +392,7 @@ def test_failed_run(monkeypatch):
     for where in ("while weights are random", "between two layers"):
         for leave in ("failed_run", None):
             enable_without(*filter(None, [leave]))
-            model = randomise_(Net()).eval()
+            model = randomize_(Net()).eval()
             masks = half(model, "first")
             before = {name: value.clone() for name, value in model.state_dict().items()}
             with monkeypatch.context() as context:

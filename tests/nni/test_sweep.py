@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nni_sparsevd.errors import SettingError
-from nni_sparsevd.plugins.nni import SparseVD
+from nni_sparsevd.plugins.nni import SparseVDSettings
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "nni_sweep"
@@ -67,7 +67,7 @@ def test_settings_accept_the_whole_space(key):
         for part in key.split("."):
             found = getattr(found, part)
         assert found == value
-    assert trial.settings({}) == SparseVD()
+    assert trial.settings({}) == SparseVDSettings()
 
 
 def test_settings_refuse_what_sparse_vd_does_not_have():

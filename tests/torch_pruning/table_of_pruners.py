@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch_pruning.dependency.dependency import Dependency
 
 import nni_sparsevd as svd
+from nni_sparsevd.measure import count_parameters
 from nni_sparsevd.nn import ChannelGate, Variational, named_posteriors, output_dim
-from nni_sparsevd.plugins.torch_pruning import SparseVD, SparseVDImportance, SparseVDPruner
+from nni_sparsevd.plugins.torch_pruning import SparseVDImportance, SparseVDPruner, SparseVDSettings
 from nni_sparsevd.plugins.torch_pruning.attention import find_attentions
-from nni_sparsevd.report import parameters
-from nni_sparsevd.shrink import randomise_
+from nni_sparsevd.testing import randomize_
 
 NETWORKS = ("resnet18", "mobilenetv2_100", "convnext_atto", "deit_tiny_patch16_224")
 COLUMNS = ("runs", "forward", "backward", "exact")
@@ -116,7 +116,7 @@ ROWS = {**BUILT_IN, **OURS}
 def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     options = {"img_size": SIZE} if "deit" in name else {}
-    return randomise_(timm.create_model(name, num_classes=CLASSES, **options))
+    return randomize_(timm.create_model(name, num_classes=CLASSES, **options))
 
 
 def draw_(model: nn.Module) -> None:
@@ -146,12 +146,12 @@ class Case:
         self.x = torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(dtype)
         self.labels = torch.arange(BATCH) % CLASSES
         self.heads = {one.module.qkv: one.heads for one in find_attentions(self.model)}
-        self.size = parameters(self.model)
+        self.size = count_parameters(self.model)
         self.kept: Kept = {}
         self.importance = row.importance()
         options = {**row.options, "ignored_layers": [self.model.get_classifier()]}
         if row.family is SparseVDPruner:
-            settings = SparseVD(n_train=1000, posterior={"granularity": row.granularity})
+            settings = SparseVDSettings(n_train=1000, posterior={"granularity": row.granularity})
             options["settings"] = settings
         else:
             if row.granularity:
@@ -178,7 +178,7 @@ class Case:
             self._tell_attentions()
             svd.bake_(self.model)
         assert not any(isinstance(module, Variational | ChannelGate) for module in self.model.modules())
-        assert parameters(self.model) < 0.95 * self.size, "nothing is gone"
+        assert count_parameters(self.model) < 0.95 * self.size, "nothing is gone"
 
     def _train(self) -> None:
         optimizer = torch.optim.SGD(self.model.parameters(), 1e-4)
@@ -240,7 +240,7 @@ class Case:
             assert off < TOLERANCE, f"differs by {off:.1e}"
             return
         reference = svd.bake_(copy.deepcopy(self.before)).double()
-        kept = silence_(reference, self.cuts)
+        kept = remove_noise_(reference, self.cuts)
         explained: list[str] = []
         off = distance(found, outputs(reference, self.x))
         for reason, mend_ in (("mixes", normalise_over_kept_), ("temperature", heat_attentions_)):
@@ -284,7 +284,7 @@ def recorded_cuts(model: nn.Module) -> Iterator[list[Cut]]:
 
 
 @torch.no_grad()
-def silence_(model: nn.Module, cuts: list[Cut]) -> Kept:
+def remove_noise_(model: nn.Module, cuts: list[Cut]) -> Kept:
     """Zero what was cut; returns what is left of each module's channels."""
     modules, tensors, kept = dict(model.named_modules()), dict(model.named_parameters()), {}
     for cut in cuts:
@@ -350,19 +350,19 @@ def outcome(row: str, name: str) -> dict[str, str]:
             case = Case(ROWS[row], name)
             case.run()
         except Exception as error:
-            return {**found, "runs": told(error)}
+            return {**found, "runs": summarize_error(error)}
         found["runs"] = ""
         for column in COLUMNS[1:]:
             try:
                 getattr(case, column)()
                 found[column] = ""
             except Exception as error:
-                found[column] = told(error)
+                found[column] = summarize_error(error)
                 if column == "forward":
                     break
     return found
 
 
-def told(error: Exception) -> str:
+def summarize_error(error: Exception) -> str:
     text = (str(error) or "assertion").splitlines()[0][:120]
     return text if type(error) is AssertionError else f"{type(error).__name__}: {text}"

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch_pruning as tp
-from conftest import randomise_
+from conftest import randomize_
 from table_of_pruners import NORMALIZERS, REDUCTIONS
 from torch import nn
 
@@ -98,7 +98,7 @@ GRANULARITIES = {**dict.fromkeys(KINDS, ("weight", "both")), Grouped: ("weight",
 def network(kind, granularity="weight"):
     """With posteriors whose variances, like the gates, are known functions of the parameters beside them."""
     torch.manual_seed(0)
-    model = randomise_(kind())
+    model = randomize_(kind())
     svd.sparsify_(model, granularity=granularity, example_inputs=X)
     with torch.no_grad():
         for layer in model.modules():
@@ -220,7 +220,7 @@ def test_variances_and_gates_are_cut_with_their_weights(kind, importance):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_variance_of_a_channel_counts_as_its_copies(kind):
     torch.manual_seed(0)
-    shared = svd.sparsify_(randomise_(kind()), variance="channel")
+    shared = svd.sparsify_(randomize_(kind()), variance="channel")
     copies = svd.sparsify_(svd.bake_(copy.deepcopy(shared), {}))
     with torch.no_grad():
         for layer, whole in zip(shared.modules(), copies.modules(), strict=True):

@@ -7,14 +7,14 @@ import timm
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
-from conftest import randomise_
+from conftest import randomize_
 from torch import nn
 
 import nni_sparsevd as svd
+from nni_sparsevd.measure import count_macs, count_parameters
 from nni_sparsevd.nn import ChannelGate, is_variational, named_posteriors
-from nni_sparsevd.plugins.torch_pruning import Budget, SparseVD, SparseVDImportance, SparseVDPruner
+from nni_sparsevd.plugins.torch_pruning import Budget, SparseVDImportance, SparseVDPruner, SparseVDSettings
 from nni_sparsevd.plugins.torch_pruning.attention import find_attentions, update_attentions_
-from nni_sparsevd.report import macs, parameters
 
 
 def network(width=24):
@@ -22,12 +22,12 @@ def network(width=24):
     blocks = [(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()),
               (nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())]  # fmt: skip
     layers = [layer for block in blocks for layer in block]
-    return randomise_(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 4)))
+    return randomize_(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 4)))
 
 
 def settings(granularity="gate", **posterior):
     chosen = {"granularity": granularity, **posterior}
-    return SparseVD(n_train=256, learning_rate=0.05, gate_rate=1.0, posterior=chosen)
+    return SparseVDSettings(n_train=256, learning_rate=0.05, gate_rate=1.0, posterior=chosen)
 
 
 def batch():
@@ -69,7 +69,7 @@ def below(model, threshold):
 
 def vision_transformer():
     torch.manual_seed(0)
-    return randomise_(timm.create_model("deit_tiny_patch16_224", num_classes=10, img_size=64))
+    return randomize_(timm.create_model("deit_tiny_patch16_224", num_classes=10, img_size=64))
 
 
 @pytest.mark.parametrize(
@@ -124,16 +124,16 @@ def test_gates_cut_exactly(name):
     """What the variational network computes in evaluation mode is what comes out."""
     torch.manual_seed(0)
     options = {"img_size": 64} if "deit" in name else {}
-    model = randomise_(timm.create_model(name, num_classes=10, **options)).double()
+    model = randomize_(timm.create_model(name, num_classes=10, **options)).double()
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     chosen = settings(threshold=0.0)
     pruner = SparseVDPruner(model, x, ignored_layers=[model.get_classifier()], settings=chosen)
     drawn(model)
-    size = parameters(model)
+    size = count_parameters(model)
     before = model.eval()(x)
     pruner.step()
     after = model.eval()(x)
-    assert parameters(model) < 0.9 * size
+    assert count_parameters(model) < 0.9 * size
     assert (after - before).abs().max() < 1e-10 * before.abs().max()
 
 
@@ -177,11 +177,11 @@ def test_groups_can_be_cut_by_the_caller():
 @pytest.mark.parametrize("fraction", [0.5, 0.2])
 def test_a_budget_is_met(kind, fraction):
     model = network(64)
-    dense = {"macs": macs(model, batch()[0][:1]), "parameters": parameters(model)}[kind]
+    dense = {"macs": count_macs(model, batch()[0][:1]), "parameters": count_parameters(model)}[kind]
     pruner = made(model, training_steps=40, budget=Budget(kind=kind, fraction=fraction))
     train(model, pruner, 40)
     pruner.step()
-    left = {"macs": macs(model, batch()[0][:1]), "parameters": parameters(model)}[kind]
+    left = {"macs": count_macs(model, batch()[0][:1]), "parameters": count_parameters(model)}[kind]
     assert pruner.arrival.reached == left and pruner.arrival.dense == dense
     assert abs(pruner.arrival.off) < 0.03
     assert left / dense == pytest.approx(fraction, rel=0.03)
@@ -321,7 +321,7 @@ def test_cutting_the_dimensions_of_heads_keeps_the_temperature(fused):
 
 def test_what_is_pruned_is_saved_and_loaded_without_torch_pruning(tmp_path):
     torch.manual_seed(0)
-    model = randomise_(timm.create_model("resnet18", num_classes=10))
+    model = randomize_(timm.create_model("resnet18", num_classes=10))
     x = torch.randn(2, 3, 64, 64)
     pruner = SparseVDPruner(model, x, ignored_layers=[model.fc], settings=settings())
     drawn(model)

@@ -7,7 +7,7 @@ import torch
 from table_of_pruners import NETWORKS, ROWS, outcome
 
 from nni_sparsevd.files import read_json, write_json
-from nni_sparsevd.training.environment import environment
+from nni_sparsevd.training.environment import describe_environment
 
 
 def main(path: Path) -> None:
@@ -20,7 +20,7 @@ def main(path: Path) -> None:
             if row not in found:
                 found[row] = outcome(row, name)
                 done[name] = {one: found[one] for one in ROWS if one in found}
-                write_json(path, {"environment": environment(command, 0), "networks": done})
+                write_json(path, {"environment": describe_environment(command, 0), "networks": done})
 
 
 if __name__ == "__main__":

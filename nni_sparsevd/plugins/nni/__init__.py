@@ -2,14 +2,14 @@
 
 import nni.compression.pruning
 
-from ..settings import SparseVD
+from ...regularize.settings import SparseVDSettings
 from .compatibility import disable, enable
 from .exact import ExactSpeedup, save_masks
 from .graph import trace
 from .posteriors import register_apply_methods
 from .pruner import SparseVDPruner
 
-__all__ = ["ExactSpeedup", "SparseVD", "SparseVDPruner", "disable", "enable", "save_masks", "trace"]
+__all__ = ["ExactSpeedup", "SparseVDPruner", "SparseVDSettings", "disable", "enable", "save_masks", "trace"]
 
 enable()
 register_apply_methods()

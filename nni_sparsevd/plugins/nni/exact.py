@@ -14,7 +14,7 @@ from ...errors import MaskError, ModelError, SettingError
 from ...files import load_tensors, save_tensors
 from ...graph import Inputs, channel_graph
 from ...masks import Masks, flatten, unflatten
-from ...shrink import CheckResult, Plan, shrink_masked, silenced
+from ...shrinking import CheckResult, Plan, extend_masks, shrink_masked
 
 
 class ExactSpeedup:
@@ -78,7 +78,7 @@ class ExactSpeedup:
         cannot be traced, `ShrinkError` rather than change what it computes.
         """
         graph = channel_graph(self.bound_model, self.inputs)
-        masks = silenced(self.bound_model, self.masks, graph) if self._silence else self.masks
+        masks = extend_masks(self.bound_model, self.masks, graph) if self._silence else self.masks
         masked = bake_(copy.deepcopy(self.bound_model), masks)
         small, self.plan, self.check = shrink_masked(masked, graph, self.inputs)
         self._logger.info("ExactSpeedup: %d channels removed; %s", self.plan.removed, self.check)

@@ -14,7 +14,7 @@ from ...convert import attach_gate_, gateable
 from ...errors import SettingError
 from ...graph import ChannelGraph, ChannelGroup, channel_graph
 from ...nn import ChannelGate, gate_sites, output_dim, scale_channels_
-from ...recipe import Posterior
+from ...recipe import PosteriorSettings
 from .config import check_config
 
 
@@ -29,7 +29,7 @@ class Places:
     groups: list[ChannelGroup]
     """Those that these layers alone write: each can have a gate."""
 
-    def attach_(self, posterior: Posterior) -> "Gates":
+    def attach_(self, posterior: PosteriorSettings) -> "Gates":
         """Put one gate behind the last writers of each group."""
         model = self.model
         gates = Gates(model, {}, {})

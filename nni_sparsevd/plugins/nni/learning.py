@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ...errors import SettingError, SparseVDWarning
-from ..settings import SparseVD
-from ..variances import Rated, Variances
+from ...regularize.settings import SparseVDSettings
+from ...regularize.variances import Rated, Variances
 
 
 class Learning:
@@ -25,7 +25,7 @@ class Learning:
     def __init__(
         self,
         evaluator: Evaluator,
-        settings: SparseVD,
+        settings: SparseVDSettings,
         kl: Callable[[], Tensor],
         rated: Rated,
         schedule: tuple[int, int],

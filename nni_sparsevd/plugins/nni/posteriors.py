@@ -7,9 +7,9 @@ from nni.compression.base.apply_method import pruning_apply_methods
 from nni.compression.base.target_space import PruningTargetSpace
 from torch import Tensor, nn
 
-from ... import divergence
 from ...nn import VARIATIONAL, first_log_sigma2, local_reparameterisation, one_sample
-from ...recipe import Posterior
+from ...posterior import divergence
+from ...recipe import PosteriorSettings
 
 SAMPLED = "sparse_vd_{}"
 """Apply methods of NNI that draw the target from its posterior before they do what the plain one does."""
@@ -21,7 +21,7 @@ class TargetPosterior:
     Both live on the wrapper, so they come and go with it: `wrap_model`, `unwrap_model` and the state dict know them.
     """
 
-    def __init__(self, space: PruningTargetSpace, settings: Posterior, kl_weight: float) -> None:
+    def __init__(self, space: PruningTargetSpace, settings: PosteriorSettings, kl_weight: float) -> None:
         self.space = space
         self.settings = settings
         self.kl_weight = kl_weight

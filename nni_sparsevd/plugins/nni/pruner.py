@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...convert import kl_weight
 from ...errors import ModelError, SettingError, SparseVDWarning, TrainingError
-from ..settings import SparseVD
+from ...regularize.settings import SparseVDSettings
 from .config import check_config
 from .gates import Gates, find_places
 from .learning import Learning
@@ -52,9 +52,9 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         training_steps: int | None = None,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
         *,
-        settings: SparseVD | None = None,
+        settings: SparseVDSettings | None = None,
     ) -> None:
-        self.settings = settings or SparseVD()
+        self.settings = settings or SparseVDSettings()
         if self.settings.posterior.include or self.settings.posterior.exclude:
             raise SettingError("posterior.include, posterior.exclude: in NNI the config_list selects; use its keys")
         granularity = self.settings.posterior.granularity
@@ -85,7 +85,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         evaluator: Evaluator | None = None,
         training_steps: int | None = None,
         *,
-        settings: SparseVD | None = None,
+        settings: SparseVDSettings | None = None,
     ) -> "SparseVDPruner":
         """Go on with the model, the wrappers and the evaluator of another compressor."""
         pruner: SparseVDPruner = super().from_compressor(

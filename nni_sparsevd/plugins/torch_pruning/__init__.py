@@ -1,11 +1,11 @@
 """Sparse VD for Torch-Pruning: another importance for all its pruners, and a pruner that decides by itself."""
 
-from ..settings import SparseVD
-from .budget import Budget
+from ...regularize.budget import Budget
+from ...regularize.settings import SparseVDSettings
 from .cutting import register
 from .importance import SparseVDImportance
 from .pruner import SparseVDPruner
 
-__all__ = ["Budget", "SparseVD", "SparseVDImportance", "SparseVDPruner"]
+__all__ = ["Budget", "SparseVDImportance", "SparseVDPruner", "SparseVDSettings"]
 
 register()

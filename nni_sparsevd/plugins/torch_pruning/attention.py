@@ -8,7 +8,7 @@ from torch import nn
 
 from ...errors import ModelError
 from ...nn import ChannelGate
-from ...recipe import Posterior
+from ...recipe import PosteriorSettings
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def find_attentions(model: nn.Module) -> list[Attention]:
     return found
 
 
-def attach_gates_(attentions: list[Attention], posterior: Posterior) -> None:
+def attach_gates_(attentions: list[Attention], posterior: PosteriorSettings) -> None:
     """One gate on each dimension of each head: on its query and its value, so that its key has no say either.
 
     Where queries and keys are normalised, a dimension has a say in the others; there is no gate then.

@@ -13,10 +13,10 @@ from ...convert import bake_, sparsify_
 from ...errors import SettingError
 from ...graph import Inputs, evaluation_mode
 from ...nn import ChannelGate, kl, named_posteriors, plain_copy, to_plain_network_
-from ..settings import SparseVD
-from ..variances import Variances
+from ...regularize.budget import Arrival, Budget, Controller, best_cutoff, copy_with_map, cost_of, weigh_by_macs_
+from ...regularize.settings import SparseVDSettings
+from ...regularize.variances import Variances
 from .attention import attach_gates_, find_attentions, update_attentions_
-from .budget import Arrival, Budget, Controller, best_cutoff, copy_with_map, cost_of, weigh_by_macs_
 from .importance import SparseVDImportance
 from .scored import Scored
 
@@ -75,7 +75,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         importance: SparseVDImportance | None = None,
         pruning_ratio: float | None = None,
         *,
-        settings: SparseVD | None = None,
+        settings: SparseVDSettings | None = None,
         training_steps: int | None = None,
         budget: Budget | None = None,
         **options: Unpack[Options],
@@ -87,7 +87,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         by_ratio = pruning_ratio is not None or "pruning_ratio_dict" in options
         if budget is not None and (by_ratio or not isinstance(example_inputs, Tensor)):
             raise SettingError("SparseVDPruner: a budget goes with one input tensor and without a pruning_ratio")
-        self.settings = settings or SparseVD()
+        self.settings = settings or SparseVDSettings()
         self._by_itself = not by_ratio
         self._training_steps, self._done = training_steps, 0
         self._attentions = find_attentions(model)

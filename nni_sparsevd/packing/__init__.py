@@ -1,6 +1,0 @@
-"""Sparse tensors in few bytes: positions near their entropy, values as exact as asked for."""
-
-from .pack import pack, unpack
-from .values import CODINGS, Coding
-
-__all__ = ["CODINGS", "Coding", "pack", "unpack"]

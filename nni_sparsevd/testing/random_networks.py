@@ -1,0 +1,53 @@
+"""Networks whose comparison means something."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def randomize_(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw norms, biases and layer scales at random, in place: fresh timm networks hide whole branches behind zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            for name, tensor in module.named_parameters(recurse=False):
+                if not tensor.is_floating_point():
+                    continue
+                if sum(size > 1 for size in tensor.shape) <= 1:  # one number a channel, whatever its shape
+                    centre = 1.0 if name in ("weight", "gamma") else 0.0
+                    tensor.copy_(centre + 0.3 * torch.randn(tensor.shape, generator=generator))
+                elif not tensor.any():
+                    tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+            for name, buffer in module.named_buffers(recurse=False):
+                if name == "running_var":
+                    buffer.uniform_(0.5, 1.5, generator=generator)
+                elif name == "running_mean":
+                    buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
+    return model
+
+
+def settle_(model: nn.Module, example: Tensor, seed: int = 0) -> nn.Module:
+    """Set the statistics of batch norms to those of random inputs, disturbed at random, in place.
+
+    With statistics that have nothing to do with what arrives, values grow from layer to layer, up to 1e11 in timm's
+    inception_v3, and rounding with them: float32 alone is then wrong by more than the difference that is looked for.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def settle(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach().transpose(0, 1).flatten(1)
+        size = x.square().mean(1).sqrt() + 1e-3
+        disturbed = 0.3 * torch.randn(2, len(size), generator=generator).to(x)
+        norm.running_mean.copy_(x.mean(1) + disturbed[0] * size)
+        norm.running_var.copy_((size * (1 + disturbed[1]).clamp_min(0.3)).square())
+
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(settle) for norm in norms if norm.running_mean is not None]
+    try:
+        with torch.no_grad():
+            model(torch.randn(example.shape, generator=generator, dtype=torch.float64).to(example))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return model

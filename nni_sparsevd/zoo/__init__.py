@@ -1,7 +1,0 @@
-"""The zoo: does exact shrinking hold for every architecture that timm has?"""
-
-from ..processes import Limits
-from .run import run_zoo
-from .table import summary, table
-
-__all__ = ["Limits", "run_zoo", "summary", "table"]
