@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from .errors import MaskError, ModelError, SettingError
 from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
 from .nn import ChannelGate, Variational, gate_sites, is_variational, output_dim, plain_copy
-from .posterior import group_log_alpha
+from .posterior import DEFAULT_THRESHOLD, group_log_alpha
 from .recipe import MaskSettings, make
 
 Masks = dict[str, dict[str, Tensor]]
@@ -54,7 +54,9 @@ def compute_masks(
 def _cut(scores: dict[str, Tensor], chosen: MaskSettings, own: dict[str, float] | None = None) -> dict[str, Tensor]:
     """Keep (True) what scores below the threshold, or all but a fraction `ratio` of the highest scores."""
     if chosen.ratio is None:
-        return {name: score < _limit(chosen, (own or {}).get(name, 3.0)) for name, score in scores.items()}
+        return {
+            name: score < _limit(chosen, (own or {}).get(name, DEFAULT_THRESHOLD)) for name, score in scores.items()
+        }
     if chosen.scope == "layer":
         return {name: _all_but_highest(score, chosen.ratio) for name, score in scores.items()}
     together = torch.cat([score.flatten() for score in scores.values()])

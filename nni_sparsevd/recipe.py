@@ -22,7 +22,7 @@ from pydantic import (
 
 from .errors import SettingError
 from .files import write_bytes
-from .posterior import Estimator, Prior, Variance
+from .posterior import DEFAULT_THRESHOLD, Estimator, Prior, Variance
 
 Fraction = Annotated[float, Ge(0), Lt(1)]
 Argument = int | float | str | bool | list[int]
@@ -52,7 +52,7 @@ class PosteriorSettings(Settings):
     """A posterior per weight, one per coupled channel (a gate), or both."""
     init_log_sigma2: float = -10.0
     """Where every log sigma^2 starts."""
-    threshold: NonNegativeFloat = 3.0
+    threshold: NonNegativeFloat = DEFAULT_THRESHOLD
     """A weight or channel whose log alpha reaches this is removed."""
     include: tuple[str, ...] = ()
     """Module names, shell patterns of names, or type names to convert; empty means all."""

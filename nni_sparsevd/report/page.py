@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from .. import errors, files
+from ..posterior import DEFAULT_THRESHOLD
 from . import pictures
 
 PICTURES = {
@@ -73,7 +74,8 @@ def _draw(folder: Path, result: Any, rows: list[dict[str, Any]], curve: Any, his
             del drawn["curve"]
     with _naming(folder / "log_alpha.json"):
         if history and history["epochs"]:
-            pictures.log_alpha_histograms(history, curve["chosen"] if curve else 3.0, drawn["log_alpha"])
+            decided = curve["chosen"] if curve else DEFAULT_THRESHOLD
+            pictures.log_alpha_histograms(history, decided, drawn["log_alpha"])
         else:
             del drawn["log_alpha"]
     return drawn

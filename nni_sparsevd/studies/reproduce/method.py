@@ -6,10 +6,8 @@ import numpy as np
 import torch
 
 from ...files import load_tensors
-from ...posterior import Prior, kl_elements, log_alpha
+from ...posterior import DEFAULT_THRESHOLD, Prior, kl_elements, log_alpha
 from ...report.pictures import BLUE, GREY, ORANGE, figure
-
-THRESHOLD = 3.0
 
 
 def posterior(run: Path, path: Path) -> None:
@@ -21,7 +19,7 @@ def posterior(run: Path, path: Path) -> None:
     tensors = load_tensors(run / "posterior.safetensors")[0]
     name = next(key.removesuffix(".log_sigma2") for key in tensors if key.endswith(".log_sigma2"))
     theta, log_sigma2 = tensors[f"{name}.weight"].flatten(), tensors[f"{name}.log_sigma2"].flatten()
-    removed = log_alpha(theta, log_sigma2) >= THRESHOLD
+    removed = log_alpha(theta, log_sigma2) >= DEFAULT_THRESHOLD
     reach = 1.6 * float(theta[~removed].abs().quantile(0.9)) if (~removed).any() else 0.5
     w = np.linspace(-reach, reach, 2001)
     with figure(path, 7.0, 3.0) as axes:
@@ -49,8 +47,8 @@ def kl(path: Path) -> None:
     with figure(path, 7.0, 3.0) as axes:
         for (prior, label, line), colour in zip(kinds, (BLUE, ORANGE, GREY), strict=True):
             axes.plot(ratio, kl_elements(ratio, prior), line, color=colour, label=label)
-        axes.axvline(THRESHOLD, color="black", linestyle="--", linewidth=1)
-        axes.annotate(" removed", (THRESHOLD, 4), fontsize=9)
+        axes.axvline(DEFAULT_THRESHOLD, color="black", linestyle="--", linewidth=1)
+        axes.annotate(" removed", (DEFAULT_THRESHOLD, 4), fontsize=9)
         axes.set_xlabel("log α")
         axes.set_ylabel("KL of one weight, nats")
         axes.legend(frameon=False)

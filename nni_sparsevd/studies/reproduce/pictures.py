@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ...files import read_json
+from ...posterior import DEFAULT_THRESHOLD
 from ...report.pictures import BLUE, GREY, ORANGE, STYLE, figure
 from . import animation, method
 from .experiments import Experiment
@@ -148,8 +149,8 @@ def _heat(axes: Axes, history: dict[str, Any]) -> None:
     columns = np.array([*epochs, epochs[-1] + 1]) - 0.5
     axes.grid(visible=False)
     axes.pcolormesh(columns, np.array(history["edges"]), share.T + 1e-3, norm=LogNorm(1e-2, 30), cmap="magma_r")
-    axes.axhline(method.THRESHOLD, color=LINE, linestyle="--", linewidth=1)
-    axes.annotate("removed", (epochs[0], method.THRESHOLD + 0.4), color=LINE, fontsize=9)
+    axes.axhline(DEFAULT_THRESHOLD, color=LINE, linestyle="--", linewidth=1)
+    axes.annotate("removed", (epochs[0], DEFAULT_THRESHOLD + 0.4), color=LINE, fontsize=9)
     axes.set_ylim(-12, 20)
     axes.set_xlabel("epoch of the sparse stage")
     axes.set_ylabel("log α")
