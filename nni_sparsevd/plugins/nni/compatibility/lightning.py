@@ -5,7 +5,8 @@ from typing import Any
 
 from nni.compression.utils import evaluator
 
-from .repairs import Patch, repair
+from ...patching import Patch
+from .repairs import repair
 
 
 def _fit_loop() -> Any:

@@ -5,34 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....errors import SettingError
-
-
-class Patch:
-    """Sets attributes and dictionary entries of NNI, and remembers what was there."""
-
-    def __init__(self) -> None:
-        self._before: list[tuple[Any, str, Any]] = []
-
-    def set(self, owner: Any, name: str, value: Any) -> None:
-        """Replace `owner.name`, or `owner[name]` of a dictionary."""
-        before = owner.get(name, _ABSENT) if isinstance(owner, dict) else vars(owner).get(name, _ABSENT)
-        self._before.append((owner, name, before))
-        _put(owner, name, value)
-
-    def undo(self) -> None:
-        """Put everything back as it was."""
-        while self._before:
-            _put(*self._before.pop())
-
-
-_ABSENT = object()
-
-
-def _put(owner: Any, name: str, value: Any) -> None:
-    if isinstance(owner, dict):
-        owner.pop(name, None) if value is _ABSENT else owner.__setitem__(name, value)
-    else:
-        delattr(owner, name) if value is _ABSENT else setattr(owner, name, value)
+from ...patching import Patch
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
+from ...patching import Patch
 from ..graph import trace
-from .repairs import Patch, repair
+from .repairs import repair
 
 Replace = Callable[[Any, Any], nn.Module]
 
@@ -32,12 +33,9 @@ def pytree_registration(patch: Patch) -> None:
         if cls not in _pytree.SUPPORTED_NODES:
             register(cls, *args, **kwargs)
 
-    during = Patch()
-    during.set(_pytree, "_register_pytree_node", skip)
-    try:
+    with Patch() as during_import:
+        during_import.set(_pytree, "_register_pytree_node", skip)
         import nni.compression.speedup.utils  # noqa: F401  for its effect
-    finally:
-        during.undo()
 
 
 @repair(since="torch 2.2")

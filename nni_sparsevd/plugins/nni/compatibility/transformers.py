@@ -9,7 +9,8 @@ import nni
 from nni.common import is_traceable
 from nni.compression.utils import evaluator
 
-from .repairs import Patch, repair
+from ...patching import Patch
+from .repairs import repair
 
 Tasks = list[Callable[[], Any]]
 
