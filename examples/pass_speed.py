@@ -28,7 +28,7 @@ from nni_sparsevd.files import write_json
 from nni_sparsevd.graph import channel_graph
 from nni_sparsevd.masks import apply_masks_
 from nni_sparsevd.plugins.nni.graph import trace
-from nni_sparsevd.shrinking import apply_plan_, check, plan_of
+from nni_sparsevd.shrinking import apply_plan_, check, plan_removal
 from nni_sparsevd.studies.zoo.trials import killing
 from nni_sparsevd.testing import randomize_
 from nni_sparsevd.training.environment import describe_environment
@@ -51,7 +51,7 @@ def ours(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
     apply_masks_(masked, masks)
 
     def run() -> nn.Module:
-        return apply_plan_(copy.deepcopy(masked), plan_of(masked, channel_graph(masked, x)))
+        return apply_plan_(copy.deepcopy(masked), plan_removal(masked, channel_graph(masked, x)))
 
     return run
 

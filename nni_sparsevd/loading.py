@@ -26,7 +26,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     )
 
     if str(path).startswith(storage.PREFIX):
-        path = storage.fetched(str(path))
+        path = storage.fetch_weights(str(path))
     elif Path(path).is_dir():
         path = Path(path) / storage.WEIGHTS
         if not path.exists():

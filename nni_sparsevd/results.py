@@ -44,7 +44,7 @@ def finish(done: Compressed, folder: Path) -> str:
         "weights": _weights(done),
         "size": _sizes(networks, folder, done.example_inputs[:1]),
         "check": result.to_dict(),
-        "plan": account.rows(),
+        "plan": account.to_rows(),
         "shrinking_seconds": round(time.monotonic() - began, 2),
         **{key: read_json(folder / "environment.json")[key] for key in ("command", "seed", "threads")},
     }

@@ -106,7 +106,7 @@ def test_the_plan_as_data() -> None:
     assert svd.make_plan(model, image()) == plan
     read = json.loads(plan.to_json())
     assert (
-        read["groups"] == json.loads(json.dumps(plan.rows()))
+        read["groups"] == json.loads(json.dumps(plan.to_rows()))
         and sum(g["removed"] for g in read["groups"]) == plan.removed
     )
     assert read["cuts"]["a.weight:0"] == list(plan.cuts["a.weight", 0])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, SettingError, describe_error
 from ..graph import Inputs, as_tuple, evaluation_mode
 from ..nn import is_variational
-from ..shrinking import random_like
+from ..shrinking import draw_inputs
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest output."""
@@ -147,7 +147,7 @@ def _compared(model: nn.Module, run: Run, inputs: Arrays, chosen: Format, dynami
     sizes = BATCHES if dynamic else (len(inputs[0]),)
     absolute = largest = 0.0
     for size in sizes:
-        drawn = random_like(inputs, size, generator)
+        drawn = draw_inputs(inputs, size, generator)
         batch = tuple(value.to(like.dtype) for value, like in zip(drawn, inputs, strict=True))
         with torch.no_grad():
             expected = model(*batch)

@@ -61,8 +61,8 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
     """
     generator = torch.Generator().manual_seed(seed)
     example = as_tuple(example_inputs)
-    batches = [random_like(example, size, generator) for _ in range(rounds) for size in BATCHES]
-    larger = random_like(tuple(_enlarged(value) for value in example), 1, generator)
+    batches = [draw_inputs(example, size, generator) for _ in range(rounds) for size in BATCHES]
+    larger = draw_inputs(tuple(_enlarged(value) for value in example), 1, generator)
     if any(value.shape[1:] != given.shape[1:] for value, given in zip(larger, example, strict=True)):
         batches += [larger] if _runs(_on(model, torch.float64), larger) else []
     exact, exact_small = (_all_outputs(one, torch.float64, batches) for one in (model, small))
@@ -86,7 +86,7 @@ def gradient_difference(
     gradient is gone.
     """
     generator = torch.Generator().manual_seed(seed)
-    batch = random_like(as_tuple(example_inputs), BATCHES[-1], generator)
+    batch = draw_inputs(as_tuple(example_inputs), BATCHES[-1], generator)
     first, second = (_on(one, torch.float64) for one in (model, small))
     gradients: list[dict[str, Tensor]] = []
     weights: list[Tensor] = []
@@ -162,7 +162,7 @@ def _enlarged(value: Tensor) -> Tensor:
     return value.new_empty(1, value.shape[1], *(size + LARGER for size in value.shape[2:]))
 
 
-def random_like(example: tuple[Tensor, ...], batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+def draw_inputs(example: tuple[Tensor, ...], batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
     """A batch in the shape of `example`: normal numbers in float64, or the example's own integers, picked at random."""
     drawn = []
     for value in example:

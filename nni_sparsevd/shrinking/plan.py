@@ -39,7 +39,7 @@ class Plan:
         """Channels removed, over all groups."""
         return sum(group.removed for group in self.groups)
 
-    def rows(self) -> list[dict[str, object]]:
+    def to_rows(self) -> list[dict[str, object]]:
         """One JSON-able row a group."""
         names = ("name", "modules", "channels", "removed", "dead", "reason")
         return [{name: getattr(group, name) for name in names} for group in self.groups]
@@ -48,7 +48,7 @@ class Plan:
         """The account and the cuts."""
         cuts = {f"{name}:{dim}": indices for (name, dim), indices in self.cuts.items()}
         merges = {f"{name}:{dim}": [asdict(merge) for merge in found] for (name, dim), found in self.merges.items()}
-        return json.dumps({"groups": self.rows(), "cuts": cuts, "merges": merges}, indent=1)
+        return json.dumps({"groups": self.to_rows(), "cuts": cuts, "merges": merges}, indent=1)
 
     def __str__(self) -> str:
         width = max((len(group.name) for group in self.groups), default=5)
@@ -73,10 +73,10 @@ def make_plan(model: nn.Module, example_inputs: Inputs, *, round_to: int = 1, re
 
     Raises `TraceError` when the network cannot be traced, `SettingError` for a `round_to` below 1.
     """
-    return plan_of(model, channel_graph(model, example_inputs, remember_norms=remember_norms), round_to)
+    return plan_removal(model, channel_graph(model, example_inputs, remember_norms=remember_norms), round_to)
 
 
-def plan_of(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Plan:
+def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Plan:
     """`make_plan` for a network whose channels are known; zeros in weights do not change them."""
     if round_to < 1:
         raise SettingError(f"round_to: a number of channels, 1 or more, found {round_to}")

@@ -8,7 +8,7 @@ from ..graph import ChannelGraph, Inputs, channel_graph, copy_of
 from ..masks import Masks
 from .apply import apply_plan_
 from .comparison import CheckResult, check
-from .plan import Plan, plan_of
+from .plan import Plan, plan_removal
 
 
 def shrink(
@@ -44,7 +44,7 @@ def shrink_masked(
     masked: nn.Module, graph: ChannelGraph, example_inputs: Inputs, round_to: int = 1
 ) -> tuple[nn.Module, Plan, CheckResult]:
     """`shrink` for a network that is baked and masked already; also returns the comparison with it."""
-    plan = plan_of(masked, graph, round_to)
+    plan = plan_removal(masked, graph, round_to)
     small = apply_plan_(copy_of(masked), plan)
     try:
         result = check(masked, small, example_inputs, rounds=1)

@@ -1,6 +1,6 @@
 """Networks in files: saved and loaded without pickle, packed near their entropy, on the Hugging Face hub."""
 
-from .hub import PREFIX, WEIGHTS, fetched, push, save_folder
+from .hub import PREFIX, WEIGHTS, fetch_weights, push, save_folder
 from .networks import describe_file, load, save
 from .packing import Coding
 from .structure import timm_structure
@@ -10,7 +10,7 @@ __all__ = [
     "WEIGHTS",
     "Coding",
     "describe_file",
-    "fetched",
+    "fetch_weights",
     "load",
     "push",
     "save",

@@ -83,7 +83,7 @@ def push(folder: Path | str, repository: str, *, private: bool = False, revision
     return str(sent.commit_url)
 
 
-def fetched(address: str) -> Path:
+def fetch_weights(address: str) -> Path:
     """Download the one file that `load` reads from hf-hub:OWNER/NAME[@REVISION]; gives its place in the hub's cache.
 
     Raises `SettingError` when the hub has no such network or cannot be reached.

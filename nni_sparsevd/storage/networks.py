@@ -18,7 +18,7 @@ from ..errors import FileFormatError, ModelError
 from ..files import load_tensors, save_tensors
 from ..nn import is_variational
 from ..recipe import Argument
-from ..shrinking import RememberingLayerNorm, attributes, differences, resize_
+from ..shrinking import RememberingLayerNorm, read_attributes, read_changed_attributes, resize_
 from .packing import Coding, pack, unpack
 
 FORMAT = "nni_sparsevd.model"
@@ -63,9 +63,9 @@ def save(
         reference = models.build(name, arguments)
         _remember_(reference, header["remembering"], Path(path))
         _same_skeleton(reference, model, f"timm.create_model({name!r}, **{arguments})")
-        header["attributes"] = differences(model, reference)
+        header["attributes"] = read_changed_attributes(model, reference)
     else:
-        header["attributes"] = attributes(model)
+        header["attributes"] = read_attributes(model)
     tensors = model.state_dict()
     if measure is not None:
         header["measured"] = dict(measure(model if coding is None else _as_packed(model, coding)))

@@ -6,7 +6,7 @@ from torch import nn
 from ..errors import ModelError, describe_error
 from ..graph import Inputs, as_tuple, evaluation_mode
 from ..recipe import Argument
-from ..shrinking import random_like
+from ..shrinking import draw_inputs
 
 SEPARATOR = "***"
 TOLERANCE = 1e-4
@@ -35,7 +35,7 @@ def timm_structure(
         raise ModelError(f"timm does not know {type(model).__name__}: pass the name that it is built by")
     text = SEPARATOR.join(f"{key}:{list(tensor.shape)}" for key, tensor in model.state_dict().items())
     given = as_tuple(example_inputs)
-    drawn = random_like(given, 2, torch.Generator().manual_seed(0))
+    drawn = draw_inputs(given, 2, torch.Generator().manual_seed(0))
     inputs = [value.to(like.dtype) for value, like in zip(drawn, given, strict=True)]
     try:
         rebuilt = adapt_model_from_string(models.build(name, arguments), text)

@@ -13,7 +13,7 @@ from torch.amp.grad_scaler import GradScaler as Scaler
 
 from ..errors import FileFormatError, TrainingError
 from ..files import load_tensors, save_tensors
-from ..shrinking import Attributes, attributes, resize_
+from ..shrinking import Attributes, read_attributes, resize_
 from .sharding import like, whole
 
 KEY = "nni_sparsevd.checkpoint"
@@ -117,7 +117,7 @@ def take(
         "groups": [{k: v for k, v in g.items() if isinstance(v, int | float)} for g in optimizer.param_groups],
         "scaler": {} if scaler is None else scaler.state_dict(),
     }
-    return Checkpoint(place, tensors, scalars, attributes(model) if resized else {})
+    return Checkpoint(place, tensors, scalars, read_attributes(model) if resized else {})
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:

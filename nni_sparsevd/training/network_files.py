@@ -8,14 +8,14 @@ from torch import nn
 from .. import models
 from ..errors import FileFormatError
 from ..files import load_tensors, save_tensors
-from ..shrinking import attributes, resize_
+from ..shrinking import read_attributes, resize_
 
 SIZES = "nni_sparsevd.sizes"
 
 
 def write(model: nn.Module, path: Path, *, resized: bool = False) -> None:
     """Write the state of `model`; a network that is `resized` has other sizes than the recipe gives it."""
-    save_tensors(model.state_dict(), path, {SIZES: json.dumps(attributes(model))} if resized else None)
+    save_tensors(model.state_dict(), path, {SIZES: json.dumps(read_attributes(model))} if resized else None)
 
 
 def read_(model: nn.Module, path: Path) -> nn.Module:

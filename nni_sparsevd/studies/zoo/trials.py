@@ -13,7 +13,7 @@ from ...errors import TraceError
 from ...graph import ChannelGraph, channel_graph, copy_of, forget_
 from ...masks import Masks, apply_masks_, silence_group_
 from ...measure import count_macs, count_parameters
-from ...shrinking import Plan, apply_plan_, check, gradient_difference, make_plan, plan_of
+from ...shrinking import Plan, apply_plan_, check, gradient_difference, make_plan, plan_removal
 from ...testing import randomize_, settle_
 from .families import Member
 
@@ -77,7 +77,7 @@ def run_trial(member: Member, kill: str, seed: int) -> Row:
     masks, killed = killing(model, graph, kill, seed)
     apply_masks_(model, masks)
     began = time.perf_counter()
-    plan = plan_of(model, graph)
+    plan = plan_removal(model, graph)
     small = apply_plan_(copy_of(model), plan)
     seconds += time.perf_counter() - began
     result = check(model, small, example, rounds=1, seed=seed)

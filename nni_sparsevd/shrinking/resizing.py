@@ -14,15 +14,15 @@ Attributes = dict[str, dict[str, Any]]
 """Module name -> its plain attributes: numbers, words, and tuples and lists of them."""
 
 
-def attributes(model: nn.Module) -> Attributes:
+def read_attributes(model: nn.Module) -> Attributes:
     """The plain public attributes of every module: `out_channels`, `num_heads`, ..."""
     return {name: dict(_plain(module)) for name, module in model.named_modules()}
 
 
-def differences(model: nn.Module, original: nn.Module) -> Attributes:
+def read_changed_attributes(model: nn.Module, original: nn.Module) -> Attributes:
     """Those of them that `original`, a network of the same modules, has too, but otherwise."""
-    originals, found = attributes(original), {}
-    for name, now in attributes(model).items():
+    originals, found = read_attributes(original), {}
+    for name, now in read_attributes(model).items():
         before = originals[name]
         changed = {k: v for k, v in now.items() if k in before and (before[k] != v or type(before[k]) is not type(v))}
         if changed:
