@@ -20,9 +20,9 @@ help: ## say what each target does
 
 demo: .venv/ready ## sparsify, shrink, check and report two networks on scikit-learn's digits
 	@echo "== single weights of LeNet-300-100"
-	$(BIN)/nni-sparsevd compress --recipe examples/digits_unstructured.toml --out $(RUNS)/digits_unstructured --overwrite
+	$(BIN)/nni-sparsevd compress --recipe examples/recipes/digits_unstructured.toml --out $(RUNS)/digits_unstructured --overwrite
 	@echo "== whole channels of a timm ResNet-18"
-	$(BIN)/nni-sparsevd compress --recipe examples/digits_structured.toml --out $(RUNS)/digits_structured --overwrite
+	$(BIN)/nni-sparsevd compress --recipe examples/recipes/digits_structured.toml --out $(RUNS)/digits_structured --overwrite
 	@echo "== done: open $(RUNS)/digits_unstructured/report.html and $(RUNS)/digits_structured/report.html"
 
 test: lint types docs ## lint, types, docs, and all tests

@@ -1,4 +1,6 @@
-"""Latency before and after, for ten families with half of their channels: `python examples/zoo_latency.py OUT.json`.
+"""Latency before and after, for ten families with half of their channels.
+
+Run: `python examples/benchmarks/zoo_latency.py OUT.json`
 
 Every second channel of every removable group goes ("half" of `nni-sparsevd zoo`; layer norms may remember).  PyTorch
 eager, torch.compile, ONNX Runtime, ExecuTorch and, where it is installed, LiteRT, float32, batch 1, one thread.  Each

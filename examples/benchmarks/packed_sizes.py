@@ -1,4 +1,6 @@
-"""How small finished runs of `compress` are as files: `python examples/packed_sizes.py OUT.json '[RUN,RUN]'`.
+"""How many bytes finished runs of `compress` need as files.
+
+Run: `python examples/benchmarks/packed_sizes.py OUT.json '[RUN,RUN]'`
 
 The dense network, its masked twin compressed by gzip and xz, and the shrunk network packed in every coding, with the
 test error of what the file gives back.
@@ -54,7 +56,7 @@ def main(out: Path, runs: list[Path]) -> None:
         runs: folders of finished runs
     """
     torch.set_num_threads(1)
-    command = ["examples/packed_sizes.py", str(out), *map(str, runs)]
+    command = ["examples/benchmarks/packed_sizes.py", str(out), *map(str, runs)]
     write_json(out, {"environment": describe_environment(command, 0), "results": [measure(run) for run in runs]})
 
 

@@ -1,4 +1,6 @@
-"""Half of the MACs of a timm network on CIFAR-10 (JPEG): `python examples/cifar10_budget.py OUT.json`.
+"""Half of the MACs of a timm network on CIFAR-10 (JPEG).
+
+Run: `python examples/benchmarks/cifar10_budget.py OUT.json`
 
 SparseVDPruner with a budget beside two of Torch-Pruning's own: the same dense start, the same epochs before and after
 the cut, the same optimizer, the same MACs.  What OUT.json has already is not done again; the start lies beside it.
@@ -122,7 +124,7 @@ def start(path: Path, data: DataSets) -> nn.Module:
     return model
 
 
-def main(out: Path, data: Path = Path("../shared/data/cifar10"), images: int = 20_000) -> None:
+def main(out: Path, data: Path = Path("data/cifar10"), images: int = 20_000) -> None:
     """Train the dense start and each method in turn.
 
     Args:
@@ -135,7 +137,7 @@ def main(out: Path, data: Path = Path("../shared/data/cifar10"), images: int = 2
     results = (
         read_json(out)
         if out.exists()
-        else {"environment": describe_environment(["examples/cifar10_budget.py", str(out)], 0)}
+        else {"environment": describe_environment(["examples/benchmarks/cifar10_budget.py", str(out)], 0)}
     )
     results["setting"] = {"network": NAME, "images": len(sets.train), "epochs": [DENSE, SPARSE, TUNE], "batch": BATCH}
     dense = start(out.with_suffix(".safetensors"), sets)

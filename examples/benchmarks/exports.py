@@ -1,4 +1,6 @@
-"""Every exporter on many networks, dense, masked and shrunk: `python examples/exports.py OUT.json`.
+"""Every exporter on many networks: dense, masked and shrunk.
+
+Run: `python examples/benchmarks/exports.py OUT.json`
 
 A row a network and format, each in a process of its own; rows that OUT.json has are not made again.
 """
@@ -90,7 +92,10 @@ def main(out: Path, models: list[str] | None = None, jobs: int = 1, rows: Path =
     known |= {(task.model, task.format): read_json(task.row) for task in tasks if task.row.exists()}
     write_json(
         out,
-        {"environment": describe_environment(["examples/exports.py", str(out)], 0), "results": list(known.values())},
+        {
+            "environment": describe_environment(["examples/benchmarks/exports.py", str(out)], 0),
+            "results": list(known.values()),
+        },
     )
 
 

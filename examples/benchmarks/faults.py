@@ -1,4 +1,6 @@
-"""What breaks a run, and what is left of it: `python examples/faults.py OUT.json`.  Linux; disks that fill need root.
+"""What breaks a run, and what is left of it.  Linux; the tests of a full disk need root.
+
+Run: `python examples/benchmarks/faults.py OUT.json`
 
 One recipe on the embedded digits: dense, sparse, threshold, fine-tuning, with a checkpoint every 60 ms.  A run is
 broken off at a random moment, again and again until it is through; then all that it left is compared, bit by bit,

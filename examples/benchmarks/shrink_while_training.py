@@ -1,4 +1,6 @@
-"""What shrinking on the way saves: `python examples/shrink_while_training.py OUT.json ../shared/data`.
+"""What shrinking during training saves.
+
+Run: `python examples/benchmarks/shrink_while_training.py OUT.json DATA`
 
 A ResNet-18 of a quarter of the width on CIFAR-10, whole channels, from scratch: dense; with gates, cut at the end; with
 gates, and `shrink_` after every epoch, of what is above the threshold or of what is far above it.  The same images in

@@ -1,4 +1,6 @@
-"""What a phone saves: `python examples/mobile.py RUN OUT.json`, RUN a finished run of `compress`.
+"""What a phone saves.  RUN is a finished run of `compress`.
+
+Run: `python examples/benchmarks/mobile.py RUN OUT.json`
 
 The masked network, which is as large as the dense one, and the small network as .pte files in ExecuTorch's runtime,
 XNNPACK on one thread: bytes, milliseconds for one image, and memory that a process takes to open and run the file.
@@ -74,7 +76,7 @@ def main(run: Path, out: Path) -> None:
                 grown = [pool.apply(taken, (path, tiny, shape)) for _ in range(PROCESSES)]
                 rows[side] |= {"milliseconds": times[side], "memory_bytes": statistics.median(grown)}
     name = svd.describe_file(run / "small.safetensors")["name"]
-    command = ["examples/mobile.py", str(run), str(out)]
+    command = ["examples/benchmarks/mobile.py", str(run), str(out)]
     write_json(out, {"environment": describe_environment(command, 0), "model": name, "input": shape, "results": rows})
 
 

@@ -1,4 +1,6 @@
-"""What posteriors, a step, masks and shrinking cost as networks grow: `python examples/large_models.py OUT.json`.
+"""What posteriors, a step, masks and shrinking cost as networks grow.
+
+Run: `python examples/benchmarks/large_models.py OUT.json`
 
 timm networks from 5 to 350 million parameters, random weights, one image of their own size, one thread; processor
 seconds of each stage, and the most memory that the process took.  Every weight has a posterior, each coupled channel

@@ -1,4 +1,6 @@
-"""Write the tables of README.md and docs/ anew from docs/results/*.json: `python examples/tables.py [--check]`.
+"""Write the tables of README.md and docs/ anew from docs/results/*.json.
+
+Run: `python docs/tables/write.py [--check]`
 
 `--collect FOLDER` first copies the results of a run there, or of an experiment of `reproduce` or a league of `bench`
 with its pictures.
@@ -18,7 +20,7 @@ from speed_tables import pass_speed, time_to_result, zoo_latency
 
 from nni_sparsevd.studies import bench, reproduce, zoo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 TITLES = {
     "resnet18_cifar10": "ResNet-18 ¼ width, CIFAR-10 (JPEG), channels",
@@ -131,22 +133,15 @@ def budget() -> list[str]:
     return lines
 
 
-PUBLISHED = (
-    ("Sparse VD, by neurons (Neklyudov et al. 2017)", "17-32-329-75", "0.75", "2.19"),
-    ("SSL (Wen et al. 2016)", "3-12-800-500", "1.00", "3.90"),
-    ("SBP (Neklyudov et al. 2017)", "3-18-284-283", "0.86", "10.49"),
-    ("BC-GNJ (Louizos et al. 2017)", "8-13-88-13", "1.0", ""),
-    ("BC-GHS (Louizos et al. 2017)", "5-10-76-16", "1.0", ""),
-)
-
-
 def lenet5_structured() -> list[str]:
+    """Published rows as the recipe of the experiment `structured` has them, then ours."""
     lines = ["| | units | error % | MACs | MACs ÷ | latency ÷, 1 image | latency ÷, 100 images |"]
     lines.append("|---|--:|--:|--:|--:|--:|--:|")
-    lines += [f"| {name} | {units} | {error} | | {fewer} | | |" for name, units, error, fewer in PUBLISHED]
+    for paper in reproduce.experiment("structured").variants["lenet5_60"].published:
+        lines.append(f"| {paper.method} | {paper.units} | {paper.error} | | {paper.macs} | | |")
     for row in read(RESULTS / "lenet5_structured.json")["results"]:
         faster = [f"{row[f'latency_batch_{batch}']['faster']:.2f}" for batch in (1, 100)]
-        units = "-".join(str(count) for count in row["units"])
+        units = " - ".join(str(count) for count in row["units"])
         error = row["test"]["error_percent"]
         lines.append(
             f"| ours, {row['name']} | {units} | {error:.2f} | {row['macs']:,} | {row['fewer_macs']:.1f} | "

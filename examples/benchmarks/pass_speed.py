@@ -1,4 +1,6 @@
-"""How long planning and shrinking take, beside Torch-Pruning and NNI: `python examples/pass_speed.py OUT.json`.
+"""How long planning and shrinking take, beside Torch-Pruning and NNI.
+
+Run: `python examples/benchmarks/pass_speed.py OUT.json`
 
 Half of the channels go.  Ours: the channel graph, the plan, the cut (and, in a column of its own, the comparison that
 neither of the others makes).  Torch-Pruning: its pruner made and `step` called, its README's way with `num_heads`.

@@ -1,4 +1,6 @@
-"""Masked against sped up, by NNI's ModelSpeedup and by ExactSpeedup: `python examples/nni_speedup.py OUT.json`.
+"""The masked network beside the sped-up one, by NNI's ModelSpeedup and by ExactSpeedup.
+
+Run: `python examples/benchmarks/nni_speedup.py OUT.json`
 
 L1NormPruner masks half of the output channels, with NNI's own dependency groups; norms, biases and layer scales are
 random.  The ways take turns, on one thread; median processor time, without that of finding the dependencies.
@@ -98,7 +100,8 @@ def main(path: Path) -> None:
     warnings.simplefilter("ignore")
     results = [measure(*chosen) for chosen in NETWORKS]
     write_json(
-        path, {"environment": describe_environment(["examples/nni_speedup.py", str(path)], 0), "results": results}
+        path,
+        {"environment": describe_environment(["examples/benchmarks/nni_speedup.py", str(path)], 0), "results": results},
     )
 
 

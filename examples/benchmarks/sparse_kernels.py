@@ -1,4 +1,7 @@
-"""Where a sparse kernel beats a dense one on this processor: `python examples/sparse_kernels.py OUT.json`."""
+"""Where a sparse kernel beats a dense one on this processor.
+
+Run: `python examples/benchmarks/sparse_kernels.py OUT.json`
+"""
 
 import sys
 from pathlib import Path
@@ -41,7 +44,11 @@ def main(out: Path) -> None:
     torch.manual_seed(0)
     results = [measure(name, batch) for name in LAYERS for batch in (1, 64)]
     write_json(
-        out, {"environment": describe_environment(["examples/sparse_kernels.py", str(out)], 0), "results": results}
+        out,
+        {
+            "environment": describe_environment(["examples/benchmarks/sparse_kernels.py", str(out)], 0),
+            "results": results,
+        },
     )
 
 

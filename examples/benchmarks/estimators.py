@@ -1,4 +1,6 @@
-"""What each way to draw the noise does to error and compression: `python examples/estimators.py OUT.json DATA`.
+"""What each estimator of the noise does to error and compression.
+
+Run: `python examples/benchmarks/estimators.py OUT.json DATA`
 
 LeNet-300-100 and LeNet-5-Caffe on part of MNIST, by the recipe of `nni-sparsevd compress`: dense, then full KL, cut at
 log alpha 3, no fine-tuning.  Rows that OUT.json has are not trained again.

@@ -1,4 +1,6 @@
-"""Whole channels of LeNet-5-Caffe on MNIST, weighed by their MACs: `python examples/lenet5_structured.py OUT.json`.
+"""Whole channels of LeNet-5-Caffe on MNIST, weighed by their MACs.
+
+Run: `python examples/benchmarks/lenet5_structured.py OUT.json`
 
 A dense network, gates on it, shrunk; gates on the shrunk one under several pressures, each shrunk again and fine-tuned.
 The held-out 5,000 of the training images chose all settings; the test images are looked at once a final network.
@@ -102,7 +104,7 @@ def row(model: nn.Module, data: datasets.DataSets, **more: Any) -> dict[str, Any
     }
 
 
-def main(out: Path, data: Path = Path("../shared/data"), folder: Path = Path("runs/structured"), seed: int = 0) -> None:
+def main(out: Path, data: Path = Path("data"), folder: Path = Path("runs/structured"), seed: int = 0) -> None:
     """Write the results to `out`; `folder` keeps the dense network for the next call."""
     began = time.process_time()
     torch.set_num_threads(1)
@@ -130,7 +132,7 @@ def main(out: Path, data: Path = Path("../shared/data"), folder: Path = Path("ru
                 "shift": SHIFT, "finetune_shift": FINETUNE_SHIFT, "batch_size": BATCH,
                 "held_out_images": len(images.holdout)}  # fmt: skip
     seconds = time.process_time() - began
-    command = ["examples/lenet5_structured.py", str(out), "--seed", str(seed)]
+    command = ["examples/benchmarks/lenet5_structured.py", str(out), "--seed", str(seed)]
     write_json(out, {"settings": settings, "results": results, "processor_seconds": seconds,
                      "environment": describe_environment(command, seed)})  # fmt: skip
 

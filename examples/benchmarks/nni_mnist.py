@@ -1,4 +1,6 @@
-"""LeNet-300-100 on MNIST through NNI: `python examples/nni_mnist.py OUT.json [--data ../shared/data]`.
+"""LeNet-300-100 on MNIST through NNI.
+
+Run: `python examples/benchmarks/nni_mnist.py OUT.json [--data DATA]`
 
 Five dense epochs, then twenty of Sparse VD that decides by itself; about four minutes on one core.
 """
@@ -80,7 +82,7 @@ def run(folder: Path, threshold: float, seed: int) -> dict[str, Any]:
     }
 
 
-def main(out: Path, data: Path = Path("../shared/data"), seed: int = 0) -> None:
+def main(out: Path, data: Path = Path("data"), seed: int = 0) -> None:
     """Run with the paper's threshold, and with 1.
 
     Args:
@@ -91,7 +93,8 @@ def main(out: Path, data: Path = Path("../shared/data"), seed: int = 0) -> None:
     torch.set_num_threads(1)
     results = [run(data, threshold, seed) for threshold in (3.0, 1.0)]
     write_json(
-        out, {"environment": describe_environment(["examples/nni_mnist.py", str(out)], seed), "results": results}
+        out,
+        {"environment": describe_environment(["examples/benchmarks/nni_mnist.py", str(out)], seed), "results": results},
     )
 
 

@@ -1,4 +1,6 @@
-"""What a training step with Sparse VD costs beside a dense one, in time and memory: `python examples/step_cost.py OUT`.
+"""What a training step with Sparse VD costs beside a dense one, in time and memory.
+
+Run: `python examples/benchmarks/step_cost.py OUT.json`
 
 All ways to train a network take turns in one process, in random order, on one thread; processor time, medians, ratios
 to dense.  A step is forward, loss, backward, KL and fused Adam.  Memory is what parameters and Adam hold, and the most

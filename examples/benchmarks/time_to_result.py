@@ -1,7 +1,9 @@
 """What a processor budget buys on LeNet-300-100, here and in two public implementations of Sparse VD.
 
-`python examples/time_to_result.py OUT.json --libraries '[nni_sparsevd, cplxmodule, pytorch_ard]'`; the other two want
-`pip install cplxmodule==2022.6 pytorch-ard==0.2.4` first.  One loop for all: five dense epochs, then the variational
+Run: `python examples/benchmarks/time_to_result.py OUT.json --libraries '[nni_sparsevd, cplxmodule, pytorch_ard]'`
+The other two need `pip install cplxmodule==2022.6 pytorch-ard==0.2.4` first.
+
+One loop for all: five dense epochs, then the variational
 layers of the library with Adam and a rate that falls to 0 as the budget runs out, so a cheaper step means more of them.
 Each library's layers, KL and masks are used as it documents them; the threshold is chosen on held-out images alike.
 """
@@ -95,7 +97,7 @@ def main(
     libraries: list[str] = ["nni_sparsevd"],  # noqa: B006
     budgets: list[float] = [120.0, 240.0],  # noqa: B006
     seeds: list[int] = [0],  # noqa: B006
-    data: Path = Path("../shared/data"),
+    data: Path = Path("data"),
 ) -> None:
     """Processor seconds of the sparse stage in `budgets`, one thread; dense epochs come on top, the same for all."""
     torch.set_num_threads(1)
@@ -104,7 +106,11 @@ def main(
         images = datasets.load(Data(name="torch/mnist", train=data, holdout=1 / 30), seed=seed)
         rows += [row(name, budget, images, seed) for budget in budgets for name in libraries]
     write_json(
-        out, {"results": rows, "environment": describe_environment(["examples/time_to_result.py", str(out)], seeds[0])}
+        out,
+        {
+            "results": rows,
+            "environment": describe_environment(["examples/benchmarks/time_to_result.py", str(out)], seeds[0]),
+        },
     )
 
 
