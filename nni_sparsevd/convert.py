@@ -99,7 +99,7 @@ def gateable(graph: ChannelGraph, layers: set[str]) -> list[ChannelGroup]:
     found = []
     for group in graph.groups:
         written = [writer.module in layers for writer in group.writers]
-        whole = all(np.array_equal(graph.axes[writer.axis], group.labels) for writer in group.writers)
+        whole = all(np.array_equal(graph.axes[writer.axis], group.channels) for writer in group.writers)
         if not group.pinned and written and all(written) and whole:
             found.append(group)
     return found

@@ -148,7 +148,7 @@ def _group_masks(model: nn.Module, graph: ChannelGraph, chosen: MaskSettings) ->
     masks: Masks = {}
     for group in graph.groups:
         if group.name in kept and not group.pinned:
-            silence_group_(masks, model, graph, group, group.labels[~kept[group.name].cpu().numpy()])
+            silence_group_(masks, model, graph, group, group.channels[~kept[group.name].cpu().numpy()])
     return masks
 
 
@@ -169,7 +169,7 @@ def _group_score(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> 
         module = model.get_submodule(name.rpartition(".")[0])
         if not isinstance(module, Variational) or not name.endswith(".weight") or dim != output_dim(module):
             continue
-        position = torch.from_numpy(graph.channels((name, dim), group))
+        position = torch.from_numpy(graph.positions_in_group((name, dim), group))
         inside = position >= 0
         others = [d for d in range(module.weight.dim()) if d != dim]
         squares = module.weight.detach().double().square().sum(others).cpu()
@@ -195,7 +195,7 @@ def silence_group_(
         parameter = module._parameters.get(key)
         if parameter is None or (name, dim) in read:
             continue
-        indices = torch.from_numpy(graph.where((name, dim), removed))
+        indices = torch.from_numpy(graph.indices_along((name, dim), removed))
         mask = masks.setdefault(name.rpartition(".")[0], {}).setdefault(key, torch.ones(parameter.shape))
         mask.index_fill_(dim, indices, 0.0)
 

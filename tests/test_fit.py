@@ -47,7 +47,7 @@ def test_sizes_that_are_read_somewhere_follow(name: str) -> None:
     model = prepared(Heads(forward))
     graph = channel_graph(model, image())
     assert free(graph) == expected
-    assert {size.origin for size in graph.sizes} == {("", attribute, at) for attribute, at in origins}
+    assert {size.origin for size in graph.size_attributes} == {("", attribute, at) for attribute, at in origins}
     masks, killed = killing(model, graph, "half", 0)
     apply_masks_(model, masks)
     small, plan = assert_law(model, image())

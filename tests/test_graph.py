@@ -73,8 +73,8 @@ def test_concatenation_keeps_its_parts_apart() -> None:
     assert found["left"] == (4, {"left.weight:0", "left.bias:0", "head.weight:1"}, None)
     assert found["right"] == (6, {"right.weight:0", "right.bias:0", "head.weight:1"}, None)
     groups = {group.name: group for group in graph.groups}
-    assert graph.where(("head.weight", 1), groups["left"].labels).tolist() == [0, 1, 2, 3]
-    assert graph.where(("head.weight", 1), groups["right"].labels).tolist() == [4, 5, 6, 7, 8, 9]
+    assert graph.indices_along(("head.weight", 1), groups["left"].channels).tolist() == [0, 1, 2, 3]
+    assert graph.indices_along(("head.weight", 1), groups["right"].channels).tolist() == [4, 5, 6, 7, 8, 9]
 
 
 def test_a_depthwise_convolution_lives_with_its_input() -> None:
@@ -86,7 +86,7 @@ def test_a_depthwise_convolution_lives_with_its_input() -> None:
     axes = {"first.weight:0", "first.bias:0", "deep.weight:0", "deep.bias:0", "head.weight:1"}
     assert account(graph)["first"] == (4, axes, None)
     # two outputs to each input
-    assert graph.where(("deep.weight", 0), graph.axes["first.weight", 0][[1]]).tolist() == [2, 3]
+    assert graph.indices_along(("deep.weight", 0), graph.axes["first.weight", 0][[1]]).tolist() == [2, 3]
     assert [writer.module for writer in graph.groups[0].writers] == ["deep"]  # a gate before it would be wasted
 
 
@@ -95,7 +95,7 @@ def test_flattening_repeats_a_channel_over_its_positions() -> None:
     graph = channel_graph(model, IMAGE)
     assert account(graph)["first"] == (4, {"first.weight:0", "first.bias:0", "head.weight:1"}, None)
     channel = graph.axes["first.weight", 0][[2]]
-    assert graph.where(("head.weight", 1), channel).tolist() == [8, 9, 10, 11]
+    assert graph.indices_along(("head.weight", 1), channel).tolist() == [8, 9, 10, 11]
 
 
 def test_grouped_convolution_loses_whole_groups_and_the_same_position_of_every_group() -> None:
@@ -110,13 +110,13 @@ def test_grouped_convolution_loses_whole_groups_and_the_same_position_of_every_g
     assert found["grouped"] == (4, outputs, None)
     assert found["first#2"] == (2, {"first.weight:0", "first.bias:0"} | outputs, None)
     groups = {group.name: group for group in graph.groups}
-    position, whole = groups["first"].labels[[1]], groups["first#2"].labels[[1]]
-    assert graph.where(("first.weight", 0), position).tolist() == [1, 4]
-    assert graph.where(("grouped.weight", 1), position).tolist() == [1]
-    assert graph.where(("first.weight", 0), whole).tolist() == [3, 4, 5]
-    assert graph.where(("grouped.weight", 0), whole).tolist() == [4, 5, 6, 7]
-    assert graph.channels(("first.weight", 0), groups["first"]).tolist() == [0, 1, 2, 0, 1, 2]
-    assert graph.channels(("first.weight", 0), groups["first#2"]).tolist() == [0, 0, 0, 1, 1, 1]
+    position, whole = groups["first"].channels[[1]], groups["first#2"].channels[[1]]
+    assert graph.indices_along(("first.weight", 0), position).tolist() == [1, 4]
+    assert graph.indices_along(("grouped.weight", 1), position).tolist() == [1]
+    assert graph.indices_along(("first.weight", 0), whole).tolist() == [3, 4, 5]
+    assert graph.indices_along(("grouped.weight", 0), whole).tolist() == [4, 5, 6, 7]
+    assert graph.positions_in_group(("first.weight", 0), groups["first"]).tolist() == [0, 1, 2, 0, 1, 2]
+    assert graph.positions_in_group(("first.weight", 0), groups["first#2"]).tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_transposed_convolution_writes_along_its_second_axis() -> None:
@@ -143,7 +143,7 @@ def test_squeeze_and_excite_has_a_group_of_its_own_and_couples_the_scale() -> No
 def test_an_embedding_can_lose_columns_but_no_words() -> None:
     model = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 2))
     graph = channel_graph(model, torch.zeros(2, 3, dtype=torch.long))
-    pinned = {label for group in graph.groups if group.pinned for label in group.labels}
+    pinned = {label for group in graph.groups if group.pinned for label in group.channels}
     assert not pinned & set(graph.axes["0.weight", 1].tolist())
     assert np.array_equal(graph.axes["0.weight", 1], graph.axes["1.weight", 1])
 
@@ -227,7 +227,7 @@ def test_groups_come_in_the_order_of_writing_and_do_not_overlap() -> None:
     names = [group.name for group in groups]
     order = [name for name, _ in model.named_modules()]
     assert names == sorted(names, key=order.index) and names[0] == "conv1" and names[-1] == "fc"
-    labels = np.concatenate([group.labels for group in groups])
+    labels = np.concatenate([group.channels for group in groups])
     assert len(np.unique(labels)) == len(labels)
     # a stem and a trunk per stage, one inner group a block
     assert [len(g) for g in groups] == [64, 64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512, 10]

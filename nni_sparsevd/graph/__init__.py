@@ -1,43 +1,43 @@
 """Channels: a network traced to operators, and the coupled groups that its channels form."""
 
 from .build import channel_graph
-from .code_sizes import follow
-from .groups import ChannelGraph, ChannelGroup, Product, Reader, Remembered, Size, Writer
-from .labels import Atoms, Axis, Flags, Link
-from .reshapes import segments
-from .resize import cut_, kept, left, states, without
+from .code_sizes import tighten_graph
+from .groups import ChannelGraph, ChannelGroup, Product, Reader, RememberingNorm, SizeAttribute, Writer
+from .labels import Axis, ChannelIds, Flags, Link
+from .reshapes import match_axes
+from .resize import cut_, kept_indices, named_states, remaining_sizes, remove_indices
 from .rules import CONVOLUTIONS, READERS, TRANSPOSED
-from .scales import Scale
-from .tracing import Inputs, Trace, as_tuple, copy_of, evaluation_mode, forget_
+from .scales import AttentionScale
+from .tracing import Inputs, Trace, as_tuple, clear_caches_, copy_model, evaluation_mode
 
 __all__ = [
     "CONVOLUTIONS",
     "READERS",
     "TRANSPOSED",
-    "Atoms",
+    "AttentionScale",
     "Axis",
     "ChannelGraph",
     "ChannelGroup",
+    "ChannelIds",
     "Flags",
     "Inputs",
     "Link",
     "Product",
     "Reader",
-    "Remembered",
-    "Scale",
-    "Size",
+    "RememberingNorm",
+    "SizeAttribute",
     "Trace",
     "Writer",
     "as_tuple",
     "channel_graph",
-    "copy_of",
+    "clear_caches_",
+    "copy_model",
     "cut_",
     "evaluation_mode",
-    "follow",
-    "forget_",
-    "kept",
-    "left",
-    "segments",
-    "states",
-    "without",
+    "kept_indices",
+    "match_axes",
+    "named_states",
+    "remaining_sizes",
+    "remove_indices",
+    "tighten_graph",
 ]

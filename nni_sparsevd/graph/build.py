@@ -7,10 +7,10 @@ from torch import nn
 from torch.fx import Node
 
 from .code_sizes import resolve_sizes
-from .groups import ChannelGraph, Given, Product, Reader, Remembered, Writer
-from .labels import Atoms, Tracked
+from .groups import ChannelGraph, CodeSize, Product, Reader, RememberingNorm, Writer
+from .labels import ChannelIds, TrackedTensor
 from .rules import aten
-from .scales import Scale, query_rows
+from .scales import AttentionScale, query_rows
 from .tracing import Inputs, Trace, trace
 from .walk import Walk
 
@@ -29,7 +29,7 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
 
     def solved(value: Any) -> Any:
         """The classes along each axis of a value, None for the axes that are not tracked."""
-        if isinstance(value, Tracked):
+        if isinstance(value, TrackedTensor):
             return tuple(None if atoms is None else classes[atoms] for atoms in value.atoms)
         return [solved(one) for one in value] if isinstance(value, list | tuple) else ()
 
@@ -46,36 +46,38 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
     graph = ChannelGraph(
         trace=recorded,
         axes={axis: classes[atoms] for axis, atoms in walk.equations.axes.items()},
-        count=never + 1,
+        num_channels=never + 1,
         links=links,
-        pins=pins.spread(links),
+        pins=pins.propagated(links),
         readers=tuple(readers),
         products=tuple(products),
-        sizes=(),
+        size_attributes=(),
         scales=tuple(_scale(node, classes[atoms]) for node, atoms in walk.equations.scales),
-        remembered=tuple(_remembered(recorded, node, classes[atoms]) for node, atoms in walk.equations.remembered),
-        written=tuple(writers.values()),
-        last=tuple(writer for node, writer in writers.items() if node in walk.read),
-        given=tuple(
-            Given(one.node, one.origin, classes[:0] if one.atoms is None else classes[one.atoms])
+        remembering_norms=tuple(
+            _remembered(recorded, node, classes[atoms]) for node, atoms in walk.equations.remembered
+        ),
+        writers=tuple(writers.values()),
+        last_writers=tuple(writer for node, writer in writers.items() if node in walk.read),
+        code_sizes=tuple(
+            CodeSize(one.node, one.origin, classes[:0] if one.atoms is None else classes[one.atoms])
             for one in walk.equations.written
         ),
-        values=axes,
+        value_channels=axes,
     )
     return resolve_sizes(model, graph)
 
 
-def _outputs(node: Node, axes: dict[Node, Any], never: int) -> Atoms:
+def _outputs(node: Node, axes: dict[Node, Any], never: int) -> ChannelIds:
     """The class of each output of a reader; `never` where it is no channel that could be removed."""
     dim = -1 if node.target == aten.linear.default else 1
     found, size = axes[node][dim], node.meta["val"].shape[dim]
     return np.full(size, never) if found is None else found
 
 
-def _scale(node: Any, dimensions: Atoms) -> Scale:
+def _scale(node: Any, dimensions: ChannelIds) -> AttentionScale:
     found = query_rows(node.args[0])
     assert found is not None  # or the rule would have pinned the dimensions
-    return Scale(node.meta["module"], *found, dimensions)
+    return AttentionScale(node.meta["module"], *found, dimensions)
 
 
 def _mere_norms(model: nn.Module, recorded: Trace) -> set[str]:
@@ -86,12 +88,12 @@ def _mere_norms(model: nn.Module, recorded: Trace) -> set[str]:
     return {name for name in names if not any(f"{module}.".startswith(f"{name}.") for module in busy)}
 
 
-def _remembered(recorded: Trace, norm: Node, channels: Atoms) -> Remembered:
+def _remembered(recorded: Trace, norm: Node, channels: ChannelIds) -> RememberingNorm:
     own = [node for node in recorded.graph.nodes if node.meta.get("module") == norm.meta["module"]]
     permutes = any(node.target == aten.permute.default for node in own)
-    return Remembered(norm, 1 if permutes else -1, channels)
+    return RememberingNorm(norm, 1 if permutes else -1, channels)
 
 
-def _heads(along: tuple[Atoms | None, ...]) -> dict[int, Atoms]:
+def _heads(along: tuple[ChannelIds | None, ...]) -> dict[int, ChannelIds]:
     """Classes along the batch dimensions of a product, by dimension from the end."""
     return {dim - len(along): labels for dim, labels in enumerate(along[:-2]) if labels is not None}

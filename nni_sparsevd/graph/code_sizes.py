@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from .groups import ChannelGraph, Given, Size
-from .labels import Atoms, Flags
+from .groups import ChannelGraph, CodeSize, SizeAttribute
+from .labels import ChannelIds, Flags
 from .origins import Origin
-from .resize import cut_, left
-from .tracing import Trace, record, run_copy
+from .resize import cut_, remaining_sizes
+from .tracing import Trace, make_traceable_copy, record
 
 aten = torch.ops.aten
 SUPERFLUOUS = {aten.contiguous.default, aten.alias.default, aten.clone.default}
@@ -30,32 +30,36 @@ def resolve_sizes(model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
     draw = np.random.default_rng(0)  # different numbers, so that two axes do not agree by accident
     failed = False  # code that failed once may depend on more than the sizes that it gives
     while True:
-        removed = np.zeros(graph.count, np.bool_)
+        removed = np.zeros(graph.num_channels, np.bool_)
         for group in graph.groups:
             if not group.pinned and len(group) > 1:
                 gone = removed.copy()
-                gone[graph.with_elements(draw.choice(group.labels, draw.integers(1, len(group)), replace=False))] = True
+                gone[graph.with_members(draw.choice(group.channels, draw.integers(1, len(group)), replace=False))] = (
+                    True
+                )
                 if not any(gone[graph.axes[axis]].all() for axis in group.axes):
                     removed = gone
-        feasible = graph.feasible(removed)
-        fitted = _fails(model, graph, feasible) if failed else follow(model, graph, feasible)
+        feasible = graph.drop_infeasible(removed)
+        fitted = _fails(model, graph, feasible) if failed else tighten_graph(model, graph, feasible)
         if fitted is None:
             free = graph.removable()
-            return replace(graph, sizes=_attributes([one for one in graph.given if free[one.labels].any()]))
+            return replace(
+                graph, size_attributes=_attributes([one for one in graph.code_sizes if free[one.channels].any()])
+            )
         graph, failed = fitted, True
 
 
-def follow(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGraph | None:
+def tighten_graph(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGraph | None:
     """None where the code can follow this removal, else `graph` with more pins.
 
     The network without these channels is run without data, unless its code gives no sizes at all.
     """
-    return _fails(model, graph, removed) if graph.given and removed.any() else None
+    return _fails(model, graph, removed) if graph.code_sizes and removed.any() else None
 
 
 def _fails(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGraph | None:
     free = graph.removable()
-    given = [one for one in graph.given if free[one.labels].any()]
+    given = [one for one in graph.code_sizes if free[one.channels].any()]
     sizes = _attributes(given)
     failed = _try(model, graph, sizes, removed)
     if failed is None:
@@ -63,16 +67,16 @@ def _fails(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGrap
     kind = type(model.get_submodule(failed.module)).__name__
     blamed = _blamed(failed, model, graph, given, {size.origin for size in sizes}, free)
     if blamed.size:
-        pins = graph.pins.plus(blamed, f"a size in the code of {kind} cannot follow")
+        pins = graph.pins.with_pins(blamed, f"a size in the code of {kind} cannot follow")
     else:  # nothing that it meets can be blamed
-        pins = graph.pins.plus(np.flatnonzero(free), f"the code of {kind} cannot follow")
-    return replace(graph, pins=pins.spread(graph.links), sizes=())
+        pins = graph.pins.with_pins(np.flatnonzero(free), f"the code of {kind} cannot follow")
+    return replace(graph, pins=pins.propagated(graph.links), size_attributes=())
 
 
-def _attributes(given: Sequence[Given]) -> tuple[Size, ...]:
+def _attributes(given: Sequence[CodeSize]) -> tuple[SizeAttribute, ...]:
     """The attributes that sizes are read from; all axes that one of them stands for are coupled."""
-    found = {one.origin: one.labels for one in given if one.origin is not None}
-    return tuple(Size(origin, labels) for origin, labels in found.items())
+    found = {one.origin: one.channels for one in given if one.origin is not None}
+    return tuple(SizeAttribute(origin, labels) for origin, labels in found.items())
 
 
 @dataclass(frozen=True)
@@ -83,15 +87,17 @@ class _Failure:
     node: Node | None
 
 
-def _try(model: nn.Module, graph: ChannelGraph, sizes: Iterable[Size], removed: Flags) -> _Failure | None:
+def _try(model: nn.Module, graph: ChannelGraph, sizes: Iterable[SizeAttribute], removed: Flags) -> _Failure | None:
     """Where the smaller network fails, or makes a tensor of another shape than it should."""
-    small = run_copy(model, graph.trace.device)
+    small = make_traceable_copy(model, graph.trace.device)
     cuts = {axis: np.flatnonzero(removed[labels]).tolist() for axis, labels in graph.axes.items()}
-    cut_(small, {axis: indices for axis, indices in cuts.items() if indices}, left(sizes, removed))
+    cut_(small, {axis: indices for axis, indices in cuts.items() if indices}, remaining_sizes(sizes, removed))
     attempt = record(small, graph.trace.inputs, graph.trace.device)
     before, after = _compared(graph.trace), _compared(attempt.trace)
     for old, new in zip(before, after, strict=False):
-        if old.target != new.target or not _as_expected(new.meta["val"], old.meta["val"], graph.values[old], removed):
+        if old.target != new.target or not _as_expected(
+            new.meta["val"], old.meta["val"], graph.value_channels[old], removed
+        ):
             return _Failure(old.meta["module"], old)
     if attempt.error is None:
         return None if len(before) == len(after) else _Failure("", None)
@@ -115,8 +121,13 @@ def _as_expected(found: Any, before: Any, axes: Any, removed: Flags) -> bool:
 
 
 def _blamed(
-    failed: _Failure, model: nn.Module, graph: ChannelGraph, given: Sequence[Given], followed: set[Origin], free: Flags
-) -> Atoms:
+    failed: _Failure,
+    model: nn.Module,
+    graph: ChannelGraph,
+    given: Sequence[CodeSize],
+    followed: set[Origin],
+    free: Flags,
+) -> ChannelIds:
     """Free classes whose size the failed operator is given, or else those that it meets; and in modules of its kind."""
     kind = type(model.get_submodule(failed.module))
     inside = [
@@ -126,21 +137,25 @@ def _blamed(
     ]
     at = None if failed.node is None else (failed.node.target, failed.node.meta["step"])
     alike = {node for node in inside if at is None or at == (node.target, node.meta["step"])}
-    own = [(one.labels, one.origin in followed) for one in given if one.node in alike]
-    met = [along for node in alike for one in (node, *node.all_input_nodes) for along in _flat(graph.values[one])]
-    near = [one.labels for one in given if type(model.get_submodule(one.node.meta["module"])) is kind]
+    own = [(one.channels, one.origin in followed) for one in given if one.node in alike]
+    met = [
+        along for node in alike for one in (node, *node.all_input_nodes) for along in _flat(graph.value_channels[one])
+    ]
+    near = [one.channels for one in given if type(model.get_submodule(one.node.meta["module"])) is kind]
     parts = tuple(f"{name}." for name, module in model.named_modules() if type(module) is kind)
     below = [node for node in graph.trace.graph.nodes if f"{node.meta.get('module')}.".startswith(parts)]
-    around = [along for node in below for one in (node, *node.all_input_nodes) for along in _flat(graph.values[one])]
+    around = [
+        along for node in below for one in (node, *node.all_input_nodes) for along in _flat(graph.value_channels[one])
+    ]
     for blamed in ([labels for labels, bound in own if not bound], [labels for labels, _ in own], met, near, around):
-        labels: Atoms = np.unique(np.concatenate([*blamed, np.empty(0, np.int64)]))
+        labels: ChannelIds = np.unique(np.concatenate([*blamed, np.empty(0, np.int64)]))
         labels = labels[free[labels]]
         if labels.size:
             return labels
     return np.empty(0, np.int64)
 
 
-def _flat(axes: Any) -> list[Atoms]:
+def _flat(axes: Any) -> list[ChannelIds]:
     if axes is None or isinstance(axes, np.ndarray):
         return [] if axes is None else [axes]
     return [one for part in axes for one in _flat(part)]

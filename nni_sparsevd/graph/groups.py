@@ -9,10 +9,10 @@ import numpy as np
 from scipy.sparse import csr_array, eye_array
 from torch.fx import Node
 
-from .labels import Atoms, Axis, Flags, Link, Pins
+from .labels import Axis, ChannelIds, Flags, Link, Pins
 from .origins import Origin
 from .rules import TRANSPOSED
-from .scales import Scale
+from .scales import AttentionScale
 from .tracing import Trace
 
 
@@ -39,8 +39,8 @@ class Reader:
     node: Node
     weight: str | None
     """The parameter, or None where the weight is computed from one."""
-    inputs: Atoms  # shape: (channels of the input,): the class of each
-    outputs: Atoms  # shape: (channels of the output,)
+    inputs: ChannelIds  # shape: (channels of the input,): the class of each
+    outputs: ChannelIds  # shape: (channels of the output,)
     bias: str | None
     """The parameter that can take up a constant, perhaps yet to be born; None where nothing can."""
 
@@ -58,21 +58,21 @@ class Product:
     """A contraction of the channels of two computed tensors, the first two arguments of `node`."""
 
     node: Node
-    inputs: Atoms  # shape: (channels,): the class of each
+    inputs: ChannelIds  # shape: (channels,): the class of each
     dims: tuple[int, int]
     """The dimension of each tensor that is summed over."""
-    heads: dict[int, Atoms]
+    heads: dict[int, ChannelIds]
     """Batch dimension, counted from the end -> the classes along it: what is removed there needs nothing."""
 
 
 @dataclass(frozen=True)
-class Remembered:
+class RememberingNorm:
     """A layer norm that may lose channels: it remembers what they were, so that the statistics stay."""
 
     node: Node
     channel_dim: int
     """Where the channels are in the input of the module: -1, or 1 where it permutes."""
-    channels: Atoms  # shape: (channels,): the class of each
+    channels: ChannelIds  # shape: (channels,): the class of each
 
     @property
     def module(self) -> str:
@@ -80,21 +80,21 @@ class Remembered:
 
 
 @dataclass(frozen=True)
-class Size:
+class SizeAttribute:
     """An attribute of a module that says how many channels there are."""
 
     origin: Origin
-    labels: Atoms
+    channels: ChannelIds
 
 
 @dataclass(frozen=True)
-class Given:
+class CodeSize:
     """A size that the code gives to an operator as a number."""
 
     node: Node
     origin: Origin | None
     """The attribute that it is read from."""
-    labels: Atoms  # shape: (the size,): the classes along that axis, or (0,) where it is no channel axis
+    channels: ChannelIds  # shape: (the size,): the classes along that axis, or (0,) where it is no channel axis
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class ChannelGroup:
     name: str
     """Of the module that writes them first; numbered where that writes several kinds."""
     module: str
-    labels: Atoms  # shape: (channels,)
+    channels: ChannelIds  # shape: (channels,)
     axes: tuple[Axis, ...]
     writers: tuple[Writer, ...]
     """The last writer on each way to a reader: multiplying by zero after these silences the channel everywhere."""
@@ -115,7 +115,7 @@ class ChannelGroup:
     """Why none of these may be removed, or None."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.channels)
 
 
 @dataclass(frozen=True)
@@ -123,30 +123,32 @@ class ChannelGraph:
     """Every axis of every traced parameter and buffer with the class of each index, and the classes in groups."""
 
     trace: Trace
-    axes: dict[Axis, Atoms]
-    count: int
+    axes: dict[Axis, ChannelIds]
+    num_channels: int
     """How many classes there are; the last one holds nothing and never goes."""
     links: tuple[Link, ...]
     pins: Pins
     readers: tuple[Reader, ...]
     products: tuple[Product, ...]
-    sizes: tuple[Size, ...]
-    scales: tuple[Scale, ...]
-    remembered: tuple[Remembered, ...]
-    written: tuple[Writer, ...]
+    size_attributes: tuple[SizeAttribute, ...]
+    scales: tuple[AttentionScale, ...]
+    remembering_norms: tuple[RememberingNorm, ...]
+    writers: tuple[Writer, ...]
     """All writers, in the order of writing."""
-    last: tuple[Writer, ...]
+    last_writers: tuple[Writer, ...]
     """Those that a reader sees last."""
-    given: tuple[Given, ...]
-    values: dict[Node, Any]
+    code_sizes: tuple[CodeSize, ...]
+    value_channels: dict[Node, Any]
     """The classes along the axes of every value: a tuple, None for an axis without, or a list of them."""
 
     @cached_property
     def reach(self) -> csr_array:
         """Row u holds the classes that go with class u: itself, and the elements of which it is a unit, and theirs."""
         pairs = np.concatenate([np.empty((2, 0), np.int64), *(link.pairs for link in self.links)], 1)
-        step = csr_array((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(self.count, self.count))
-        reach = frontier = csr_array(eye_array(self.count, dtype=np.int8))
+        step = csr_array(
+            (np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(self.num_channels, self.num_channels)
+        )
+        reach = frontier = csr_array(eye_array(self.num_channels, dtype=np.int8))
         while (frontier := csr_array(frontier @ step)).nnz:  # units of units, as where heads are split once more
             reach = csr_array(reach + frontier)
         return reach
@@ -158,18 +160,18 @@ class ChannelGraph:
 
     def removable(self) -> Flags:
         """Flag the classes that no pin holds and that some group's removal may take along."""
-        flags = np.zeros(self.count, np.bool_)
+        flags = np.zeros(self.num_channels, np.bool_)
         for group in self.groups:
             if not group.pinned:
-                flags[self.with_elements(group.labels)] = True
-        flags[self.pins.held()] = False
+                flags[self.with_members(group.channels)] = True
+        flags[self.pins.pinned()] = False
         return flags
 
-    def with_elements(self, labels: Atoms) -> Atoms:
+    def with_members(self, labels: ChannelIds) -> ChannelIds:
         """`labels`, and all classes that go with one of them."""
         return np.unique(self.reach[labels].indices) if self.links else labels
 
-    def feasible(self, removed: Flags) -> Flags:
+    def drop_infeasible(self, removed: Flags) -> Flags:
         """`removed` without the classes that cannot go as long as others stay."""
         found, before = removed.copy(), -1
         while found.sum() != before:
@@ -178,14 +180,14 @@ class ChannelGraph:
                 found[link.violations(found)] = False
         return found
 
-    def where(self, axis: Axis, labels: Atoms) -> Atoms:
+    def indices_along(self, axis: Axis, channels: ChannelIds) -> ChannelIds:
         """Indices along `axis` that go when the classes `labels` go."""
-        return np.flatnonzero(np.isin(self.axes[axis], self.with_elements(labels)))
+        return np.flatnonzero(np.isin(self.axes[axis], self.with_members(channels)))
 
-    def channels(self, axis: Axis, group: ChannelGroup) -> Atoms:
+    def positions_in_group(self, axis: Axis, group: ChannelGroup) -> ChannelIds:
         """The position in `group` of the channel that takes each index of `axis` along, -1 for none."""
-        rows = self.reach[group.labels]
-        owner = np.full(self.count, -1, np.int64)
+        rows = self.reach[group.channels]
+        owner = np.full(self.num_channels, -1, np.int64)
         owner[rows.indices] = np.repeat(np.arange(len(group)), np.diff(rows.indptr))
         return owner[self.axes[axis]]
 
@@ -195,18 +197,18 @@ def _groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
     names = list(graph.axes)
     sizes = [labels.size for labels in graph.axes.values()]
     label, axis = np.concatenate([np.empty(0, np.int64), *graph.axes.values()]), np.repeat(np.arange(len(names)), sizes)
-    touches = csr_array((np.ones(label.size, np.int64), (label, axis)), shape=(graph.count, len(names)))
+    touches = csr_array((np.ones(label.size, np.int64), (label, axis)), shape=(graph.num_channels, len(names)))
     touched = csr_array(graph.reach @ touches)
     touched.data[:] = 1
     # Two classes are of one kind when their random fingerprints agree.
     random = np.random.default_rng(0)
     kind = touched @ random.integers(2**62, size=len(names))
-    held = graph.pins.held()
-    element, unit, useful = (np.zeros(graph.count, np.bool_) for _ in range(3))
+    held = graph.pins.pinned()
+    element, unit, useful = (np.zeros(graph.num_channels, np.bool_) for _ in range(3))
     for link in graph.links:
-        element[link.elements] = unit[link.pairs[0]] = True
+        element[link.members] = unit[link.pairs[0]] = True
         useful[link.pairs[0][~held[link.pairs[1]]]] = True
-        for axis in link.axes:
+        for axis in link.owners:
             kind[np.unique(axis[0])] += random.integers(2**62)
     texts = list(dict.fromkeys(graph.pins.texts))
     salts = dict(zip(texts, random.integers(2**62, size=len(texts)), strict=True))
@@ -218,15 +220,15 @@ def _groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
     found = []
     for labels in np.split(members, np.flatnonzero(np.diff(kind[members])) + 1):
         where = tuple(names[at] for at in np.sort(touched[labels[:1]].indices)) if labels.size else ()
-        first = next((index for index, writer in enumerate(graph.written) if writer.axis in where), None)
+        first = next((index for index, writer in enumerate(graph.writers) if writer.axis in where), None)
         if first is not None:
-            last = tuple(dict.fromkeys(writer for writer in graph.last if writer.axis in where))
+            last = tuple(dict.fromkeys(writer for writer in graph.last_writers if writer.axis in where))
             found.append((first, labels, where, last))
     found.sort(key=lambda one: (one[0], int(one[1][0])))
     seen: Counter[str] = Counter()
     groups = []
     for first, labels, where, last in found:
-        module = graph.written[first].module
+        module = graph.writers[first].module
         seen[module] += 1
         name = module if seen[module] == 1 else f"{module}#{seen[module]}"
         groups.append(ChannelGroup(name, module, labels, where, last, graph.pins.reason(int(labels[0]))))

@@ -7,28 +7,28 @@ from typing import Any, cast
 import numpy as np
 from torch.fx import Node
 
-from .labels import Atoms, Equations, Tracked
+from .labels import Equations, IndexIds, TrackedTensor
 from .rules import aten, op_name, opaque, rule, shape_of
 
 
 @rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints)
 @rule(aten.reshape_as.default, aten.view_as.default, aten.unflatten.int)
-def view(eq: Equations, node: Node, x: Tracked, *settings: Any) -> Tracked:
+def view(eq: Equations, node: Node, x: TrackedTensor, *settings: Any) -> TrackedTensor:
     """Axes that are merged or split.
 
     One channel axis among those merged repeats its atoms; what repeats alike can be split again.  Everything else
     becomes a link: between the elements of the long axis and an index of each of the short ones.
     """
     shape = shape_of(node)
-    result: list[Atoms | None] = [None] * len(shape)
-    for before, after in segments(x.shape, shape):
+    result: list[IndexIds | None] = [None] * len(shape)
+    for before, after in match_axes(x.shape, shape):
         tracked = [dim for dim in before if x.at(dim) is not None and x.shape[dim] > 1]
         if tracked:
             _split(eq, _merged(eq, x, before, tracked), shape, after, result)
     sizes, first = _given(node, settings, len(shape))
     for place, size in enumerate(sizes):
         eq.write(node, place, size, result[first + place])
-    return Tracked(shape, tuple(result))
+    return TrackedTensor(shape, tuple(result))
 
 
 def _given(node: Node, settings: tuple[Any, ...], rank: int) -> tuple[Sequence[Any], int]:
@@ -39,7 +39,7 @@ def _given(node: Node, settings: tuple[Any, ...], rank: int) -> tuple[Sequence[A
     return (settings[0], 0) if name in ("view", "reshape", "_unsafe_view") else ((), 0)
 
 
-def _merged(eq: Equations, x: Tracked, dims: Sequence[int], tracked: Sequence[int]) -> Atoms:
+def _merged(eq: Equations, x: TrackedTensor, dims: Sequence[int], tracked: Sequence[int]) -> IndexIds:
     """The atoms along several axes as one: those of one axis repeated, or one for each pair of two axes' atoms."""
     sizes = [x.shape[dim] for dim in dims]
     along = [x.at(dim) for dim in tracked]
@@ -61,7 +61,7 @@ def _merged(eq: Equations, x: Tracked, dims: Sequence[int], tracked: Sequence[in
     return elements[inverse]
 
 
-def _split(eq: Equations, merged: Atoms, shape: tuple[int, ...], dims: Sequence[int], result: list[Any]) -> None:
+def _split(eq: Equations, merged: IndexIds, shape: tuple[int, ...], dims: Sequence[int], result: list[Any]) -> None:
     if len(dims) == 1:
         result[dims[0]] = merged
         return
@@ -77,27 +77,29 @@ def _split(eq: Equations, merged: Atoms, shape: tuple[int, ...], dims: Sequence[
 
 
 @rule(aten.pixel_shuffle.default)
-def pixel_shuffle(eq: Equations, node: Node, x: Tracked, factor: int) -> Tracked:
+def pixel_shuffle(eq: Equations, node: Node, x: TrackedTensor, factor: int) -> TrackedTensor:
     shape = shape_of(node)
-    result: list[Atoms | None] = [*x.atoms[:-3], None, None, None]
+    result: list[IndexIds | None] = [*x.atoms[:-3], None, None, None]
     if (atoms := x.at(-3)) is not None:
         result[-3] = eq.fresh(shape[-3])
         eq.link_block(atoms.reshape(shape[-3], factor**2), [result[-3], None])
-    return Tracked(shape, tuple(result))
+    return TrackedTensor(shape, tuple(result))
 
 
 @rule(aten.pixel_unshuffle.default)
-def pixel_unshuffle(eq: Equations, node: Node, x: Tracked, factor: int) -> Tracked:
-    return Tracked(shape_of(node), (*x.atoms[:-3], _repeated(x.at(-3), factor**2), None, None))
+def pixel_unshuffle(eq: Equations, node: Node, x: TrackedTensor, factor: int) -> TrackedTensor:
+    return TrackedTensor(shape_of(node), (*x.atoms[:-3], _repeated(x.at(-3), factor**2), None, None))
 
 
 @rule(aten.im2col.default)
-def im2col(eq: Equations, node: Node, x: Tracked, kernel: Sequence[int], *settings: Any) -> Tracked:
-    return Tracked(shape_of(node), (*x.atoms[:-3], _repeated(x.at(-3), prod(kernel)), None))
+def im2col(eq: Equations, node: Node, x: TrackedTensor, kernel: Sequence[int], *settings: Any) -> TrackedTensor:
+    return TrackedTensor(shape_of(node), (*x.atoms[:-3], _repeated(x.at(-3), prod(kernel)), None))
 
 
 @rule(aten.col2im.default)
-def col2im(eq: Equations, node: Node, x: Tracked, size: Any, kernel: Sequence[int], *settings: Any) -> Tracked:
+def col2im(
+    eq: Equations, node: Node, x: TrackedTensor, size: Any, kernel: Sequence[int], *settings: Any
+) -> TrackedTensor:
     shape = shape_of(node)
     result: list[Any] = [*x.atoms[:-2], None, None, None]
     if (atoms := x.at(-2)) is not None:
@@ -105,16 +107,16 @@ def col2im(eq: Equations, node: Node, x: Tracked, size: Any, kernel: Sequence[in
         if result[-2] is not None:
             eq.pin(result[-2], "col2im sums over it")
             result[-2] = None
-    return Tracked(shape, tuple(result))
+    return TrackedTensor(shape, tuple(result))
 
 
-def _repeated(atoms: Atoms | None, times: int) -> Atoms | None:
+def _repeated(atoms: IndexIds | None, times: int) -> IndexIds | None:
     return None if atoms is None else np.repeat(atoms, times)
 
 
-def segments(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+def match_axes(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Match runs of old axes with runs of new ones of the same number of elements."""
-    segments, i, j = [], 0, 0
+    match_axes, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         before, after = [], []
         if i < len(old):
@@ -130,61 +132,61 @@ def segments(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int]
             else:
                 after.append(j)
                 j += 1
-        segments.append((before, after))
-    return segments
+        match_axes.append((before, after))
+    return match_axes
 
 
 @rule(aten.permute.default)
-def permute(eq: Equations, node: Node, x: Tracked, order: Sequence[int]) -> Tracked:
-    return Tracked(shape_of(node), tuple(x.at(dim) for dim in order))
+def permute(eq: Equations, node: Node, x: TrackedTensor, order: Sequence[int]) -> TrackedTensor:
+    return TrackedTensor(shape_of(node), tuple(x.at(dim) for dim in order))
 
 
 @rule(aten.transpose.int, aten.movedim.int)
-def transpose(eq: Equations, node: Node, x: Tracked, first: int, second: int) -> Tracked:
+def transpose(eq: Equations, node: Node, x: TrackedTensor, first: int, second: int) -> TrackedTensor:
     atoms = list(x.atoms)
     if op_name(node) == "movedim":
         atoms.insert(second % len(x.shape), atoms.pop(first))
     else:
         atoms[first], atoms[second] = atoms[second], atoms[first]
-    return Tracked(shape_of(node), tuple(atoms))
+    return TrackedTensor(shape_of(node), tuple(atoms))
 
 
 @rule(aten.t.default, aten.numpy_T.default, aten.mT.default)
-def last_two(eq: Equations, node: Node, x: Tracked) -> Tracked:
-    return Tracked(shape_of(node), (*x.atoms[:-2], *x.atoms[-2:][::-1]))
+def last_two(eq: Equations, node: Node, x: TrackedTensor) -> TrackedTensor:
+    return TrackedTensor(shape_of(node), (*x.atoms[:-2], *x.atoms[-2:][::-1]))
 
 
 @rule(aten.flip.default)
-def flip(eq: Equations, node: Node, x: Tracked, dims: Sequence[int]) -> Tracked:
+def flip(eq: Equations, node: Node, x: TrackedTensor, dims: Sequence[int]) -> TrackedTensor:
     turned = {dim % len(x.shape) for dim in dims}
-    return Tracked(x.shape, tuple(a[::-1] if a is not None and d in turned else a for d, a in enumerate(x.atoms)))
+    return TrackedTensor(x.shape, tuple(a[::-1] if a is not None and d in turned else a for d, a in enumerate(x.atoms)))
 
 
 @rule(aten.roll.default)
-def roll(eq: Equations, node: Node, x: Tracked, shifts: Any, dims: Sequence[int] = ()) -> Tracked:
+def roll(eq: Equations, node: Node, x: TrackedTensor, shifts: Any, dims: Sequence[int] = ()) -> TrackedTensor:
     for dim in dims or range(len(x.shape)):
         eq.pin(x.at(dim), "roll of the channels by a fixed number")
     return x
 
 
 @rule(aten.unsqueeze.default)
-def unsqueeze(eq: Equations, node: Node, x: Tracked, dim: int) -> Tracked:
+def unsqueeze(eq: Equations, node: Node, x: TrackedTensor, dim: int) -> TrackedTensor:
     atoms = list(x.atoms)
     atoms.insert(dim % (len(atoms) + 1), None)
-    return Tracked(shape_of(node), tuple(atoms))
+    return TrackedTensor(shape_of(node), tuple(atoms))
 
 
 @rule(aten.squeeze.dim, aten.squeeze.dims)
-def squeeze(eq: Equations, node: Node, x: Tracked, dims: int | Sequence[int]) -> Tracked:
+def squeeze(eq: Equations, node: Node, x: TrackedTensor, dims: int | Sequence[int]) -> TrackedTensor:
     chosen = {dim % len(x.shape) for dim in ([dims] if isinstance(dims, int) else dims)}
     gone = {dim for dim in chosen if x.shape[dim] == 1}
     for dim in gone:
         eq.pin(x.at(dim), "squeezed axis")
-    return Tracked(shape_of(node), tuple(a for dim, a in enumerate(x.atoms) if dim not in gone))
+    return TrackedTensor(shape_of(node), tuple(a for dim, a in enumerate(x.atoms) if dim not in gone))
 
 
 @rule(aten.expand.default)
-def expand(eq: Equations, node: Node, x: Tracked, sizes: Sequence[int], **options: Any) -> Tracked:
+def expand(eq: Equations, node: Node, x: TrackedTensor, sizes: Sequence[int], **options: Any) -> TrackedTensor:
     shape = shape_of(node)
     lead = len(shape) - len(x.shape)
     atoms = []
@@ -194,22 +196,22 @@ def expand(eq: Equations, node: Node, x: Tracked, sizes: Sequence[int], **option
             eq.pin(x.at(dim), "expanded axis")
         atoms.append(x.at(dim) if same else None)
         eq.write(node, lead + dim, sizes[lead + dim], atoms[-1])
-    return Tracked(shape, (*(None,) * lead, *atoms))
+    return TrackedTensor(shape, (*(None,) * lead, *atoms))
 
 
 @rule(aten.repeat.default, aten.tile.default)
-def repeat(eq: Equations, node: Node, x: Tracked, times: Sequence[int]) -> Tracked:
+def repeat(eq: Equations, node: Node, x: TrackedTensor, times: Sequence[int]) -> TrackedTensor:
     shape = shape_of(node)
     lead, times = len(shape) - len(x.shape), (*(1,) * (len(x.shape) - len(times)), *times)
     tiled = [a if a is None else np.tile(a, times[lead + dim]) for dim, a in enumerate(x.atoms)]
-    return Tracked(shape, (*(None,) * lead, *tiled))
+    return TrackedTensor(shape, (*(None,) * lead, *tiled))
 
 
 @rule(aten.repeat_interleave.self_int)
 def repeat_interleave(
-    eq: Equations, node: Node, x: Tracked, times: int, dim: int | None = None, **options: Any
-) -> Tracked:
+    eq: Equations, node: Node, x: TrackedTensor, times: int, dim: int | None = None, **options: Any
+) -> TrackedTensor:
     if dim is None:
-        return cast(Tracked, opaque(eq, node, x, reason="repeat_interleave of all elements"))
+        return cast(TrackedTensor, opaque(eq, node, x, reason="repeat_interleave of all elements"))
     along = dim % len(x.shape)
-    return Tracked(shape_of(node), tuple(_repeated(a, times) if d == along else a for d, a in enumerate(x.atoms)))
+    return TrackedTensor(shape_of(node), tuple(_repeated(a, times) if d == along else a for d, a in enumerate(x.atoms)))

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .groups import Size
+from .groups import SizeAttribute
 from .labels import Axis, Flags
 
 
-def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[tuple[Size, int]]) -> None:
+def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[tuple[SizeAttribute, int]]) -> None:
     """Remove indices from axes of parameters and buffers in place, under each of their names; set sizes to numbers."""
-    named = dict(states(model))
+    named = dict(named_states(model))
     aliases: dict[int, list[str]] = defaultdict(list)
     for name, tensor in named.items():
         aliases[id(tensor)].append(name)
@@ -25,7 +25,7 @@ def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[t
     for name, cut in axes.items():
         names = aliases[id(named[name])]
         old = named[name]
-        smaller = without(old.detach(), cut)
+        smaller = remove_indices(old.detach(), cut)
         if isinstance(old, nn.Parameter):
             smaller = nn.Parameter(smaller, requires_grad=old.requires_grad)
         for alias in names:
@@ -36,7 +36,7 @@ def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[t
         refresh_attributes_(model.get_submodule(module))
 
 
-def _set(model: nn.Module, size: Size, number: int) -> None:
+def _set(model: nn.Module, size: SizeAttribute, number: int) -> None:
     module, name, at = size.origin
     owner = model.get_submodule(module)
     value = getattr(owner, name)
@@ -45,27 +45,27 @@ def _set(model: nn.Module, size: Size, number: int) -> None:
     setattr(owner, name, number if at is None else value)
 
 
-def left(sizes: Iterable[Size], removed: Flags) -> list[tuple[Size, int]]:
+def remaining_sizes(sizes: Iterable[SizeAttribute], removed: Flags) -> list[tuple[SizeAttribute, int]]:
     """Each size with the number of channels that stay."""
-    return [(size, int((~removed[size.labels]).sum())) for size in sizes]
+    return [(size, int((~removed[size.channels]).sum())) for size in sizes]
 
 
-def kept(size: int, cut: Sequence[int]) -> Tensor:
+def kept_indices(size: int, cut: Sequence[int]) -> Tensor:
     """Indices of an axis that stay, shape (left,)."""
     stays = torch.ones(size, dtype=torch.bool)
     stays[list(cut)] = False
     return stays.nonzero().flatten()
 
 
-def states(model: nn.Module) -> list[tuple[str, Tensor]]:
+def named_states(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters and buffers under every name."""
     return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
-def without(tensor: Tensor, cut: Iterable[tuple[int, Sequence[int]]]) -> Tensor:
+def remove_indices(tensor: Tensor, cut: Iterable[tuple[int, Sequence[int]]]) -> Tensor:
     """`tensor` without these indices of these dimensions."""
     for dim, indices in cut:
-        tensor = tensor.index_select(dim, kept(tensor.shape[dim], indices).to(tensor.device))
+        tensor = tensor.index_select(dim, kept_indices(tensor.shape[dim], indices).to(tensor.device))
     return tensor
 
 

@@ -1,6 +1,6 @@
 """One rule an operator: how channels pass through it.
 
-A rule gets the equations, the node and its arguments (tensors as `Tracked`) and gives back what it knows of the
+A rule gets the equations, the node and its arguments (tensors as `TrackedTensor`) and gives back what it knows of the
 result.  An operator without a rule pins every channel that enters it: it stays, and the plan says why.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from .labels import Atoms, Equations, Tracked, Written
+from .labels import Equations, IndexIds, TrackedTensor, Written
 from .scales import query_rows
 
 Rule = Callable[..., Any]
@@ -50,7 +50,7 @@ def opaque(equations: Equations, node: Node | None, *arguments: Any, reason: str
     """Nothing is known of the result, so nothing that goes in may be removed."""
 
     def pin(value: Any) -> None:
-        if isinstance(value, Tracked):
+        if isinstance(value, TrackedTensor):
             for atoms in value.atoms:
                 equations.pin(atoms, reason)
         elif isinstance(value, dict):
@@ -62,10 +62,10 @@ def opaque(equations: Equations, node: Node | None, *arguments: Any, reason: str
     pin(arguments)
     values = node.meta["val"] if node else []
     if isinstance(values, list | tuple):
-        return [Tracked(tuple(v.shape), (None,) * v.dim()) for v in values if v is not None]
+        return [TrackedTensor(tuple(v.shape), (None,) * v.dim()) for v in values if v is not None]
     if not isinstance(values, torch.Tensor):  # a number
         return None
-    return Tracked(tuple(values.shape), (None,) * values.dim())
+    return TrackedTensor(tuple(values.shape), (None,) * values.dim())
 
 
 def op_name(node: Node) -> str:
@@ -77,8 +77,13 @@ def op_name(node: Node) -> str:
 
 @rule(*CONVOLUTIONS)
 def convolution(
-    eq: Equations, node: Node, x: Tracked, weight: Tracked, bias: Tracked | None = None, *settings: Any
-) -> Tracked:
+    eq: Equations,
+    node: Node,
+    x: TrackedTensor,
+    weight: TrackedTensor,
+    bias: TrackedTensor | None = None,
+    *settings: Any,
+) -> TrackedTensor:
     groups = settings[3] if len(settings) > 3 else 1
     outputs, inputs = weight.at(0), x.at(1)
     for atoms in weight.atoms[2:]:
@@ -89,10 +94,10 @@ def convolution(
         _grouped(eq, node, inputs, weight, groups)
     if bias is not None:
         eq.equate(weight.at(0), bias.at(0), "bias")
-    return Tracked(shape_of(node), (x.at(0), outputs, *(None,) * (len(x.shape) - 2)))
+    return TrackedTensor(shape_of(node), (x.at(0), outputs, *(None,) * (len(x.shape) - 2)))
 
 
-def _grouped(eq: Equations, node: Node, inputs: Atoms | None, weight: Tracked, groups: int) -> None:
+def _grouped(eq: Equations, node: Node, inputs: IndexIds | None, weight: TrackedTensor, groups: int) -> None:
     """Depthwise: an output lives with its input.  Else whole groups go, or the same position of every group."""
     outputs, local = weight.at(0), weight.at(1)
     if inputs is None or outputs is None or groups == inputs.size:
@@ -108,17 +113,24 @@ def _grouped(eq: Equations, node: Node, inputs: Atoms | None, weight: Tracked, g
 
 
 @rule(aten.linear.default)
-def linear(eq: Equations, node: Node, x: Tracked, weight: Tracked, bias: Tracked | None = None) -> Tracked:
+def linear(
+    eq: Equations, node: Node, x: TrackedTensor, weight: TrackedTensor, bias: TrackedTensor | None = None
+) -> TrackedTensor:
     eq.equate(x.at(-1), weight.at(1), "linear reads something that is no channel")
     if bias is not None:
         eq.equate(weight.at(0), bias.at(0), "bias")
-    return Tracked(shape_of(node), (*x.atoms[:-1], weight.at(0)))
+    return TrackedTensor(shape_of(node), (*x.atoms[:-1], weight.at(0)))
 
 
 @rule(*TRANSPOSED)
 def transposed_convolution(
-    eq: Equations, node: Node, x: Tracked, weight: Tracked, bias: Tracked | None = None, *settings: Any
-) -> Tracked:
+    eq: Equations,
+    node: Node,
+    x: TrackedTensor,
+    weight: TrackedTensor,
+    bias: TrackedTensor | None = None,
+    *settings: Any,
+) -> TrackedTensor:
     groups = settings[3] if len(settings) > 3 else 1
     for atoms in weight.atoms[2:]:
         eq.pin(atoms, "kernel size")
@@ -131,36 +143,38 @@ def transposed_convolution(
     outputs = weight.at(1) if groups == 1 else None
     if bias is not None and groups > 1:
         eq.pin(bias.at(0), "grouped transposed convolution")
-    return Tracked(shape_of(node), (x.at(0), outputs, *(None,) * (len(x.shape) - 2)))
+    return TrackedTensor(shape_of(node), (x.at(0), outputs, *(None,) * (len(x.shape) - 2)))
 
 
 @rule(aten.embedding.default)
-def embedding(eq: Equations, node: Node, weight: Tracked, indices: Tracked, *settings: Any) -> Tracked:
+def embedding(
+    eq: Equations, node: Node, weight: TrackedTensor, indices: TrackedTensor, *settings: Any
+) -> TrackedTensor:
     eq.pin(weight.at(0), "vocabulary")
-    return Tracked(shape_of(node), (*indices.atoms, weight.at(1)))
+    return TrackedTensor(shape_of(node), (*indices.atoms, weight.at(1)))
 
 
 # Normalisations.
 
 
 @rule(aten.batch_norm.default, aten.instance_norm.default)
-def batch_norm(eq: Equations, node: Node, x: Tracked, *settings: Any) -> Tracked:
+def batch_norm(eq: Equations, node: Node, x: TrackedTensor, *settings: Any) -> TrackedTensor:
     for state in settings[:4]:
         if state is not None:
             eq.equate(x.at(1), state.at(0), f"{op_name(node)} of something that is no channel")
     for dim, atoms in enumerate(x.atoms):
         if dim != 1 and settings[4]:  # statistics of its own, as in standardised weights
             eq.pin(atoms, f"{op_name(node)} over this axis: removing one changes the statistics of the others")
-    if not any(isinstance(state, Tracked) for state in settings[:4]):  # its module would remember the old number
+    if not any(isinstance(state, TrackedTensor) for state in settings[:4]):  # its module would remember the old number
         eq.pin(x.at(1), f"{op_name(node)} without weights keeps its number of channels")
     return x
 
 
 @rule(aten.layer_norm.default, aten.rms_norm.default)
-def layer_norm(eq: Equations, node: Node, x: Tracked, normalized: Sequence[int], *states: Any) -> Tracked:
+def layer_norm(eq: Equations, node: Node, x: TrackedTensor, normalized: Sequence[int], *states: Any) -> TrackedTensor:
     if node.meta["module"] in eq.layer_norms and (channels := x.at(-1)) is not None and len(normalized) == 1:
         for state in states[:2]:
-            if isinstance(state, Tracked):
+            if isinstance(state, TrackedTensor):
                 eq.equate(channels, state.at(0), "layer norm")
         eq.remembered.append((node, channels))
         return x
@@ -168,7 +182,7 @@ def layer_norm(eq: Equations, node: Node, x: Tracked, normalized: Sequence[int],
 
 
 @rule(aten.group_norm.default)
-def group_norm(eq: Equations, node: Node, x: Tracked, groups: int, *states: Any) -> Tracked:
+def group_norm(eq: Equations, node: Node, x: TrackedTensor, groups: int, *states: Any) -> TrackedTensor:
     if groups == x.shape[1]:  # one group a channel: nothing is mixed
         for state in states[:2]:
             if state is not None:
@@ -181,12 +195,12 @@ def group_norm(eq: Equations, node: Node, x: Tracked, groups: int, *states: Any)
     return _mixing(eq, x, (1,), states, "group_norm")
 
 
-def _mixing(eq: Equations, x: Tracked, dims: Sequence[int], states: Sequence[Any], name: str) -> Tracked:
+def _mixing(eq: Equations, x: TrackedTensor, dims: Sequence[int], states: Sequence[Any], name: str) -> TrackedTensor:
     reason = f"{name} over the channels: removing one changes the statistics of the others"
     for dim in dims:
         eq.pin(x.at(dim), reason)
     for state in states:
-        if isinstance(state, Tracked):
+        if isinstance(state, TrackedTensor):
             for atoms in state.atoms:
                 eq.pin(atoms, reason)
     return x
@@ -203,27 +217,27 @@ def _mixing(eq: Equations, x: Tracked, dims: Sequence[int], states: Sequence[Any
     "logical_not", "threshold", "hardshrink", "softshrink", "logit", "nan_to_num", "round", "floor", "sign",
 ) if hasattr(aten, name) for overload in all_overloads(getattr(aten, name))),
     aten.pow.Tensor_Scalar, aten.pow.Scalar, aten.rsub.Scalar)  # fmt: skip
-def elementwise(eq: Equations, node: Node, *arguments: Any, **options: Any) -> Tracked:
-    x = next(value for value in arguments if isinstance(value, Tracked))
-    return Tracked(shape_of(node), x.atoms)
+def elementwise(eq: Equations, node: Node, *arguments: Any, **options: Any) -> TrackedTensor:
+    x = next(value for value in arguments if isinstance(value, TrackedTensor))
+    return TrackedTensor(shape_of(node), x.atoms)
 
 
 @rule(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.div.Tensor_mode, aten.maximum.default)
 @rule(aten.minimum.default, aten.pow.Tensor_Tensor, aten.rsub.Tensor, aten.clamp.Tensor, aten.where.self)
 @rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.eq.Tensor, aten.lt.Tensor, aten.gt.Tensor)
 @rule(aten.logical_and.default, aten.logical_or.default, aten.expand_as.default)
-def broadcast(eq: Equations, node: Node, *arguments: Any, **options: Any) -> Tracked:
-    tensors = [value for value in arguments if isinstance(value, Tracked)]
+def broadcast(eq: Equations, node: Node, *arguments: Any, **options: Any) -> TrackedTensor:
+    tensors = [value for value in arguments if isinstance(value, TrackedTensor)]
     shape = shape_of(node)
     result = tensors[0]
     for other in tensors[1:]:
         both = np.broadcast_shapes(result.shape, other.shape)
         atoms = tuple(aligned(eq, result, other, dim - len(both), op_name(node)) for dim in range(len(both)))
-        result = Tracked(both, atoms)
-    return Tracked(shape, result.atoms)
+        result = TrackedTensor(both, atoms)
+    return TrackedTensor(shape, result.atoms)
 
 
-def aligned(eq: Equations, x: Tracked, y: Tracked, dim: int, name: str) -> Atoms | None:
+def aligned(eq: Equations, x: TrackedTensor, y: TrackedTensor, dim: int, name: str) -> IndexIds | None:
     """Axis `dim` (counted from the end) of the broadcast of two tensors."""
     sides = [side for side in (x, y) if -dim <= len(side.shape)]
     wide = [side for side in sides if side.shape[dim] > 1]
@@ -237,7 +251,7 @@ def aligned(eq: Equations, x: Tracked, y: Tracked, dim: int, name: str) -> Atoms
 
 
 @rule(aten.prelu.default, aten._prelu_kernel.default)
-def prelu(eq: Equations, node: Node, x: Tracked, weight: Tracked) -> Tracked:
+def prelu(eq: Equations, node: Node, x: TrackedTensor, weight: TrackedTensor) -> TrackedTensor:
     slope = max(weight.shape, default=1)
     if slope > 1:
         eq.equate(x.at(1), weight.at(weight.shape.index(slope)), "prelu")
@@ -247,7 +261,7 @@ def prelu(eq: Equations, node: Node, x: Tracked, weight: Tracked) -> Tracked:
 
 
 @rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int)
-def softmax(eq: Equations, node: Node, x: Tracked, dim: int, *settings: Any) -> Tracked:
+def softmax(eq: Equations, node: Node, x: TrackedTensor, dim: int, *settings: Any) -> TrackedTensor:
     eq.pin(x.at(dim), "softmax over the channels")
     return x
 
@@ -256,22 +270,23 @@ def softmax(eq: Equations, node: Node, x: Tracked, dim: int, *settings: Any) -> 
 
 
 @rule(aten.matmul.default, aten.bmm.default)
-def matmul(eq: Equations, node: Node, x: Tracked, y: Tracked) -> Tracked:
+def matmul(eq: Equations, node: Node, x: TrackedTensor, y: TrackedTensor) -> TrackedTensor:
     if len(x.shape) < 2 or len(y.shape) < 2:
-        return cast(Tracked, opaque(eq, node, x, y, reason="matmul with a vector"))
+        return cast(TrackedTensor, opaque(eq, node, x, y, reason="matmul with a vector"))
     eq.contract(node, x, y, (-1, -2), "matmul with something that is no channel")
     rank = len(shape_of(node))
     batch = tuple(aligned(eq, x, y, dim - rank, "matmul") for dim in range(rank - 2))
-    return Tracked(shape_of(node), (*batch, x.at(-2), y.at(-1)))
+    return TrackedTensor(shape_of(node), (*batch, x.at(-2), y.at(-1)))
 
 
 @rule(aten.scaled_dot_product_attention.default)
 def attention(
-    eq: Equations, node: Node, q: Tracked, k: Tracked, v: Tracked, mask: Tracked | None = None, *settings: Any,
+    eq: Equations, node: Node, q: TrackedTensor, k: TrackedTensor, v: TrackedTensor,
+    mask: TrackedTensor | None = None, *settings: Any,
     scale: float | None = None, enable_gqa: bool = False, **options: Any,
-) -> Tracked:  # fmt: skip
+) -> TrackedTensor:  # fmt: skip
     if enable_gqa and q.shape[-3] != k.shape[-3]:
-        return cast(Tracked, opaque(eq, node, q, k, v, mask, reason="attention with shared keys"))
+        return cast(TrackedTensor, opaque(eq, node, q, k, v, mask, reason="attention with shared keys"))
     shape = shape_of(node)
     eq.contract(node, q, k, (-1, -1), "attention with something that is no channel")
     if scale is None and (dimensions := q.at(-1)) is not None:
@@ -283,16 +298,16 @@ def attention(
             eq.scales.append((node, dimensions))
     for tokens in (q.at(-2), k.at(-2), v.at(-2)):
         eq.pin(tokens, "attention over the channels")
-    scores = Tracked((*shape[:-1], k.shape[-2]), (*(None,) * (len(shape) - 1), None))
+    scores = TrackedTensor((*shape[:-1], k.shape[-2]), (*(None,) * (len(shape) - 1), None))
     for side in (q, k, v):
-        heads = Tracked((*side.shape[:-2], 1, 1), (*side.atoms[:-2], None, None))
+        heads = TrackedTensor((*side.shape[:-2], 1, 1), (*side.atoms[:-2], None, None))
         scores = _joined(eq, scores, heads)
     if mask is not None:
         scores = _joined(eq, scores, mask)
-    return Tracked(shape, (*scores.atoms[:-1], v.at(-1)))
+    return TrackedTensor(shape, (*scores.atoms[:-1], v.at(-1)))
 
 
-def _joined(eq: Equations, scores: Tracked, other: Tracked) -> Tracked:
+def _joined(eq: Equations, scores: TrackedTensor, other: TrackedTensor) -> TrackedTensor:
     """Attention scores and something that is broadcast to them: an axis that is known on one side only is that one."""
     atoms = list(scores.atoms)
     for dim in range(1, len(other.shape) + 1):
@@ -301,4 +316,4 @@ def _joined(eq: Equations, scores: Tracked, other: Tracked) -> Tracked:
             atoms[-dim] = found if atoms[-dim] is None else eq.equate(atoms[-dim], found, "")
         elif found is not None:
             eq.pin(found, "broadcast axis")
-    return Tracked(scores.shape, tuple(atoms))
+    return TrackedTensor(scores.shape, tuple(atoms))

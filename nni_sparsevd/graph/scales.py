@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from .labels import Atoms
+from .labels import ChannelIds
 
 aten = torch.ops.aten
 MOVES = {
@@ -21,18 +21,18 @@ PARTS = {operator.getitem, aten.select.int}
 
 
 @dataclass(frozen=True)
-class Scale:
+class AttentionScale:
     """The rows of a weight, and of its bias, that write the queries of an attention of so many dimensions."""
 
     module: str
     """The module that runs the attention; it may remember the scale."""
     weight: str
     bias: str | None
-    rows: Atoms
-    dimensions: Atoms  # shape: (dimensions,): the class of each
+    rows: ChannelIds
+    dimensions: ChannelIds  # shape: (dimensions,): the class of each
 
 
-def query_rows(query: Node) -> tuple[str, str | None, Atoms] | None:
+def query_rows(query: Node) -> tuple[str, str | None, ChannelIds] | None:
     """Weight, bias and rows that write `query` and nothing else; None where more than moving lies between."""
     if len(query.users) > 1:  # as where relative positions are multiplied with the queries, too
         return None

@@ -63,7 +63,7 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def forget_(model: nn.Module) -> None:
+def clear_caches_(model: nn.Module) -> None:
     """Make modules drop what they keep from one evaluation to the next, such as tables of attention biases.
 
     Training is when they do so of themselves; each gets its own mode back.
@@ -74,12 +74,12 @@ def forget_(model: nn.Module) -> None:
         model.train(mode)  # whatever modules did in the one direction, they undo in the other
 
 
-def copy_of(model: nn.Module, made: dict[int, Any] | None = None) -> nn.Module:
+def copy_model(model: nn.Module, made: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy; `made` holds what is copied already.  What modules keep between evaluations is not copied.
 
     Such tables are results of a computation, which PyTorch does not copy where it recorded gradients.
     """
-    forget_(model)
+    clear_caches_(model)
     return copy.deepcopy(model, made)
 
 
@@ -94,9 +94,9 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """
     inputs = as_tuple(example_inputs)
     try:
-        attempt = record(run_copy(model, "meta"), inputs, "meta")
+        attempt = record(make_traceable_copy(model, "meta"), inputs, "meta")
         if attempt.error is not None:
-            attempt = record(run_copy(model, None), inputs, None)
+            attempt = record(make_traceable_copy(model, None), inputs, None)
         if attempt.error is not None:
             raise attempt.error
         return attempt.trace
@@ -119,20 +119,20 @@ class Attempt:
     """Whether an operator failed, the one after the last node; else the code between two of them."""
 
 
-def run_copy(model: nn.Module, device: str | None) -> nn.Module:
+def make_traceable_copy(model: nn.Module, device: str | None) -> nn.Module:
     """A copy that shares its parameters with `model`, or on "meta" only has their shapes; forward may write to it."""
     buffers = list(model.buffers())
     copied: dict[int, Any] = {id(one): one.clone() if device is None else one.to(device) for one in buffers}
     for parameter in model.parameters():
         shared = parameter if device is None else nn.Parameter(parameter.to(device), parameter.requires_grad)
         copied[id(parameter)] = shared
-    made = copy_of(model, copied).eval()
+    made = copy_model(model, copied).eval()
     name_numbers_(made)
     return made
 
 
 def record(model: nn.Module, inputs: tuple[Tensor, ...], device: str | None) -> Attempt:
-    """Run `model`, a `run_copy`, once; see `trace`."""
+    """Run `model`, a `make_traceable_copy`, once; see `trace`."""
     inputs = tuple(value if device is None else value.to(device) for value in inputs)
     recorder = _Recorder(model, inputs)
     names = {id(module): name for name, module in reversed(list(model.named_modules()))}

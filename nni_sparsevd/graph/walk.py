@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from . import pieces, reshapes, space  # noqa: F401  enter their rules
-from .labels import Atoms, Axis, Equations, Tracked
+from .labels import Axis, Equations, IndexIds, TrackedTensor
 from .origins import Origin
 from .rules import CONVOLUTIONS, READERS, RULES, TRANSPOSED, op_name, opaque, shape_of
 from .tracing import Trace
@@ -43,7 +43,7 @@ class Walk:
 
     def _couple_sizes(self) -> None:
         """Axes that get their size from one attribute lose the same channels, so that one number fits them all."""
-        first: dict[Origin, Atoms | None] = {}
+        first: dict[Origin, IndexIds | None] = {}
         for one in self.equations.written:
             if one.origin is not None:
                 reason = f"{one.origin[1]} is the size of something that is no channel, too"
@@ -52,9 +52,9 @@ class Walk:
     def _resolve(self, arguments: Any) -> Any:
         return map_arg(arguments, lambda node: self.values[node])
 
-    def _held(self, node: Node) -> Tracked:
+    def _held(self, node: Node) -> TrackedTensor:
         name, shape = self._recorded.state(node), shape_of(node)
-        return self.equations.state(name, shape) if name else Tracked(shape, (None,) * len(shape))
+        return self.equations.state(name, shape) if name else TrackedTensor(shape, (None,) * len(shape))
 
     def _operator(self, node: Node) -> None:
         self._sources[node] = frozenset().union(*(self._sources[source] for source in self._carriers(node)))

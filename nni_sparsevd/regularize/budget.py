@@ -111,7 +111,7 @@ def _costs_of_gates(model: nn.Module, example_inputs: Tensor, spent: dict[str, f
         gate = gate_behind.get(group.name)
         if gate is None or len(gate.mu) != len(group):
             continue
-        parts = {axis: float(np.isin(graph.axes[axis], group.labels).mean()) for axis in group.axes}
+        parts = {axis: float(np.isin(graph.axes[axis], group.channels).mean()) for axis in group.axes}
         cost = sum(spent.get(name.removesuffix(".weight"), 0.0) * part for (name, _), part in parts.items())
         costs[gate] = cost or costs[gate]
     return costs

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..graph import Atoms, ChannelGraph, ChannelGroup, Flags
+from ..graph import ChannelGraph, ChannelGroup, ChannelIds, Flags
 from .carriers import Carriers
 from .readers import Reading
 
@@ -27,19 +27,19 @@ class Account:
     """The reasons behind one removal."""
 
     def __init__(
-        self, graph: ChannelGraph, reads: list[Reading], carriers: Carriers, removed: Flags, last: Atoms
+        self, graph: ChannelGraph, reads: list[Reading], carriers: Carriers, removed: Flags, last: ChannelIds
     ) -> None:
         self._graph, self._reads, self._carriers, self._removed, self._last = graph, reads, carriers, removed, last
-        self._used, self._live = (np.zeros(graph.count, np.bool_) for _ in range(2))
+        self._used, self._live = (np.zeros(graph.num_channels, np.bool_) for _ in range(2))
         for read in reads:
             self._used[read.inputs[read.taken(removed)]] = True
             self._live[read.inputs[read.used.any(0) & np.isnan(read.constant)]] = True
 
     def of(self, group: ChannelGroup) -> GroupPlan:
         """Count what went and what is dead but stays, with the reasons."""
-        stays = group.labels[~self._removed[group.labels]]
-        own = np.zeros(self._graph.count, np.bool_)
-        own[self._graph.with_elements(stays)] = True
+        stays = group.channels[~self._removed[group.channels]]
+        own = np.zeros(self._graph.num_channels, np.bool_)
+        own[self._graph.with_members(stays)] = True
         readers = [read for read in self._reads if own[read.inputs].any()]
         dead = stays[~self._any(stays, self._used)] if readers else stays[:0]
         reasons = [group.pinned] if group.pinned else []
@@ -65,7 +65,7 @@ class Account:
         gone = len(group) - stays.size
         return GroupPlan(group.name, modules, len(group), gone, int(dead.size), "; ".join(reasons))
 
-    def _any(self, labels: Atoms, flags: Flags) -> Flags:
+    def _any(self, labels: ChannelIds, flags: Flags) -> Flags:
         """Of which classes any element is flagged."""
         found: Flags = self._graph.reach[labels] @ flags.astype(np.int64) > 0
         return found

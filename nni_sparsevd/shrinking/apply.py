@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph import Scale, cut_, kept, states
+from ..graph import AttentionScale, cut_, kept_indices, named_states
 from .carriers import Merge
 from .layer_norm import RememberingLayerNorm
 from .plan import Plan
@@ -13,7 +13,7 @@ from .plan import Plan
 
 def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
     """Fold, merge and cut in place; `model` is the network that the plan was made for.  Returns it."""
-    named = dict(states(model))
+    named = dict(named_states(model))
     for bias, added in plan.folds.items():
         if added.any():
             _fold(model, named.get(bias), bias, added, plan)
@@ -39,7 +39,7 @@ def _fold(model: nn.Module, bias: Tensor | None, name: str, added: Tensor, plan:
     owner = name.rpartition(".")[0]  # unknown to the plan's cuts, so born at its final size
     module: Any = model.get_submodule(owner)
     weight = module.get_parameter("weight")
-    added = added[kept(len(added), plan.cuts.get((f"{owner}.weight", 0), ()))]
+    added = added[kept_indices(len(added), plan.cuts.get((f"{owner}.weight", 0), ()))]
     module.bias = nn.Parameter(added.to(weight), requires_grad=weight.requires_grad)
 
 
@@ -50,7 +50,7 @@ def _merge(weight: Tensor, dim: int, merges: tuple[Merge, ...]) -> None:
     weight.data = columns.movedim(0, dim).to(weight.dtype).contiguous()
 
 
-def _rescale(model: nn.Module, named: dict[str, Tensor], scale: Scale, number: int) -> None:
+def _rescale(model: nn.Module, named: dict[str, Tensor], scale: AttentionScale, number: int) -> None:
     """Multiply the queries by what the attention will divide too much, and tell the module that remembers its scale."""
     before = scale.dimensions.size
     for name in (scale.weight, scale.bias):

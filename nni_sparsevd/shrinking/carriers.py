@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Atoms, Axis, ChannelGraph, Flags
+from ..graph import Axis, ChannelGraph, ChannelIds, Flags
 from .readers import Reading
 
 
@@ -30,16 +30,16 @@ class Carriers:
     def __init__(self, graph: ChannelGraph, reads: list[Reading]) -> None:
         self._groups = [group for group in graph.groups if not group.pinned]
         self._reads = reads
-        self._of = np.arange(graph.count)
+        self._of = np.arange(graph.num_channels)
 
-    def needed(self, removed: Flags) -> Iterator[Atoms]:
+    def needed(self, removed: Flags) -> Iterator[ChannelIds]:
         """Classes that outputs which stay take something from: their carriers, where they have one.
 
         Reader by reader: `removed` may lose what one needs before the next is asked.
         """
         return (self._of[read.needed(removed)] for read in self._reads)
 
-    def load(self, labels: Atoms) -> int:
+    def load(self, labels: ChannelIds) -> int:
         """How many other classes these carry."""
         return int(np.isin(self._of, labels).sum() - labels.size)
 
@@ -49,7 +49,7 @@ class Carriers:
         stuck = [(read, read.stuck(removed)) for read in self._reads]
         stuck = [(read, taken) for read, taken in stuck if taken.any()]
         for group in self._groups:
-            stays = group.labels[~removed[group.labels]]
+            stays = group.channels[~removed[group.channels]]
             held = stays[self._of[stays] == stays]
             values = self._constants(held, stuck)
             steady = ~np.isnan(values).any(0)
@@ -64,7 +64,7 @@ class Carriers:
             new = True
         return new
 
-    def _constants(self, labels: Atoms, stuck: list[tuple[Reading, NDArray[np.bool_]]]) -> NDArray[np.float64]:
+    def _constants(self, labels: ChannelIds, stuck: list[tuple[Reading, NDArray[np.bool_]]]) -> NDArray[np.float64]:
         """What each class brings to each reader that stays, shape (readers, classes).
 
         0 where it brings nothing or the reader's bias takes it; NaN where it is alive, or not in one place of a weight

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from ..graph import Inputs, as_tuple, copy_of, kept
+from ..graph import Inputs, as_tuple, copy_model, kept_indices
 from .plan import Plan
 
 TOLERANCE_64 = 1e-10
@@ -104,7 +104,7 @@ def gradient_difference(
         expected = gradients[0].get(name)
         if expected is not None:  # else a bias that was born
             for dim in range(expected.dim()):
-                expected = expected.index_select(dim, kept(expected.shape[dim], plan.cuts.get((name, dim), ())))
+                expected = expected.index_select(dim, kept_indices(expected.shape[dim], plan.cuts.get((name, dim), ())))
             difference = difference.maximum((expected - gradient * _factor(plan, name, gradient)).abs().max())
     return float(difference / largest)
 
@@ -116,7 +116,7 @@ def _factor(plan: Plan, name: str, like: Tensor) -> Tensor:
         if name in (scale.weight, scale.bias):
             rows = torch.ones(1 + max(int(scale.rows.max()), len(like) + len(plan.cuts.get((name, 0), ())) - 1))
             rows[torch.from_numpy(scale.rows)] = (number / scale.dimensions.size) ** 0.5
-            left = rows[kept(len(rows), plan.cuts.get((name, 0), ()))].to(like)
+            left = rows[kept_indices(len(rows), plan.cuts.get((name, 0), ()))].to(like)
             factor = factor * left.view(-1, *(1,) * (like.dim() - 1))
     return factor
 
@@ -133,7 +133,7 @@ def _differences(left: list[Tensor], right: list[Tensor]) -> tuple[float, float]
 
 
 def _on(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return copy_of(model).cpu().to(dtype).eval()
+    return copy_model(model).cpu().to(dtype).eval()
 
 
 def _all_outputs(model: nn.Module, dtype: torch.dtype, batches: list[tuple[Tensor, ...]]) -> list[Tensor]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-from ..graph import CONVOLUTIONS, TRANSPOSED, segments
+from ..graph import CONVOLUTIONS, TRANSPOSED, match_axes
 from .abstract_values import LIVE, compressed, full_along, known, live_like, mapped, product, uniform
 
 aten = torch.ops.aten
@@ -194,7 +194,7 @@ def _attention(node: Node, q: Tensor, k: Tensor, v: Tensor, mask: Any = None, *r
 def _view(node: Node, x: Tensor, *sizes: Any) -> Tensor:
     old, new = node.args[0].meta["val"].shape, node.meta["val"].shape  # type: ignore[union-attr]
     before, after = list(x.shape), [1] * len(new)
-    for merged, split in segments(tuple(old), tuple(new)):
+    for merged, split in match_axes(tuple(old), tuple(new)):
         if any(x.shape[dim] > 1 for dim in merged):
             for dim in merged:
                 before[dim] = old[dim]

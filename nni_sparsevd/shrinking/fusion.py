@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ShrinkError
-from ..graph import READERS, TRANSPOSED, Inputs, channel_graph, copy_of
+from ..graph import READERS, TRANSPOSED, Inputs, channel_graph, copy_model
 from .comparison import check
 
 aten = torch.ops.aten
@@ -21,7 +21,7 @@ def fuse(model: nn.Module, example_inputs: Inputs) -> nn.Module:
 
     Raises `TraceError` when the network cannot be traced, `ShrinkError` when the result gives other outputs.
     """
-    fused = copy_of(model).eval()
+    fused = copy_model(model).eval()
     graph = channel_graph(model, example_inputs).trace.graph
     for node in graph.nodes:
         if node.target == aten.batch_norm.default and (layer := _layer_before(node)) is not None:

@@ -25,11 +25,13 @@ def extend_masks(model: nn.Module, masks: Masks, graph: ChannelGraph) -> Masks:
     extended = {name: {key: mask.float().clone() for key, mask in targets.items()} for name, targets in masks.items()}
     for group in graph.groups:
         written = [
-            graph.channels(axis, group)[alive] for axis in group.axes if (alive := _alive(masked, axis)) is not None
+            graph.positions_in_group(axis, group)[alive]
+            for axis in group.axes
+            if (alive := _alive(masked, axis)) is not None
         ]
         if not group.pinned and written:
-            dead = np.delete(group.labels, np.setdiff1d(np.concatenate(written), [-1]))
-            if 0 < dead.size < group.labels.size:
+            dead = np.delete(group.channels, np.setdiff1d(np.concatenate(written), [-1]))
+            if 0 < dead.size < group.channels.size:
                 silence_group_(extended, masked, graph, group, dead)
     return extended
 

@@ -8,8 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
-from ..graph import Axis, ChannelGraph, Inputs, Scale, Size, channel_graph, follow, left
-from ..graph import states as named_states
+from ..graph import (
+    AttentionScale,
+    Axis,
+    ChannelGraph,
+    Inputs,
+    SizeAttribute,
+    channel_graph,
+    named_states,
+    remaining_sizes,
+    tighten_graph,
+)
 from .account import Account, GroupPlan
 from .carriers import Carriers, Merge
 from .constants import find_constants
@@ -27,9 +36,9 @@ class Plan:
     """Bias name -> what the removed inputs added to its outputs; shape (outputs before the cut,), float64."""
     merges: dict[Axis, tuple[Merge, ...]]
     """Weight and its input axis -> channels that take over what others carry, before these are cut."""
-    sizes: tuple[tuple[Size, int], ...] = field(compare=False)
+    sizes: tuple[tuple[SizeAttribute, int], ...] = field(compare=False)
     """Attributes that say how many channels there are, with what they have to say afterwards."""
-    scales: tuple[tuple[Scale, int], ...] = field(compare=False)
+    scales: tuple[tuple[AttentionScale, int], ...] = field(compare=False)
     """Attentions that lose dimensions, with how many are left."""
     norms: dict[str, tuple[int, Tensor]] = field(compare=False)
     """Layer norm that has to remember -> where its channels are, and the constants that it loses, float64."""
@@ -92,7 +101,7 @@ def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Pl
         removed, last = largest_removal(graph, reads, carriers, round_to)
         while carriers.carry_(removed):
             removed, last = largest_removal(graph, reads, carriers, round_to)
-        tighter = follow(model, graph, removed)
+        tighter = tighten_graph(model, graph, removed)
     cuts = {axis: tuple(np.flatnonzero(removed[labels]).tolist()) for axis, labels in graph.axes.items()}
     folds = {
         read.reader.bias: read.folded(removed)
@@ -101,13 +110,17 @@ def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Pl
     }
     account = Account(graph, reads, carriers, removed, last)
     groups = tuple(account.of(group) for group in graph.groups)
-    sizes = tuple((size, number) for size, number in left(graph.sizes, removed) if removed[size.labels].any())
+    sizes = tuple(
+        (size, number)
+        for size, number in remaining_sizes(graph.size_attributes, removed)
+        if removed[size.channels].any()
+    )
     cuts = {axis: indices for axis, indices in cuts.items() if indices}
     scales = tuple((scale, int((~removed[scale.dimensions]).sum())) for scale in graph.scales)
     scales = tuple((scale, number) for scale, number in scales if number < scale.dimensions.size)
     norms = {
         norm.module: (norm.channel_dim, arriving(norm, values)[torch.from_numpy(removed[norm.channels])])
-        for norm in graph.remembered
+        for norm in graph.remembering_norms
         if removed[norm.channels].any()
     }
     return Plan(groups, cuts, folds, carriers.merges(removed), sizes, scales, norms)

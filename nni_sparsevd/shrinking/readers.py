@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
-from ..graph import TRANSPOSED, Atoms, ChannelGraph, Flags, Product, Reader, Remembered
+from ..graph import TRANSPOSED, ChannelGraph, ChannelIds, Flags, Product, Reader, RememberingNorm
 from .constant_rules import at_every_place, at_reader, pads_zeros, used_taps
 
 
@@ -19,8 +19,8 @@ class Reading:
 
     name: str
     """The module that reads."""
-    inputs: Atoms  # shape: (channels,): the class of each
-    outputs: Atoms  # shape: (outputs,): the class of each
+    inputs: ChannelIds  # shape: (channels,): the class of each
+    outputs: ChannelIds  # shape: (outputs,): the class of each
     used: NDArray[np.bool_]  # shape: (outputs, channels): any weight that is not zero
     constant: NDArray[np.float64]  # shape: (channels,): NaN where it depends on the input
     reader: Reader | None = None
@@ -56,7 +56,7 @@ class Reading:
         """Channels that an output which stays takes something from that no bias can stand for, shape (channels,)."""
         return self.taken(removed) & self.varying()
 
-    def needed(self, removed: Flags) -> Atoms:
+    def needed(self, removed: Flags) -> ChannelIds:
         """Classes of the channels that are `stuck`."""
         return self.inputs[self.stuck(removed)]
 
@@ -92,9 +92,9 @@ def readings(graph: ChannelGraph, states: dict[str, Tensor], values: dict[Node, 
         read = Reading(reader.module, reader.inputs, reader.outputs, used, constant.numpy(), reader, weight, padded)
         result.append(replace(read, alone=alone))
     result = [replace(reading, foldable=_foldable(reading, result)) for reading in result]
-    never = graph.count - 1
+    never = graph.num_channels - 1
     result += [_product(product, values, never) for product in graph.products]
-    return result + [_statistics(norm, values, never) for norm in graph.remembered]
+    return result + [_statistics(norm, values, never) for norm in graph.remembering_norms]
 
 
 def _foldable(reading: Reading, all_of_them: list[Reading]) -> NDArray[np.bool_]:
@@ -117,14 +117,14 @@ def _spread(used: Tensor, inputs: int) -> NDArray[np.bool_]:
     return (torch.block_diag(*used.byte().chunk(groups)) > 0 if groups > 1 else used).numpy()
 
 
-def arriving(norm: Remembered, values: dict[Node, Any]) -> Tensor:
+def arriving(norm: RememberingNorm, values: dict[Node, Any]) -> Tensor:
     """The constant that each channel brings to a layer norm, NaN where it depends on the input, shape (channels,)."""
     x = values[norm.node.args[0]]  # type: ignore[index]
     carried = at_every_place(x)
     return carried.expand(norm.channels.size)
 
 
-def _statistics(norm: Remembered, values: dict[Node, Any], never: int) -> Reading:
+def _statistics(norm: RememberingNorm, values: dict[Node, Any], never: int) -> Reading:
     """A layer norm that remembers constants needs every channel that is none, as long as it is there."""
     live = arriving(norm, values).isnan().numpy()
     return Reading(norm.module, norm.channels, np.array([never]), live[None], np.full(live.size, np.nan))

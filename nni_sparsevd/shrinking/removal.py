@@ -3,14 +3,14 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Atoms, ChannelGraph, Flags
+from ..graph import ChannelGraph, ChannelIds, Flags
 from .carriers import Carriers
 from .readers import Reading
 
 
 def largest_removal(
     graph: ChannelGraph, reads: list[Reading], carriers: Carriers, round_to: int
-) -> tuple[Flags, Atoms]:
+) -> tuple[Flags, ChannelIds]:
     """Remove all that may go, take back what is needed by what stays, repeat.
 
     Returns the classes to remove, and those kept only because an axis would have been empty without them.
@@ -30,7 +30,7 @@ def largest_removal(
         fill = np.concatenate([fill, missing])
 
 
-def _fixed_point(graph: ChannelGraph, carriers: Carriers, free: Flags, kept: Atoms) -> Flags:
+def _fixed_point(graph: ChannelGraph, carriers: Carriers, free: Flags, kept: ChannelIds) -> Flags:
     removed = free.copy()
     removed[kept] = False
     before = -1
@@ -38,25 +38,25 @@ def _fixed_point(graph: ChannelGraph, carriers: Carriers, free: Flags, kept: Ato
         before = removed.sum()
         for needed in carriers.needed(removed):
             removed[needed] = False
-        removed = graph.feasible(removed)
+        removed = graph.drop_infeasible(removed)
     return removed
 
 
 def _costs(graph: ChannelGraph, reads: list[Reading]) -> NDArray[np.int64]:
     """How much each class reads: keeping what reads least keeps least else."""
-    cost = np.zeros(graph.count, np.int64)
+    cost = np.zeros(graph.num_channels, np.int64)
     for read in reads:
         np.add.at(cost, read.outputs, read.used.sum(1))
     return cost
 
 
-def _missing(graph: ChannelGraph, removed: Flags, cost: NDArray[np.int64], multiple: int) -> Atoms:
+def _missing(graph: ChannelGraph, removed: Flags, cost: NDArray[np.int64], multiple: int) -> ChannelIds:
     """Dead channels to keep so that what is left of each group is a multiple; of heads and the like none."""
     found = [np.empty(0, np.int64)]
     units = {int(label) for link in graph.links for label in link.pairs[0]}
     for group in graph.groups if multiple > 1 else ():
-        gone = group.labels[removed[group.labels]]
-        if gone.size and int(group.labels[0]) not in units:
+        gone = group.channels[removed[group.channels]]
+        if gone.size and int(group.channels[0]) not in units:
             needed = -(len(group) - gone.size) % multiple
             found.append(gone[np.argsort(cost[gone], kind="stable")[:needed]])
     return np.concatenate(found)

@@ -4,7 +4,7 @@ from torch import nn
 
 from ..convert import bake_
 from ..errors import ShrinkError
-from ..graph import ChannelGraph, Inputs, channel_graph, copy_of
+from ..graph import ChannelGraph, Inputs, channel_graph, copy_model
 from ..masks import Masks
 from .apply import apply_plan_
 from .comparison import CheckResult, check
@@ -34,7 +34,7 @@ def shrink(
     `round_to` below 1, `ShrinkError` when the smaller network does not run or gives other outputs (none known: please
     report it).
     """
-    masked = bake_(copy_of(model), masks)
+    masked = bake_(copy_model(model), masks)
     graph = channel_graph(masked, example_inputs, remember_norms=remember_norms)
     small, plan, _ = shrink_masked(masked, graph, example_inputs, round_to)
     return small, plan
@@ -45,7 +45,7 @@ def shrink_masked(
 ) -> tuple[nn.Module, Plan, CheckResult]:
     """`shrink` for a network that is baked and masked already; also returns the comparison with it."""
     plan = plan_removal(masked, graph, round_to)
-    small = apply_plan_(copy_of(masked), plan)
+    small = apply_plan_(copy_model(masked), plan)
     try:
         result = check(masked, small, example_inputs, rounds=1)
     except RuntimeError as error:

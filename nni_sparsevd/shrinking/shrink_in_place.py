@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..convert import bake_
 from ..errors import ShrinkError
-from ..graph import Axis, Inputs, channel_graph, copy_of, states, without
+from ..graph import Axis, Inputs, channel_graph, copy_model, named_states, remove_indices
 from ..masks import compute_masks
 from ..nn import ChannelGate, Variational, gate_sites, is_variational, named_posteriors, output_dim
 from ..recipe import MaskSettings
@@ -72,10 +72,10 @@ def _shrink_(model: nn.Module, example_inputs: Inputs, optimizer: torch.optim.Op
         if len(gate.parts) > 1:
             raise ShrinkError(f"{name}: a gate on {len(gate.parts)} parts of one layer stays until the end of training")
     masks = compute_masks(model, MaskSettings(allow_empty=True)) if is_variational(model) else {}
-    masked = bake_(copy_of(model), masks, allow_empty=True)
+    masked = bake_(copy_model(model), masks, allow_empty=True)
     small, plan, _ = shrink_masked(masked, channel_graph(masked, example_inputs), example_inputs, round_to)
     cuts = {**plan.cuts, **_of_posteriors(model, plan.cuts, sites)}
-    before = dict(states(model))
+    before = dict(named_states(model))
     for (name, dim), merges in plan.merges.items():
         _clear_(model.get_submodule(name.rpartition(".")[0]), dim, merges)
     for scale, number in plan.scales:  # the mean of these rows is about to be multiplied, and log alpha has to stay
@@ -86,14 +86,14 @@ def _shrink_(model: nn.Module, example_inputs: Inputs, optimizer: torch.optim.Op
     for name, _ in plan.merges:
         _keep_(model.get_submodule(name.rpartition(".")[0]), small.get_parameter(name))
     if optimizer is not None:
-        _follow_(optimizer, before, dict(states(model)), cuts)
+        _follow_(optimizer, before, dict(named_states(model)), cuts)
     return plan
 
 
 def _of_posteriors(model: nn.Module, cuts: Cuts, sites: Sites) -> Cuts:
     """What log sigma^2 and gates lose, along with the weights that they belong to."""
     found: Cuts = {}
-    named, modules = dict(states(model)), dict(model.named_modules())
+    named, modules = dict(named_states(model)), dict(model.named_modules())
     for (name, dim), indices in cuts.items():
         for owner, module in modules.items():  # several, where they share a weight
             own = isinstance(module, Variational) and module.weight is named[name]
@@ -151,7 +151,7 @@ def _follow_(optimizer: torch.optim.Optimizer, before: dict[str, Tensor], after:
             memory = optimizer.state.pop(old, {})
             if memory and not (lost[id(old)] and any(_factored(value, old) for value in memory.values())):
                 optimizer.state[successors.get(id(old), old)] = {
-                    key: without(value, lost[id(old)])
+                    key: remove_indices(value, lost[id(old)])
                     if isinstance(value, Tensor) and value.shape == old.shape else value
                     for key, value in memory.items()
                 }  # fmt: skip

@@ -38,7 +38,7 @@ class Places:
             gates.writers.update({writer.site: self.layers[writer.module] for writer in group.writers})
             for name, dim in group.axes:
                 layer = self.layers.get(name.rpartition(".")[0])
-                whole = np.array_equal(self.graph.axes[name, dim], group.labels)
+                whole = np.array_equal(self.graph.axes[name, dim], group.channels)
                 if layer is not None and name.endswith(".weight") and dim == output_dim(layer) and whole:
                     gates.by_layer[layer] = gate
         return gates

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import TraceError
-from ...graph import ChannelGraph, channel_graph, copy_of, forget_
+from ...graph import ChannelGraph, channel_graph, clear_caches_, copy_model
 from ...masks import Masks, apply_masks_, silence_group_
 from ...measure import count_macs, count_parameters
 from ...shrinking import Plan, apply_plan_, check, gradient_difference, make_plan, plan_removal
@@ -78,7 +78,7 @@ def run_trial(member: Member, kill: str, seed: int) -> Row:
     apply_masks_(model, masks)
     began = time.perf_counter()
     plan = plan_removal(model, graph)
-    small = apply_plan_(copy_of(model), plan)
+    small = apply_plan_(copy_model(model), plan)
     seconds += time.perf_counter() - began
     result = check(model, small, example, rounds=1, seed=seed)
     again = make_plan(small, example, remember_norms=kill == "remember").removed
@@ -135,7 +135,7 @@ def killing(model: nn.Module, graph: ChannelGraph, kill: str, seed: int) -> tupl
     draw = np.random.default_rng(seed)
     masks: Masks = {}
     killed = 0
-    gone = np.zeros(graph.count, np.bool_)
+    gone = np.zeros(graph.num_channels, np.bool_)
     for group in graph.groups:
         if group.pinned or len(group) < 2:
             continue
@@ -144,11 +144,11 @@ def killing(model: nn.Module, graph: ChannelGraph, kill: str, seed: int) -> tupl
             dead = draw.random(len(group)) < draw.uniform(0.1, 0.9)
             dead[draw.integers(len(group))] = False
         both = gone.copy()
-        both[graph.with_elements(group.labels[dead])] = True
+        both[graph.with_members(group.channels[dead])] = True
         if any(both[graph.axes[axis]].all() for axis in group.axes):  # with those of heads that are gone already
             continue
         gone = both
-        silence_group_(masks, model, graph, group, group.labels[dead])
+        silence_group_(masks, model, graph, group, group.channels[dead])
         killed += int(dead.sum())
     if kill == "random":
         masks = {name: {"weight": own["weight"]} for name, own in masks.items() if own.get("weight", _NONE).dim() > 1}
@@ -162,12 +162,12 @@ def deaf(model: nn.Module, example: Tensor, seed: int) -> tuple[str, ...]:
     """Parameters of which no element changes the output on random inputs: a comparison says nothing about them."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(example.shape, generator=generator, dtype=torch.float64)
-    forget_(model)
+    clear_caches_(model)
     parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
     output = model(inputs)
     weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
     gradients = torch.autograd.grad((output * weights).sum(), list(parameters.values()), allow_unused=True)
-    forget_(model)  # tables made with gradients
+    clear_caches_(model)  # tables made with gradients
     return tuple(
         name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None or not gradient.any()
     )
