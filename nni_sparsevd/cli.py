@@ -200,14 +200,14 @@ def _check(chosen: Namespace, command: list[str]) -> None:
 
 def _zoo(chosen: Namespace, command: list[str]) -> None:
     from .files import write_bytes, write_json
-    from .studies.zoo import Limits, run_zoo, summary, table
+    from .studies.zoo import Limits, format_summary, format_table, run_zoo
     from .training.environment import describe_environment
 
     limits = Limits(chosen.seconds, chosen.gibibytes)
     rows = [row.to_dict() for row in run_zoo(chosen.out / "rows", chosen.families, chosen.jobs, limits, chosen.seed)]
     write_json(chosen.out / "zoo.json", {"environment": describe_environment(command, chosen.seed), "rows": rows})
-    write_bytes(chosen.out / "zoo.md", "\n".join([summary(rows), "", *table(rows), ""]).encode())
-    print(summary(rows))
+    write_bytes(chosen.out / "zoo.md", "\n".join([format_summary(rows), "", *format_table(rows), ""]).encode())
+    print(format_summary(rows))
     print(f"table: {chosen.out / 'zoo.md'}")
     wrong = [row for row in rows if str(row["verdict"]).startswith("different")]
     if wrong:
@@ -215,21 +215,21 @@ def _zoo(chosen: Namespace, command: list[str]) -> None:
 
 
 def _reproduce(chosen: Namespace, command: list[str]) -> None:
-    from .studies.reproduce import experiment, names, reproduce
+    from .studies.reproduce import list_experiments, read_experiment, reproduce_experiment
 
     if chosen.name is None:
-        print("\n".join(f"{name:16} {experiment(name).title}" for name in names()))
+        print("\n".join(f"{name:16} {read_experiment(name).title}" for name in list_experiments()))
         return
     seeds = None if chosen.seeds is None else tuple(chosen.seeds)
-    print(reproduce(chosen.name, chosen.data, chosen.out, command, chosen.jobs, seeds))
+    print(reproduce_experiment(chosen.name, chosen.data, chosen.out, command, chosen.jobs, seeds))
 
 
 def _bench(chosen: Namespace, command: list[str]) -> None:
-    from .studies.bench import bench, names, read_league, rivals_of
+    from .studies.bench import list_leagues, read_league, rivals_of, run_league
     from .studies.processes import Limits
 
     if chosen.name is None:
-        for name in names():
+        for name in list_leagues():
             print(f"{name:16} {read_league(name).title}")
             print(
                 "\n".join(f"    {key:20} {one.title} ({one.host})" for key, one in rivals_of(read_league(name)).items())
@@ -237,7 +237,7 @@ def _bench(chosen: Namespace, command: list[str]) -> None:
         return
     limits = Limits(chosen.seconds, chosen.gibibytes)
     rivals = tuple(chosen.rivals or ())
-    print(bench(chosen.name, chosen.data, chosen.out, command, chosen.jobs, limits, rivals, chosen.known))
+    print(run_league(chosen.name, chosen.data, chosen.out, command, chosen.jobs, limits, rivals, chosen.known))
 
 
 def _export(chosen: Namespace, command: list[str]) -> None:

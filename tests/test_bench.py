@@ -18,12 +18,12 @@ from torch import nn
 
 from nni_sparsevd import cli
 from nni_sparsevd.errors import SettingError, ShrinkError, TrainingError
-from nni_sparsevd.studies.bench import bench, champions_table, names, read_league, rivals, write_page
+from nni_sparsevd.studies.bench import format_champions, list_leagues, read_league, rivals, run_league, write_page
 from nni_sparsevd.studies.bench.arena import Arena, prepare_arena
 from nni_sparsevd.studies.bench.cutting import cut_to
-from nni_sparsevd.studies.bench.playing import _share, chosen_rates, protocol, restore
+from nni_sparsevd.studies.bench.running import _share, chosen_rates, protocol, restore
 from nni_sparsevd.studies.bench.standing import mean_ranks, pareto_front, standings
-from nni_sparsevd.studies.bench.trial import Bout, play
+from nni_sparsevd.studies.bench.trial import Trial, run_trial
 from nni_sparsevd.studies.processes import Limits
 
 WEIGHTS = rivals.TABLES["weights"]
@@ -118,7 +118,7 @@ def test_what_does_not_end_is_a_row_that_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "digits"
     for seed in (0, 1):
         prepare_arena(read_league("digits"), seed, HERE, folder)
-    page = bench("digits", HERE, tmp_path, [], 2, Limits(seconds=0.01), ("magnitude",))
+    page = run_league("digits", HERE, tmp_path, [], 2, Limits(seconds=0.01), ("magnitude",))
     rows = json.loads((folder / "digits.json").read_text())["rows"]
     assert {row["failed"] for row in rows} == {"not finished in 0.01 s"}
     assert "not finished" in page.read_text()
@@ -126,25 +126,25 @@ def test_what_does_not_end_is_a_row_that_says_so(tmp_path: Path) -> None:
 
 def test_a_start_that_cannot_be_had_stops_the_league(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="dense start of seed 0"):
-        bench("lenet_300_100", tmp_path / "nowhere", tmp_path, [], 1, Limits(), ("magnitude",))
+        run_league("lenet_300_100", tmp_path / "nowhere", tmp_path, [], 1, Limits(), ("magnitude",))
 
 
 def test_a_rival_that_fails_leaves_a_reason_and_the_others_play(tmp_path: Path, monkeypatch) -> None:
-    def enter(arena, stage):
+    def prepare(arena, stage):
         def decide(level):
             if level == 0.95:
                 raise ValueError("too much")
-            return WEIGHTS["magnitude"].enter(arena, stage)(level)
+            return WEIGHTS["magnitude"].prepare(arena, stage)(level)
 
         return decide
 
-    monkeypatch.setitem(WEIGHTS, "brittle", rivals.Rival("Brittle", "ours", enter))
-    bout = Bout(short("digits"), "brittle", 0, 1e-3, (0.95, 0.8), HERE, tmp_path)
-    play(bout)
-    failed, fine = (json.loads(bout.row_file(level).read_text()) for level in bout.levels)
+    monkeypatch.setitem(WEIGHTS, "brittle", rivals.Rival("Brittle", "ours", prepare))
+    trial = Trial(short("digits"), "brittle", 0, 1e-3, (0.95, 0.8), HERE, tmp_path)
+    run_trial(trial)
+    failed, fine = (json.loads(trial.row_file(level).read_text()) for level in trial.levels)
     assert failed["failed"] == "ValueError: too much"
     assert not fine["failed"] and fine["sparsity"] == pytest.approx(0.8, abs=0.001)
-    assert bout.missing == ()
+    assert trial.missing == ()
 
 
 def test_tuning_keeps_zeros_and_uses_all_steps(tmp_path: Path, monkeypatch) -> None:
@@ -152,7 +152,7 @@ def test_tuning_keeps_zeros_and_uses_all_steps(tmp_path: Path, monkeypatch) -> N
     chosen = short("digits")
     prepare_arena(chosen, 0, HERE, tmp_path)
     monkeypatch.setattr(Arena, "batch", counted(Arena.batch, steps))
-    play(Bout(chosen, "magnitude_gradual", 0, 1e-3, (0.9,), HERE, tmp_path))
+    run_trial(Trial(chosen, "magnitude_gradual", 0, 1e-3, (0.9,), HERE, tmp_path))
     row = json.loads(next((tmp_path / "rows").iterdir()).read_text())
     assert steps == list(range((4 + 2) * (1294 // 100)))  # 1,438 digits to train on, a tenth of them held out
     assert row["sparsity"] == pytest.approx(0.9, abs=0.001)
@@ -199,7 +199,7 @@ def test_ranks_are_means_over_levels_of_those_who_arrived() -> None:
 def test_the_best_of_a_framework_is_chosen_on_held_out_images_alone() -> None:
     rows = [row("vd_weight", 0.9, 5.0), row("vd_local", 0.8, 1.0), row("magnitude", 0.9, 2.0)]
     rows += [row("nni_level", 0.5, 7.0), row("nni_taylor", 0.9, 7.0, failed="no"), row("vd_local", 0.3, level=0.8)]
-    head, _, *lines = champions_table(read_league("digits"), rows)
+    head, _, *lines = format_champions(read_league("digits"), rows)
     assert head == "|  | 80 % zeros | 95 % zeros |"
     assert lines == [
         "| ours | **1.00**, vd_local | 5.00, vd_weight |",
@@ -239,14 +239,14 @@ def test_torchrun_shares_the_work(monkeypatch) -> None:
     assert sorted(shares) == list(range(10))
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_leagues())
 def test_the_leagues_that_are_there_can_be_played(name: str) -> None:
     assert read_league(name).rivals or rivals.rivals_of(read_league(name))
 
 
 def test_unknown_names_are_told(capsys) -> None:
     assert cli.main(["bench", "nowhere"]) == 2
-    assert f"no league is named 'nowhere'; there are {', '.join(names())}" in capsys.readouterr().err
+    assert f"no league is named 'nowhere'; there are {', '.join(list_leagues())}" in capsys.readouterr().err
     assert cli.main(["bench", "digits", "--rivals=[nobody]"]) == 2
     assert "nobody is named nobody; there are vd_" in capsys.readouterr().err
     with pytest.raises(SettingError, match="nobody"):
@@ -259,14 +259,14 @@ def test_unknown_names_are_told(capsys) -> None:
 SLEEPER = """
 import os, sys, time
 from pathlib import Path
-from nni_sparsevd.studies.processes import Limits, apart
+from nni_sparsevd.studies.processes import Limits, run_isolated
 
 def work(folder):
     (Path(folder) / "pid").write_text(str(os.getpid()))
     time.sleep(60)
 
 if __name__ == "__main__":
-    list(apart(work, [sys.argv[1]], 1, Limits(), "nni_sparsevd.studies.processes"))
+    list(run_isolated(work, [sys.argv[1]], 1, Limits(), "nni_sparsevd.studies.processes"))
 """
 
 

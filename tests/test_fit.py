@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nni_sparsevd.graph import ChannelGraph, channel_graph
 from nni_sparsevd.masks import apply_masks_
-from nni_sparsevd.studies.zoo.trials import killing
+from nni_sparsevd.studies.zoo.trials import mask_channels
 
 
 class Heads(nn.Module):
@@ -48,7 +48,7 @@ def test_sizes_that_are_read_somewhere_follow(name: str) -> None:
     graph = channel_graph(model, image())
     assert free(graph) == expected
     assert {size.origin for size in graph.size_attributes} == {("", attribute, at) for attribute, at in origins}
-    masks, killed = killing(model, graph, "half", 0)
+    masks, killed = mask_channels(model, graph, "half", 0)
     apply_masks_(model, masks)
     small, plan = assert_law(model, image())
     assert plan.removed == killed > 0
@@ -78,7 +78,7 @@ def test_sizes_that_cannot_follow_keep_their_channels_and_say_why(name: str) -> 
     graph = channel_graph(model, image())
     reasons = [group.pinned or "" for group in graph.groups if group.module == "first"]
     assert any("a size in the code of Heads cannot follow" in reason for reason in reasons)
-    masks, _ = killing(model, graph, "half", 0)
+    masks, _ = mask_channels(model, graph, "half", 0)
     apply_masks_(model, masks)
     assert_law(model, image())
 

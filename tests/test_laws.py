@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nni_sparsevd import channel_graph
 from nni_sparsevd.masks import apply_masks_
-from nni_sparsevd.studies.zoo.trials import killing
+from nni_sparsevd.studies.zoo.trials import mask_channels
 
 Step = Callable[[Tensor], Tensor]
 
@@ -151,6 +151,6 @@ PARTS: dict[str, Callable[[int], nn.Module]] = {
 )
 def test_networks_drawn_at_random(names: list[str], kill: str, seed: int) -> None:
     model = prepared(Drawn(names))
-    masks, _ = killing(model, channel_graph(model, image()), kill, seed)
+    masks, _ = mask_channels(model, channel_graph(model, image()), kill, seed)
     apply_masks_(model, masks)
     assert_law(model, image())

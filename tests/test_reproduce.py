@@ -21,10 +21,10 @@ from nni_sparsevd.errors import SettingError
 from nni_sparsevd.files import read_json
 from nni_sparsevd.studies.reproduce import experiments
 from nni_sparsevd.studies.reproduce.calibration import scores
-from nni_sparsevd.studies.reproduce.experiments import experiment, names
+from nni_sparsevd.studies.reproduce.experiments import list_experiments, read_experiment
 from nni_sparsevd.studies.reproduce.gathering import _spent
 from nni_sparsevd.studies.reproduce.running import jobs_of
-from nni_sparsevd.studies.reproduce.tables import table
+from nni_sparsevd.studies.reproduce.tables import format_table
 
 TINY = """
 title = "Tiny"
@@ -76,15 +76,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     return root, code, complaint.getvalue()
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_experiments())
 def test_every_committed_recipe_is_valid(name: str) -> None:
-    chosen = experiment(name)
+    chosen = read_experiment(name)
     for job in jobs_of(chosen, Path("out")):
         recipe = chosen.recipe_of(job.variant, job.seed, Path("data"))
         assert recipe.seed == job.seed
         assert models.build(recipe.model.name, recipe.model.arguments)
         assert recipe.data.train is None or recipe.data.train.is_relative_to("data")
-    assert table(chosen, [])[0].count("|") == len(chosen.columns) + 2  # every column is known
+    assert format_table(chosen, [])[0].count("|") == len(chosen.columns) + 2  # every column is known
 
 
 def test_an_experiment_is_run_shown_and_kept_though_a_run_fails(made: tuple[Path, int, str]) -> None:
@@ -194,7 +194,7 @@ def test_a_broken_experiment_says_which_key(tiny: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(experiments, "FOLDER", tiny / "recipes")
     (tiny / "recipes" / "tiny.toml").write_text(TINY + "\n[variant.more]\ntitle = 'x'\n")
     with pytest.raises(SettingError, match="variant"):
-        experiment("tiny")
+        read_experiment("tiny")
 
 
 def test_scores_by_hand() -> None:

@@ -15,7 +15,7 @@ from nni_sparsevd.studies.bench import rivals
 from nni_sparsevd.studies.bench.arena import Arena, cross_entropy, prepare_arena
 from nni_sparsevd.studies.bench.rivals.distillation import taught_by
 from nni_sparsevd.studies.bench.rivals.noise import gaussian_dropout, noisy_weights
-from nni_sparsevd.studies.bench.trial import Bout, play
+from nni_sparsevd.studies.bench.trial import Trial, run_trial
 
 WEIGHTS, CHANNELS = rivals.TABLES["weights"], rivals.TABLES["channels"]
 BROKEN = {"tp_obdc": "TypeError", "tp_obdc_turns": "TypeError", "tp_bn_scale": "ShrinkError"}
@@ -34,7 +34,7 @@ def test_single_weights_at_the_level_that_was_asked_for(ground: Arena, name: str
     stage = ground.league.dense.model_copy(update={"learning_rate": 3e-3})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Arena, "batch", counted(Arena.batch, steps))
-        pruned = WEIGHTS[name].enter(ground, stage)(0.8)
+        pruned = WEIGHTS[name].prepare(ground, stage)(0.8)
     assert steps == list(range(pruned.steps))  # no other batches, no batch twice, none that is not owned to
     assert pruned.steps <= (ground.steps if "noisy" in name else ground.prune_steps)
     assert pruned.masks is not None
@@ -85,7 +85,7 @@ def test_noise_has_the_mean_and_the_variance_that_it_says() -> None:
 
 
 def test_what_a_rival_is_tuned_by_is_its_own(tmp_path: Path, monkeypatch) -> None:
-    def enter(arena: Arena, stage: Stage) -> rivals.Decide:
+    def prepare(arena: Arena, stage: Stage) -> rivals.Decide:
         return lambda level: rivals.Pruned(arena.network(), {}, arena.steps - 3, loss=silent)
 
     silence: list[int] = []
@@ -94,9 +94,9 @@ def test_what_a_rival_is_tuned_by_is_its_own(tmp_path: Path, monkeypatch) -> Non
         silence.append(len(batch[1]))
         return 0 * model(batch[0]).sum()
 
-    monkeypatch.setitem(WEIGHTS, "silent", rivals.Rival("nothing to learn", "ours", enter))
+    monkeypatch.setitem(WEIGHTS, "silent", rivals.Rival("nothing to learn", "ours", prepare))
     chosen = short("digits")
-    play(Bout(chosen, "silent", 0, 3e-3, (0.8,), HERE, tmp_path))
+    run_trial(Trial(chosen, "silent", 0, 3e-3, (0.8,), HERE, tmp_path))
     (found,) = (json.loads(path.read_text()) for path in (tmp_path / "rows").iterdir())
     assert not found["failed"] and len(silence) == 3
     assert found["error"] == found["dense_error"] == found["untuned_error"]
@@ -110,10 +110,10 @@ def test_channels_leave_the_macs_that_were_asked_for(ground: Arena, name: str) -
     before = count_macs(ground.start, ground.example[:1])
     if name in BROKEN:
         with pytest.raises(Exception, match=r"NoneType|no ratio") as caught:
-            CHANNELS[name].enter(ground, stage)(2.0)
+            CHANNELS[name].prepare(ground, stage)(2.0)
         assert type(caught.value).__name__ == BROKEN[name]
         return
-    pruned = CHANNELS[name].enter(ground, stage)(2.0)
+    pruned = CHANNELS[name].prepare(ground, stage)(2.0)
     assert pruned.steps <= ground.prune_steps and pruned.masks is None
     fewer = before / count_macs(pruned.model, ground.example[:1])
     assert 1.94 < fewer < (3.5 if "hessian" in name else 2.12)  # Hessian judges by few samples: scores tie

@@ -15,7 +15,7 @@ from nni_sparsevd.errors import SettingError
 from nni_sparsevd.graph import ChannelGraph, channel_graph
 from nni_sparsevd.masks import apply_masks_
 from nni_sparsevd.shrinking import RememberingLayerNorm
-from nni_sparsevd.studies.zoo.trials import killing
+from nni_sparsevd.studies.zoo.trials import mask_channels
 
 
 def small_deit() -> nn.Module:
@@ -36,7 +36,7 @@ def test_heads_and_dimensions_of_attention_go_and_the_module_knows() -> None:
     model = small_deit()
     graph = channel_graph(model, image(32))
     assert groups_of(graph, "blocks.0.attn.qkv") == [3, 64]  # heads, and dimensions of all heads
-    masks, _ = killing(model, graph, "half", 0)
+    masks, _ = mask_channels(model, graph, "half", 0)
     apply_masks_(model, masks)
     small, _ = assert_law(model, image(32))
     attention = small.blocks[0].attn
@@ -53,7 +53,7 @@ def test_relative_positions_lose_the_heads_too() -> None:
     model = small_swin()
     graph = channel_graph(model, image(32))
     assert groups_of(graph, "layers.0.blocks.0.attn.qkv") == [3, 8]
-    masks, _ = killing(model, graph, "half", 0)
+    masks, _ = mask_channels(model, graph, "half", 0)
     apply_masks_(model, masks)
     small, _ = assert_law(model, image(32))
     assert small.layers[0].blocks[0].attn.relative_position_bias_table.shape[1] == 2
@@ -62,7 +62,7 @@ def test_relative_positions_lose_the_heads_too() -> None:
 def test_a_smaller_attention_is_saved_and_comes_back(tmp_path: Path) -> None:
     arguments = {"num_classes": 10, "img_size": 32, "depth": 2}
     model = small_deit().float()
-    masks, _ = killing(model, channel_graph(model, image(32).float()), "half", 0)
+    masks, _ = mask_channels(model, channel_graph(model, image(32).float()), "half", 0)
     small, _ = svd.shrink(model, image(32).float(), masks)
     svd.save(small, tmp_path / "small.safetensors", name="deit_tiny_patch16_224", arguments=arguments)
     again = svd.load(tmp_path / "small.safetensors")
@@ -74,7 +74,7 @@ def test_a_table_that_evaluation_keeps_is_made_anew() -> None:
     model = prepared(timm.create_model("levit_128s", num_classes=10)).eval()
     example = torch.zeros(2, 3, 224, 224, dtype=torch.float64)
     model(example)  # with gradients: PyTorch would not even copy what it keeps
-    masks, _ = killing(model, channel_graph(model, example), "half", 0)
+    masks, _ = mask_channels(model, channel_graph(model, example), "half", 0)
     small, plan = svd.shrink(model, example, masks)
     assert plan.removed > 1000 and svd.check(svd.bake_(copy.deepcopy(model), masks), small, example, rounds=1).ok
 
@@ -139,7 +139,7 @@ def test_the_width_of_a_transformer_goes_where_norms_may_remember(name: str, tmp
     arguments = {"img_size": 32, "depth": 2} if name.startswith("deit") else {}
     model = small_swin() if name == "swin" else prepared(timm.create_model(name, num_classes=10, **arguments))
     graph = channel_graph(model, image(32), remember_norms=True)
-    masks, killed = killing(model, graph, "half", 0)
+    masks, killed = mask_channels(model, graph, "half", 0)
     apply_masks_(model, masks)
     kept, plan = svd.shrink(model, image(32))
     small, more = svd.shrink(model, image(32), remember_norms=True)
@@ -200,7 +200,7 @@ def test_queries_that_are_used_elsewhere_keep_their_scale() -> None:
     assert groups_of(graph, "qkv") == [3]
     reasons = [group.pinned or "" for group in graph.groups if group.module == "qkv"]
     assert any("attention is scaled by the number of dimensions" in reason for reason in reasons)
-    masks, _ = killing(model, graph, "half", 0)
+    masks, _ = mask_channels(model, graph, "half", 0)
     apply_masks_(model, masks)
     assert_law(model, image())
 

@@ -7,7 +7,7 @@ import pytest
 
 from nni_sparsevd import cli
 from nni_sparsevd.files import read_json, write_json
-from nni_sparsevd.studies.zoo import Limits, run_zoo, summary, table
+from nni_sparsevd.studies.zoo import Limits, format_summary, format_table, run_zoo
 from nni_sparsevd.studies.zoo.families import list_families, smallest
 from nni_sparsevd.studies.zoo.trials import Row
 
@@ -47,7 +47,7 @@ def test_a_family_is_shrunk_in_its_own_process_and_only_once(tmp_path: Path, cap
 )
 def test_what_exceeds_a_limit_is_a_row_that_says_so(tmp_path: Path, limits: Limits, verdict: str) -> None:
     (row,) = run_zoo(tmp_path, "starnet", 1, limits)
-    assert row.verdict == verdict and "**" in table([row.to_dict()])[-1]
+    assert row.verdict == verdict and "**" in format_table([row.to_dict()])[-1]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_the_summary_counts_what_the_rows_say() -> None:
         row("wrong", "half", verdict="different: DIFFERENT"),
         row("wrong", "random", max_rel_64=1e-13),
     ]
-    text = summary(rows)
+    text = format_summary(rows)
     assert (
         "1 of 3 families shrink exactly" in text
         and "1 keep all channels under some mask, for the reasons given: kept" in text
@@ -93,7 +93,7 @@ def test_the_summary_counts_what_the_rows_say() -> None:
     assert "1 others: wrong" in text and "planning again finds more in good, where" in text
     assert "1.0e-13 in float64" in text and "gradients differ by more than 1e-08 of the largest in kept\n" in text
     assert "2.0e-05 in float32 (above 1e-05, and then" in text and "by itself: kept)" in text
-    lines = table(rows)
+    lines = format_table(rows)
     assert len(lines) == 5 and "lstm has no rule (4)" in lines[3] and "**half: different: DIFFERENT" in lines[4]
 
 

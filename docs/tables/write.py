@@ -29,13 +29,13 @@ TITLES = {
 
 def collect(run: Path) -> None:
     """Copy what the tables and pages need of a folder to docs/results and docs/pictures."""
-    if run.name in reproduce.names():
+    if run.name in reproduce.list_experiments():
         values = read(run / f"{run.name}.json")
         (RESULTS / f"reproduce_{run.name}.json").write_text(json.dumps(values) + "\n")
         for picture in (*run.glob("*.png"), *run.glob("*.gif")):
             shutil.copy(picture, ROOT / "docs" / "pictures" / f"{run.name}_{picture.name}")
         return
-    if run.name in bench.names():
+    if run.name in bench.list_leagues():
         (RESULTS / f"bench_{run.name}.json").write_text(json.dumps(read(run / f"{run.name}.json")) + "\n")
         for picture in run.glob("*.png"):
             shutil.copy(picture, ROOT / "docs" / "pictures" / f"bench_{picture.name}")
@@ -151,15 +151,15 @@ def lenet5_structured() -> list[str]:
 
 
 def zoo_rows() -> list[str]:
-    return zoo.table(read(RESULTS / "zoo.json")["rows"])
+    return zoo.format_table(read(RESULTS / "zoo.json")["rows"])
 
 
 def zoo_summary() -> list[str]:
-    return [f"- {line}" for line in zoo.summary(read(RESULTS / "zoo.json")["rows"]).splitlines()]
+    return [f"- {line}" for line in zoo.format_summary(read(RESULTS / "zoo.json")["rows"]).splitlines()]
 
 
 def reproduced(name: str) -> list[str]:
-    return reproduce.table(reproduce.experiment(name), read(RESULTS / f"reproduce_{name}.json")["runs"])
+    return reproduce.format_table(reproduce.read_experiment(name), read(RESULTS / f"reproduce_{name}.json")["runs"])
 
 
 def measured(name: str, variant: str) -> list[str]:
@@ -174,25 +174,25 @@ def alone(table: Callable[[Any], list[str]]) -> list[str]:
 
 def played(name: str) -> list[str]:
     chosen, rows = bench.read_league(name), read(RESULTS / f"bench_{name}.json")["rows"]
-    return bench.standing_table(chosen, rows)
+    return bench.format_standings(chosen, rows)
 
 
 def best(name: str) -> list[str]:
-    return bench.champions_table(bench.read_league(name), read(RESULTS / f"bench_{name}.json")["rows"])
+    return bench.format_champions(bench.read_league(name), read(RESULTS / f"bench_{name}.json")["rows"])
 
 
 EXPORTS = (exports, mobile, packed_sizes, sparse_kernels)
 TIMES = (pass_speed, time_to_result, zoo_latency)
 SCALE = (estimators, faults, large_models, shrink_while_training, step_cost)
 TABLES: dict[str, Callable[[], list[str]]] = {
-    **{f"reproduce_{name}": partial(reproduced, name) for name in reproduce.names()},
+    **{f"reproduce_{name}": partial(reproduced, name) for name in reproduce.list_experiments()},
     **{
         f"{name}_{network}{way}": partial(measured, name, network + way)
         for name, way in (("calibration", ""), ("tradeoff", "_moved"))
         for network in ("lenet_300_100", "lenet5_caffe")
     },
-    **{f"bench_{name}": partial(played, name) for name in bench.names()},
-    **{f"best_{name}": partial(best, name) for name in bench.names()},
+    **{f"bench_{name}": partial(played, name) for name in bench.list_leagues()},
+    **{f"best_{name}": partial(best, name) for name in bench.list_leagues()},
     **{one.__name__: partial(alone, one) for one in TIMES + SCALE + EXPORTS},
     "zoo": zoo_rows,
     "zoo_summary": zoo_summary,

@@ -22,7 +22,7 @@ from nni_sparsevd.export import FORMATS, export
 from nni_sparsevd.files import read_json, write_json
 from nni_sparsevd.masks import apply_masks_
 from nni_sparsevd.studies.processes import Limits, run_isolated
-from nni_sparsevd.studies.zoo.trials import killing
+from nni_sparsevd.studies.zoo.trials import mask_channels
 from nni_sparsevd.testing import randomize_
 from nni_sparsevd.training.environment import describe_environment
 
@@ -50,7 +50,7 @@ def networks(name: str, image: torch.Tensor) -> dict[str, nn.Module]:
     """A network with random weights, with half of its removable channels masked, and shrunk."""
     dense = randomize_(timm.create_model(name, num_classes=10), 0).eval()
     masked = copy.deepcopy(dense)
-    masks, _ = killing(masked, svd.channel_graph(masked, image), "half", 0)
+    masks, _ = mask_channels(masked, svd.channel_graph(masked, image), "half", 0)
     apply_masks_(masked, masks)
     return {"dense": dense, "masked": masked, "shrunk": svd.shrink(masked, image)[0]}
 

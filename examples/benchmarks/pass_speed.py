@@ -31,7 +31,7 @@ from nni_sparsevd.graph import channel_graph
 from nni_sparsevd.masks import apply_masks_
 from nni_sparsevd.plugins.nni.graph import trace
 from nni_sparsevd.shrinking import apply_plan_, check, plan_removal
-from nni_sparsevd.studies.zoo.trials import killing
+from nni_sparsevd.studies.zoo.trials import mask_channels
 from nni_sparsevd.testing import randomize_
 from nni_sparsevd.training.environment import describe_environment
 
@@ -48,7 +48,7 @@ NETWORKS = {  # side of the image, and what NNI masks
 
 
 def ours(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
-    masks, _ = killing(model, channel_graph(model, x), "half", 0)
+    masks, _ = mask_channels(model, channel_graph(model, x), "half", 0)
     masked = copy.deepcopy(model)
     apply_masks_(masked, masks)
 
@@ -61,7 +61,7 @@ def ours(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
 def compared(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
     small = ours(model, x)()
     masked = copy.deepcopy(model)
-    apply_masks_(masked, killing(model, channel_graph(model, x), "half", 0)[0])
+    apply_masks_(masked, mask_channels(model, channel_graph(model, x), "half", 0)[0])
 
     def run() -> nn.Module:
         assert check(masked, small, x, rounds=1).ok

@@ -24,7 +24,7 @@ from nni_sparsevd.errors import summarize_error
 from nni_sparsevd.export import FORMATS, export
 from nni_sparsevd.files import write_json
 from nni_sparsevd.measure import count_macs, count_parameters, measure_latencies
-from nni_sparsevd.studies.zoo.trials import killing
+from nni_sparsevd.studies.zoo.trials import mask_channels
 from nni_sparsevd.testing import randomize_
 from nni_sparsevd.training.environment import describe_environment
 
@@ -75,7 +75,7 @@ def measure(name: str, size: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = randomize_(timm.create_model(name)).eval()
     x = torch.randn(1, 3, size, size)
-    masks, _ = killing(model, svd.channel_graph(model, x, remember_norms=True), "half", 0)
+    masks, _ = mask_channels(model, svd.channel_graph(model, x, remember_norms=True), "half", 0)
     small, plan = svd.shrink(model, x, masks, remember_norms=True)
     small.eval()
     row: dict[str, Any] = {"network": name, "input": size, "removed": plan.removed}

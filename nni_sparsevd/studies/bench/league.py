@@ -58,7 +58,7 @@ class League(Settings):
         return "zeros" if self.kind == "weights" else "fewer MACs"
 
 
-def names() -> list[str]:
+def list_leagues() -> list[str]:
     """Leagues that there are."""
     return committed(FOLDER)
 

@@ -10,8 +10,8 @@ from ...training.environment import describe_environment
 from ..processes import Limits
 from .league import League, read_league
 from .pictures import draw_all
-from .playing import chosen_rates, protocol, restore, run
 from .rivals import rivals_of
+from .running import chosen_rates, protocol, restore, run_trials
 from .standing import Row, Standing, standings
 from .tables import champions, failures, fronts, table
 
@@ -19,7 +19,7 @@ BEST = "Test error in percent of each framework's best at a level, chosen on hel
 ALL = "Everyone:"
 
 
-def bench(
+def run_league(
     name: str,
     data: Path,
     out: Path,
@@ -41,7 +41,7 @@ def bench(
     folder = out / name
     if known is not None:
         restore(chosen, known, folder)
-    rows = run(chosen, data, folder, at_once, limits)
+    rows = run_trials(chosen, data, folder, at_once, limits)
     results = {
         "league": name,
         "protocol": protocol(chosen),
@@ -52,13 +52,13 @@ def bench(
     return write_page(name, folder / f"{name}.json", folder)
 
 
-def standing_table(chosen: League, rows: list[Row]) -> list[str]:
+def format_standings(chosen: League, rows: list[Row]) -> list[str]:
     """Lines of the table of whoever has rows, in Markdown, with the notes below it."""
     played, found = _played(chosen, rows)
     return [*table(played, found), "", *fronts(played, found), *failures(found)]
 
 
-def champions_table(chosen: League, rows: list[Row]) -> list[str]:
+def format_champions(chosen: League, rows: list[Row]) -> list[str]:
     """Lines of the table of each framework's best at a level, in Markdown."""
     return champions(*_played(chosen, rows))
 

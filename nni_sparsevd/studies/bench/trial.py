@@ -23,7 +23,7 @@ from .timing import faster
 
 
 @dataclass(frozen=True)
-class Bout:
+class Trial:
     """What one process does."""
 
     league: League
@@ -81,11 +81,11 @@ def row_file(folder: Path, rival: str, seed: int, rate: float, level: float | No
     return folder / "rows" / f"{rival}-{seed}-{rate:g}-{at}.json"
 
 
-def play(bout: Bout) -> None:
+def run_trial(trial: Trial) -> None:
     """Write the rows that are missing; one that fails says why."""
     torch.set_num_threads(1)
     with _quiet():
-        _play(bout)
+        _run(trial)
 
 
 @contextlib.contextmanager
@@ -99,17 +99,17 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _play(bout: Bout) -> None:
+def _run(trial: Trial) -> None:
     began = time.process_time()
-    rival, stage = rivals_of(bout.league)[bout.rival], _stage(bout)
-    missing = bout.missing
+    rival, stage = rivals_of(trial.league)[trial.rival], _stage(trial)
+    missing = trial.missing
     try:
-        ground = prepare_arena(bout.league, bout.seed, bout.data, bout.folder)
-        decide = rival.enter(ground, stage)
+        ground = prepare_arena(trial.league, trial.seed, trial.data, trial.folder)
+        decide = rival.prepare(ground, stage)
     except Exception as error:  # the rival's, and its rows have to say it
         traceback.print_exc()
         for level in missing:
-            _write(bout, level, {"failed": summarize_error(error)}, began)
+            _write(trial, level, {"failed": summarize_error(error)}, began)
         return
     for level in missing:
         try:
@@ -117,11 +117,11 @@ def _play(bout: Bout) -> None:
         except Exception as error:
             traceback.print_exc()
             values = {"failed": summarize_error(error)}
-        began = _write(bout, level, values, began)
+        began = _write(trial, level, values, began)
 
 
-def _stage(bout: Bout) -> Stage:
-    return bout.league.dense.model_copy(update={"learning_rate": bout.rate, "hold": 0.0})
+def _stage(trial: Trial) -> Stage:
+    return trial.league.dense.model_copy(update={"learning_rate": trial.rate, "hold": 0.0})
 
 
 def _measured(ground: Arena, stage: Stage, pruned: Pruned) -> dict[str, object]:
@@ -148,8 +148,8 @@ def _measured(ground: Arena, stage: Stage, pruned: Pruned) -> dict[str, object]:
     }
 
 
-def _write(bout: Bout, level: float | None, values: dict[str, object], began: float) -> float:
+def _write(trial: Trial, level: float | None, values: dict[str, object], began: float) -> float:
     now = time.process_time()
-    row = Row(bout.rival, bout.seed, bout.rate, level, seconds=round(now - began, 1), **values)  # type: ignore[arg-type]
-    write_json(bout.row_file(level), asdict(row))
+    row = Row(trial.rival, trial.seed, trial.rate, level, seconds=round(now - began, 1), **values)  # type: ignore[arg-type]
+    write_json(trial.row_file(level), asdict(row))
     return now

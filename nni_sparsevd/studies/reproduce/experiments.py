@@ -83,14 +83,14 @@ def merged(shared: Table, own: Table) -> Table:
     }
 
 
-def names() -> list[str]:
+def list_experiments() -> list[str]:
     """Experiments that there are."""
     return committed(FOLDER)
 
 
-def experiment(name: str) -> Experiment:
+def read_experiment(name: str) -> Experiment:
     """Read the experiment `name`; raises `SettingError` where there is none."""
     found = read_committed(FOLDER, Experiment, name)
     if found.like is None:
         return found
-    return found.model_copy(update={"recipe": merged(experiment(found.like).recipe, found.recipe)})
+    return found.model_copy(update={"recipe": merged(read_experiment(found.like).recipe, found.recipe)})

@@ -6,15 +6,15 @@ from typing import Any
 from ...errors import SettingError, SparseVDError
 from ...files import write_bytes, write_json
 from ...training.environment import describe_environment
-from .experiments import Experiment, experiment
+from .experiments import Experiment, read_experiment
 from .gathering import gather
 from .measures import MEASURES
 from .pictures import draw
 from .running import check, jobs_of, run
-from .tables import by_variant, table
+from .tables import by_variant, format_table
 
 
-def reproduce(
+def reproduce_experiment(
     name: str, data: Path, out: Path, command: list[str], at_once: int = 1, seeds: tuple[int, ...] | None = None
 ) -> Path:
     """Run what is missing of the experiment `name` below `out`, and make its page anew; returns the page.
@@ -22,7 +22,7 @@ def reproduce(
     `data` holds the data sets (MNIST/raw, cifar10/*.tar).  Raises `SettingError` for an unknown name, seeds that the
     experiment does not have, or a folder that holds another recipe's run; `SparseVDError` when a run failed.
     """
-    chosen = experiment(name)
+    chosen = read_experiment(name)
     folder = out / name
     every, wanted = jobs_of(chosen, folder), jobs_of(chosen, folder, seeds)
     if not wanted:
@@ -44,7 +44,7 @@ def reproduce(
 
 
 def _page(chosen: Experiment, runs: list[dict[str, Any]], pictures: list[Path]) -> list[str]:
-    lines = [f"# {chosen.title}", "", chosen.about.strip(), "", *table(chosen, runs), ""]
+    lines = [f"# {chosen.title}", "", chosen.about.strip(), "", *format_table(chosen, runs), ""]
     for picture in pictures:
         lines += [f"![{picture.stem}]({picture.name})", ""]
     for measure in (MEASURES[name] for name in chosen.measures):

@@ -54,7 +54,7 @@ def by_variant(chosen: Experiment, runs: list[Run]) -> dict[str, list[Run]]:
     return {name: of for name, of in found.items() if of}
 
 
-def table(chosen: Experiment, runs: list[Run]) -> list[str]:
+def format_table(chosen: Experiment, runs: list[Run]) -> list[str]:
     """Lines of a Markdown table: per variant the published rows, then ours as mean ± standard deviation over seeds."""
     there = by_variant(chosen, runs)
     lines = [f"| | {' | '.join(COLUMNS[key][0] for key in chosen.columns)} |", "|---|" + "--:|" * len(chosen.columns)]

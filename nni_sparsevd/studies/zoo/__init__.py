@@ -2,6 +2,6 @@
 
 from ..processes import Limits
 from .run import run_zoo
-from .tables import summary, table
+from .tables import format_summary, format_table
 
-__all__ = ["Limits", "run_zoo", "summary", "table"]
+__all__ = ["Limits", "format_summary", "format_table", "run_zoo"]

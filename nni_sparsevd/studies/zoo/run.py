@@ -9,7 +9,7 @@ from ...errors import summarize_error
 from ...files import read_json, write_json
 from ..processes import Limits, run_isolated
 from .families import Member, list_families, smallest
-from .trials import KILLS, Row, run_trial
+from .trials import MASK_KINDS, Row, run_trial
 
 
 def run_zoo(out: Path, pattern: str = "*", jobs: int = 1, limits: Limits | None = None, seed: int = 0) -> list[Row]:
@@ -32,7 +32,7 @@ def _work(task: tuple[str, Path, int]) -> None:
     family, path, seed = task
     torch.set_num_threads(1)
     member = smallest(family)
-    kills = KILLS if member.layer_norms else KILLS[:2]
+    kills = MASK_KINDS if member.layer_norms else MASK_KINDS[:2]
     write_json(path, [_row(member, kill, seed).to_dict() for kill in kills])
 
 

@@ -11,7 +11,7 @@ Record = dict[str, Any]
 """A `Row` as it is on disk."""
 
 
-def summary(rows: Sequence[Record]) -> str:
+def format_summary(rows: Sequence[Record]) -> str:
     """How many families shrink exactly, and what became of the others."""
     families = _by_family(rows)
     exactly = {name: own for name, own in families.items() if all(row["verdict"] == "exact" for row in own)}
@@ -37,7 +37,7 @@ def summary(rows: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def table(rows: Sequence[Record]) -> list[str]:
+def format_table(rows: Sequence[Record]) -> list[str]:
     """Markdown: what is left of parameters and MACs under "half · random · remember", and the largest differences."""
     lines = [
         "| family: smallest member, input | free groups | removed of killed | parameters | MACs | float64 | float32 "

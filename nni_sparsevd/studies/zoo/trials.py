@@ -17,7 +17,7 @@ from ...shrinking import Plan, apply_plan_, check, gradient_difference, make_pla
 from ...testing import randomize_, settle_
 from .families import Member
 
-KILLS = ("half", "random", "remember")
+MASK_KINDS = ("half", "random", "remember")
 TRIES = 3
 """Sizes of the input with which a network may leave parameters without effect before the smallest is taken."""
 
@@ -74,7 +74,7 @@ def run_trial(member: Member, kill: str, seed: int) -> Row:
     began = time.perf_counter()
     graph = channel_graph(model, example, remember_norms=kill == "remember")
     seconds = time.perf_counter() - began
-    masks, killed = killing(model, graph, kill, seed)
+    masks, killed = mask_channels(model, graph, kill, seed)
     apply_masks_(model, masks)
     began = time.perf_counter()
     plan = plan_removal(model, graph)
@@ -100,7 +100,7 @@ def run_trial(member: Member, kill: str, seed: int) -> Row:
         max_rel_32=result.max_rel_32,
         max_rel_gradient=None if kill == "random" else _gradients(model, small, plan, example, seed),
         noise_32=result.noise_32,
-        deaf=deaf(small, example, seed),
+        deaf=parameters_without_effect(small, example, seed),
         seconds=seconds,
         reasons=dict(Counter(group.reason for group in plan.groups if group.reason)),
     )
@@ -121,7 +121,7 @@ def _input(model: nn.Module, member: Member, seed: int) -> Tensor:
         settle_(model, example, seed)
         found = example if found is None else found
         tried += 1
-        if not deaf(model, example, seed):
+        if not parameters_without_effect(model, example, seed):
             return example
         if tried == TRIES:
             break
@@ -130,7 +130,7 @@ def _input(model: nn.Module, member: Member, seed: int) -> Tensor:
     return found
 
 
-def killing(model: nn.Module, graph: ChannelGraph, kill: str, seed: int) -> tuple[Masks, int]:
+def mask_channels(model: nn.Module, graph: ChannelGraph, kill: str, seed: int) -> tuple[Masks, int]:
     """Masks that kill channels of every removable group, and how many; no axis loses all."""
     draw = np.random.default_rng(seed)
     masks: Masks = {}
@@ -158,7 +158,7 @@ def killing(model: nn.Module, graph: ChannelGraph, kill: str, seed: int) -> tupl
 _NONE = torch.empty(0)
 
 
-def deaf(model: nn.Module, example: Tensor, seed: int) -> tuple[str, ...]:
+def parameters_without_effect(model: nn.Module, example: Tensor, seed: int) -> tuple[str, ...]:
     """Parameters of which no element changes the output on random inputs: a comparison says nothing about them."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(example.shape, generator=generator, dtype=torch.float64)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ....recipe import Stage
 from ..arena import Arena, Batch, Loss
-from .entry import Decide, Enter, Pruned
+from .entry import Decide, Prepare, Pruned
 
 SHARE = 0.5
 """Of the loss that is the dense start's."""
@@ -16,18 +16,18 @@ TEMPERATURE = 2.0
 """Both outputs are divided by it before they are compared."""
 
 
-def distilled(enter: Enter) -> Enter:
+def distilled(prepare: Prepare) -> Prepare:
     """The same decisions; what is left is tuned with the labels and the dense start's outputs."""
 
-    def entered(arena: Arena, stage: Stage) -> Decide:
-        decide, loss = enter(arena, stage), taught_by(arena.start.eval())
+    def prepared(arena: Arena, stage: Stage) -> Decide:
+        decide, loss = prepare(arena, stage), taught_by(arena.start.eval())
 
         def at(level: float | None) -> Pruned:
             return replace(decide(level), loss=loss)
 
         return at
 
-    return entered
+    return prepared
 
 
 def taught_by(teacher: nn.Module) -> Loss:

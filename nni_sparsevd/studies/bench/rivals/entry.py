@@ -29,21 +29,21 @@ Decide = Callable[[float | None], Pruned]
 """A level of the league, or None for the rival's own choice -> what is left."""
 
 
-Enter = Callable[[Arena, Stage], Decide]
+Prepare = Callable[[Arena, Stage], Decide]
 """What does not depend on the level, done once; the stage has the learning rate."""
 
 
-def by_level(decide: Callable[[Arena, Stage, float], Pruned]) -> Enter:
+def by_level(decide: Callable[[Arena, Stage, float], Pruned]) -> Prepare:
     """An entry that shares nothing between levels and cannot choose one itself."""
 
-    def enter(arena: Arena, stage: Stage) -> Decide:
+    def prepare(arena: Arena, stage: Stage) -> Decide:
         def at(level: float | None) -> Pruned:
             assert level is not None
             return decide(arena, stage, level)
 
         return at
 
-    return enter
+    return prepare
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Rival:
     """As the tables call it."""
     host: Literal["ours", "torch", "NNI", "Torch-Pruning"]
     """Whose it is."""
-    enter: Enter
+    prepare: Prepare
     """From the arena to a decision at any level."""
     automatic: bool = False
     """Whether it can choose the level itself."""

@@ -13,7 +13,7 @@ from ....masks import apply_masks_
 from ....plugins.nni.exact import parameter_masks
 from ....recipe import Stage
 from ..arena import Arena, cross_entropy
-from .entry import Enter, Pruned, Rival, by_level
+from .entry import Prepare, Pruned, Rival, by_level
 
 UPDATES = 20
 """How often a schedule prunes again."""
@@ -39,7 +39,7 @@ def evaluator(arena: Arena, stage: Stage, model: nn.Module) -> TorchEvaluator:
     return TorchEvaluator(training, traced, cross_entropy)
 
 
-def rival(make: Make, globally: bool, steps_of: Callable[[Arena], int]) -> Enter:
+def rival(make: Make, globally: bool, steps_of: Callable[[Arena], int]) -> Prepare:
     """An entry that prunes single weights with the pruner that `make` builds, within `steps_of` steps."""
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:

@@ -23,7 +23,7 @@ from ....plugins.nni.exact import parameter_masks
 from ....recipe import Stage
 from ..arena import Arena
 from ..cutting import cut_to
-from .entry import Enter, Pruned, Rival, by_level
+from .entry import Prepare, Pruned, Rival, by_level
 from .nni import Make, compressed, movement, nothing, one_epoch, scheduled, whole
 
 
@@ -57,7 +57,7 @@ def ratio_for(arena: Arena, target: float) -> float:
     return cut_to(target, cut, arena.example[:1])[1]
 
 
-def rival(make: Make, steps_of: Callable[[Arena], int]) -> Enter:
+def rival(make: Make, steps_of: Callable[[Arena], int]) -> Prepare:
     """An entry that prunes whole channels with the pruner that `make` builds, within `steps_of` steps."""
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:

@@ -15,7 +15,7 @@ from ....regularize.budget import Controller
 from ....training.survivors import remove_noise_
 from ....training.threshold import threshold_curve
 from ..arena import Arena, Between, Loss, cross_entropy
-from .entry import Decide, Enter, Pruned, Rival, by_level
+from .entry import Decide, Prepare, Pruned, Rival, by_level
 from .noise import gaussian_dropout, noisy_weights
 from .plain import gradually
 
@@ -24,13 +24,13 @@ PULL = 5e-4
 """Factor on the KL of a network that is cut gradually, times the share of weights that it keeps."""
 
 
-def weights(estimator: Estimator, prior: Prior = "log_uniform", noisy: bool = False) -> Enter:
+def weights(estimator: Estimator, prior: Prior = "log_uniform", noisy: bool = False) -> Prepare:
     """A posterior on every weight; one training serves all levels.
 
     With `noisy`, the survivors are tuned as they were trained, with noise and KL, in all steps that are left.
     """
 
-    def enter(arena: Arena, stage: Stage) -> Decide:
+    def prepare(arena: Arena, stage: Stage) -> Decide:
         model = sparsify_(
             arena.network(), PosteriorSettings(estimator=estimator, prior=prior), example_inputs=arena.example
         )
@@ -53,10 +53,10 @@ def weights(estimator: Estimator, prior: Prior = "log_uniform", noisy: bool = Fa
 
         return decide
 
-    return enter
+    return prepare
 
 
-def pressed(estimator: Estimator, floor: float | None = None, dropout: float | None = None) -> Enter:
+def pressed(estimator: Estimator, floor: float | None = None, dropout: float | None = None) -> Prepare:
     """A training for each level: the KL is pressed up or down so that the threshold arrives at the level.
 
     With `floor`, no weight has an alpha below it while the network decides, and what is left is tuned with just that
@@ -87,7 +87,7 @@ def pressed(estimator: Estimator, floor: float | None = None, dropout: float | N
     return by_level(decide)
 
 
-def gradual(dropout: float | None = None) -> Enter:
+def gradual(dropout: float | None = None) -> Prepare:
     """Cut by log alpha, more and more while the network trains, on the schedule of gradual magnitude.
 
     What is left adapts to each cut, and a short training need not wait until all that has to go has drowned.  The KL

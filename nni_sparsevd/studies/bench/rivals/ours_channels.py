@@ -6,12 +6,12 @@ from ....plugins.torch_pruning import Budget, SparseVDPruner, SparseVDSettings
 from ....recipe import PosteriorSettings, Stage
 from ..arena import Arena, classifier
 from .distillation import distilled
-from .entry import Enter, Pruned, Rival, by_level
+from .entry import Prepare, Pruned, Rival, by_level
 
 Granularity = Literal["weight", "gate", "both"]
 
 
-def budgeted(granularity: Granularity) -> Enter:
+def budgeted(granularity: Granularity) -> Prepare:
     """Press the KL until the network is as small as asked, then cut."""
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:

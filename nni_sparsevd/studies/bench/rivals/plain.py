@@ -8,7 +8,7 @@ from torch.nn.utils import prune
 from ....masks import Masks, apply_masks_
 from ....recipe import Stage
 from ..arena import Arena, Between, Loss, cross_entropy
-from .entry import Enter, Pruned, Rival, by_level
+from .entry import Prepare, Pruned, Rival, by_level
 from .noise import gaussian_dropout
 
 UPDATES = 50
@@ -46,7 +46,7 @@ def at_once(arena: Arena, stage: Stage, level: float) -> Pruned:
     return Pruned(model, magnitude_masks(model, level), 0)
 
 
-def gradual(loss: Loss = cross_entropy) -> Enter:
+def gradual(loss: Loss = cross_entropy) -> Prepare:
     """Prune while training on `loss`, more and more, fast at first."""
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:

@@ -13,11 +13,11 @@ from ....recipe import Stage
 from ..arena import Arena, Batch, classifier, cross_entropy
 from ..cutting import cut_to
 from .distillation import distilled
-from .entry import Decide, Enter, Pruned, Rival, by_level
+from .entry import Decide, Prepare, Pruned, Rival, by_level
 
 ROUNDS = 5
 """Of cutting and training in turn."""
-Prepare = Callable[[nn.Module, Batch, Any, Any], None]
+Feed = Callable[[nn.Module, Batch, Any, Any], None]
 """(network, batch, pruner, importance): what an importance needs to be told before it judges."""
 
 
@@ -54,7 +54,7 @@ class Judge:
     importance: Callable[[int], Any]
     """Number of classes -> importance."""
     pruner: Callable[..., Any] = tp.pruner.BasePruner
-    prepare: Prepare = nothing
+    feed: Feed = nothing
 
     def make(self, arena: Arena, model: nn.Module, ratio: float) -> tuple[Any, Any]:
         """(pruner, importance) that would cut `ratio` of the channels, ranked over all layers."""
@@ -71,7 +71,7 @@ class Judge:
         def at(ratio: float) -> nn.Module:
             small = copy.deepcopy(model)
             pruner, importance = self.make(arena, small, ratio)
-            self.prepare(small, arena.batch(step), pruner, importance)
+            self.feed(small, arena.batch(step), pruner, importance)
             pruner.step()
             small.zero_grad()
             return small
@@ -79,7 +79,7 @@ class Judge:
         return cut_to(target, at, arena.example[:1])[0]
 
 
-def at_once(judge: Judge) -> Enter:
+def at_once(judge: Judge) -> Prepare:
     """Cut the dense start."""
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
@@ -88,7 +88,7 @@ def at_once(judge: Judge) -> Enter:
     return by_level(decide)
 
 
-def in_turns(judge: Judge) -> Enter:
+def in_turns(judge: Judge) -> Prepare:
     """Cut the same part of the MACs in each of several rounds, and train between them."""
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
@@ -101,10 +101,10 @@ def in_turns(judge: Judge) -> Enter:
     return by_level(decide)
 
 
-def regularized(judge: Judge) -> Enter:
+def regularized(judge: Judge) -> Prepare:
     """Train with the pruner's regulariser, then cut; one training serves all levels."""
 
-    def enter(arena: Arena, stage: Stage) -> Decide:
+    def prepare(arena: Arena, stage: Stage) -> Decide:
         model = arena.network()
         pruner, _ = judge.make(arena, model, 0.5)
         pruner.update_regularizer()  # once: it would set what grows back to its start
@@ -123,7 +123,7 @@ def regularized(judge: Judge) -> Enter:
 
         return decide
 
-    return enter
+    return prepare
 
 
 IMPORTANCES = {
@@ -132,9 +132,9 @@ IMPORTANCES = {
     "l2": Judge(lambda _: tp.importance.GroupMagnitudeImportance(p=2)),
     "lamp": Judge(lambda _: tp.importance.LAMPImportance()),
     "fpgm": Judge(lambda _: tp.importance.FPGMImportance()),
-    "taylor": Judge(lambda _: tp.importance.GroupTaylorImportance(), prepare=gradient),
-    "hessian": Judge(lambda _: tp.importance.GroupHessianImportance(), prepare=gradients_by_sample),
-    "obdc": Judge(lambda classes: tp.importance.OBDCImportance(num_classes=classes), prepare=fisher),
+    "taylor": Judge(lambda _: tp.importance.GroupTaylorImportance(), feed=gradient),
+    "hessian": Judge(lambda _: tp.importance.GroupHessianImportance(), feed=gradients_by_sample),
+    "obdc": Judge(lambda classes: tp.importance.OBDCImportance(num_classes=classes), feed=fisher),
 }
 REGULARISERS = {
     "bn_scale": Judge(lambda _: tp.importance.BNScaleImportance(), tp.pruner.BNScalePruner),
@@ -154,6 +154,6 @@ RIVALS = {
 # what our distilled entry is to be measured against
 RIVALS |= {
     f"{name}_distilled": replace(RIVALS[name], title=f"{RIVALS[name].title}, tuned with distillation",
-                                 enter=distilled(RIVALS[name].enter))
+                                 prepare=distilled(RIVALS[name].prepare))
     for name in ("tp_fpgm", "tp_growing_reg", "tp_l1_turns", "tp_taylor_turns")
 }  # fmt: skip

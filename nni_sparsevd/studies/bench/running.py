@@ -18,13 +18,13 @@ from ..processes import Limits, run_isolated
 from .arena import prepare_arena, start_file
 from .league import League
 from .rivals import TABLES, rivals_of
-from .trial import Bout, Row, play, row_file
+from .trial import Row, Trial, row_file, run_trial
 
 PRELOAD = f"{__package__}.trial"
 POLL = 1.0  # seconds
 
 
-def run(league: League, data: Path, folder: Path, at_once: int, limits: Limits) -> list[dict[str, Any]]:
+def run_trials(league: League, data: Path, folder: Path, at_once: int, limits: Limits) -> list[dict[str, Any]]:
     """Play what `folder` has no row of yet; gives all rows, those of the sweep too.
 
     Under torchrun each process takes its share, and all must see the same `folder`.  Raises `SettingError` where
@@ -38,13 +38,13 @@ def run(league: League, data: Path, folder: Path, at_once: int, limits: Limits) 
         if ended:
             raise TrainingError(f"the dense start of seed {seed} {ended}; its words are above")
     _wait(lambda: all(start_file(folder, seed).exists() for seed in league.seeds))
-    sweep = [Bout(league, rival, league.seeds[0], rate, (league.sweep_level,), data, folder)
+    sweep = [Trial(league, rival, league.seeds[0], rate, (league.sweep_level,), data, folder)
              for rival in rivals_of(league) for rate in league.rates]  # fmt: skip
-    _play(sweep, at_once, limits)
+    _run_missing(sweep, at_once, limits)
     rates = chosen_rates(league, rows(folder))
-    final = [Bout(league, name, seed, rates[name], _levels(league, name), data, folder)
+    final = [Trial(league, name, seed, rates[name], _levels(league, name), data, folder)
              for seed in league.seeds for name in rivals_of(league) if name in rates]  # fmt: skip
-    _play(final, at_once, limits)
+    _run_missing(final, at_once, limits)
     return rows(folder)
 
 
@@ -121,18 +121,19 @@ def _train_start(task: tuple[League, int, Path, Path]) -> None:
     prepare_arena(*task)
 
 
-def _play(bouts: list[Bout], at_once: int, limits: Limits) -> None:
-    """Every bout in a process of its own; one that dies leaves rows that say how."""
-    for bout, ended in run_isolated(play, _share([bout for bout in bouts if bout.missing]), at_once, limits, PRELOAD):
-        for level in bout.missing:
-            row = Row(bout.rival, bout.seed, bout.rate, level, failed=ended or "left no row")
-            write_json(bout.row_file(level), asdict(row))
-        for level in bout.levels:
-            row = Row(**read_json(bout.row_file(level)))
+def _run_missing(trials: list[Trial], at_once: int, limits: Limits) -> None:
+    """Every trial in a process of its own; one that dies leaves rows that say how."""
+    waiting = _share([trial for trial in trials if trial.missing])
+    for trial, ended in run_isolated(run_trial, waiting, at_once, limits, PRELOAD):
+        for level in trial.missing:
+            row = Row(trial.rival, trial.seed, trial.rate, level, failed=ended or "left no row")
+            write_json(trial.row_file(level), asdict(row))
+        for level in trial.levels:
+            row = Row(**read_json(trial.row_file(level)))
             at = "its own point" if level is None else f"{level:g}"
             said = row.failed or f"{row.error:.2f} % error, {row.compression:.1f}x fewer weights"
-            print(f"{bout.rival}, seed {bout.seed}, rate {bout.rate:g}, {at}: {said}", flush=True)
-    _wait(lambda: not any(bout.missing for bout in bouts))
+            print(f"{trial.rival}, seed {trial.seed}, rate {trial.rate:g}, {at}: {said}", flush=True)
+    _wait(lambda: not any(trial.missing for trial in trials))
 
 
 def _share(tasks: Sequence[Any]) -> list[Any]:
