@@ -2,6 +2,8 @@
 
 import statistics
 import time
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .graph import evaluation_mode
+
+CostKind = Literal["macs", "parameters", "latency"]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -59,6 +63,25 @@ def measure_latencies(
     finally:
         torch.set_num_threads(before)
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
+
+
+def cost_function(kind: CostKind, example_inputs: Tensor) -> Callable[[nn.Module], float]:
+    """The function that measures the cost of a network, as a budget wants it.
+
+    Args:
+        kind: What is measured: multiply-accumulates, parameters, or the latency on one thread in milliseconds.
+        example_inputs: A batch of inputs; the network is measured on the first one.
+
+    Returns:
+        A function: network -> cost.
+
+    """
+    example = example_inputs[:1]
+    if kind == "parameters":
+        return count_parameters
+    if kind == "macs":
+        return lambda model: count_macs(model, example)
+    return lambda model: measure_latencies({"": model}, example, rounds=15)[""]
 
 
 def _seconds(model: nn.Module, example: Tensor, repeats: int) -> float:

@@ -23,8 +23,7 @@ from nni_sparsevd.errors import FileFormatError, ModelError, SettingError, Spars
 from nni_sparsevd.nn import is_variational
 from nni_sparsevd.plugins import lightning as for_lightning
 from nni_sparsevd.plugins import transformers as for_transformers
-from nni_sparsevd.regularize.regularizer import Regularizer
-from nni_sparsevd.regularize.settings import SparseVDSettings
+from nni_sparsevd.regularize import Regularizer, SparseVDSettings
 
 SAMPLES, BATCH, EPOCHS, RATE = 64, 16, 6, 1e-2
 STEPS = EPOCHS * SAMPLES // BATCH
@@ -162,7 +161,7 @@ def test_an_optimizer_can_bring_it_along() -> None:
     network = Network()
     regularizer = Regularizer(network, SETTINGS.model_copy(update={"n_train": SAMPLES}))
     optimizer = torch.optim.SGD(network.parameters(), RATE)
-    regularizer.join_(optimizer, STEPS)
+    regularizer.attach_(optimizer, STEPS)
     for step, batch in enumerate(batch for _ in range(EPOCHS) for batch in loader(Points())):
         optimizer.zero_grad()
         torch.manual_seed(step)
@@ -176,18 +175,18 @@ import sys, torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from test_callbacks import SAMPLES, SETTINGS, Network, Points
-from nni_sparsevd.regularize.regularizer import Regulariser
+from nni_sparsevd.regularize import Regularizer
 
 dist.init_process_group("gloo")
 rank, network, data = dist.get_rank(), Network(), Points()
-regulariser = Regulariser(network, SETTINGS)
+regularizer = Regularizer(network, SETTINGS)
 wrapped = DistributedDataParallel(network)
 optimizer = torch.optim.SGD(network.parameters(), 1e-2)
 for step in range(6):
     torch.manual_seed(2 * step + rank)
     optimizer.zero_grad()
     wrapped(data.x[rank::2], data.y[rank::2])["loss"].backward()
-    regulariser.regularize(step / 6, SAMPLES)
+    regularizer.regularize(step / 6, SAMPLES)
     optimizer.step()
 torch.save(network.state_dict(), f"{sys.argv[1]}/{rank}.pt")
 dist.barrier()  # a process that leaves while gloo's threads still hold tensors of Python's may abort

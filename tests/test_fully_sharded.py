@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
-from nni_sparsevd.regularize.regularizer import Regularizer
-from nni_sparsevd.regularize.settings import SparseVDSettings
+from nni_sparsevd.regularize import Regularizer, SparseVDSettings
 
 STEPS, SAMPLES = 12, 8
 
@@ -21,15 +20,15 @@ import sys, torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
-from test_fully_sharded import batch, regularised, trained
+from test_fully_sharded import batch, regularized, trained
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
-rank, regulariser = dist.get_rank(), regularised(sys.argv[2])
-model = regulariser.model
+rank, regularizer = dist.get_rank(), regularized(sys.argv[2])
+model = regularizer.model
 for layer in (model[0], model[2], model[4], model):
     fully_shard(layer)
-kl = trained(regulariser, *(part[rank::2] for part in batch()))
+kl = trained(regularizer, *(part[rank::2] for part in batch()))
 whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
 if rank == 0:
     torch.save({"state": whole, "kl": kl}, f"{sys.argv[1]}/whole.pt")

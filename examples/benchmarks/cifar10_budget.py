@@ -81,7 +81,11 @@ def sparse_vd(model: nn.Module, data: DataSets) -> dict[str, Any]:
     pruner.step()
     arrival = pruner.arrival
     assert arrival is not None
-    return {"off_percent": 100 * arrival.off, "log_alpha": arrival.log_alpha, "macs_at_threshold": arrival.at_threshold}
+    return {
+        "off_percent": 100 * arrival.relative_error,
+        "log_alpha": arrival.log_alpha,
+        "macs_at_threshold": arrival.at_threshold,
+    }
 
 
 def group_norm(model: nn.Module, data: DataSets) -> dict[str, Any]:

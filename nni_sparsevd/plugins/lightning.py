@@ -7,8 +7,7 @@ from torch.optim import Optimizer
 
 from ..errors import SettingError
 from ..graph import Inputs
-from ..regularize.regularizer import Regularizer, samples_of
-from ..regularize.settings import SparseVDSettings
+from ..regularize import Regularizer, SparseVDSettings, count_samples
 
 try:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -44,7 +43,7 @@ class SparseVDCallback(Callback):
         if optimizer is not trainer.optimizers[0]:  # once a step, where a module has several
             return
         progress = trainer.global_step / trainer.estimated_stepping_batches
-        self._regularizer.regularize(progress, samples_of(trainer.train_dataloader))
+        self._regularizer.regularize(progress, count_samples(trainer.train_dataloader))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.log_dict({"sparsevd_kl": self._regularizer.kl(), "sparsevd_sparsity": self._regularizer.sparsity()})

@@ -9,8 +9,7 @@ from torch import nn
 from ..errors import SettingError, SparseVDWarning
 from ..files import load_tensors, save_tensors
 from ..graph import Inputs
-from ..regularize.regularizer import Regularizer, samples_of
-from ..regularize.settings import SparseVDSettings
+from ..regularize import Regularizer, SparseVDSettings, count_samples
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -50,7 +49,7 @@ class SparseVDCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         progress = state.global_step / state.max_steps
-        self._regularizer.regularize(progress, samples_of(kwargs["train_dataloader"]))
+        self._regularizer.regularize(progress, count_samples(kwargs["train_dataloader"]))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if "loss" in kwargs["logs"]:

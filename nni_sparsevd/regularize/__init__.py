@@ -1,21 +1,27 @@
-"""What drives the KL in any training loop: the regularizer, the optimizer of the variances, the budget."""
+"""What drives the KL in any training loop: its weight and gradient, the optimizer of the variances, the budget."""
 
-from .budget import Arrival, Budget, Controller, best_cutoff, copy_with_map, cost_of, weigh_by_macs_
-from .regularizer import Regularizer, samples_of
+from .budget import Arrival, Budget, BudgetSearch, Cost, best_cutoff
+from .controller import Controller, regularize_under_pressure_
+from .objective import add_kl_to_loss, kl_weight_now
+from .regularizer import Regularizer, count_samples
 from .settings import SparseVDSettings
-from .variances import Rated, Variances
+from .variances import RateGroups, VarianceOptimizer
+from .weighing import weigh_by_macs_
 
 __all__ = [
     "Arrival",
     "Budget",
+    "BudgetSearch",
     "Controller",
-    "Rated",
+    "Cost",
+    "RateGroups",
     "Regularizer",
     "SparseVDSettings",
-    "Variances",
+    "VarianceOptimizer",
+    "add_kl_to_loss",
     "best_cutoff",
-    "copy_with_map",
-    "cost_of",
-    "samples_of",
+    "count_samples",
+    "kl_weight_now",
+    "regularize_under_pressure_",
     "weigh_by_macs_",
 ]

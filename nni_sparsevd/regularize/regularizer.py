@@ -1,4 +1,4 @@
-"""Sparse VD in anyone's training loop: what callbacks and hand-written loops share."""
+"""Sparse VD in any training loop: what callbacks and hand-written loops share."""
 
 import itertools
 from collections.abc import Sized
@@ -14,16 +14,27 @@ from ..masks import compute_masks, weight_counts
 from ..nn import kl, regularize_
 from ..recipe import MaskSettings
 from .settings import SparseVDSettings
-from .variances import Variances
+from .variances import VarianceOptimizer
 
 
 class Regularizer:
     """Posteriors on a network, the KL that pulls at them, and the optimizer that moves their variances.
 
-    The layers of `model` get posteriors in place, so make it before the optimizer and before what wraps the network;
-    gates need `example_inputs`.  Then one call of `regularize` between `loss.backward()` and `optimizer.step()`.  Under
-    DistributedDataParallel the gradients are the same in all processes by then, and so is what is added to them; under
-    `fully_shard` (FSDP2) each process regularises its part.
+    The layers of `model` get posteriors in place, so make the regularizer before the optimizer of the weights and
+    before anything that wraps the network. Then call `regularize` once a step, between `loss.backward()` and
+    `optimizer.step()`; or call `attach_` once.
+
+    Under DistributedDataParallel all processes hold the same gradients between backward and step, and add the same to
+    them. Under `fully_shard` (FSDP2) each process regularizes its part of the parameters.
+
+    Args:
+        model: The network, changed in place.
+        settings: How posteriors are made and trained; None: the defaults.
+        example_inputs: Inputs that the network accepts; needed where `settings.posterior.granularity` asks for gates.
+
+    Raises:
+        ModelError: No layer can have a posterior, or gates are asked for and `example_inputs` are missing.
+
     """
 
     def __init__(
@@ -33,55 +44,80 @@ class Regularizer:
         self.model = sparsify_(model, self.settings.posterior, example_inputs=example_inputs)
 
     @cached_property
-    def _variances(self) -> Variances:
-        """Made at the first step: until then `fully_shard` may put other parameters in the place of these."""
-        return Variances.of(self.model, self.settings)
+    def _variances(self) -> VarianceOptimizer:
+        """Made at the first step: until then `fully_shard` may replace the parameters by others."""
+        return VarianceOptimizer.for_model(self.model, self.settings)
 
     def regularize(self, progress: float, n_train: int | None = None) -> None:
         """Add the gradient of weight * KL / N to what backward has left, and take one step of the variances.
 
-        `progress` is the part of the training that is done, from 0 to 1, where it stays; N is `n_train`, unless the
-        settings say it.  Raises `SettingError` where nobody does.
+        Args:
+            progress: The part of the training that is done, from 0 to 1; above 1 it counts as 1.
+            n_train: The number N of training samples, where `settings.n_train` does not say it.
+
+        Raises:
+            SettingError: Nobody says N.
+
         """
-        n = self.settings.n_train or n_train
-        if not n:
-            raise SettingError("KL / N needs the number of training samples: pass settings=SparseVD(n_train=...)")
+        n_train = self.settings.n_train or n_train
+        if not n_train:
+            raise SettingError("KL / N needs the number of training samples: pass SparseVDSettings(n_train=...)")
         progress = min(progress, 1.0)
-        regularize_(self.model, self.settings.kl_coefficient * self.settings.ramp(progress) / n)
-        self._variances.step(1 - progress)
+        regularize_(self.model, self.settings.kl_weight_now(progress, n_train))
+        self._variances.step(progress)
 
     def kl(self) -> Tensor:
-        """The KL now, in nats: a scalar without gradient."""
+        """The KL of all posteriors from their priors, in nats: a scalar without gradient."""
         with torch.no_grad():
             return kl(self.model)
 
-    def join_(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        """Call `regularize` before each of the `steps` steps of `optimizer`, in a loop that nobody wants to touch.
+    def attach_(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Call `regularize` before each step of `optimizer`, for a loop that nobody wants to touch.
 
         A loss scaler (float16) has unscaled the gradients by then, unless the optimizer is a fused one.
+
+        Args:
+            optimizer: The optimizer of the weights.
+            steps: How many steps the training takes.
+
         """
-        done = itertools.count()
+        steps_done = itertools.count()
 
-        def before(*_: object) -> None:
-            self.regularize(next(done) / steps)
+        def regularize_before_step(*_: object) -> None:
+            self.regularize(next(steps_done) / steps)
 
-        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_pre_hook(regularize_before_step)
 
     def sparsity(self) -> float:
-        """Share of the weights that would go now, among all weights of more than one dimension."""
+        """The share of weights that the posterior would remove at this moment.
+
+        All weights of more than one dimension are counted, those of layers without a posterior included.
+
+        Returns:
+            A share from 0 to 1.
+
+        """
         kept, total = weight_counts(self.model, compute_masks(self.model, MaskSettings(allow_empty=True)))
         return 1 - kept / total
 
     def state(self) -> dict[str, Tensor]:
-        """What the variances' optimizer remembers; the posteriors themselves are in the model's state dict."""
+        """The memory of the variances' optimizer; the posteriors themselves are in the model's state dict."""
         return self._variances.state()
 
     def load_state_(self, state: dict[str, Tensor]) -> None:
-        """Put it back; raises `FileFormatError` where it is another network's."""
+        """Put back what `state` has returned.
+
+        Args:
+            state: "place.key" -> tensor.
+
+        Raises:
+            FileFormatError: The state is that of another network.
+
+        """
         self._variances.load_state_(state)
 
 
-def samples_of(loader: object) -> int | None:
-    """How many samples a data loader goes through in an epoch; None where it does not know."""
-    found = getattr(loader, "dataset", None)
-    return len(found) if isinstance(found, Sized) else None
+def count_samples(loader: object) -> int | None:
+    """The number of samples that a data loader goes through in an epoch; None where the loader does not know it."""
+    dataset = getattr(loader, "dataset", None)
+    return len(dataset) if isinstance(dataset, Sized) else None

@@ -7,57 +7,89 @@ from ..errors import FileFormatError
 from ..nn import ChannelGate, named_posteriors
 from .settings import SparseVDSettings
 
-Rated = list[tuple[list[nn.Parameter], float]]
-"""(parameters, multiple of the learning rate)."""
+RateGroups = list[tuple[list[nn.Parameter], float]]
+"""(parameters, their learning rate as a multiple of the optimizer's)."""
 
 
-class Variances:
+class VarianceOptimizer:
     """An Adam of their own for log sigma^2 and gates.
 
-    The weights stay with the user's optimizer.  SGD, weight decay or a schedule made for weights would not move the
-    variances, or would move them where they should not go.
+    The weights stay with the user's optimizer. SGD, weight decay or a schedule that is made for weights would not move
+    the variances, or would move them where they should not go.
+
+    Args:
+        groups: The parameters to learn, each list with a factor on the learning rate; an empty list is left out.
+        learning_rate: The learning rate at the start; it falls linearly to 0.
+
     """
 
-    def __init__(self, rated: Rated, learning_rate: float) -> None:
-        self._rate = learning_rate
-        groups = [{"params": parameters, "scale": scale} for parameters, scale in rated if parameters]
-        self._optimizer = torch.optim.Adam(groups, lr=learning_rate)
+    def __init__(self, groups: RateGroups, learning_rate: float) -> None:
+        self._learning_rate = learning_rate
+        adam_groups = [{"params": parameters, "scale": scale} for parameters, scale in groups if parameters]
+        self._optimizer = torch.optim.Adam(adam_groups, lr=learning_rate)
 
     @staticmethod
-    def of(model: nn.Module, settings: SparseVDSettings) -> "Variances":
-        """The variances and gates that `model` has now."""
-        found = [module for _, module in named_posteriors(model)]
-        gates = [parameter for module in found if isinstance(module, ChannelGate) for parameter in module.parameters()]
-        variances = [module.log_sigma2 for module in found if not isinstance(module, ChannelGate)]
-        return Variances([(variances, 1.0), (gates, settings.gate_rate)], settings.learning_rate)
+    def for_model(model: nn.Module, settings: SparseVDSettings) -> "VarianceOptimizer":
+        """The optimizer of the variances and gates that `model` has at this moment.
 
-    def step(self, left: float) -> None:
-        """One step at `left` times the rate, then gradients of zero.
+        Args:
+            model: A network with posteriors.
+            settings: The learning rates.
 
-        None on a gradient that overflowed, which a loss scaler may leave behind.
         """
+        variances: list[nn.Parameter] = []
+        gates: list[nn.Parameter] = []
+        for _, module in named_posteriors(model):
+            if isinstance(module, ChannelGate):
+                gates.extend(module.parameters())
+            else:
+                variances.append(module.log_sigma2)
+        return VarianceOptimizer([(variances, 1.0), (gates, settings.gate_rate)], settings.learning_rate)
+
+    def step(self, progress: float | None) -> None:
+        """Take one step, then set the gradients to None.
+
+        The step is left out where a gradient is not finite: a loss scaler leaves such gradients when it overflows.
+
+        Args:
+            progress: The part of the training that is done, from 0 to 1; None where the end is not known: the learning
+                rate stays what it is at the start.
+
+        """
+        left = 1.0 if progress is None else 1 - progress
         groups = self._optimizer.param_groups
         for group in groups:
-            group["lr"] = self._rate * group["scale"] * left
-        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+            group["lr"] = self._learning_rate * group["scale"] * left
+        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
         if gradients and bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all()):
             self._optimizer.step()
         self._optimizer.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """What Adam remembers of each parameter, by place and key."""
+        """Adam's memory of each parameter: "place.key" -> tensor, places counted over all groups."""
         state = self._optimizer.state_dict()["state"]
         return {f"{place}.{key}": value for place, values in state.items() for key, value in values.items()}
 
     def load_state_(self, state: dict[str, Tensor]) -> None:
-        """Put `state` back; raises `FileFormatError` where it is that of other parameters."""
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        shapes = {str(place): parameter.shape for place, parameter in enumerate(parameters)}
-        found: dict[int, dict[str, Tensor]] = {}
+        """Put back what `state` has returned.
+
+        Args:
+            state: "place.key" -> tensor.
+
+        Raises:
+            FileFormatError: A place or a shape is not that of these parameters.
+
+        """
+        shapes = {str(place): parameter.shape for place, parameter in enumerate(self._parameters())}
+        memory: dict[int, dict[str, Tensor]] = {}
         for name, value in state.items():
             place, _, key = name.partition(".")
             if place not in shapes or value.shape not in (shapes[place], ()):
                 raise FileFormatError(f"a state of other variances: {name} of shape {tuple(value.shape)}")
-            found.setdefault(int(place), {})[key] = value
+            memory.setdefault(int(place), {})[key] = value
         groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": found, "param_groups": groups})
+        self._optimizer.load_state_dict({"state": memory, "param_groups": groups})
+
+    def _parameters(self) -> list[nn.Parameter]:
+        """All parameters, in the order of the places in `state`."""
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]

@@ -2,7 +2,7 @@
 
 import nni.compression.pruning
 
-from ...regularize.settings import SparseVDSettings
+from ...regularize import SparseVDSettings
 from .compatibility import disable, enable
 from .exact import ExactSpeedup, save_masks
 from .graph import trace

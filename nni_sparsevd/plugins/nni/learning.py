@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ...errors import SettingError, SparseVDWarning
-from ...regularize.settings import SparseVDSettings
-from ...regularize.variances import Rated, Variances
+from ...regularize import RateGroups, SparseVDSettings, VarianceOptimizer, add_kl_to_loss
 
 
 class Learning:
@@ -27,7 +26,7 @@ class Learning:
         evaluator: Evaluator,
         settings: SparseVDSettings,
         kl: Callable[[], Tensor],
-        rated: Rated,
+        rated: RateGroups,
         schedule: tuple[int, int],
         epochs: int | None,
         renew_masks: Callable[[bool], None],
@@ -44,7 +43,7 @@ class Learning:
         self._evaluator, self._epochs, self._step = evaluator, epochs, 0
         self._n_train: int | None = None
         self._estimated = self._interval < 1
-        self._variances = Variances(rated, settings.learning_rate)
+        self._variances = VarianceOptimizer(rated, settings.learning_rate)
         evaluator.patch_loss(self._objective)
         evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
 
@@ -59,8 +58,7 @@ class Learning:
             return loss
         if self._n_train is None:
             self._n_train = self._count_samples(_batch_size(batch))
-        weight = self._settings.kl_coefficient * self._ramp() / self._n_train
-        return loss + (weight * self._kl()).to(loss)
+        return add_kl_to_loss(loss, self._kl(), self._kl_weight_now(self._n_train))
 
     def _count_samples(self, batch_size: int) -> int:
         """N; also the steps of the epochs, where only these are known."""
@@ -81,15 +79,16 @@ class Learning:
             )
         return known or self._span * batch_size
 
-    def _ramp(self) -> float:
-        """0 at the start, 1 from the end of the warm-up to the last masks, 0 after them."""
-        progress = self._step / self._span
-        return self._settings.ramp(progress) if progress < 1 else 0.0
+    def _kl_weight_now(self, n_train: int) -> float:
+        """Rises in the warm-up; 0 after the last masks."""
+        if self._step >= self._span:
+            return 0.0
+        return self._settings.kl_weight_now(self._step / self._span, n_train)
 
     def _after_step(self) -> None:
         if self._step >= self._span:
             return
-        self._variances.step(1 - self._step / self._span)
+        self._variances.step(self._step / self._span)
         self._step += 1
         if self._step % self._interval == 0:
             self._renew_masks(self._step == self._span)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...convert import kl_weight
 from ...errors import ModelError, SettingError, SparseVDWarning, TrainingError
-from ...regularize.settings import SparseVDSettings
+from ...regularize import SparseVDSettings
 from .config import check_config
 from .gates import Gates, find_places
 from .learning import Learning

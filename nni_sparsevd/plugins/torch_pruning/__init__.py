@@ -1,7 +1,6 @@
 """Sparse VD for Torch-Pruning: another importance for all its pruners, and a pruner that decides by itself."""
 
-from ...regularize.budget import Budget
-from ...regularize.settings import SparseVDSettings
+from ...regularize import Budget, SparseVDSettings
 from .cutting import register
 from .importance import SparseVDImportance
 from .pruner import SparseVDPruner

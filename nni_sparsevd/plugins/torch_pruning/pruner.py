@@ -1,5 +1,6 @@
 """`SparseVDPruner`: a pruner of Torch-Pruning whose regulariser is the KL, and that can decide by itself."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -12,10 +13,18 @@ from torch import Tensor, nn
 from ...convert import bake_, sparsify_
 from ...errors import SettingError
 from ...graph import Inputs, evaluation_mode
-from ...nn import ChannelGate, kl, named_posteriors, plain_copy, to_plain_network_
-from ...regularize.budget import Arrival, Budget, Controller, best_cutoff, copy_with_map, cost_of, weigh_by_macs_
-from ...regularize.settings import SparseVDSettings
-from ...regularize.variances import Variances
+from ...measure import cost_function
+from ...nn import ChannelGate, kl, named_posteriors, to_plain_network_
+from ...regularize import (
+    Arrival,
+    Budget,
+    BudgetSearch,
+    Controller,
+    SparseVDSettings,
+    VarianceOptimizer,
+    regularize_under_pressure_,
+    weigh_by_macs_,
+)
 from .attention import attach_gates_, find_attentions, update_attentions_
 from .importance import SparseVDImportance
 from .scored import Scored
@@ -107,20 +116,17 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             super().__init__(
                 model, example_inputs, importance or SparseVDImportance(), pruning_ratio=pruning_ratio or 0.0, **given
             )
-        self._variances = Variances.of(self.model, self.settings)
-        self._example_inputs, self._budget = example_inputs, budget
+        self._variances = VarianceOptimizer.for_model(self.model, self.settings)
+        self._example_inputs = example_inputs
         self.arrival: Arrival | None = None
         """How close the budget was met; after `step`."""
-        if budget is not None:
-            self._set_budget(budget)
-
-    def _set_budget(self, budget: Budget) -> None:
-        assert isinstance(self._example_inputs, Tensor)
-        self._cost = cost_of(budget.kind, self._example_inputs)
-        self._dense = self._cost(plain_copy(self.model))
         self._controller = Controller(self.settings.posterior.threshold)
-        if budget.kind != "parameters":
-            weigh_by_macs_(self.model, self._example_inputs)
+        self._search: BudgetSearch | None = None
+        if budget is not None:
+            assert isinstance(example_inputs, Tensor)
+            self._search = BudgetSearch(budget, cost_function(budget.kind, example_inputs), self.model)
+            if budget.kind != "parameters":
+                weigh_by_macs_(self.model, example_inputs)
 
     def kl(self) -> Tensor:
         """KL of all posteriors from their priors, in nats: a scalar with gradient."""
@@ -128,10 +134,14 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
 
     def update_regularizer(self) -> None:
         """Let the budget's controller look at the network; call it once an epoch.  Nothing without a budget."""
-        if self._budget is not None and self.arrival is None:
-            progress = min(1.0, self._done / self._training_steps) if self._training_steps else 1.0
-            cutoff, _ = self._edge(self._scored(), self._budget)
-            self._controller.react(_log_alpha(cutoff), progress)
+        if self._search is not None and self.arrival is None:
+            progress = self._progress()
+            cutoff, _ = self._edge(self._scored(), self._search)
+            self._controller.react(_log_alpha(cutoff), 1.0 if progress is None else progress)
+
+    def _progress(self) -> float | None:
+        """The part of the training that is done; None where nobody has said how long it is."""
+        return min(1.0, self._done / self._training_steps) if self._training_steps else None
 
     def regularize(self, model: nn.Module | None = None, loss: Tensor | None = None) -> None:
         """Add the gradient of weight * KL / N to what backward has left, and take one step of the variances.
@@ -141,26 +151,17 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         """
         if self.settings.n_train is None:
             raise SettingError("SparseVDPruner: KL / N needs N: pass settings=SparseVD(n_train=...)")
-        progress = min(1.0, self._done / self._training_steps) if self._training_steps else 0.0
-        ramp = self.settings.ramp(progress) if self._training_steps else 1.0
-        pressure = 1.0 if self._budget is None else self._controller.pressure
-        self._pull(self.settings.kl_coefficient * ramp / self.settings.n_train, pressure)
-        self._variances.step(1 - progress)
+        progress = self._progress()
+        weight = self.settings.kl_weight_now(progress, self.settings.n_train)
+        regularize_under_pressure_(self.model, weight, self._controller.pressure)
+        self._variances.step(progress)
         self._done += 1
-
-    def _pull(self, weight: float, pressure: float) -> None:
-        """The KL's gradient, with `pressure` on what decides about channels: the gates, or else the weights."""
-        found = [module for _, module in named_posteriors(self.model)]
-        gates = [module for module in found if isinstance(module, ChannelGate)]
-        pressed = gates or found
-        for module in found:
-            module.add_kl_gradient_(weight * (pressure if module in pressed else 1.0))
 
     def step(self, interactive: bool = False) -> Iterator[Any] | None:
         """Cut; with `interactive`, give back the groups to be pruned by the caller, who calls `finish` afterwards."""
         groups: Iterator[Any] | None = super().step(interactive)
         if groups is None:
-            self._variances = Variances.of(self.model, self.settings)
+            self._variances = VarianceOptimizer.for_model(self.model, self.settings)
             if self._by_itself or self.current_step >= self.iterative_steps:
                 self.finish()
             else:
@@ -194,17 +195,18 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     def _cutoff(self, scored: list[Scored]) -> float:
         """The score up to which channels go: that of the threshold, or the one that meets the budget."""
         at_threshold = self.settings.share_at_threshold
-        if self._budget is None:
+        search = self._search
+        if search is None:
             return at_threshold
-        natural = self._cost_at(scored, at_threshold)
-        cutoff, reached = self._edge(scored, self._budget)
-        self.arrival = Arrival(self._budget, self._dense, natural, reached, _log_alpha(cutoff))
+        cost_at_threshold = search.cost(self._cut_copy(scored, at_threshold))
+        cutoff, reached = self._edge(scored, search)
+        self.arrival = Arrival(search.budget, search.dense, cost_at_threshold, reached, _log_alpha(cutoff))
         return cutoff
 
-    def _edge(self, scored: list[Scored], budget: Budget) -> tuple[float, float]:
+    def _edge(self, scored: list[Scored], search: BudgetSearch) -> tuple[float, float]:
         """(score up to which channels must go to meet the budget, cost then)."""
         scores = torch.cat([one.relevant.flatten() for one in scored])
-        return best_cutoff(scores, functools.partial(self._cost_at, scored), budget.fraction * self._dense)
+        return search.find_cutoff(scores, functools.partial(self._cut_copy, scored))
 
     def _scored(self) -> list[Scored]:
         """All groups that have a posterior, with the score of each channel."""
@@ -224,9 +226,10 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         cuts = [(one, *one.removable(cutoff, self.round_to)) for one in scored]
         return [(one, indices, dict.fromkeys(one.projections, heads)) for one, indices, heads in cuts if indices]
 
-    def _cost_at(self, scored: list[Scored], cutoff: float) -> float:
-        """What the network costs when it is cut there: a copy is cut and measured."""
-        twin, stands_for = copy_with_map(self.model)
+    def _cut_copy(self, scored: list[Scored], cutoff: float) -> nn.Module:
+        """An ordinary copy of the network, cut there."""
+        twin = copy.deepcopy(self.model)
+        stands_for = dict(zip(self.model.modules(), twin.modules(), strict=True))
         attentions = find_attentions(twin)
         with torch.enable_grad():
             graph = tp.DependencyGraph().build_dependency(twin, self._example_inputs, verbose=False)
@@ -237,7 +240,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 num_heads.update({stands_for[projection]: left for projection, left in heads.items()})
                 group.prune()
         update_attentions_(attentions, num_heads)
-        return self._cost(to_plain_network_(twin))
+        return to_plain_network_(twin)
 
 
 def _log_alpha(share: float) -> float:

@@ -11,7 +11,7 @@ from ....masks import Masks, compute_masks
 from ....nn import Variational, named_posteriors, regularize_
 from ....posterior import Estimator, Prior
 from ....recipe import MaskSettings, PosteriorSettings, Stage
-from ....regularize.budget import Controller
+from ....regularize import Controller
 from ....training.survivors import remove_noise_
 from ....training.threshold import threshold_curve
 from ..arena import Arena, Between, Loss, cross_entropy

@@ -1,0 +1,103 @@
+"""Weighing the KL of each weight and channel by the multiplications that it costs."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..graph import channel_graph, evaluation_mode
+from ..masks import gates_of
+from ..nn import ChannelGate, Variational, named_posteriors, output_dim, plain_copy
+
+Weighed = list[tuple[Variational | ChannelGate, float]]
+"""(layer or gate, factor on the KL of each of its weights or channels)."""
+
+
+def weigh_by_macs_(model: nn.Module, example_inputs: Tensor) -> None:
+    """Set each `kl_weight` by multiplications: in proportion for weights, by the square root for channels.
+
+    The mean factor over all weights stays what it was, and so does the mean over all channels.
+
+    1. A weight of a convolution costs one multiplication for each position of its output.
+    2. A channel costs its part of all layers that write or read it: a first layer may be cheap, and yet what it writes
+       is dear to read.
+    3. Why the square root: in proportion, the layers with the dearest channels would be cut to a few of them before
+       other layers lose any.
+
+    Args:
+        model: The network with posteriors, changed in place.
+        example_inputs: A batch of inputs; the first one is passed through the network.
+
+    """
+    macs = _count_layer_macs(model, example_inputs)
+    macs_by_name = {name: macs[layer] for name, layer in model.named_modules() if layer in macs}
+    channel_macs = _count_gate_macs(model, example_inputs, macs_by_name)
+    layers: Weighed = []
+    gates: Weighed = []
+    for _, module in named_posteriors(model):
+        if isinstance(module, ChannelGate):
+            gates.append((module, math.sqrt(channel_macs[module] / len(module.mu))))
+        else:
+            layers.append((module, macs.get(module, 0.0) / module.weight.numel()))
+    _scale_kl_weights_(layers)
+    _scale_kl_weights_(gates)
+
+
+def _scale_kl_weights_(weighed: Weighed) -> None:
+    """Multiply each `kl_weight` by its factor over the mean factor, where each weight or channel counts once."""
+    sizes = [len(module.mu) if isinstance(module, ChannelGate) else module.weight.numel() for module, _ in weighed]
+    total = sum(factor * size for (_, factor), size in zip(weighed, sizes, strict=True))
+    mean = total / max(sum(sizes), 1)
+    for module, factor in weighed:
+        module.kl_weight *= factor / mean if mean else 1.0
+
+
+def _count_layer_macs(model: nn.Module, example_inputs: Tensor) -> dict[nn.Module, float]:
+    """Linear layer or convolution -> multiply-accumulates that it spends on one example input."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)]
+    macs: dict[nn.Module, float] = dict.fromkeys(layers, 0.0)
+
+    def count(layer: Any, inputs: Any, output: Tensor) -> None:
+        fan_in = layer.weight.numel() / layer.weight.shape[output_dim(layer)]
+        macs[layer] += output[0].numel() * fan_in
+
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            model(example_inputs[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return macs
+
+
+def _count_gate_macs(model: nn.Module, example_inputs: Tensor, macs: dict[str, float]) -> dict[ChannelGate, float]:
+    """Gate -> multiply-accumulates of all its channels together.
+
+    A group of channels has a part of the indices of an axis; what the layer spends on the group is that part of the
+    layer's multiply-accumulates. Heads are no indices of any axis: they cost what the layers that write them cost.
+
+    Args:
+        model: The network with gates.
+        example_inputs: A batch of inputs that the network accepts.
+        macs: Name of a layer -> its multiply-accumulates.
+    """
+    costs = {}
+    for _, module in named_posteriors(model):
+        if isinstance(module, ChannelGate):
+            costs[module] = sum(macs.get(writer, 0.0) for writer in module.writers)
+    graph = channel_graph(plain_copy(model), example_inputs)
+    gate_behind = gates_of(model, graph)
+    for group in graph.groups:
+        gate = gate_behind.get(group.name)
+        if gate is None or len(gate.mu) != len(group):
+            continue
+        spent = []
+        for axis in group.axes:
+            layer_name = axis[0].removesuffix(".weight")
+            part = float(np.isin(graph.axes[axis], group.channels).mean())
+            spent.append(macs.get(layer_name, 0.0) * part)
+        costs[gate] = sum(spent) or costs[gate]
+    return costs
