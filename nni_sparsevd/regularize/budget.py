@@ -52,7 +52,6 @@ class BudgetSearch:
         budget: What the network may cost.
         cost: The function that measures an ordinary network.
         model: The network before anything is removed, with posteriors or without; measured at once.
-
     """
 
     def __init__(self, budget: Budget, cost: Cost, model: nn.Module) -> None:
@@ -70,7 +69,6 @@ class BudgetSearch:
 
         Returns:
             The cutoff, and the cost of the network that is cut there.
-
         """
         return best_cutoff(scores, lambda cutoff: self.cost(cut_at(cutoff)), self.budget.fraction * self.dense)
 
@@ -88,7 +86,6 @@ def best_cutoff(scores: Tensor, cost_at: Callable[[float], float], target: float
 
     Returns:
         The best of all cutoffs that were tried, -inf (nothing is removed) included, and its cost.
-
     """
     cutoffs = [-math.inf, *scores.unique().tolist()]
     low, high = 0, len(cutoffs) - 1

@@ -20,7 +20,6 @@ class Controller:
 
     Args:
         threshold: The log alpha that the edge should have at the end.
-
     """
 
     def __init__(self, threshold: float) -> None:
@@ -35,7 +34,6 @@ class Controller:
         Args:
             edge: The log alpha of the last channel that must be removed, by the posterior of this moment.
             progress: The part of the training that is done, from 0 to 1.
-
         """
         if self._start is None:
             self._start = edge
@@ -53,7 +51,6 @@ def regularize_under_pressure_(model: nn.Module, weight: float, pressure: float)
         model: The network; nothing happens where it has no posterior.
         weight: What `kl_weight_now` has returned.
         pressure: The controller's factor.
-
     """
     posteriors = [module for _, module in named_posteriors(model)]
     has_gates = any(isinstance(module, ChannelGate) for module in posteriors)

@@ -22,7 +22,6 @@ def kl_weight_now(coefficient: float, n_train: int, *, ramp: float = 1.0, loss_s
 
     Returns:
         The weight, in units of the loss per nat.
-
     """
     return coefficient * ramp / n_train * loss_scale
 
@@ -38,6 +37,5 @@ def add_kl_to_loss(loss: Tensor, kl: Tensor, weight: float) -> Tensor:
 
     Returns:
         A scalar of the loss's type on the loss's device.
-
     """
     return loss + (weight * kl).to(loss)

@@ -34,7 +34,6 @@ class Regularizer:
 
     Raises:
         ModelError: No layer can have a posterior, or gates are asked for and `example_inputs` are missing.
-
     """
 
     def __init__(
@@ -57,7 +56,6 @@ class Regularizer:
 
         Raises:
             SettingError: Nobody says N.
-
         """
         n_train = self.settings.n_train or n_train
         if not n_train:
@@ -79,7 +77,6 @@ class Regularizer:
         Args:
             optimizer: The optimizer of the weights.
             steps: How many steps the training takes.
-
         """
         steps_done = itertools.count()
 
@@ -95,7 +92,6 @@ class Regularizer:
 
         Returns:
             A share from 0 to 1.
-
         """
         kept, total = weight_counts(self.model, compute_masks(self.model, MaskSettings(allow_empty=True)))
         return 1 - kept / total
@@ -112,7 +108,6 @@ class Regularizer:
 
         Raises:
             FileFormatError: The state is that of another network.
-
         """
         self._variances.load_state_(state)
 

@@ -40,7 +40,6 @@ class SparseVDSettings(Settings):
 
         Returns:
             A factor from 0 to 1; 1 where the end is not known, since nothing says how long a warm-up would be.
-
         """
         if progress is None or not self.warmup:
             return 1.0
@@ -55,6 +54,5 @@ class SparseVDSettings(Settings):
 
         Returns:
             The weight, in units of the loss per nat.
-
         """
         return kl_weight_now(self.kl_coefficient, n_train, ramp=self.ramp(progress))

@@ -20,7 +20,6 @@ class VarianceOptimizer:
     Args:
         groups: The parameters to learn, each list with a factor on the learning rate; an empty list is left out.
         learning_rate: The learning rate at the start; it falls linearly to 0.
-
     """
 
     def __init__(self, groups: RateGroups, learning_rate: float) -> None:
@@ -35,7 +34,6 @@ class VarianceOptimizer:
         Args:
             model: A network with posteriors.
             settings: The learning rates.
-
         """
         variances: list[nn.Parameter] = []
         gates: list[nn.Parameter] = []
@@ -54,7 +52,6 @@ class VarianceOptimizer:
         Args:
             progress: The part of the training that is done, from 0 to 1; None where the end is not known: the learning
                 rate stays what it is at the start.
-
         """
         left = 1.0 if progress is None else 1 - progress
         groups = self._optimizer.param_groups
@@ -78,7 +75,6 @@ class VarianceOptimizer:
 
         Raises:
             FileFormatError: A place or a shape is not that of these parameters.
-
         """
         shapes = {str(place): parameter.shape for place, parameter in enumerate(self._parameters())}
         memory: dict[int, dict[str, Tensor]] = {}

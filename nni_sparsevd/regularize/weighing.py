@@ -29,7 +29,6 @@ def weigh_by_macs_(model: nn.Module, example_inputs: Tensor) -> None:
     Args:
         model: The network with posteriors, changed in place.
         example_inputs: A batch of inputs; the first one is passed through the network.
-
     """
     macs = _count_layer_macs(model, example_inputs)
     macs_by_name = {name: macs[layer] for name, layer in model.named_modules() if layer in macs}
