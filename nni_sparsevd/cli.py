@@ -128,7 +128,7 @@ def _defaults(given: list[str]) -> dict[str, Any]:
     chosen = next((word.partition("=")[2] for word in given if word.startswith("--recipe=")), chosen)
     if chosen is None:
         return {}
-    values = recipes.read(Path(chosen)).model_dump(mode="json")
+    values = recipes.read_recipe(Path(chosen)).model_dump(mode="json")
     flat: dict[str, Any] = {}
     for part, value in values.items():
         flat |= {f"{part}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {part: value}
@@ -163,7 +163,7 @@ def _in_short(message: str) -> str:
 
 def _recipe(chosen: Namespace) -> Recipe:
     values = chosen.as_dict()
-    return recipes.make(Recipe, {key: values[key] for key in Recipe.model_fields})
+    return recipes.make_settings(Recipe, {key: values[key] for key in Recipe.model_fields})
 
 
 def _compress(chosen: Namespace, command: list[str]) -> None:

@@ -9,22 +9,22 @@ from torch import nn
 from .errors import ModelError, SettingError
 from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
 from .masks import Masks, apply_masks_, compute_masks, validate_masks
-from .nn import VARIATIONAL, ChannelGate, convertible, is_variational, to_plain_network_, to_variational_
-from .recipe import PosteriorSettings, make
+from .nn import VARIATIONAL, ChannelGate, is_convertible, is_variational, to_plain_network_, to_variational_
+from .recipe import PosteriorSettings, make_settings
 
 T = TypeVar("T")
 
 
 def sparsify_(
     model: nn.Module,
-    posterior: PosteriorSettings | None = None,
+    settings: PosteriorSettings | None = None,
     *,
     example_inputs: Inputs | None = None,
-    **settings: object,
+    **keywords: object,
 ) -> nn.Module:
     """Give the layers of `model` a posterior, in place; returns `model`.
 
-    Settings come as one `Posterior` or as its keys: `sparsify_(model, estimator="weight", exclude=["head"])`.
+    Settings come as one `PosteriorSettings` or as its keys: `sparsify_(model, estimator="weight", exclude=["head"])`.
     Weight posteriors replace linear, convolution, transposed convolution and embedding layers; parameters stay the
     same objects, so an optimizer made before still holds them.  Gates need `example_inputs`: the network is traced,
     and each coupled channel group gets one gate, after the normalisation behind each of its last writers.
@@ -32,14 +32,15 @@ def sparsify_(
     Raises `SettingError` for an unknown key or a pattern that matches nothing, `ModelError` when there is nothing to
     convert or the model is variational already.
     """
-    if posterior is not None and settings:
-        raise SettingError(f"sparsify_: give either a Posterior or keywords, not both (found {', '.join(settings)})")
-    chosen = make(PosteriorSettings, settings) if posterior is None else posterior
+    if settings is not None and keywords:
+        keys = ", ".join(keywords)
+        raise SettingError(f"sparsify_: give either a PosteriorSettings or keywords, not both (found {keys})")
+    chosen = make_settings(PosteriorSettings, keywords) if settings is None else settings
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} is variational already; bake_ it first")
     _check_patterns(model, (*chosen.include, *chosen.exclude, *chosen.kl_weights, *chosen.estimators))
     names = [name for name, module in model.named_modules() if _selected(name, module, chosen)]
-    layers = [name for name in names if convertible(model.get_submodule(name))]
+    layers = [name for name in names if is_convertible(model.get_submodule(name))]
     if not layers:
         kinds = ", ".join(sorted(kind.__name__ for kind in VARIATIONAL))
         raise ModelError(f"{type(model).__name__} has no layer to convert among those selected; known are {kinds}")
@@ -50,7 +51,7 @@ def sparsify_(
             layer = model.get_submodule(name)
             estimator = _last(chosen.estimators, name, layer, chosen.estimator)
             layer = to_variational_(layer, chosen.model_copy(update={"estimator": estimator}))
-            layer.kl_weight = kl_weight(name, layer, chosen)
+            layer.kl_weight = find_kl_weight(name, layer, chosen)
     return model
 
 
@@ -62,18 +63,18 @@ def _check_patterns(model: nn.Module, patterns: tuple[str, ...]) -> None:
     modules = dict(model.named_modules())
     for pattern in patterns:
         if not any(_matches(pattern, name, module) for name, module in modules.items()):
-            some = ", ".join(name for name, module in modules.items() if convertible(module))
+            some = ", ".join(name for name, module in modules.items() if is_convertible(module))
             raise SettingError(f"no module of {type(model).__name__} matches {pattern!r}; its layers are: {some[:600]}")
 
 
-def _selected(name: str, module: nn.Module, posterior: PosteriorSettings) -> bool:
-    included = not posterior.include or any(_matches(pattern, name, module) for pattern in posterior.include)
-    return included and not any(_matches(pattern, name, module) for pattern in posterior.exclude)
+def _selected(name: str, module: nn.Module, settings: PosteriorSettings) -> bool:
+    included = not settings.include or any(_matches(pattern, name, module) for pattern in settings.include)
+    return included and not any(_matches(pattern, name, module) for pattern in settings.exclude)
 
 
-def kl_weight(name: str, module: nn.Module, posterior: PosteriorSettings) -> float:
+def find_kl_weight(name: str, module: nn.Module, settings: PosteriorSettings) -> float:
     """Factor on the KL of this module: the last entry of `kl_weights` that matches it, else 1."""
-    return _last(posterior.kl_weights, name, module, 1.0)
+    return _last(settings.kl_weights, name, module, 1.0)
 
 
 def _last(entries: dict[str, T], name: str, module: nn.Module, otherwise: T) -> T:
@@ -83,18 +84,18 @@ def _last(entries: dict[str, T], name: str, module: nn.Module, otherwise: T) -> 
 
 
 def _attach_gates(
-    model: nn.Module, posterior: PosteriorSettings, example_inputs: Inputs | None, layers: set[str]
+    model: nn.Module, settings: PosteriorSettings, example_inputs: Inputs | None, layers: set[str]
 ) -> None:
     if example_inputs is None:
-        raise SettingError(f"granularity={posterior.granularity!r} traces the network: pass example_inputs")
-    groups = gateable(channel_graph(model, example_inputs), layers)
+        raise SettingError(f"granularity={settings.granularity!r} traces the network: pass example_inputs")
+    groups = find_gateable_groups(channel_graph(model, example_inputs), layers)
     if not groups:
         raise ModelError(f"{type(model).__name__} has no channel group that a gate could silence")
     for group in groups:
-        attach_gate_(model, posterior, group)
+        attach_gate_(model, settings, group)
 
 
-def gateable(graph: ChannelGraph, layers: set[str]) -> list[ChannelGroup]:
+def find_gateable_groups(graph: ChannelGraph, layers: set[str]) -> list[ChannelGroup]:
     """The groups that a gate can silence: free, written by these layers alone, each of which writes nothing else."""
     found = []
     for group in graph.groups:
@@ -105,11 +106,11 @@ def gateable(graph: ChannelGraph, layers: set[str]) -> list[ChannelGroup]:
     return found
 
 
-def attach_gate_(model: nn.Module, posterior: PosteriorSettings, group: ChannelGroup) -> ChannelGate:
+def attach_gate_(model: nn.Module, settings: PosteriorSettings, group: ChannelGroup) -> ChannelGate:
     """Put one gate behind every last writer of a group, after its normalisation; returns it."""
     like = model.get_submodule(group.writers[0].module).weight
-    gate = ChannelGate(len(group), posterior, device=like.device, dtype=like.dtype)  # type: ignore[arg-type]
-    gate.kl_weight = kl_weight(group.module, model.get_submodule(group.module), posterior)
+    gate = ChannelGate(len(group), settings, device=like.device, dtype=like.dtype)  # type: ignore[arg-type]
+    gate.kl_weight = find_kl_weight(group.module, model.get_submodule(group.module), settings)
     gate.writers = tuple(writer.module for writer in group.writers)
     for writer in group.writers:
         gate.attach_(_site(model.get_submodule(writer.site)), writer.channel_dim)

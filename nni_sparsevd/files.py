@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import FileFormatError
 
-PARTIAL = ".part"
+PARTIAL_SUFFIX = ".part"
 """How the names of files end that are being written."""
 DIGEST = "nni_sparsevd.digest"
 """Metadata key of the tensors' digest: safetensors checks its header, not a byte that flips inside a tensor."""
@@ -29,7 +29,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -45,9 +45,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
+def delete_partial_files(folder: Path) -> None:
     """Delete what a kill in the middle of `write_bytes` has left in `folder`."""
-    for path in folder.glob(f".*{PARTIAL}"):
+    for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
 
 

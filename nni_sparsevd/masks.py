@@ -6,16 +6,20 @@ from torch import Tensor, nn
 
 from .errors import MaskError, ModelError, SettingError
 from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
-from .nn import ChannelGate, Variational, gate_sites, is_variational, output_dim, plain_copy
-from .posterior import DEFAULT_THRESHOLD, group_log_alpha
-from .recipe import MaskSettings, make
+from .nn import ChannelGate, Variational, gate_sites, is_variational, make_plain_copy, output_dim
+from .posterior import group_log_alpha
+from .recipe import MaskSettings, make_settings
 
 Masks = dict[str, dict[str, Tensor]]
 """NNI's format: {module name: {"weight" or "bias": tensor of 0 and 1 in the target's shape}}."""
 
 
 def compute_masks(
-    model: nn.Module, masking: MaskSettings | None = None, *, example_inputs: Inputs | None = None, **settings: object
+    model: nn.Module,
+    settings: MaskSettings | None = None,
+    *,
+    example_inputs: Inputs | None = None,
+    **keywords: object,
 ) -> Masks:
     """What to keep (1) and what to remove (0) of a variational network.
 
@@ -27,9 +31,10 @@ def compute_masks(
 
     Raises `ModelError` for a network without posteriors, `SettingError` for settings that do not go together.
     """
-    if masking is not None and settings:
-        raise SettingError(f"compute_masks: give either a Masking or keywords, not both (found {', '.join(settings)})")
-    chosen = make(MaskSettings, settings) if masking is None else masking
+    if settings is not None and keywords:
+        keys = ", ".join(keywords)
+        raise SettingError(f"compute_masks: give either a MaskSettings or keywords, not both (found {keys})")
+    chosen = make_settings(MaskSettings, keywords) if settings is None else settings
     if chosen.threshold == "held_out":
         raise SettingError("compute_masks: threshold='held_out' is chosen in training; give a number here")
     if not is_variational(model):
@@ -38,7 +43,7 @@ def compute_masks(
         if chosen.structure == "structured":
             if example_inputs is None:
                 return _layer_masks(model, chosen)
-            return _group_masks(model, channel_graph(plain_copy(model), example_inputs), chosen)
+            return _group_masks(model, channel_graph(make_plain_copy(model), example_inputs), chosen)
         layers = {name: m for name, m in model.named_modules() if isinstance(m, Variational)}
         scores = {name: layer.log_alpha() for name, layer in layers.items()}
         if chosen.structure == "n:m":
@@ -47,16 +52,14 @@ def compute_masks(
         kept = _cut(scores, chosen, {name: layer.threshold for name, layer in layers.items()})
         masks: Masks = {name: {"weight": keep.float()} for name, keep in kept.items()}
         for scaled, _, gate in gate_sites(model):
-            _silence(masks, model, scaled, gate.spread(_gate_cut(gate, chosen)))
+            _silence(masks, model, scaled, gate.repeat_over_parts(_gate_cut(gate, chosen)))
         return masks
 
 
-def _cut(scores: dict[str, Tensor], chosen: MaskSettings, own: dict[str, float] | None = None) -> dict[str, Tensor]:
+def _cut(scores: dict[str, Tensor], chosen: MaskSettings, own: dict[str, float]) -> dict[str, Tensor]:
     """Keep (True) what scores below the threshold, or all but a fraction `ratio` of the highest scores."""
     if chosen.ratio is None:
-        return {
-            name: score < _limit(chosen, (own or {}).get(name, DEFAULT_THRESHOLD)) for name, score in scores.items()
-        }
+        return {name: score < _limit(chosen, own[name]) for name, score in scores.items()}
     if chosen.scope == "layer":
         return {name: _all_but_highest(score, chosen.ratio) for name, score in scores.items()}
     together = torch.cat([score.flatten() for score in scores.values()])
@@ -120,11 +123,11 @@ def _layer_masks(model: nn.Module, chosen: MaskSettings) -> Masks:
         scores[name], own[name] = gate.log_alpha(), gate.threshold
     masks: Masks = {}
     for name, kept in _cut(scores, chosen, own).items():
-        _silence(masks, model, name, gates[name].spread(kept) if name in gates else kept)
+        _silence(masks, model, name, gates[name].repeat_over_parts(kept) if name in gates else kept)
     return masks
 
 
-def gates_of(model: nn.Module, graph: ChannelGraph) -> dict[str, ChannelGate]:
+def find_group_gates(model: nn.Module, graph: ChannelGraph) -> dict[str, ChannelGate]:
     """Name of a channel group -> the gate behind its writers, where it has one; `graph` is that of the plain copy."""
     gates = {writer: gate for _, _, gate in gate_sites(model) for writer in gate.writers}
     found = {group.name: [gates[w.module] for w in group.writers if w.module in gates] for group in graph.groups}
@@ -133,7 +136,7 @@ def gates_of(model: nn.Module, graph: ChannelGraph) -> dict[str, ChannelGate]:
 
 def _group_masks(model: nn.Module, graph: ChannelGraph, chosen: MaskSettings) -> Masks:
     """Coupled channels by the log alpha of their gate, or of all the weights that write them."""
-    gates, scores, own = gates_of(model, graph), {}, {}
+    gates, scores, own = find_group_gates(model, graph), {}, {}
     for group in graph.groups:
         gate = gates.get(group.name)
         score = _group_score(model, graph, group) if gate is None else gate.log_alpha()
@@ -148,7 +151,7 @@ def _group_masks(model: nn.Module, graph: ChannelGraph, chosen: MaskSettings) ->
     masks: Masks = {}
     for group in graph.groups:
         if group.name in kept and not group.pinned:
-            silence_group_(masks, model, graph, group, group.channels[~kept[group.name].cpu().numpy()])
+            mask_group_channels_(masks, model, graph, group, group.channels[~kept[group.name].cpu().numpy()])
     return masks
 
 
@@ -184,7 +187,7 @@ def _group_score(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> 
     return variance.log() - (mean + torch.finfo(torch.float64).tiny).log()
 
 
-def silence_group_(
+def mask_group_channels_(
     masks: Masks, model: nn.Module, graph: ChannelGraph, group: ChannelGroup, removed: np.ndarray
 ) -> None:
     """Everything that writes a removed channel, or shifts it on its way: weights, biases, norms, positions, scales."""
@@ -236,7 +239,7 @@ def validate_masks(model: nn.Module, masks: Masks, *, allow_empty: bool = False)
                 )
 
 
-def weight_counts(model: nn.Module, masks: Masks) -> tuple[int, int]:
+def count_weights(model: nn.Module, masks: Masks) -> tuple[int, int]:
     """(weights that `masks` keep, weights in all), over all weights of more than one dimension."""
     kept = total = 0
     for name, module in model.named_modules():
@@ -248,12 +251,12 @@ def weight_counts(model: nn.Module, masks: Masks) -> tuple[int, int]:
     return kept, total
 
 
-def flatten(masks: Masks) -> dict[str, Tensor]:
+def flatten_masks(masks: Masks) -> dict[str, Tensor]:
     """Masks as they are saved: {"module.target": uint8 tensor}."""
     return {f"{name}.{key}": mask.to(torch.uint8) for name, targets in masks.items() for key, mask in targets.items()}
 
 
-def unflatten(tensors: dict[str, Tensor]) -> Masks:
+def unflatten_masks(tensors: dict[str, Tensor]) -> Masks:
     """The inverse of `flatten`."""
     masks: Masks = {}
     for path, mask in tensors.items():

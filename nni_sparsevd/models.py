@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from .errors import ModelError, describe_error
 from .files import load_tensors
-from .recipe import Argument, Model
+from .recipe import Argument, ModelSettings
 
-OWN = ("lenet_300_100", "lenet5_caffe", "vgg_like", "resnet18_small")
+OWN_MODELS = ("lenet_300_100", "lenet5_caffe", "vgg_like", "resnet18_small")
 
 
 def _configuration(size: int, channels: int, classifier: str) -> dict[str, Any]:
@@ -150,11 +150,11 @@ def resnet18_small(pretrained: bool = False, **arguments: Any) -> nn.Module:
 def list_models(pattern: str = "*") -> list[str]:
     """Names that match a shell pattern, the papers' networks first."""
     names = timm.list_models(pattern)
-    return [name for name in OWN if name in names] + [name for name in names if name not in OWN]
+    return [name for name in OWN_MODELS if name in names] + [name for name in names if name not in OWN_MODELS]
 
 
-def build(name: str, arguments: dict[str, Argument], pretrained: bool = False) -> nn.Module:
-    """Build the network `name` with `arguments`; it remembers both (see `origin`).
+def build_model(name: str, arguments: dict[str, Argument], pretrained: bool = False) -> nn.Module:
+    """Build the network `name` with `arguments`; it remembers both (see `read_origin`).
 
     Raises `ModelError` for a name that timm does not know, arguments it does not take, or weights that cannot be had.
     """
@@ -173,7 +173,7 @@ def build(name: str, arguments: dict[str, Argument], pretrained: bool = False) -
     return model
 
 
-def origin(model: nn.Module) -> dict[str, Any]:
+def read_origin(model: nn.Module) -> dict[str, Any]:
     """{"name", "arguments"} of a network that can be built again, or {}."""
     remembered = getattr(model, "sparsevd_origin", None)
     if remembered is not None:
@@ -182,28 +182,28 @@ def origin(model: nn.Module) -> dict[str, Any]:
     return {"name": architecture} if architecture else {}
 
 
-def named(
+def resolve_origin(
     model: nn.Module, name: str | None, arguments: dict[str, Argument] | None
 ) -> tuple[str | None, dict[str, Argument]]:
     """(name, arguments) that build `model` again: those given, else what it remembers; the name may be unknown."""
-    known = origin(model)
+    known = read_origin(model)
     return name or known.get("name"), known.get("arguments", {}) if arguments is None else arguments
 
 
-def create(settings: Model, num_classes: int, in_chans: int, image_size: int) -> nn.Module:
+def create_model(settings: ModelSettings, num_classes: int, in_chans: int, image_size: int) -> nn.Module:
     """Build the network of a recipe for this data: its classes, channels and, where it wants to know, image size."""
     arguments: dict[str, Argument] = {"num_classes": num_classes, "in_chans": in_chans}
     sized = {"lenet_300_100", "lenet5_caffe"}
     if settings.name in sized or _takes_image_size(settings.name):
         arguments["img_size"] = image_size
-    model = build(settings.name, arguments | settings.arguments, settings.pretrained)
+    model = build_model(settings.name, arguments | settings.arguments, settings.pretrained)
     if settings.checkpoint is not None:
         tensors, _ = load_tensors(settings.checkpoint)
         load_weights_(model, tensors, settings.checkpoint)
     return model
 
 
-def image_size(settings: Model) -> int | None:
+def find_image_size(settings: ModelSettings) -> int | None:
     """Look up the size that the network is built for, or None when any will do."""
     if not _takes_image_size(settings.name):
         return None

@@ -83,7 +83,7 @@ class MaskSettings(Settings):
     """With threshold=held_out: accuracy given up, at most, against the best threshold on the curve."""
 
 
-class Model(Settings):
+class ModelSettings(Settings):
     """Which network, and where its weights come from."""
 
     name: str = "lenet_300_100"
@@ -96,7 +96,7 @@ class Model(Settings):
     """Start from this .safetensors file (plain weights; pickled files are refused)."""
 
 
-class Data(Settings):
+class DataSettings(Settings):
     """Which data, read through `timm.data`."""
 
     name: str = "digits"
@@ -122,7 +122,7 @@ class Data(Settings):
     workers: NonNegativeInt = 0
     """Loader processes; 0 loads in the training process."""
 
-    def below(self, folder: Path) -> "Data":
+    def resolve_paths(self, folder: Path) -> "DataSettings":
         """Take the paths from `folder`."""
         roots = {"train": self.train, "test": self.test}
         return self.model_copy(update={key: None if root is None else folder / root for key, root in roots.items()})
@@ -143,7 +143,7 @@ class Stage(Settings):
     """Part of the stage at the peak rate; from there it falls linearly to 0."""
 
 
-class Sparse(Stage):
+class SparseStage(Stage):
     """The variational stage: mean loss + kl_coefficient * KL / N."""
 
     epochs: NonNegativeInt = 20
@@ -166,7 +166,7 @@ class Sparse(Stage):
     """Layers whose weights, as they would ship, are written down after every epoch: for pictures that move."""
 
 
-class Finetune(Stage):
+class FinetuneStage(Stage):
     """The stage after the decision: what is removed stays zero."""
 
     variational: bool = False
@@ -176,17 +176,17 @@ class Finetune(Stage):
 class Recipe(Settings):
     """Everything that `nni-sparsevd compress` does, in one file."""
 
-    model: Model = Model()
+    model: ModelSettings = ModelSettings()
     """Which network."""
-    data: Data = Data()
+    data: DataSettings = DataSettings()
     """Which data."""
     posterior: PosteriorSettings = PosteriorSettings()
     """What is learnt."""
     dense: Stage = Stage()
     """Ordinary training before Sparse VD."""
-    sparse: Sparse = Sparse()
+    sparse: SparseStage = SparseStage()
     """Sparse VD."""
-    finetune: Finetune = Finetune()
+    finetune: FinetuneStage = FinetuneStage()
     """Training of the survivors at fixed masks."""
     masks: MaskSettings = MaskSettings()
     """The decision."""
@@ -234,7 +234,7 @@ class Recipe(Settings):
         return self
 
 
-def describe(error: ValidationError) -> str:
+def describe_validation_error(error: ValidationError) -> str:
     """One line a problem: the key as it is written in the file, what is wrong, what was found."""
     lines = []
     for problem in error.errors():
@@ -248,29 +248,29 @@ def describe(error: ValidationError) -> str:
 S = TypeVar("S", bound=Settings)
 
 
-def make(kind: type[S], values: dict[str, object]) -> S:
+def make_settings(kind: type[S], values: dict[str, object]) -> S:
     """Validate `values` as settings of `kind`; raises `SettingError` naming each bad key."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         known = ", ".join(kind.model_fields)
-        raise SettingError(f"{describe(error)}\n{kind.__name__} has the keys: {known}") from None
+        raise SettingError(f"{describe_validation_error(error)}\n{kind.__name__} has the keys: {known}") from None
 
 
-def committed(folder: Traversable) -> list[str]:
+def list_bundled_settings(folder: Traversable) -> list[str]:
     """Names of the settings that a folder of this package holds, a TOML file each."""
     return sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
 
 
-def read_committed(folder: Traversable, kind: type[S], name: str) -> S:
+def read_bundled_settings(folder: Traversable, kind: type[S], name: str) -> S:
     """Read one of them; raises `SettingError` where there is none of that name, or it is no `kind`."""
-    if name not in committed(folder):
+    if name not in list_bundled_settings(folder):
         what = kind.__name__.lower()
-        raise SettingError(f"no {what} is named {name!r}; there are {', '.join(committed(folder))}")
-    return make(kind, tomllib.loads((folder / f"{name}.toml").read_text()))
+        raise SettingError(f"no {what} is named {name!r}; there are {', '.join(list_bundled_settings(folder))}")
+    return make_settings(kind, tomllib.loads((folder / f"{name}.toml").read_text()))
 
 
-def read(path: Path) -> Recipe:
+def read_recipe(path: Path) -> Recipe:
     """Read a recipe from a .toml, .yaml or .yml file; raises `SettingError` naming the file and each bad key."""
     readers: dict[str, Callable[[str], object]] = {
         ".toml": tomllib.loads,
@@ -288,12 +288,12 @@ def read(path: Path) -> Recipe:
     if not isinstance(values, dict):
         raise SettingError(f"{path}: a recipe is a table of settings, found {type(values).__name__}")
     try:
-        return make(Recipe, values)
+        return make_settings(Recipe, values)
     except SettingError as error:
         raise SettingError(f"{path}: {error}") from None
 
 
-def write(recipe: Recipe, path: Path) -> None:
-    """Write all settings as TOML; `read` gives back an equal recipe."""
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write all settings as TOML; `read_recipe` gives back an equal recipe."""
     values = recipe.model_dump(mode="json", exclude_none=True)
     write_bytes(path, tomli_w.dumps(values).encode())

@@ -12,7 +12,7 @@ from .errors import FileFormatError, ShrinkError
 from .export import Comparison, export
 from .files import read_json, write_bytes, write_json
 from .graph import channel_graph
-from .masks import weight_counts
+from .masks import count_weights
 from .measure import count_macs, count_parameters, measure_latencies
 from .nn import output_dim
 from .report import write_report
@@ -79,7 +79,7 @@ def _layers(dense: nn.Module, masked: nn.Module, small: nn.Module) -> list[dict[
 
 
 def _weights(done: Compressed) -> dict[str, float]:
-    kept, total = weight_counts(done.masked, done.masks)[0], weight_counts(done.dense, {})[1]
+    kept, total = count_weights(done.masked, done.masks)[0], count_weights(done.dense, {})[1]
     return {"total": total, "kept": kept, "compression": total / max(kept, 1)}
 
 

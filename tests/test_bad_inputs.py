@@ -87,7 +87,7 @@ def test_a_good_call_passes_the_same_door(tmp_path: Path, capsys: pytest.Capture
 def test_recipe_files(name: str, text: str, words: list[str], tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(SettingError) as caught:
-        recipe.read(tmp_path / name)
+        recipe.read_recipe(tmp_path / name)
     for word in words:
         assert word in str(caught.value)
     assert len(str(caught.value)) < 400

@@ -279,7 +279,7 @@ REFUSED = {
     "unknown key": ({"threshhold": 3.0}, SettingError, "threshhold"),
     "wrong value": ({"granularity": "channel"}, SettingError, "granularity"),
     "out of range": ({"threshold": -1.0}, SettingError, "threshold"),
-    "both": ({"posterior": PosteriorSettings(), "threshold": 2.0}, SettingError, r"not both \(found threshold\)"),
+    "both": ({"settings": PosteriorSettings(), "threshold": 2.0}, SettingError, r"not both \(found threshold\)"),
     "gate without inputs": ({"granularity": "gate"}, SettingError, "pass example_inputs"),
     "both without inputs": ({"granularity": "both"}, SettingError, "pass example_inputs"),
     "nothing selected": ({"include": ["BatchNorm2d"]}, ModelError, "no layer to convert.*known are .*Conv2d"),

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from nni_sparsevd.data import augmented, datasets, load
+from nni_sparsevd.data import augment, datasets, load_data
 from nni_sparsevd.errors import DataError
-from nni_sparsevd.recipe import Data
+from nni_sparsevd.recipe import DataSettings
 
 SHARED = Path(os.environ.get("SPARSEVD_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"no data in {SHARED}; set SPARSEVD_DATA")
@@ -43,12 +43,12 @@ def as_tar(root: Path) -> Path:
 
 
 def test_digits_are_split_the_same_way_always() -> None:
-    one, two = load(Data(), seed=0), load(Data(), seed=1)
+    one, two = load_data(DataSettings(), seed=0), load_data(DataSettings(), seed=1)
     assert (len(one.train), len(one.holdout), len(one.test)) == (1293, 144, 360)
     assert (one.num_classes, one.in_chans, one.image_size) == (10, 1, 8)
     assert torch.equal(one.test.images, two.test.images)
     assert not torch.equal(one.holdout.images, two.holdout.images)
-    again = load(Data(), seed=0)
+    again = load_data(DataSettings(), seed=0)
     assert torch.equal(one.train.images, again.train.images)
     assert torch.equal(one.holdout.labels, again.holdout.labels)
     assert one.test.labels.bincount().min() > 20
@@ -60,7 +60,7 @@ def test_held_out_images_are_training_images_and_nothing_else(tmp_path: Path) ->
         (tmp_path / split / "a").mkdir(parents=True)
         for value in range(first, first + 50):
             Image.new("L", (4, 4), value).save(tmp_path / split / "a" / f"{value}.png")
-    made = load(Data(name="", train=tmp_path / "train", test=tmp_path / "test", holdout=0.3), seed=3)
+    made = load_data(DataSettings(name="", train=tmp_path / "train", test=tmp_path / "test", holdout=0.3), seed=3)
     train, holdout, test = (set(s.images[:, 0, 0, 0].tolist()) for s in (made.train, made.holdout, made.test))
     assert (len(train), len(holdout)) == (35, 15)
     assert train | holdout == set(range(50))
@@ -68,7 +68,7 @@ def test_held_out_images_are_training_images_and_nothing_else(tmp_path: Path) ->
 
 
 def test_training_images_are_normalised_by_their_own_statistics() -> None:
-    made = load(Data())
+    made = load_data(DataSettings())
     images = made.normalize(made.train.images)
     assert images.mean().abs() < 1e-5
     assert abs(images.std() - 1) < 1e-5
@@ -81,7 +81,7 @@ def test_training_images_are_normalised_by_their_own_statistics() -> None:
 def test_folders_and_tars_keep_labels_and_channels(tmp_path: Path, mode: str, packed: bool) -> None:
     roots = [folder(tmp_path / split, mode) for split in ("train", "test")]
     train, test = (as_tar(root) for root in roots) if packed else roots
-    made = load(Data(name="", train=train, test=test, image_size=8, holdout=0.2))
+    made = load_data(DataSettings(name="", train=train, test=test, image_size=8, holdout=0.2))
     assert (made.num_classes, made.in_chans, made.image_size) == (3, 1 if mode == "L" else 3, 8)
     values = torch.tensor(list(VALUES.values()))
     for split in (made.train, made.holdout, made.test):
@@ -91,25 +91,25 @@ def test_folders_and_tars_keep_labels_and_channels(tmp_path: Path, mode: str, pa
 
 def test_without_a_size_the_images_keep_theirs(tmp_path: Path) -> None:
     roots = [folder(tmp_path / split) for split in ("train", "test")]
-    assert load(Data(name="", train=roots[0], test=roots[1])).train.images.shape[1:] == (3, 10, 12)
+    assert load_data(DataSettings(name="", train=roots[0], test=roots[1])).train.images.shape[1:] == (3, 10, 12)
 
 
 def test_a_limit_counts_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roots = [folder(tmp_path / "train"), folder(tmp_path / "test", count=1)]
-    settings = Data(name="", train=roots[0], test=roots[1], holdout=0.5)
+    settings = DataSettings(name="", train=roots[0], test=roots[1], holdout=0.5)
     monkeypatch.setattr(datasets, "MEMORY_LIMIT", 8 * 10 * 12 * 3)
     with pytest.raises(DataError, match=r"data\.limit"):
-        load(settings)
-    made = load(settings.model_copy(update={"limit": 4}))
+        load_data(settings)
+    made = load_data(settings.model_copy(update={"limit": 4}))
     assert (len(made.train), len(made.holdout), len(made.test)) == (2, 2, 3)
 
 
 @pytest.mark.parametrize("margin", [None, 2])
-@pytest.mark.parametrize("augment", ["crop", "crop_flip"])
-def test_augmentation_is_what_one_would_write_image_by_image(augment: str, margin: int | None) -> None:
-    settings = Data(augment=augment, margin=margin)
+@pytest.mark.parametrize("kind", ["crop", "crop_flip"])
+def test_augmentation_is_what_one_would_write_image_by_image(kind: str, margin: int | None) -> None:
+    settings = DataSettings(augment=kind, margin=margin)
     images = torch.randint(1, 256, (200, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    made = augmented(images, settings, torch.Generator().manual_seed(1))
+    made = augment(images, settings, torch.Generator().manual_seed(1))
     assert made.shape == images.shape
     assert made.dtype == torch.uint8
     padded = F.pad(images, [2] * 4)
@@ -117,29 +117,29 @@ def test_augmentation_is_what_one_would_write_image_by_image(augment: str, margi
     for before, after in zip(padded, made, strict=True):
         crops = {(top, left): before[:, top : top + 16, left : left + 16] for top in range(5) for left in range(5)}
         choices = {(*place, False): crop for place, crop in crops.items()}
-        if augment == "crop_flip":
+        if kind == "crop_flip":
             choices |= {(*place, True): crop.flip(2) for place, crop in crops.items()}
         fits = [choice for choice, crop in choices.items() if torch.equal(crop, after)]
         assert len(fits) == 1
         seen.add(fits[0])
-    assert len(seen) > (40 if augment == "crop_flip" else 23)
-    assert torch.equal(made, augmented(images, settings, torch.Generator().manual_seed(1)))
-    assert augmented(images, Data(), torch.Generator()) is images
+    assert len(seen) > (40 if kind == "crop_flip" else 23)
+    assert torch.equal(made, augment(images, settings, torch.Generator().manual_seed(1)))
+    assert augment(images, DataSettings(), torch.Generator()) is images
 
 
 def test_random_labels_are_random_and_always_the_same() -> None:
-    true, drawn = load(Data(), seed=3), load(Data(random_labels=True), seed=3)
+    true, drawn = load_data(DataSettings(), seed=3), load_data(DataSettings(random_labels=True), seed=3)
     assert torch.equal(true.train.images, drawn.train.images) and torch.equal(true.test.labels, drawn.test.labels)
     for before, after in ((true.train, drawn.train), (true.holdout, drawn.holdout)):
         assert 0.02 < (before.labels == after.labels).double().mean() < 0.2
         assert set(after.labels.tolist()) == set(range(10))
-    assert torch.equal(drawn.train.labels, load(Data(random_labels=True), seed=3).train.labels)
-    assert not torch.equal(drawn.train.labels, load(Data(random_labels=True), seed=4).train.labels)
+    assert torch.equal(drawn.train.labels, load_data(DataSettings(random_labels=True), seed=3).train.labels)
+    assert not torch.equal(drawn.train.labels, load_data(DataSettings(random_labels=True), seed=4).train.labels)
 
 
 @needs_shared
 def test_mnist_is_the_published_files() -> None:
-    made = load(Data(name="torch/mnist", train=SHARED))
+    made = load_data(DataSettings(name="torch/mnist", train=SHARED))
     images = torch.cat([made.train.images, made.holdout.images])
     assert images.shape == (60000, 1, 28, 28)
     assert abs(images.float().mean().item() - 33.318) < 0.001
@@ -150,7 +150,7 @@ def test_mnist_is_the_published_files() -> None:
 @needs_shared
 def test_cifar_tars_are_read() -> None:
     root = SHARED / "cifar10"
-    made = load(Data(name="", train=root / "train.tar", test=root / "test.tar", limit=300))
+    made = load_data(DataSettings(name="", train=root / "train.tar", test=root / "test.tar", limit=300))
     assert made.train.images.shape == (270, 3, 32, 32)
     assert made.test.labels.bincount().tolist() == [1000] * 10
 
@@ -167,24 +167,24 @@ def test_bad_data_is_named(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(uneven / "cat" / "2.png")
     (tmp_path / "words.tar").write_text("no tar")
     cases = [
-        (Data(name="torch/mnist"), "data.train"),
-        (Data(name="torch/mnits", train=good), "torch/mnits"),
-        (Data(name="torch/mnist", train=good), str(good)),
-        (Data(name="", train=tmp_path / "nowhere", test=good), "nowhere"),
-        (Data(name="", train=good, test=tmp_path / "nowhere"), "data.test"),
-        (Data(name="", train=good), "data.test"),
-        (Data(name="", train=tmp_path / "empty", test=good), "empty"),
-        (Data(name="", train=good, test=fewer), "bee"),
-        (Data(name="", train=broken, test=good), "bee/3.png"),
-        (Data(name="", train=broken, test=good, workers=1), "bee/3.png"),
-        (Data(name="", train=first, test=good), "ant/0.png"),
-        (Data(name="", train=uneven, test=good), "data.image_size"),
-        (Data(name="", train=tmp_path / "words.tar", test=good), "words.tar"),
-        (Data(limit=1), "too few|holdout"),
+        (DataSettings(name="torch/mnist"), "data.train"),
+        (DataSettings(name="torch/mnits", train=good), "torch/mnits"),
+        (DataSettings(name="torch/mnist", train=good), str(good)),
+        (DataSettings(name="", train=tmp_path / "nowhere", test=good), "nowhere"),
+        (DataSettings(name="", train=good, test=tmp_path / "nowhere"), "data.test"),
+        (DataSettings(name="", train=good), "data.test"),
+        (DataSettings(name="", train=tmp_path / "empty", test=good), "empty"),
+        (DataSettings(name="", train=good, test=fewer), "bee"),
+        (DataSettings(name="", train=broken, test=good), "bee/3.png"),
+        (DataSettings(name="", train=broken, test=good, workers=1), "bee/3.png"),
+        (DataSettings(name="", train=first, test=good), "ant/0.png"),
+        (DataSettings(name="", train=uneven, test=good), "data.image_size"),
+        (DataSettings(name="", train=tmp_path / "words.tar", test=good), "words.tar"),
+        (DataSettings(limit=1), "too few|holdout"),
     ]
     for settings, says in cases:
         try:
-            load(settings)
+            load_data(settings)
             told = "nothing"
         except DataError as error:
             told = str(error)
@@ -193,14 +193,14 @@ def test_bad_data_is_named(tmp_path: Path) -> None:
 
 def test_batches_come_from_memory() -> None:
     """An index into a tensor a batch, no collating of single images."""
-    made = load(Data())
+    made = load_data(DataSettings())
     rows = torch.from_numpy(np.arange(0, 100))
     assert made.train.images[rows].shape == (100, 1, 8, 8)
     assert made.train.images.is_contiguous()
 
 
 def test_digits_are_enlarged_on_request() -> None:
-    small, large = load(Data()), load(Data(image_size=16))
+    small, large = load_data(DataSettings()), load_data(DataSettings(image_size=16))
     assert large.train.images.shape[1:] == (1, 16, 16)
     assert large.train.images.dtype == torch.uint8
     assert torch.equal(small.train.labels, large.train.labels)

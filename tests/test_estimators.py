@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nni_sparsevd as svd
-from nni_sparsevd.nn.variational import standard_normal
+from nni_sparsevd.nn.variational import sample_standard_normal
 
 SAMPLES = 4000
 Reference = Callable[[Tensor, Tensor, Tensor], Tensor]  # (input, weight, bias) in torch's functions, written out again
@@ -179,9 +179,9 @@ def test_noise_survives_float16_autocast(estimator: str) -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_noise_is_normal_independent_and_laid_out_like_its_model(layout: torch.memory_format) -> None:
     like = torch.empty(50, 6, 16, 16).to(memory_format=layout)
-    noise = standard_normal(like)
+    noise = sample_standard_normal(like)
     assert noise.stride() == like.stride()
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
     rows = noise.permute(1, 0, 2, 3).flatten(1)
     assert (torch.corrcoef(rows) - torch.eye(6)).abs().max() < 0.05
-    assert standard_normal(torch.empty(3, 4)).shape == (3, 4)
+    assert sample_standard_normal(torch.empty(3, 4)).shape == (3, 4)

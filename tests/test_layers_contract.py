@@ -11,8 +11,7 @@ from torch import Tensor, nn
 import nni_sparsevd as svd
 from nni_sparsevd import nn as vnn
 from nni_sparsevd.errors import ModelError, SettingError
-from nni_sparsevd.posterior import divergence
-from nni_sparsevd.posterior import elements as maths
+from nni_sparsevd.posterior import divergence, elements
 from nni_sparsevd.recipe import PosteriorSettings
 
 PRIORS = ("log_uniform", "log_uniform_exact", "ard")
@@ -147,7 +146,7 @@ def test_kl_and_its_gradient(row: Row, prior: str, variance: str) -> None:
     layer = model[0]
     layer.kl_weight = 2.5
     pair = (layer.weight, layer.log_sigma2)
-    by_hand = 2.5 * maths.kl_elements(maths.log_alpha(*pair), prior).sum()
+    by_hand = 2.5 * elements.kl_elements(elements.log_alpha(*pair), prior).sum()
     torch.testing.assert_close(svd.kl(model), by_hand)
     found, free = torch.autograd.grad(svd.kl(model), pair), torch.autograd.grad(by_hand, pair)
     torch.testing.assert_close(found, free, rtol=1e-5, atol=1e-5)
@@ -249,7 +248,7 @@ def test_regularize_works_in_place_in_either_layout(
     model = svd.sparsify_(nn.Sequential(*layers).to(memory_format=layout))
     expected = copy.deepcopy(model)
     (2.0 * svd.kl(expected)).backward()
-    monkeypatch.setattr(divergence, "backward_", lambda _: pytest.fail("the slow way"))
+    monkeypatch.setattr(divergence, "backpropagate_if_trainable", lambda _: pytest.fail("the slow way"))
     svd.regularize_(model, 2.0)
     torch.testing.assert_close(gradients(model), gradients(expected))
 
@@ -268,7 +267,7 @@ def test_regularize_beyond_what_is_worked_on_at_a_time(monkeypatch: pytest.Monke
         model = svd.sparsify_(nn.Sequential(nn.Linear(7, 9)), variance=variance)
         whole = copy.deepcopy(model)
         svd.regularize_(whole, 1.0)
-        monkeypatch.setattr(divergence, "CACHED", 16)
+        monkeypatch.setattr(divergence, "CHUNK_SIZE", 16)
         svd.regularize_(model, 1.0)
         monkeypatch.undo()
         torch.testing.assert_close(gradients(model), gradients(whole))
@@ -286,13 +285,13 @@ def test_one_sample_has_the_gradient_of_its_formula(shape: tuple[int, int]) -> N
     log_sigma2 = torch.randn(shape, generator=draw, dtype=torch.float64, requires_grad=True)
     pull = torch.randn(6, 5, generator=draw, dtype=torch.float64)
     torch.manual_seed(1)
-    found = vnn.one_sample(theta, log_sigma2)
+    found = vnn.sample_weights(theta, log_sigma2)
     torch.manual_seed(1)
     formula = theta + torch.randn(6, 5, dtype=torch.float64) * (0.5 * log_sigma2).exp()
     torch.testing.assert_close(found, formula)
     gradients = [torch.autograd.grad((y * pull).sum(), (theta, log_sigma2)) for y in (found, formula)]
     torch.testing.assert_close(*gradients)
-    (first,) = torch.autograd.grad(vnn.one_sample(theta, log_sigma2).pow(2).sum(), log_sigma2, create_graph=True)
+    (first,) = torch.autograd.grad(vnn.sample_weights(theta, log_sigma2).pow(2).sum(), log_sigma2, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):  # what a second derivative needs is not kept
         first.sum().backward()
 
@@ -355,9 +354,9 @@ class _Doubling(nn.Linear):
 def test_only_torchs_own_layers_are_convertible() -> None:
     attention = nn.MultiheadAttention(4, 2)
     normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
-    assert vnn.convertible(nn.Linear(3, 3))
+    assert vnn.is_convertible(nn.Linear(3, 3))
     for module in (_Doubling(3, 3), attention.out_proj, normed, nn.LazyLinear(3), nn.Bilinear(2, 2, 2)):
-        assert not vnn.convertible(module), type(module)
+        assert not vnn.is_convertible(module), type(module)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
@@ -366,7 +365,7 @@ def test_a_weight_recomputed_by_torchs_hooks_is_not_convertible(wrap: Callable[[
     """Its hook would overwrite the masked weight before every forward pass."""
     import torch.nn.utils.prune  # noqa: F401  torch loads it on demand
 
-    assert not vnn.convertible(wrap(nn.Linear(3, 3)))
+    assert not vnn.is_convertible(wrap(nn.Linear(3, 3)))
 
 
 def test_kl_needs_a_posterior_and_counts_each_once() -> None:

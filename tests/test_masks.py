@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.errors import MaskError, ModelError, SettingError
-from nni_sparsevd.masks import apply_masks_, flatten, unflatten, validate_masks, weight_counts
+from nni_sparsevd.masks import apply_masks_, count_weights, flatten_masks, unflatten_masks, validate_masks
 from nni_sparsevd.nn import named_posteriors
 from nni_sparsevd.posterior import group_log_alpha
 from nni_sparsevd.recipe import MaskSettings
@@ -290,20 +290,20 @@ def test_masked_values_are_plus_zero_and_the_rest_is_untouched() -> None:
 def test_weights_are_counted_without_biases_and_norms() -> None:
     model = Net()
     total = sum(WEIGHTS.values())
-    assert weight_counts(model, {}) == (total, total)
+    assert count_weights(model, {}) == (total, total)
     masks = {"head": {"weight": torch.eye(4, 16), "bias": torch.zeros(4)}, "norm": {"weight": torch.zeros(8)}}
-    assert weight_counts(model, masks) == (total - 60, total)
+    assert count_weights(model, masks) == (total - 60, total)
 
 
 def test_flatten_and_unflatten_are_inverse() -> None:
     masks = svd.compute_masks(trained(granularity="both"))
-    flat = flatten(masks)
+    flat = flatten_masks(masks)
     assert set(flat) >= {"left.weight", "norm.bias"} and all(mask.dtype == torch.uint8 for mask in flat.values())
-    again = unflatten(flat)
+    again = unflatten_masks(flat)
     assert {n: set(t) for n, t in again.items()} == {n: set(t) for n, t in masks.items()}
     assert all(
         torch.equal(again[n][k], m) and again[n][k].dtype == m.dtype for n, t in masks.items() for k, m in t.items()
     )
     nested = {"a.b.0": {"weight": torch.ones(2), "bias": torch.zeros(1)}, "": {"scale": torch.ones(1)}}
-    assert flatten(unflatten(flatten(nested))).keys() == flatten(nested).keys()
-    assert unflatten(flatten(nested)).keys() == nested.keys()
+    assert flatten_masks(unflatten_masks(flatten_masks(nested))).keys() == flatten_masks(nested).keys()
+    assert unflatten_masks(flatten_masks(nested)).keys() == nested.keys()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nni_sparsevd import models
 from nni_sparsevd.errors import FileFormatError, ModelError
 from nni_sparsevd.files import save_tensors
-from nni_sparsevd.recipe import Model
+from nni_sparsevd.recipe import ModelSettings
 
 
 def count(model: nn.Module) -> int:
@@ -67,7 +67,7 @@ def test_resnet18_small_is_timms_with_another_stem() -> None:
     assert narrow.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 10)
 
 
-@pytest.mark.parametrize("name", models.OWN)
+@pytest.mark.parametrize("name", models.OWN_MODELS)
 def test_own_networks_are_citizens_of_timm(name: str) -> None:
     assert timm.is_model(name)
     assert name in models.list_models(f"{name[:5]}*")
@@ -79,7 +79,7 @@ def test_own_networks_are_citizens_of_timm(name: str) -> None:
 
 
 def test_the_papers_networks_come_first() -> None:
-    assert tuple(models.list_models()[: len(models.OWN)]) == models.OWN
+    assert tuple(models.list_models()[: len(models.OWN_MODELS)]) == models.OWN_MODELS
     assert models.list_models("lenet*") == ["lenet_300_100", "lenet5_caffe"]
 
 
@@ -88,38 +88,40 @@ def test_the_papers_networks_come_first() -> None:
     [("lenet_300_100", {}, 8), ("resnet18_small", {"channels": [4, 4, 8, 8]}, 8), ("lenet5_caffe", {}, 20)],
 )
 def test_create_fits_the_data_and_remembers_how(name: str, arguments: dict[str, object], size: int) -> None:
-    model = models.create(Model(name=name, arguments=arguments), num_classes=4, in_chans=2, image_size=size)
+    model = models.create_model(
+        ModelSettings(name=name, arguments=arguments), num_classes=4, in_chans=2, image_size=size
+    )
     assert model.eval()(torch.randn(2, 2, size, size)).shape == (2, 4)
-    origin = json.loads(json.dumps(models.origin(model)))
-    again = models.build(origin["name"], origin["arguments"])
+    origin = json.loads(json.dumps(models.read_origin(model)))
+    again = models.build_model(origin["name"], origin["arguments"])
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
 def test_a_network_for_one_image_size_says_which() -> None:
-    assert models.image_size(Model(name="vit_tiny_patch16_224")) == 224
-    assert models.image_size(Model(name="resnet18_small")) is None
+    assert models.find_image_size(ModelSettings(name="vit_tiny_patch16_224")) == 224
+    assert models.find_image_size(ModelSettings(name="resnet18_small")) is None
 
 
 @pytest.mark.parametrize(
     ("settings", "size", "says"),
     [
-        (Model(name="lenet_300_10"), 28, "lenet_300_100"),
-        (Model(name="resnet18", arguments={"blok": 3}), 32, "blok"),
-        (Model(name="lenet_300_100", arguments={"widht": 3}), 28, "widht"),
-        (Model(name="resnet18_small", arguments={"widht": 3}), 28, "widht"),
-        (Model(name="lenet5_caffe"), 8, "16"),
+        (ModelSettings(name="lenet_300_10"), 28, "lenet_300_100"),
+        (ModelSettings(name="resnet18", arguments={"blok": 3}), 32, "blok"),
+        (ModelSettings(name="lenet_300_100", arguments={"widht": 3}), 28, "widht"),
+        (ModelSettings(name="resnet18_small", arguments={"widht": 3}), 28, "widht"),
+        (ModelSettings(name="lenet5_caffe"), 8, "16"),
     ],
 )
-def test_what_cannot_be_built_is_named(settings: Model, size: int, says: str) -> None:
+def test_what_cannot_be_built_is_named(settings: ModelSettings, size: int, says: str) -> None:
     with pytest.raises(ModelError, match=says):
-        models.create(settings, 10, 1, size)
+        models.create_model(settings, 10, 1, size)
 
 
 def test_a_checkpoint_is_loaded_whole(tmp_path: Path) -> None:
     torch.manual_seed(0)
     weights = timm.create_model("lenet_300_100").state_dict()
     save_tensors(weights, tmp_path / "good.safetensors")
-    loaded = models.create(Model(checkpoint=tmp_path / "good.safetensors"), 10, 1, 28).state_dict()
+    loaded = models.create_model(ModelSettings(checkpoint=tmp_path / "good.safetensors"), 10, 1, 28).state_dict()
     assert all(torch.equal(weights[name], loaded[name]) for name in weights)
 
 
@@ -130,7 +132,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_key_by_key(tmp_path: Path) -> No
     path = tmp_path / "other.safetensors"
     save_tensors(weights, path)
     with pytest.raises(ModelError) as caught:
-        models.create(Model(checkpoint=path), 10, 1, 28)
+        models.create_model(ModelSettings(checkpoint=path), 10, 1, 28)
     for word in (str(path), "lacks fc2.bias", "fc9.bias", "fc1.bias of shape (7,)", "(300,)"):
         assert word in str(caught.value)
 
@@ -143,5 +145,5 @@ def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(FileFormatError, match=r"weights\.safetensors.*pickle"):
-        models.create(Model(checkpoint=path), 10, 1, 28)
+        models.create_model(ModelSettings(checkpoint=path), 10, 1, 28)
     assert not (tmp_path / "exploded").exists()

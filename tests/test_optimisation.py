@@ -6,7 +6,7 @@ from torch import nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.errors import SettingError
-from nni_sparsevd.recipe import Sparse, Stage
+from nni_sparsevd.recipe import SparseStage, Stage
 from nni_sparsevd.training import optimizer, schedule
 
 # Schedules.
@@ -14,13 +14,13 @@ from nni_sparsevd.training import optimizer, schedule
 
 @pytest.mark.parametrize(("epoch", "weight"), [(0, 0), (5, 0), (12.5, 1), (20, 2), (99, 2)])
 def test_the_kl_warms_up_linearly(epoch: float, weight: float) -> None:
-    assert schedule.kl_weight(Sparse(warmup_from=5, warmup_to=20, kl_coefficient=2), epoch) == weight
+    assert schedule.kl_weight(SparseStage(warmup_from=5, warmup_to=20, kl_coefficient=2), epoch) == weight
 
 
 def test_without_warm_up_the_kl_is_full_at_once() -> None:
-    assert schedule.kl_weight(Sparse(), 0) == 1
-    assert schedule.kl_weight(Sparse(warmup_from=3, warmup_to=3), 3) == 1
-    assert schedule.kl_weight(Sparse(warmup_from=3, warmup_to=3), 2.9) == 0
+    assert schedule.kl_weight(SparseStage(), 0) == 1
+    assert schedule.kl_weight(SparseStage(warmup_from=3, warmup_to=3), 3) == 1
+    assert schedule.kl_weight(SparseStage(warmup_from=3, warmup_to=3), 2.9) == 0
 
 
 def test_the_rate_holds_then_falls_to_exactly_nothing() -> None:

@@ -115,7 +115,7 @@ def test_empty_rows_and_columns_cost_next_to_nothing() -> None:
 def test_a_network_is_as_small_as_promised(density: float) -> None:
     """Exact within 5 % of the bound; float16 N times, and int8 1.8 N times smaller than the dense file."""
     torch.manual_seed(0)
-    model = models.build("lenet_300_100", {})
+    model = models.build_model("lenet_300_100", {})
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(torch.rand_like(parameter) < density)
@@ -136,7 +136,7 @@ def test_a_network_is_as_small_as_promised(density: float) -> None:
 
 def masked() -> nn.Module:
     torch.manual_seed(0)
-    model = models.build("resnet18", {"num_classes": 10}).eval()
+    model = models.build_model("resnet18", {"num_classes": 10}).eval()
     masks = {name: {"weight": (torch.rand_like(m.weight) < 0.05).float()}
              for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}  # fmt: skip
     apply_masks_(model, masks)
@@ -272,7 +272,7 @@ def test_fuzzing_ends_in_tensors_or_in_our_own_error() -> None:
 
 def test_a_flipped_byte_of_a_file_is_found_by_its_digest(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
-    svd.save(models.build("lenet_300_100", {"hidden": [8, 8]}), path, coding="float16")
+    svd.save(models.build_model("lenet_300_100", {"hidden": [8, 8]}), path, coding="float16")
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from scipy import integrate, special
 
-from nni_sparsevd.posterior import divergence
-from nni_sparsevd.posterior import elements as posterior
+from nni_sparsevd.posterior import divergence, elements
 from nni_sparsevd.posterior.dawson import dawson_function, dawson_integral
 
 PRIORS = ("log_uniform", "log_uniform_exact", "ard")
@@ -39,14 +38,14 @@ def truth() -> torch.Tensor:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 1e-5)])
 def test_exact_kl_is_the_integral(truth: torch.Tensor, dtype: torch.dtype, tolerance: float) -> None:
-    found = posterior.kl_elements(torch.tensor(GRID, dtype=dtype), "log_uniform_exact")
+    found = elements.kl_elements(torch.tensor(GRID, dtype=dtype), "log_uniform_exact")
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), truth, rtol=0, atol=tolerance)
 
 
 def test_paper_kl_is_within_a_hundredth_of_the_integral(truth: torch.Tensor) -> None:
     # at small log alpha the paper's constant k1 differs from the true limit (gamma + log 2)/2 by 0.0006
-    error = (posterior.kl_elements(torch.tensor(GRID), "log_uniform") - truth).abs()
+    error = (elements.kl_elements(torch.tensor(GRID), "log_uniform") - truth).abs()
     assert 1e-3 < error.max() <= 0.01
 
 
@@ -73,25 +72,25 @@ def test_dawsons_integral_is_the_hypergeometric_series() -> None:
 def test_exact_slope_is_t_times_dawson() -> None:
     u = np.linspace(-30, 30, 301)
     t = np.exp(-0.5 * u) / math.sqrt(2)
-    found = posterior.kl_slope(torch.tensor(u), "log_uniform_exact")
+    found = elements.kl_slope(torch.tensor(u), "log_uniform_exact")
     torch.testing.assert_close(found, torch.tensor(-t * special.dawsn(t)), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_slope_is_the_derivative_of_the_value(prior: posterior.Prior) -> None:
+def test_slope_is_the_derivative_of_the_value(prior: elements.Prior) -> None:
     u = torch.linspace(-12, 12, 481, dtype=torch.float64)
     step = 1e-4
-    difference = posterior.kl_elements(u + step, prior) - posterior.kl_elements(u - step, prior)
-    torch.testing.assert_close(posterior.kl_slope(u, prior), difference / (2 * step), rtol=0, atol=2e-6)
+    difference = elements.kl_elements(u + step, prior) - elements.kl_elements(u - step, prior)
+    torch.testing.assert_close(elements.kl_slope(u, prior), difference / (2 * step), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_kl_falls_to_zero(prior: posterior.Prior) -> None:
+def test_kl_falls_to_zero(prior: elements.Prior) -> None:
     u = torch.linspace(-30, 60, 2001, dtype=torch.float64)
-    value = posterior.kl_elements(u, prior)
+    value = elements.kl_elements(u, prior)
     assert (value.diff() <= 1e-12).all() and (value >= -1e-12).all()
     assert value[-1] < 1e-12
-    assert (posterior.kl_slope(u, prior) <= 0).all()
+    assert (elements.kl_slope(u, prior) <= 0).all()
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,25 +101,25 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tens
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_gradient_is_autograds(prior: posterior.Prior) -> None:
+def test_gradient_is_autograds(prior: elements.Prior) -> None:
     theta, log_sigma2 = inputs()
     closed = torch.autograd.grad(3.0 * divergence.kl(theta, log_sigma2, prior), (theta, log_sigma2))
-    elements = posterior.kl_elements(posterior.log_alpha(theta, log_sigma2), prior)
-    free = torch.autograd.grad(3.0 * elements.sum(), (theta, log_sigma2))
+    values = elements.kl_elements(elements.log_alpha(theta, log_sigma2), prior)
+    free = torch.autograd.grad(3.0 * values.sum(), (theta, log_sigma2))
     for a, b in zip(closed, free, strict=True):
         # the exact value is a table whose own derivative is good to 1e-6; the others agree to rounding
         torch.testing.assert_close(a, b, rtol=1e-5 if prior == "log_uniform_exact" else 1e-11, atol=1e-6)
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_gradient_is_finite_differences(prior: posterior.Prior) -> None:
+def test_gradient_is_finite_differences(prior: elements.Prior) -> None:
     theta, log_sigma2 = inputs()
     assert torch.autograd.gradcheck(lambda a, b: divergence.kl(a, b, prior), (theta, log_sigma2), eps=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("which", [0, 1])
-def test_gradient_of_one_argument_alone(prior: posterior.Prior, which: int) -> None:
+def test_gradient_of_one_argument_alone(prior: elements.Prior, which: int) -> None:
     pair = inputs()
     both = torch.autograd.grad(divergence.kl(*pair, prior), pair)
     pair[1 - which].requires_grad_(False)
@@ -130,11 +129,11 @@ def test_gradient_of_one_argument_alone(prior: posterior.Prior, which: int) -> N
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_finite_at_the_extremes(prior: posterior.Prior, dtype: torch.dtype) -> None:
+def test_finite_at_the_extremes(prior: elements.Prior, dtype: torch.dtype) -> None:
     sizes = torch.tensor([0.0, 1e-30, 1e-19, 1e-8, 1.0, 1e3], dtype=dtype)
     theta = torch.cat([sizes, -sizes]).repeat(5, 1).requires_grad_()
     log_sigma2 = torch.tensor([-50.0, -10, 0, 10, 50], dtype=dtype)[:, None].expand_as(theta).clone().requires_grad_()
-    assert posterior.log_alpha(theta, log_sigma2).isfinite().all()
+    assert elements.log_alpha(theta, log_sigma2).isfinite().all()
     value = divergence.kl(theta, log_sigma2, prior)
     value.backward()
     assert value.isfinite() and theta.grad.isfinite().all() and log_sigma2.grad.isfinite().all()
@@ -144,7 +143,7 @@ def test_finite_at_the_extremes(prior: posterior.Prior, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_float32(prior: posterior.Prior, dtype: torch.dtype) -> None:
+def test_half_precision_is_computed_in_float32(prior: elements.Prior, dtype: torch.dtype) -> None:
     theta, log_sigma2 = inputs(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = divergence.kl(theta, log_sigma2, prior)
@@ -158,33 +157,33 @@ def test_half_precision_is_computed_in_float32(prior: posterior.Prior, dtype: to
 def test_log_alpha_and_snr_say_the_same() -> None:
     theta, log_sigma2 = inputs()
     torch.testing.assert_close(
-        posterior.log_alpha(theta, log_sigma2), -2 * posterior.snr(theta, log_sigma2).log(), rtol=1e-10, atol=1e-10
+        elements.log_alpha(theta, log_sigma2), -2 * elements.snr(theta, log_sigma2).log(), rtol=1e-10, atol=1e-10
     )
 
 
 def test_group_log_alpha_is_the_ratio_of_sums() -> None:
     theta, log_sigma2 = inputs()
     by_hand = torch.log(log_sigma2.exp().sum(1) / theta.square().sum(1))
-    torch.testing.assert_close(posterior.group_log_alpha(theta, log_sigma2, 1), by_hand)
-    single = posterior.group_log_alpha(theta[..., None], log_sigma2[..., None], 2)
-    torch.testing.assert_close(single, posterior.log_alpha(theta, log_sigma2))
-    assert posterior.group_log_alpha(torch.zeros(2, 3), torch.full((2, 3), -50.0), 1).isfinite().all()
+    torch.testing.assert_close(elements.group_log_alpha(theta, log_sigma2, 1), by_hand)
+    single = elements.group_log_alpha(theta[..., None], log_sigma2[..., None], 2)
+    torch.testing.assert_close(single, elements.log_alpha(theta, log_sigma2))
+    assert elements.group_log_alpha(torch.zeros(2, 3), torch.full((2, 3), -50.0), 1).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_log_alpha_of_half_precision_weights_is_float32s(dtype: torch.dtype) -> None:
     """Otherwise float16, whose smallest number is 6e-5, would hide every weight below 0.008."""
     theta, log_sigma2 = torch.tensor([1e-3, 0.1], dtype=dtype), torch.tensor([-10.0, -10.0], dtype=dtype)
-    found = posterior.log_alpha(theta, log_sigma2)
-    torch.testing.assert_close(found, posterior.log_alpha(theta.float(), log_sigma2.float()))
+    found = elements.log_alpha(theta, log_sigma2)
+    torch.testing.assert_close(found, elements.log_alpha(theta.float(), log_sigma2.float()))
 
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("shape", [(5, 1), (1, 5), (1, 1)])
-def test_a_shared_variance_counts_as_its_copies(prior: posterior.Prior, shape: tuple[int, int]) -> None:
+def test_a_shared_variance_counts_as_its_copies(prior: elements.Prior, shape: tuple[int, int]) -> None:
     """Along rows, along columns or for all, in a square matrix, where sizes do not tell which; and in pieces."""
     draw = torch.Generator().manual_seed(0)
-    for columns in (5, divergence.CACHED + 7):
+    for columns in (5, divergence.CHUNK_SIZE + 7):
         theta = torch.randn(5, columns, generator=draw, dtype=torch.float64, requires_grad=True)
         width = shape if shape[1] == 1 else (1, columns)
         shared = torch.randn(width, generator=draw, dtype=torch.float64, requires_grad=True)
@@ -194,7 +193,7 @@ def test_a_shared_variance_counts_as_its_copies(prior: posterior.Prior, shape: t
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_no_weights_have_no_kl(prior: posterior.Prior) -> None:
+def test_no_weights_have_no_kl(prior: elements.Prior) -> None:
     """A process may hold none of a small layer."""
     for shape in ((0, 4), (0, 1)):
         theta, log_sigma2 = torch.zeros(0, 4, requires_grad=True), torch.zeros(shape, requires_grad=True)

@@ -40,7 +40,7 @@ def test_masks_silence_mean_and_noise() -> None:
 def test_gates_are_drawn_and_folded() -> None:
     images = torch.randn(2, 1, 28, 28)
     torch.manual_seed(0)
-    plain = models.build("lenet5_caffe", {})
+    plain = models.build_model("lenet5_caffe", {})
     before = plain.conv1.weight.detach().clone()
     model = svd.sparsify_(plain, granularity="gate", init_log_sigma2=-4.0, example_inputs=images)
     drawn = svd.sample_network(model)

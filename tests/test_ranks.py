@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from nni_sparsevd.files import load_tensors
-from nni_sparsevd.recipe import Data, Finetune, Model, PosteriorSettings, Recipe, Sparse, Stage, write
+from nni_sparsevd.recipe import (
+    DataSettings,
+    FinetuneStage,
+    ModelSettings,
+    PosteriorSettings,
+    Recipe,
+    SparseStage,
+    Stage,
+    write_recipe,
+)
 from nni_sparsevd.training import checkpoint, compress
 from nni_sparsevd.training.sharding import _blocks
 
@@ -50,7 +59,7 @@ if len(sys.argv) > 3 and os.environ["RANK"] == sys.argv[4]:  # one process is to
     training.optimizer.set_rate = counted
 try:
     training.loop.AGREE_EVERY = 2
-    training.compress(recipe.read(Path(sys.argv[1])), folder, [], resume=resume)
+    training.compress(recipe.read_recipe(Path(sys.argv[1])), folder, [], resume=resume)
 except training.Interrupted:
     pass
 (folder.parent / f"shares{os.environ['RANK']}.json").write_text(str(shares))
@@ -63,11 +72,11 @@ def full_batches(size: int, shard: bool = False) -> Recipe:
     """One step an epoch, so that two processes see together what one sees; and next to no noise."""
     return Recipe(
         shard=shard,
-        data=Data(batch_size=size, limit=100, holdout=0.2),
+        data=DataSettings(batch_size=size, limit=100, holdout=0.2),
         posterior=PosteriorSettings(init_log_sigma2=-30.0, granularity="gate"),
         dense=Stage(),
-        sparse=Sparse(epochs=20, optimizer="sgd", learning_rate=0.05),
-        finetune=Finetune(),
+        sparse=SparseStage(epochs=20, optimizer="sgd", learning_rate=0.05),
+        finetune=FinetuneStage(),
     )
 
 
@@ -104,7 +113,7 @@ def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(room._Way, "_decide", remember)
     compress(full_batches(80), tmp_path / "alone", [])
-    write(full_batches(40, shard), tmp_path / "recipe.toml")
+    write_recipe(full_batches(40, shard), tmp_path / "recipe.toml")
     in_processes(2, tmp_path)
     one, two = (load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -128,13 +137,13 @@ def test_parts_learn_what_copies_learn(tmp_path: Path) -> None:
     for shard in (False, True):
         settings = Recipe(
             shard=shard,
-            model=Model(name="resnet18", arguments={"channels": [8, 8, 16, 16]}),
-            data=Data(batch_size=20, limit=100, holdout=0.2, image_size=32),
+            model=ModelSettings(name="resnet18", arguments={"channels": [8, 8, 16, 16]}),
+            data=DataSettings(batch_size=20, limit=100, holdout=0.2, image_size=32),
             posterior=PosteriorSettings(granularity="both"),
-            sparse=Sparse(epochs=3, learning_rate=0.002, kl_coefficient=0.1),
+            sparse=SparseStage(epochs=3, learning_rate=0.002, kl_coefficient=0.1),
         )
         folder = tmp_path / str(shard)
-        write(settings, folder / "recipe.toml")
+        write_recipe(settings, folder / "recipe.toml")
         in_processes(2, folder)
         found.append(load_tensors(folder / "rank0.safetensors")[0])
     copies, parts = found
@@ -160,12 +169,12 @@ def test_resuming_among_another_number_of_processes(tmp_path: Path, shard: bool)
     """Two, then one, then two again: what is done stays done, and the rest is done once."""
     settings = Recipe(
         shard=shard,
-        data=Data(batch_size=20, limit=200, holdout=0.2),
+        data=DataSettings(batch_size=20, limit=200, holdout=0.2),
         dense=Stage(epochs=3, learning_rate=0.01),
-        sparse=Sparse(epochs=6, learning_rate=0.005, kl_coefficient=0.01),
-        finetune=Finetune(epochs=1),
+        sparse=SparseStage(epochs=6, learning_rate=0.005, kl_coefficient=0.01),
+        finetune=FinetuneStage(epochs=1),
     )
-    write(settings, tmp_path / "recipe.toml")  # 4 steps an epoch for two processes, 8 for one
+    write_recipe(settings, tmp_path / "recipe.toml")  # 4 steps an epoch for two processes, 8 for one
     places = []
     for processes, stop in ((2, ["18", "1"]), (1, ["17", "0"]), (2, [])):
         in_processes(processes, tmp_path, *stop)
@@ -185,12 +194,12 @@ def test_resuming_among_another_number_of_processes(tmp_path: Path, shard: bool)
 @shards
 def test_two_processes_resume_where_they_stopped(tmp_path: Path, shard: bool) -> None:
     """In the middle of an epoch, whichever of the two is told to stop."""
-    data = Data(batch_size=20, limit=200, holdout=0.2)
-    settings = Recipe(shard=shard, data=data, dense=Stage(epochs=2), sparse=Sparse(epochs=2))
+    data = DataSettings(batch_size=20, limit=200, holdout=0.2)
+    settings = Recipe(shard=shard, data=data, dense=Stage(epochs=2), sparse=SparseStage(epochs=2))
     folders = []
     for name, stops in (("whole", ([],)), ("stopped", (["5", "1"], ["5", "0"], []))):
         folder = tmp_path / name
-        write(settings, folder / "recipe.toml")
+        write_recipe(settings, folder / "recipe.toml")
         for stop in stops:
             in_processes(2, folder, *stop)
         folders.append(folder / "run")
@@ -204,14 +213,14 @@ def test_two_processes_resume_where_they_stopped(tmp_path: Path, shard: bool) ->
 def test_two_processes_shrink_alike(tmp_path: Path) -> None:
     """Begun by one process, stopped after channels have gone, and ended by two, with the same sizes on both."""
     settings = Recipe(
-        model=Model(name="resnet18_small", arguments={"channels": [8, 8, 16, 16]}),
-        data=Data(batch_size=25, limit=1000, holdout=0.2),
+        model=ModelSettings(name="resnet18_small", arguments={"channels": [8, 8, 16, 16]}),
+        data=DataSettings(batch_size=25, limit=1000, holdout=0.2),
         posterior=PosteriorSettings(granularity="gate", init_log_sigma2=-2.0),
         dense=Stage(epochs=2, learning_rate=5e-3),
-        sparse=Sparse(epochs=6, learning_rate=5e-3, gate_rate=30.0, hold=0.5, shrink_at=3.0),
-        finetune=Finetune(),
+        sparse=SparseStage(epochs=6, learning_rate=5e-3, gate_rate=30.0, hold=0.5, shrink_at=3.0),
+        finetune=FinetuneStage(),
     )
-    write(settings, tmp_path / "recipe.toml")  # 16 steps an epoch for two processes, 32 for one
+    write_recipe(settings, tmp_path / "recipe.toml")  # 16 steps an epoch for two processes, 32 for one
     sizes = []
     for processes, stop in ((1, ["150", "0"]), (2, [])):
         in_processes(processes, tmp_path, *stop)

@@ -31,7 +31,7 @@ PICTURES = ("progress", "log_alpha", "curve", "layers")
 @pytest.fixture(scope="module")
 def open_finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    finish(compress(recipe.make(recipe.Recipe, RECIPE), folder, ["nni-sparsevd", "compress"]), folder)
+    finish(compress(recipe.make_settings(recipe.Recipe, RECIPE), folder, ["nni-sparsevd", "compress"]), folder)
     return folder
 
 

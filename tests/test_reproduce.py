@@ -82,7 +82,7 @@ def test_every_committed_recipe_is_valid(name: str) -> None:
     for job in jobs_of(chosen, Path("out")):
         recipe = chosen.recipe_of(job.variant, job.seed, Path("data"))
         assert recipe.seed == job.seed
-        assert models.build(recipe.model.name, recipe.model.arguments)
+        assert models.build_model(recipe.model.name, recipe.model.arguments)
         assert recipe.data.train is None or recipe.data.train.is_relative_to("data")
     assert format_table(chosen, [])[0].count("|") == len(chosen.columns) + 2  # every column is known
 
@@ -216,7 +216,7 @@ def test_a_network_without_weights_survives_baking_shrinking_saving_and_export(n
     """What random labels leave: a constant."""
     torch.manual_seed(0)
     images = torch.randn(4, 1, 28, 28)
-    model = svd.sparsify_(models.build(name, {}), init_log_sigma2=30.0)
+    model = svd.sparsify_(models.build_model(name, {}), init_log_sigma2=30.0)
     masks = svd.compute_masks(model, allow_empty=True)
     baked = svd.bake_(model, masks, allow_empty=True).eval()
     small, plan = svd.shrink(baked, images)

@@ -15,7 +15,17 @@ import torch
 
 from nni_sparsevd import files
 from nni_sparsevd.files import load_tensors
-from nni_sparsevd.recipe import Data, Finetune, MaskSettings, Model, PosteriorSettings, Recipe, Sparse, Stage, write
+from nni_sparsevd.recipe import (
+    DataSettings,
+    FinetuneStage,
+    MaskSettings,
+    ModelSettings,
+    PosteriorSettings,
+    Recipe,
+    SparseStage,
+    Stage,
+    write_recipe,
+)
 from nni_sparsevd.training import Interrupted, checkpoint, compress, optimizer
 
 MINUTES = 0.001
@@ -30,10 +40,10 @@ def one_thread() -> None:
 def recipe(**changes: object) -> Recipe:
     """25 steps an epoch, 125 in all."""
     parts = {
-        "data": Data(batch_size=50),
+        "data": DataSettings(batch_size=50),
         "dense": Stage(epochs=1),
-        "sparse": Sparse(epochs=2, kl_coefficient=0.1, warmup_to=1.0),
-        "finetune": Finetune(epochs=2),
+        "sparse": SparseStage(epochs=2, kl_coefficient=0.1, warmup_to=1.0),
+        "finetune": FinetuneStage(epochs=2),
         "masks": MaskSettings(threshold="held_out", tolerance=0.02),
         "checkpoint_minutes": MINUTES,
         **changes,
@@ -74,7 +84,8 @@ def counted(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments)
 setattr(room, name, counted)
-training.compress(recipe.read(folder.parent / "recipe.toml"), folder, [], resume=(folder / "recipe.toml").exists())
+chosen = recipe.read_recipe(folder.parent / "recipe.toml")
+training.compress(chosen, folder, [], resume=(folder / "recipe.toml").exists())
 """
 
 
@@ -87,7 +98,7 @@ def run_killed(folder: Path, how: str, at: int) -> int:
 
 def test_killed_three_times_and_none_the_worse(tmp_path: Path) -> None:
     """A real SIGKILL at random steps of three processes in a row, the last one while it writes a file."""
-    write(recipe(), tmp_path / "recipe.toml")
+    write_recipe(recipe(), tmp_path / "recipe.toml")
     compress(recipe(), tmp_path / "whole", [])
     dice = random.Random(os.environ.get("RESUME_SEED", "7"))
     killed = tmp_path / "killed"
@@ -123,36 +134,39 @@ def fail() -> None:
     raise PowerFailureError
 
 
-CNN = Model(name="vgg_like", arguments={"width": 0.0625, "drop_rate": 0.2})
-VIT = Model(
+CNN = ModelSettings(name="vgg_like", arguments={"width": 0.0625, "drop_rate": 0.2})
+VIT = ModelSettings(
     name="vit_tiny_patch16_224",
     arguments={"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 3},
 )
 DROWNING = PosteriorSettings(granularity="gate", init_log_sigma2=1.0)
 CASES: dict[str, dict[str, Any]] = {
-    "batch norm, dropout, augmentation": {"model": CNN, "data": Data(batch_size=50, limit=600, augment="crop_flip")},
+    "batch norm, dropout, augmentation": {
+        "model": CNN,
+        "data": DataSettings(batch_size=50, limit=600, augment="crop_flip"),
+    },
     "gates": {"posterior": PosteriorSettings(granularity="both")},
     "one weight sample": {"posterior": PosteriorSettings(estimator="weight", prior="log_uniform_exact")},
     "no dense stage": {"dense": Stage()},
-    "fine-tuning with noise": {"finetune": Finetune(epochs=2, variational=True)},
-    "channels last": {"model": CNN, "channels_last": True, "data": Data(batch_size=50, limit=600)},
-    "no fine-tuning": {"finetune": Finetune(), "sparse": Sparse(epochs=3)},
-    "shrinking": {"model": CNN, "posterior": DROWNING, "sparse": Sparse(epochs=3, gate_rate=100.0, shrink_at=3.0)},
+    "fine-tuning with noise": {"finetune": FinetuneStage(epochs=2, variational=True)},
+    "channels last": {"model": CNN, "channels_last": True, "data": DataSettings(batch_size=50, limit=600)},
+    "no fine-tuning": {"finetune": FinetuneStage(), "sparse": SparseStage(epochs=3)},
+    "shrinking": {"model": CNN, "posterior": DROWNING, "sparse": SparseStage(epochs=3, gate_rate=100.0, shrink_at=3.0)},
     "shrinking a transformer": {
         "model": VIT,
-        "data": Data(limit=1000, image_size=8),
+        "data": DataSettings(limit=1000, image_size=8),
         "posterior": PosteriorSettings(granularity="both"),
-        "sparse": Sparse(epochs=3, kl_coefficient=50.0, learning_rate=0.03, shrink_at=3.0),
+        "sparse": SparseStage(epochs=3, kl_coefficient=50.0, learning_rate=0.03, shrink_at=3.0),
     },
     "shrinking in bf16": {
         "posterior": DROWNING,
-        "sparse": Sparse(epochs=3, gate_rate=100.0, shrink_at=3.0),
+        "sparse": SparseStage(epochs=3, gate_rate=100.0, shrink_at=3.0),
         "precision": "bf16",
     },
     "shrinking, then fine-tuning with noise": {
         "posterior": PosteriorSettings(granularity="both"),
-        "sparse": Sparse(epochs=3, kl_coefficient=50.0, learning_rate=0.03, shrink_at=3.0),
-        "finetune": Finetune(epochs=2, variational=True),
+        "sparse": SparseStage(epochs=3, kl_coefficient=50.0, learning_rate=0.03, shrink_at=3.0),
+        "finetune": FinetuneStage(epochs=2, variational=True),
     },
 }
 OPTIMIZERS = ("momentum", "lamb", "nadamw", "adafactor", "rmsproptf", "adan", "lion", "madgrad", "lookahead_adamw")
@@ -163,7 +177,7 @@ for _name in OPTIMIZERS:
         "posterior": DROWNING,
         "dense": Stage(epochs=1, optimizer=_name),
         "sparse": _sparse,
-        "finetune": Finetune(),
+        "finetune": FinetuneStage(),
     }
 
 
@@ -176,7 +190,7 @@ def test_everything_that_learns_is_in_the_checkpoint(
 
         # Accelerate keeps the precision of a process's first run
         monkeypatch.setattr(AcceleratorState, "_shared_state", {})
-    fewer = {"data": Data(limit=1000), "masks": MaskSettings(allow_empty=True), "checkpoint_minutes": 1e-9}
+    fewer = {"data": DataSettings(limit=1000), "masks": MaskSettings(allow_empty=True), "checkpoint_minutes": 1e-9}
     every_step = recipe(**{**fewer, **CASES[case]})  # 9 steps an epoch
     compress(every_step, tmp_path / "whole", [])
     for step in (9, 13, 11)[: 2 if case in OPTIMIZERS else 3]:

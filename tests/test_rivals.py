@@ -8,7 +8,7 @@ import torch
 from leagues import HERE, counted, short
 from torch import nn
 
-from nni_sparsevd.masks import weight_counts
+from nni_sparsevd.masks import count_weights
 from nni_sparsevd.measure import count_macs
 from nni_sparsevd.recipe import Stage
 from nni_sparsevd.studies.bench import rivals
@@ -38,7 +38,7 @@ def test_single_weights_at_the_level_that_was_asked_for(ground: Arena, name: str
     assert steps == list(range(pruned.steps))  # no other batches, no batch twice, none that is not owned to
     assert pruned.steps <= (ground.steps if "noisy" in name else ground.prune_steps)
     assert pruned.masks is not None
-    kept, total = weight_counts(pruned.model, pruned.masks)
+    kept, total = count_weights(pruned.model, pruned.masks)
     assert kept / total == pytest.approx(0.2, abs=0.01)
     rows = pruned.masks["fc1"]["weight"].mean(1)
     assert ((rows > 0) & (rows < 1)).float().mean() > 0.5  # weights, not neurons

@@ -12,16 +12,16 @@ from nni_sparsevd.convert import sparsify_
 from nni_sparsevd.errors import FileFormatError, SettingError
 from nni_sparsevd.files import load_tensors, read_json, read_rows, save_tensors
 from nni_sparsevd.recipe import (
-    Data,
-    Finetune,
+    DataSettings,
+    FinetuneStage,
     MaskSettings,
-    Model,
+    ModelSettings,
     PosteriorSettings,
     Recipe,
-    Sparse,
+    SparseStage,
     Stage,
-    make,
-    write,
+    make_settings,
+    write_recipe,
 )
 from nni_sparsevd.studies.reproduce.finished import open_finished
 from nni_sparsevd.training import compress, network_files
@@ -35,12 +35,12 @@ def one_thread() -> None:
 def recipe(**changes: object) -> Recipe:
     """Gates on a residual network, of which about a third are gone before the last epoch."""
     parts = {
-        "model": Model(name="resnet18_small", arguments={"channels": [8, 8, 16, 16]}),
-        "data": Data(batch_size=25, limit=1000, holdout=0.2),
+        "model": ModelSettings(name="resnet18_small", arguments={"channels": [8, 8, 16, 16]}),
+        "data": DataSettings(batch_size=25, limit=1000, holdout=0.2),
         "posterior": PosteriorSettings(granularity="gate", init_log_sigma2=-2.0),
         "dense": Stage(epochs=2, learning_rate=5e-3),
-        "sparse": Sparse(epochs=6, learning_rate=3e-3, gate_rate=30.0, hold=0.5, shrink_at=3.0),
-        "finetune": Finetune(epochs=1),
+        "sparse": SparseStage(epochs=6, learning_rate=3e-3, gate_rate=30.0, hold=0.5, shrink_at=3.0),
+        "finetune": FinetuneStage(epochs=1),
         "masks": MaskSettings(structure="structured"),
         **changes,
     }
@@ -51,7 +51,7 @@ def recipe(**changes: object) -> Recipe:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run of the command line."""
     place = tmp_path_factory.mktemp("run")
-    write(recipe(), place / "recipe.toml")
+    write_recipe(recipe(), place / "recipe.toml")
     assert cli.main(["compress", f"--recipe={place / 'recipe.toml'}", f"--out={place / 'run'}"]) == 0
     return place / "run"
 
@@ -92,9 +92,9 @@ def test_a_finished_run_is_read_again(folder: Path) -> None:
     """By `finished`, and by a run that decides anew on its posterior."""
     done = open_finished(folder)
     assert sizes(done.posterior.state_dict()) == sizes(load_tensors(folder / "posterior.safetensors")[0])
-    start = Sparse(epochs=0, shrink_at=3.0, checkpoint=folder / "posterior.safetensors")
+    start = SparseStage(epochs=0, shrink_at=3.0, checkpoint=folder / "posterior.safetensors")
     again = recipe(
-        dense=Stage(), sparse=start, finetune=Finetune(), masks=MaskSettings(structure="structured", threshold=1.0)
+        dense=Stage(), sparse=start, finetune=FinetuneStage(), masks=MaskSettings(structure="structured", threshold=1.0)
     )
     stricter = compress(again, folder.parent / "again", [])
     kept = sum(int(mask.sum()) for targets in stricter.masks.values() for mask in targets.values())
@@ -119,7 +119,7 @@ def test_sizes_of_another_network_are_refused(folder: Path, tmp_path: Path) -> N
     ):
         save_tensors(tensors, tmp_path / f"{name}.safetensors", {network_files.SIZES: header})
         with pytest.raises(FileFormatError, match=rf"{name}\.safetensors: .*{said}"):
-            network_files.read_(models.create(recipe().model, 10, 1, 8), tmp_path / f"{name}.safetensors")
+            network_files.read_(models.create_model(recipe().model, 10, 1, 8), tmp_path / f"{name}.safetensors")
 
 
 def test_written_and_read_is_the_same_network(tmp_path: Path) -> None:
@@ -148,4 +148,4 @@ def test_written_and_read_is_the_same_network(tmp_path: Path) -> None:
 )
 def test_what_does_not_go_together_is_refused(settings: dict[str, object], said: str) -> None:
     with pytest.raises(SettingError, match=said):
-        make(Recipe, settings)
+        make_settings(Recipe, settings)

@@ -94,7 +94,7 @@ TIMM: dict[str, tuple[str, dict[str, Any], int]] = {
 @pytest.mark.parametrize("case", TIMM)
 def test_shrunk_timm_networks(case: str, tmp_path: Path) -> None:
     name, arguments, channels = TIMM[case]
-    model = thinned(models.build(name, arguments))
+    model = thinned(models.build_model(name, arguments))
     small, plan = svd.shrink(model, image(channels))
     assert plan.removed > 0
     save(small, tmp_path / "small.safetensors")

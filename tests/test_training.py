@@ -18,7 +18,17 @@ from nni_sparsevd import models
 from nni_sparsevd.errors import FileFormatError, ModelError, SettingError, TrainingError
 from nni_sparsevd.files import load_tensors, save_tensors
 from nni_sparsevd.nn import Variational, is_variational, named_posteriors
-from nni_sparsevd.recipe import Data, Finetune, MaskSettings, Model, PosteriorSettings, Recipe, Sparse, Stage, make
+from nni_sparsevd.recipe import (
+    DataSettings,
+    FinetuneStage,
+    MaskSettings,
+    ModelSettings,
+    PosteriorSettings,
+    Recipe,
+    SparseStage,
+    Stage,
+    make_settings,
+)
 from nni_sparsevd.training import checkpoint, compress, evaluate, loop, optimizer, schedule, threshold
 from nni_sparsevd.training.metrics import Metrics
 
@@ -34,10 +44,10 @@ def one_thread() -> None:
 def recipe(**parts: Any) -> Recipe:
     return Recipe(
         **{
-            "data": Data(batch_size=50),
+            "data": DataSettings(batch_size=50),
             "dense": Stage(epochs=1),
-            "sparse": Sparse(epochs=2, kl_coefficient=0.1),
-            "finetune": Finetune(epochs=1),
+            "sparse": SparseStage(epochs=2, kl_coefficient=0.1),
+            "finetune": FinetuneStage(epochs=1),
             **parts,
         }
     )
@@ -68,7 +78,7 @@ def test_the_kl_over_n_joins_the_gradient_of_the_mean_loss(tmp_path: Path, monke
         weights.append(weight)
 
     monkeypatch.setattr(loop, "regularize_", noted)
-    wanted = recipe(sparse=Sparse(epochs=4, kl_coefficient=0.7, warmup_from=1, warmup_to=3))
+    wanted = recipe(sparse=SparseStage(epochs=4, kl_coefficient=0.7, warmup_from=1, warmup_to=3))
     made = compress(wanted, tmp_path / "run", [])
     epochs = [step / PER_EPOCH for step in range(4 * PER_EPOCH)]
     ramp = [min(max((epoch - 1) / 2, 0.0), 1.0) for epoch in epochs]
@@ -76,9 +86,9 @@ def test_the_kl_over_n_joins_the_gradient_of_the_mean_loss(tmp_path: Path, monke
 
 
 def test_evaluation_counts_every_image_once() -> None:
-    data = datasets.load(Data())
+    data = datasets.load_data(DataSettings())
     torch.manual_seed(0)
-    model = models.create(Model(), 10, 1, 8).train()
+    model = models.create_model(ModelSettings(), 10, 1, 8).train()
     score = evaluate(model, data, data.test, batch_size=77)
     logits = model(data.normalize(data.test.images))
     assert model.training
@@ -92,7 +102,7 @@ def test_evaluation_counts_every_image_once() -> None:
 
 
 def test_a_run_learns_and_keeps_what_it_removed_at_zero(tmp_path: Path) -> None:
-    made = compress(recipe(dense=Stage(epochs=3), finetune=Finetune(epochs=2)), tmp_path / "run", ["a", "command"])
+    made = compress(recipe(dense=Stage(epochs=3), finetune=FinetuneStage(epochs=2)), tmp_path / "run", ["a", "command"])
     assert evaluate(made.masked, made.data, made.data.test).accuracy > 0.9
     kinds = {type(module) for module in made.masked.modules()}
     assert kinds == {models.LeNet300100, nn.Linear, nn.ReLU}
@@ -107,7 +117,7 @@ def test_a_run_learns_and_keeps_what_it_removed_at_zero(tmp_path: Path) -> None:
     places = [("dense", 1), ("dense", 2), ("dense", 3), ("sparse", 1), ("sparse", 2), ("finetune", 1), ("finetune", 2)]
     assert [(row["stage"], row["epoch"]) for row in rows] == places
     assert [row["step"] for row in rows[:3]] == [PER_EPOCH, 2 * PER_EPOCH, 3 * PER_EPOCH]
-    kept, total = svd.masks.weight_counts(made.masked, made.masks)
+    kept, total = svd.masks.count_weights(made.masked, made.masks)
     assert rows[-1]["compression"] == pytest.approx(total / kept)
     history = json.loads((tmp_path / "run" / "log_alpha.json").read_text())
     assert [row["epoch"] for row in history["epochs"]] == [1, 2]
@@ -155,7 +165,7 @@ def test_a_loss_that_is_not_finite_stops_the_epoch(tmp_path: Path, monkeypatch: 
 
 
 def test_a_collapse_is_explained_unless_it_is_wanted(tmp_path: Path) -> None:
-    doomed = recipe(dense=Stage(), sparse=Sparse(epochs=2, kl_coefficient=300, learning_rate=0.03))
+    doomed = recipe(dense=Stage(), sparse=SparseStage(epochs=2, kl_coefficient=300, learning_rate=0.03))
     with pytest.raises(TrainingError, match=r"collapse in epoch \d.*warmup_from.*dense\.epochs.*kl_coefficient"):
         compress(doomed, tmp_path / "run", [])
     wanted = doomed.model_copy(update={"masks": MaskSettings(allow_empty=True)})
@@ -173,7 +183,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_another_recipe_does_not_resume_and_a_damaged_checkpoint_says_so(tmp_path: Path) -> None:
-    short = recipe(dense=Stage(epochs=1), sparse=Sparse(epochs=1), finetune=Finetune())
+    short = recipe(dense=Stage(epochs=1), sparse=SparseStage(epochs=1), finetune=FinetuneStage())
     compress(short, tmp_path / "run", [])
     other = short.model_copy(update={"seed": 4, "dense": Stage(epochs=1, learning_rate=0.1)})
     with pytest.raises(SettingError, match=r"dense\.learning_rate.*seed|seed.*dense\.learning_rate"):
@@ -192,7 +202,7 @@ def test_another_recipe_does_not_resume_and_a_damaged_checkpoint_says_so(tmp_pat
 @pytest.mark.parametrize("holdout", [0.0, 1.0])
 def test_without_held_out_or_training_images_there_is_no_recipe(holdout: float) -> None:
     with pytest.raises(SettingError, match=r"data\.holdout"):
-        make(Recipe, {"data": {"holdout": holdout}})
+        make_settings(Recipe, {"data": {"holdout": holdout}})
 
 
 # Threshold and metrics.
@@ -216,7 +226,7 @@ def test_the_largest_compression_within_the_tolerance_wins(
     with torch.no_grad():  # log alpha = 0.25, 0.75, ..., 3.75: one weight more for every step of the grid
         model.weight.copy_((-0.5 * (0.25 + 0.5 * torch.arange(8))).exp()[None])
     fake_scores(monkeypatch, needed=5)
-    data = datasets.load(Data())
+    data = datasets.load_data(DataSettings())
     masking = MaskSettings(threshold="held_out", tolerance=tolerance)
     curve = threshold.threshold_curve(model, masking, data, torch.zeros(1, 8))
     assert int((model.log_alpha() < curve.chosen).sum()) == kept
@@ -261,21 +271,21 @@ def test_metrics_on_a_full_disk_say_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_channels_last_is_a_layout_and_nothing_else(channels: int) -> None:
     images = torch.randn(4, channels, 8, 8)
-    laid = datasets.laid_out(images, channels_last=True)
+    laid = datasets.to_memory_format(images, channels_last=True)
     assert torch.equal(laid, images) and laid.permute(0, 2, 3, 1).is_contiguous()
-    assert datasets.laid_out(images, channels_last=False) is images
+    assert datasets.to_memory_format(images, channels_last=False) is images
     layer = nn.Conv2d(channels, 6, 3)
     assert layer(laid).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(layer(laid), layer(images))
 
 
 def test_training_channels_last_ends_where_training_channels_first_does(tmp_path: Path) -> None:
-    model = Model(name="resnet18_small", arguments={"channels": [4, 4, 4, 4]})
+    model = ModelSettings(name="resnet18_small", arguments={"channels": [4, 4, 4, 4]})
     ended = []
     dense = Stage(epochs=1, optimizer="sgd", learning_rate=0.01)  # Adam turns rounding into whole steps
-    rest = {"sparse": Sparse(epochs=0), "finetune": Finetune(), "masks": MaskSettings(ratio=0.0)}
+    rest = {"sparse": SparseStage(epochs=0), "finetune": FinetuneStage(), "masks": MaskSettings(ratio=0.0)}
     for last in (False, True):
-        one = recipe(model=model, dense=dense, data=Data(limit=200, batch_size=20), channels_last=last, **rest)
+        one = recipe(model=model, dense=dense, data=DataSettings(limit=200, batch_size=20), channels_last=last, **rest)
         compress(one, tmp_path / str(last), [])
         ended.append(load_tensors(tmp_path / str(last) / "dense.safetensors")[0])
     for name, value in ended[0].items():
@@ -283,7 +293,7 @@ def test_training_channels_last_ends_where_training_channels_first_does(tmp_path
 
 
 def test_snapshots_are_what_would_ship_after_each_epoch(tmp_path: Path) -> None:
-    one = recipe(sparse=Sparse(epochs=2, kl_coefficient=0.1, snapshots=("fc2", "fc3")))
+    one = recipe(sparse=SparseStage(epochs=2, kl_coefficient=0.1, snapshots=("fc2", "fc3")))
     compress(one, tmp_path / "run", [])
     made = [load_tensors(tmp_path / "run" / "snapshots" / f"000{epoch}.safetensors")[0] for epoch in (1, 2)]
     assert [set(each) for each in made] == [{"fc2", "fc3"}] * 2
@@ -294,7 +304,7 @@ def test_snapshots_are_what_would_ship_after_each_epoch(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_no_layer_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    one = recipe(sparse=Sparse(epochs=1, snapshots=("fc2", "act1")))
+    one = recipe(sparse=SparseStage(epochs=1, snapshots=("fc2", "act1")))
     with pytest.raises(SettingError, match="no weight posterior on act1; they are on: fc1, fc2, fc3"):
         compress(one, tmp_path / "run", [])
     assert not (tmp_path / "run").exists()
@@ -308,7 +318,7 @@ def test_survivors_are_tuned_with_their_noise_at_fixed_masks(
     weights, noise = [], []
     real = schedule.kl_weight
 
-    def watched(stage: Sparse, epoch: float) -> float:
+    def watched(stage: SparseStage, epoch: float) -> float:
         weights.append((stage.kl_coefficient, epoch))
         return real(stage, epoch)
 
@@ -322,7 +332,7 @@ def test_survivors_are_tuned_with_their_noise_at_fixed_masks(
     monkeypatch.setattr(training_compress, "remove_noise_", kept)
     structure: Any = "unstructured" if granularity == "weight" else "structured"
     one = recipe(
-        dense=Stage(epochs=2), finetune=Finetune(epochs=2, variational=True),
+        dense=Stage(epochs=2), finetune=FinetuneStage(epochs=2, variational=True),
         posterior=PosteriorSettings(granularity=granularity), masks=MaskSettings(structure=structure, ratio=0.5),
     )  # fmt: skip
     done = compress(one, tmp_path / "run", [])
@@ -344,10 +354,10 @@ def test_survivors_are_tuned_with_their_noise_at_fixed_masks(
 
 @pytest.mark.parametrize("variational", [False, True])
 def test_deciding_again_from_a_posterior_equals_deciding_at_once(tmp_path: Path, variational: bool) -> None:
-    tuning = Finetune(epochs=1, variational=variational)
+    tuning = FinetuneStage(epochs=1, variational=variational)
     compress(recipe(finetune=tuning, masks=MaskSettings(threshold=1.0)), tmp_path / "whole", [])
     compress(recipe(masks=MaskSettings(threshold=3.0)), tmp_path / "first", [])
-    start = Sparse(epochs=0, kl_coefficient=0.1, checkpoint=tmp_path / "first" / "posterior.safetensors")
+    start = SparseStage(epochs=0, kl_coefficient=0.1, checkpoint=tmp_path / "first" / "posterior.safetensors")
     again = recipe(dense=Stage(), sparse=start, finetune=tuning, masks=MaskSettings(threshold=1.0))
     compress(again, tmp_path / "again", [])
     for name in ("masks", "baked", "checkpoint"):
@@ -358,9 +368,9 @@ def test_deciding_again_from_a_posterior_equals_deciding_at_once(tmp_path: Path,
 
 def test_a_posterior_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    small = svd.sparsify_(models.create(Model(arguments={"hidden": [5, 5]}), 10, 1, 8))
+    small = svd.sparsify_(models.create_model(ModelSettings(arguments={"hidden": [5, 5]}), 10, 1, 8))
     path = tmp_path / "posterior.safetensors"
     save_tensors(small.state_dict(), path)
     with pytest.raises(ModelError, match=r"posterior.safetensors: does not fit .*fc1.log_sigma2 of shape \(5, 64\)"):
-        compress(recipe(sparse=Sparse(checkpoint=path)), tmp_path / "run", [])
+        compress(recipe(sparse=SparseStage(checkpoint=path)), tmp_path / "run", [])
     assert not (tmp_path / "run").exists()

@@ -20,18 +20,18 @@ from torch import nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import models
-from nni_sparsevd.data import DataSets, augmented, load
+from nni_sparsevd.data import DataSets, augment, load_data
 from nni_sparsevd.files import read_json, write_json
 from nni_sparsevd.measure import count_macs, count_parameters, measure_latencies
 from nni_sparsevd.plugins.torch_pruning import Budget, SparseVDPruner, SparseVDSettings
-from nni_sparsevd.recipe import Data
+from nni_sparsevd.recipe import DataSettings
 from nni_sparsevd.training import evaluate
 from nni_sparsevd.training.environment import describe_environment
 
 NAME, BATCH, FRACTION = "resnet10t", 128, 0.5
 DENSE, SPARSE, TUNE = 8, 8, 4  # epochs
 IMAGE = torch.zeros(2, 3, 32, 32)
-CROPS = Data(augment="crop_flip")
+CROPS = DataSettings(augment="crop_flip")
 
 
 def epochs(
@@ -46,7 +46,7 @@ def epochs(
         if step % (steps // count) == 0:
             order = torch.randperm(len(data.train), generator=generator)
         rows = order[step * BATCH % len(data.train) :][:BATCH]
-        images = data.normalize(augmented(data.train.images[rows], CROPS, generator))
+        images = data.normalize(augment(data.train.images[rows], CROPS, generator))
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - step / steps)
         optimizer.zero_grad()
@@ -122,7 +122,7 @@ def start(path: Path, data: DataSets) -> nn.Module:
     if path.exists():
         return svd.load(path)
     torch.manual_seed(0)
-    model = models.build(NAME, {"num_classes": 10})
+    model = models.build_model(NAME, {"num_classes": 10})
     epochs(model, data, DENSE, 0.05)
     svd.save(model, path)
     return model
@@ -137,7 +137,7 @@ def main(out: Path, data: Path = Path("data/cifar10"), images: int = 20_000) -> 
         images: training images that are used
     """
     torch.set_num_threads(1)
-    sets = load(Data(name="", train=data / "train.tar", test=data / "test.tar", limit=images))
+    sets = load_data(DataSettings(name="", train=data / "train.tar", test=data / "test.tar", limit=images))
     results = (
         read_json(out)
         if out.exists()

@@ -16,8 +16,8 @@ from jsonargparse import auto_cli
 from step_cost import OURS
 
 from nni_sparsevd.files import read_json, write_json
-from nni_sparsevd.masks import weight_counts
-from nni_sparsevd.recipe import Data, Model, PosteriorSettings, Recipe, Sparse, Stage
+from nni_sparsevd.masks import count_weights
+from nni_sparsevd.recipe import DataSettings, ModelSettings, PosteriorSettings, Recipe, SparseStage, Stage
 from nni_sparsevd.training import compress, evaluate
 from nni_sparsevd.training.environment import describe_environment
 
@@ -25,17 +25,17 @@ WAYS = {way: PosteriorSettings.model_validate(settings) for way, settings in OUR
 EPOCHS = {"lenet_300_100": (5, 25), "lenet5_caffe": (3, 12)}  # dense, sparse
 
 
-def trained(network: str, way: str, seed: int, data: Data) -> dict[str, object]:
+def trained(network: str, way: str, seed: int, data: DataSettings) -> dict[str, object]:
     """Compress once; test error and how many times fewer weights."""
     dense, sparse = EPOCHS[network]
     recipe = Recipe(
-        model=Model(name=network), data=data, posterior=WAYS[way], seed=seed,
-        dense=Stage(epochs=dense, hold=0.5), sparse=Sparse(epochs=sparse, learning_rate=2e-3),
+        model=ModelSettings(name=network), data=data, posterior=WAYS[way], seed=seed,
+        dense=Stage(epochs=dense, hold=0.5), sparse=SparseStage(epochs=sparse, learning_rate=2e-3),
     )  # fmt: skip
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         done = compress(recipe, Path(folder) / "run", sys.argv)
-    kept, total = weight_counts(done.masked, done.masks)
+    kept, total = count_weights(done.masked, done.masks)
     error = 100 * (1 - evaluate(done.masked, done.data, done.data.test).accuracy)
     seconds = round(time.process_time() - began, 1)
     return {
@@ -58,7 +58,7 @@ def main(out: Path, data: Path, images: int = 20_000, seeds: int = 3) -> None:
         seeds: how many.
     """
     torch.set_num_threads(1)
-    settings = Data(name="torch/mnist", train=data, limit=images, holdout=0.05)
+    settings = DataSettings(name="torch/mnist", train=data, limit=images, holdout=0.05)
     rows = read_json(out)["results"] if out.exists() else []
     known = {(row["network"], row["way"], row["seed"]) for row in rows}
     for seed in range(seeds):

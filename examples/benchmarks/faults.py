@@ -27,15 +27,19 @@ from jsonargparse import auto_cli
 
 from nni_sparsevd import training
 from nni_sparsevd.errors import SparseVDError
-from nni_sparsevd.files import PARTIAL, load_tensors, read_json, read_rows, write_json
-from nni_sparsevd.recipe import Data, Finetune, MaskSettings, Recipe, Sparse, Stage
+from nni_sparsevd.files import PARTIAL_SUFFIX, load_tensors, read_json, read_rows, write_json
+from nni_sparsevd.recipe import DataSettings, FinetuneStage, MaskSettings, Recipe, SparseStage, Stage
 from nni_sparsevd.training import loop
 from nni_sparsevd.training.environment import describe_environment
 
 RECIPE = Recipe(
-    data=Data(batch_size=50), dense=Stage(epochs=1), sparse=Sparse(epochs=2, kl_coefficient=0.1, warmup_to=1.0),
-    finetune=Finetune(epochs=2), masks=MaskSettings(threshold="held_out", tolerance=0.02), checkpoint_minutes=0.001,
-)  # fmt: skip
+    data=DataSettings(batch_size=50),
+    dense=Stage(epochs=1),
+    sparse=SparseStage(epochs=2, kl_coefficient=0.1, warmup_to=1.0),
+    finetune=FinetuneStage(epochs=2),
+    masks=MaskSettings(threshold="held_out", tolerance=0.02),
+    checkpoint_minutes=0.001,
+)
 STEPS = 125
 DONE, OURS, OTHERS = 0, 3, 4
 """Exit codes of a run: it is through; it ended with an error of ours; with somebody else's."""
@@ -122,7 +126,7 @@ def left(folder: Path) -> dict[str, object]:
     found |= {name: read_json(folder / name) for name in ("curve.json", "log_alpha.json")}
     rows = read_rows(folder / "metrics.jsonl")
     found["rows"] = [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
-    found["unfinished"] = [path.name for path in folder.glob(f".*{PARTIAL}")]
+    found["unfinished"] = [path.name for path in folder.glob(f".*{PARTIAL_SUFFIX}")]
     return found
 
 
@@ -164,7 +168,7 @@ def killed_writing(folder: Path, dice: Dice) -> int:
 def spoilt(folder: Path, dice: Dice) -> int:
     """NaN in all images of one step."""
     at = dice.randint(1, STEPS)
-    return ended(*run(folder, lambda: on_call(loop, "laid_out", at, lambda images, _: images * float("nan"))))
+    return ended(*run(folder, lambda: on_call(loop, "to_memory_format", at, lambda images, _: images * float("nan"))))
 
 
 def jumping(folder: Path, dice: Dice) -> int:

@@ -22,7 +22,7 @@ from nni_sparsevd import data as datasets
 from nni_sparsevd import models
 from nni_sparsevd.files import load_tensors, save_tensors, write_json
 from nni_sparsevd.measure import count_macs, count_parameters, measure_latencies
-from nni_sparsevd.recipe import Data, Sparse, Stage
+from nni_sparsevd.recipe import DataSettings, SparseStage, Stage
 from nni_sparsevd.training import evaluate, optimizer
 from nni_sparsevd.training.environment import describe_environment
 from nni_sparsevd.training.schedule import learning_rate
@@ -31,8 +31,8 @@ from nni_sparsevd.training.schedule import learning_rate
 # is larger than its share, for the parameters).  At 2 in place of 4, conv1 keeps a channel more.
 KL_WEIGHTS = {"conv1": 4.0, "conv2": 1.0, "fc1": 0.25}
 DENSE = Stage(epochs=8, learning_rate=2e-3, hold=0.3)
-FIRST = Sparse(epochs=4, learning_rate=1e-3, hold=0.5, kl_coefficient=60)
-SECOND = Sparse(epochs=8, learning_rate=2e-3, hold=0.5)
+FIRST = SparseStage(epochs=4, learning_rate=1e-3, hold=0.5, kl_coefficient=60)
+SECOND = SparseStage(epochs=8, learning_rate=2e-3, hold=0.5)
 PRESSURES = (40, 60, 90, 120)
 """KL coefficients of the second round: a channel is worth a few nats, so at 1 hardly any would go in a few epochs."""
 FINETUNE = Stage(epochs=30, learning_rate=2e-3, hold=0.2)
@@ -49,16 +49,16 @@ def train_(model: nn.Module, stage: Stage, data: datasets.DataSets, seed: int, n
     model.to(memory_format=torch.channels_last)  # a third less time than torch's own order
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    optim = optimizer.build(model, stage, stage.gate_rate if isinstance(stage, Sparse) else 1.0)
-    crops = Data(augment="crop", margin=FINETUNE_SHIFT if stage is FINETUNE else SHIFT)
+    optim = optimizer.build(model, stage, stage.gate_rate if isinstance(stage, SparseStage) else 1.0)
+    crops = DataSettings(augment="crop", margin=FINETUNE_SHIFT if stage is FINETUNE else SHIFT)
     count = len(data.train)
     steps = count // BATCH
     for epoch in range(stage.epochs):
         model.train()
         for place, rows in enumerate(torch.randperm(count, generator=generator)[: steps * BATCH].split(BATCH)):
-            images = data.normalize(datasets.augmented(data.train.images[rows], crops, generator))
+            images = data.normalize(datasets.augment(data.train.images[rows], crops, generator))
             loss = F.cross_entropy(model(images), data.train.labels[rows])
-            if isinstance(stage, Sparse):
+            if isinstance(stage, SparseStage):
                 loss = loss + stage.kl_coefficient / count * svd.kl(model)
             optimizer.set_rate(optim, learning_rate(stage, (epoch + place / steps) / stage.epochs))
             optim.zero_grad()
@@ -69,7 +69,7 @@ def train_(model: nn.Module, stage: Stage, data: datasets.DataSets, seed: int, n
     return model.eval()
 
 
-def slimmed(model: nn.Module, stage: Sparse, data: datasets.DataSets, seed: int, name: str) -> nn.Module:
+def slimmed(model: nn.Module, stage: SparseStage, data: datasets.DataSets, seed: int, name: str) -> nn.Module:
     """Gates on a copy of `model`, trained; then without the channels that drowned, physically."""
     example = data.normalize(data.train.images[:2])
     gated = svd.sparsify_(copy.deepcopy(model), granularity="gate", kl_weights=KL_WEIGHTS, example_inputs=example)
@@ -83,7 +83,7 @@ def dense_network(data: datasets.DataSets, folder: Path, seed: int) -> nn.Module
     """Trained, or read from `folder` where an earlier call with this seed and stage has left it."""
     path = folder / f"dense_{DENSE.epochs}_{seed}.safetensors"
     torch.manual_seed(seed)
-    model = models.build("lenet5_caffe", {})
+    model = models.build_model("lenet5_caffe", {})
     if path.exists():
         model.load_state_dict(load_tensors(path)[0])
         return model.eval()
@@ -108,7 +108,7 @@ def main(out: Path, data: Path = Path("data"), folder: Path = Path("runs/structu
     """Write the results to `out`; `folder` keeps the dense network for the next call."""
     began = time.process_time()
     torch.set_num_threads(1)
-    images = datasets.load(Data(name="torch/mnist", train=data, holdout=1 / 12), seed=seed)
+    images = datasets.load_data(DataSettings(name="torch/mnist", train=data, holdout=1 / 12), seed=seed)
     dense = dense_network(images, folder, seed)
     first = slimmed(dense, FIRST, images, seed, "first round")
     networks = {"dense": dense}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nni_sparsevd import data, models
 from nni_sparsevd.files import write_json
 from nni_sparsevd.plugins.nni import SparseVDPruner, SparseVDSettings
-from nni_sparsevd.recipe import Data
+from nni_sparsevd.recipe import DataSettings
 from nni_sparsevd.training import evaluate
 from nni_sparsevd.training.environment import describe_environment
 
@@ -43,7 +43,7 @@ def error_percent(model: nn.Module, sets: data.DataSets) -> float:
 
 def run(folder: Path, threshold: float, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
-    sets = data.load(Data(name="torch/mnist", train=folder))
+    sets = data.load_data(DataSettings(name="torch/mnist", train=folder))
     training = sets.normalize(sets.train.images), sets.train.labels
 
     def train(
@@ -63,7 +63,7 @@ def run(folder: Path, threshold: float, seed: int) -> dict[str, Any]:
                     return
 
     epoch = -(-len(training[1]) // BATCH)
-    model = models.build("lenet_300_100", {})
+    model = models.build_model("lenet_300_100", {})
     train(model, torch.optim.Adam(model.parameters()), training_step, max_steps=5 * epoch)
     dense, began = error_percent(model, sets), time.monotonic()
 

@@ -56,7 +56,7 @@ def difference(left: nn.Module, right: nn.Module, shape: tuple[int, ...]) -> flo
 
 def measure(name: str, arguments: dict[str, Any], shape: tuple[int, ...], entry: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = randomize_(models.build(name, {"num_classes": 10, **arguments})).eval()
+    model = randomize_(models.build_model(name, {"num_classes": 10, **arguments})).eval()
     x = torch.randn(2, *shape)
     entries = auto_set_denpendency_group_ids(model, [{**entry, "sparse_ratio": 0.5}], x)
     pruner = L1NormPruner(model, entries)

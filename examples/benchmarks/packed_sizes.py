@@ -18,15 +18,15 @@ from jsonargparse import auto_cli
 import nni_sparsevd as svd
 from nni_sparsevd import data
 from nni_sparsevd.files import read_json, write_json
-from nni_sparsevd.recipe import read
+from nni_sparsevd.recipe import read_recipe
 from nni_sparsevd.storage.packing import CODINGS
 from nni_sparsevd.training import evaluate
 from nni_sparsevd.training.environment import describe_environment
 
 
 def measure(run: Path) -> dict[str, Any]:
-    recipe, result = read(run / "recipe.toml"), read_json(run / "result.json")
-    sets = data.load(recipe.data, recipe.data.image_size, recipe.seed)
+    recipe, result = read_recipe(run / "recipe.toml"), read_json(run / "result.json")
+    sets = data.load_data(recipe.data, recipe.data.image_size, recipe.seed)
     masked = (run / "masked.safetensors").read_bytes()
     row: dict[str, Any] = {
         "run": run.name,

@@ -19,7 +19,7 @@ from nni_sparsevd import data as datasets
 from nni_sparsevd import models
 from nni_sparsevd.files import write_json
 from nni_sparsevd.measure import count_macs, count_parameters
-from nni_sparsevd.recipe import Data, Model, PosteriorSettings, Sparse
+from nni_sparsevd.recipe import DataSettings, ModelSettings, PosteriorSettings, SparseStage
 from nni_sparsevd.studies.bench import read_league
 from nni_sparsevd.studies.bench.arena import Arena, cross_entropy
 from nni_sparsevd.studies.bench.league import League
@@ -31,13 +31,13 @@ LATER = 6.0
 """Log alpha from which a channel is taken for dead for good; some of those just above the threshold come back."""
 WAYS = {"dense": None, "gates": None, "gates, shrinking": THRESHOLD, f"gates, shrinking from log α {LATER:g}": LATER}
 """Way -> log alpha from which a channel goes while the network trains."""
-NETWORK = Model(name="resnet18_small", arguments={"channels": [16, 32, 64, 128]})
+NETWORK = ModelSettings(name="resnet18_small", arguments={"channels": [16, 32, 64, 128]})
 
 
-def trained(way: str, data: datasets.DataSets, played: League, stage: Sparse, seed: int) -> dict[str, object]:
+def trained(way: str, data: datasets.DataSets, played: League, stage: SparseStage, seed: int) -> dict[str, object]:
     """Train from scratch one way; what it cost, epoch by epoch, and what came of it."""
     torch.manual_seed(seed)
-    model = models.create(played.model, data.num_classes, data.in_chans, data.image_size)
+    model = models.create_model(played.model, data.num_classes, data.in_chans, data.image_size)
     ground = Arena(played, seed, data, model)
     example, dense_macs = ground.example, ground.dense_macs
     if way != "dense":
@@ -83,16 +83,16 @@ def main(
         seeds: how many.
     """
     torch.set_num_threads(1)
-    settings = Data(
+    settings = DataSettings(
         name="", train="cifar10/train.tar", test="cifar10/test.tar", limit=images, augment="crop_flip", batch_size=50
-    ).below(data)
-    stage = Sparse(
+    ).resolve_paths(data)
+    stage = SparseStage(
         epochs=epochs, learning_rate=3e-3, hold=0.5, kl_coefficient=kl_coefficient, warmup_to=epochs / 3, gate_rate=10.0
     )
     played = read_league("cifar10_channels").model_copy(update={"model": NETWORK, "data": settings})
     rows = []
     for seed in range(seeds):
-        sets = datasets.load(settings, 32, seed)
+        sets = datasets.load_data(settings, 32, seed)
         for way in WAYS:
             rows.append(trained(way, sets, played, stage, seed))
             print({key: value for key, value in rows[-1].items() if key != "epochs"}, flush=True)

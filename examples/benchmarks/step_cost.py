@@ -108,7 +108,7 @@ def measure(name: str, shape: tuple[int, ...], channels_last: bool, rounds: int)
     steps = {}
     for way in ways:
         torch.manual_seed(0)
-        steps[way] = stepper(*enter(way, models.build(name, {}).train(), images), images)
+        steps[way] = stepper(*enter(way, models.build_model(name, {}).train(), images), images)
     memory = {way: peak(step) for way, step in steps.items()}
     times: dict[str, list[float]] = {way: [] for way in steps}
     for _ in range(rounds):

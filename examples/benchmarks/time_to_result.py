@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nni_sparsevd import data as datasets
 from nni_sparsevd import models
 from nni_sparsevd.files import write_json
-from nni_sparsevd.recipe import Data
+from nni_sparsevd.recipe import DataSettings
 from nni_sparsevd.training import evaluate
 from nni_sparsevd.training.environment import describe_environment
 
@@ -71,9 +71,9 @@ def cut(plain: nn.Module, model: nn.Module, log_alpha: dict[str, Tensor], thresh
 def row(name: str, budget: float, data: datasets.DataSets, seed: int) -> dict[str, Any]:
     library = LIBRARIES[name]()
     torch.manual_seed(seed)
-    plain = models.build("lenet_300_100", {})
+    plain = models.build_model("lenet_300_100", {})
     train_(plain, data, seed, epochs=5)
-    model = models.build("lenet_300_100", {})
+    model = models.build_model("lenet_300_100", {})
     model.load_state_dict(plain.state_dict())
     library.convert(model)
     steps = train_(model, data, seed, library.kl, budget=budget)
@@ -103,7 +103,7 @@ def main(
     torch.set_num_threads(1)
     rows = []
     for seed in seeds:
-        images = datasets.load(Data(name="torch/mnist", train=data, holdout=1 / 30), seed=seed)
+        images = datasets.load_data(DataSettings(name="torch/mnist", train=data, holdout=1 / 30), seed=seed)
         rows += [row(name, budget, images, seed) for budget in budgets for name in libraries]
     write_json(
         out,

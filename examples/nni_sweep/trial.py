@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nni_sparsevd import data
 from nni_sparsevd.errors import SparseVDError
 from nni_sparsevd.plugins.nni import SparseVDPruner, SparseVDSettings
-from nni_sparsevd.recipe import Data, make
+from nni_sparsevd.recipe import DataSettings, make_settings
 
 BATCH = 100
 Pairs = tuple[Tensor, Tensor]
@@ -37,7 +37,7 @@ def settings(parameters: dict[str, Any], **fixed: Any) -> SparseVDSettings:
         for group in groups:
             place = place.setdefault(group, {})
         place[name] = value
-    return make(SparseVDSettings, nested)
+    return make_settings(SparseVDSettings, nested)
 
 
 def score(compression: float, error: float, dense_error: float) -> float:
@@ -51,8 +51,8 @@ def score(compression: float, error: float, dense_error: float) -> float:
 
 def read(folder: Path | None) -> tuple[Pairs, Pairs, Pairs]:
     """(inputs, labels) for training, holding out and testing: MNIST from `folder`, else scikit-learn's digits."""
-    chosen = Data(holdout=0.2) if folder is None else Data(name="torch/mnist", train=folder)
-    sets = data.load(chosen)
+    chosen = DataSettings(holdout=0.2) if folder is None else DataSettings(name="torch/mnist", train=folder)
+    sets = data.load_data(chosen)
     train, holdout, test = ((sets.normalize(s.images), s.labels) for s in (sets.train, sets.holdout, sets.test))
     return train, holdout, test
 

@@ -1,5 +1,5 @@
 """Images and their labels."""
 
-from .datasets import DataSets, Split, augmented, laid_out, load
+from .datasets import DataSets, Split, augment, load_data, to_memory_format
 
-__all__ = ["DataSets", "Split", "augmented", "laid_out", "load"]
+__all__ = ["DataSets", "Split", "augment", "load_data", "to_memory_format"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
-from ..recipe import Data
+from ..recipe import DataSettings
 
 MEMORY_LIMIT = 4 << 30
 """Bytes up to which decoded images stay in memory."""
@@ -68,7 +68,7 @@ class DataSets:
             yield self.normalize(split.images[rows]), split.labels[rows]
 
 
-def augmented(images: Tensor, settings: Data, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, settings: DataSettings, generator: torch.Generator) -> Tensor:
     """Random crops with a margin of zeros, and flips, drawn per image from `generator`."""
     if settings.augment == "none":
         return images
@@ -85,7 +85,7 @@ def augmented(images: Tensor, settings: Data, generator: torch.Generator) -> Ten
     return padded[picks, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def laid_out(images: Tensor, channels_last: bool) -> Tensor:
+def to_memory_format(images: Tensor, channels_last: bool) -> Tensor:
     """Channels last in memory, if wanted: what convolutions make of it follows, the parameters stay as they are.
 
     Grey images are already both, by their strides, and torch then takes them as channels first: they are given the
@@ -97,7 +97,7 @@ def laid_out(images: Tensor, channels_last: bool) -> Tensor:
     return images.new_empty(count, height, width, channels).permute(0, 3, 1, 2).copy_(images)
 
 
-def load(settings: Data, image_size: int | None = None, seed: int = 0) -> DataSets:
+def load_data(settings: DataSettings, image_size: int | None = None, seed: int = 0) -> DataSets:
     """Read the data of a recipe; `image_size` is the network's own, used where the recipe names none.
 
     The hold-out is cut from the training images by `seed`.  Raises `DataError` for data that is missing, empty, too
@@ -138,7 +138,7 @@ def _digits(size: int | None) -> tuple[Split, Split]:
     return Split(images[~test], labels[~test]), Split(images[test], labels[test])
 
 
-def _images(settings: Data, image_size: int | None, seed: int) -> tuple[Split, Split]:
+def _images(settings: DataSettings, image_size: int | None, seed: int) -> tuple[Split, Split]:
     if settings.train is None:
         raise DataError(f"data.train: {settings.name or 'a folder of images'!r} needs a folder or tar to read from")
     size = settings.image_size or image_size

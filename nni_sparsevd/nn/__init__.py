@@ -17,12 +17,12 @@ from .layers import (
     ConvTranspose3d,
     Embedding,
     Linear,
-    convertible,
+    is_convertible,
     to_plain_,
     to_variational_,
 )
-from .sites import gate_sites, is_variational, plain_copy, scale_channels_, to_plain_network_
-from .variational import Operation, Variational, first_log_sigma2, local_reparameterisation, one_sample, output_dim
+from .sites import gate_sites, is_variational, make_plain_copy, scale_channels_, to_plain_network_
+from .variational import Operation, Variational, local_reparameterization, make_log_sigma2, output_dim, sample_weights
 
 __all__ = [
     "VARIATIONAL",
@@ -37,17 +37,17 @@ __all__ = [
     "Linear",
     "Operation",
     "Variational",
-    "convertible",
-    "first_log_sigma2",
     "gate_sites",
+    "is_convertible",
     "is_variational",
     "kl",
-    "local_reparameterisation",
+    "local_reparameterization",
+    "make_log_sigma2",
+    "make_plain_copy",
     "named_posteriors",
-    "one_sample",
     "output_dim",
-    "plain_copy",
     "regularize_",
+    "sample_weights",
     "scale_channels_",
     "to_plain_",
     "to_plain_network_",

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..posterior import divergence
-from ..posterior import elements as maths
+from ..posterior import divergence, elements
 from ..recipe import PosteriorSettings
 
 
@@ -25,14 +24,14 @@ class ChannelGate(nn.Module):
     def __init__(
         self,
         channels: int,
-        posterior: PosteriorSettings | None = None,
+        settings: PosteriorSettings | None = None,
         *,
         parts: tuple[bool, ...] = (True,),
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.settings = posterior or PosteriorSettings()
+        self.settings = settings or PosteriorSettings()
         self.mu = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
         self.log_sigma2 = nn.Parameter(torch.full_like(self.mu, self.settings.init_log_sigma2))
         self.threshold = self.settings.threshold
@@ -46,7 +45,7 @@ class ChannelGate(nn.Module):
 
     def log_alpha(self) -> Tensor:
         """Log sigma^2 - log mu^2, shape (channels,)."""
-        return maths.log_alpha(self.mu, self.log_sigma2)
+        return elements.log_alpha(self.mu, self.log_sigma2)
 
     def kl(self) -> Tensor:
         """KL of all channels from the prior, times `kl_weight`: a scalar."""
@@ -60,7 +59,7 @@ class ChannelGate(nn.Module):
         """True where a channel is kept, shape (channels,)."""
         return self.log_alpha() < self.threshold
 
-    def spread(self, values: Tensor, dim: int = 0) -> Tensor:
+    def repeat_over_parts(self, values: Tensor, dim: int = 0) -> Tensor:
         """One value a channel of the gate -> one a channel of what it scales: 1 in the parts that it leaves alone."""
         return torch.cat([values if scaled else torch.ones_like(values) for scaled in self.parts], dim)
 
@@ -75,12 +74,12 @@ class ChannelGate(nn.Module):
         shape[dim] = -1
         if not self.training:
             kept = torch.where(self.mask(), self.mu, torch.zeros_like(self.mu))
-            return x * self.spread(kept).to(x.dtype).view(shape)
+            return x * self.repeat_over_parts(kept).to(x.dtype).view(shape)
         noise_shape = [1] * x.dim()
         noise_shape[0], noise_shape[dim] = x.shape[0], len(self.mu)
         noise = torch.randn(noise_shape, device=x.device, dtype=self.mu.dtype)
         z = self.mu.view(shape) + (0.5 * self.log_sigma2).exp().view(shape) * noise
-        return x * self.spread(z, dim).to(x.dtype)
+        return x * self.repeat_over_parts(z, dim).to(x.dtype)
 
     def attach_(self, site: nn.Module, dim: int) -> None:
         """Gate the outputs of `site`: as its child "gate" and a forward hook (a deep copy takes both along)."""

@@ -16,28 +16,28 @@ class Linear(Variational, nn.Linear):
     """`torch.nn.Linear` with a posterior on every weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.respond(F.linear, x)
+        return self.compute_output(F.linear, x)
 
 
 class Conv1d(Variational, nn.Conv1d):
     """`torch.nn.Conv1d` with a posterior on every weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.respond(self._conv_forward, x)
+        return self.compute_output(self._conv_forward, x)
 
 
 class Conv2d(Variational, nn.Conv2d):
     """`torch.nn.Conv2d` with a posterior on every weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.respond(self._conv_forward, x)
+        return self.compute_output(self._conv_forward, x)
 
 
 class Conv3d(Variational, nn.Conv3d):
     """`torch.nn.Conv3d` with a posterior on every weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.respond(self._conv_forward, x)
+        return self.compute_output(self._conv_forward, x)
 
 
 class _Transposed(Variational):
@@ -49,7 +49,7 @@ class _Transposed(Variational):
         )
         function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
         settings = {name: getattr(self, name) for name in ("stride", "padding", "groups", "dilation")}
-        return self.respond(partial(function, output_padding=padding, **settings), x)
+        return self.compute_output(partial(function, output_padding=padding, **settings), x)
 
 
 class ConvTranspose1d(_Transposed, nn.ConvTranspose1d):
@@ -78,15 +78,15 @@ class Embedding(Variational, nn.Embedding):
 
     bias = None  # the others have one, and the mixin asks
 
-    def add_posterior_(self, posterior: PosteriorSettings) -> None:
+    def add_posterior_(self, settings: PosteriorSettings) -> None:
         """As in the mixin; options that change the weight in the forward pass are refused."""
         for option in ("max_norm", "scale_grad_by_freq", "sparse"):
             if getattr(self, option):
                 raise SettingError(f"Embedding({option}={getattr(self, option)}) cannot carry a posterior; exclude it")
-        super().add_posterior_(posterior)
+        super().add_posterior_(settings)
 
     def forward(self, indices: Tensor) -> Tensor:
-        looked_up = self.respond(self._look_up, indices, x_squared=indices)
+        looked_up = self.compute_output(self._look_up, indices, x_squared=indices)
         if self.padding_idx is None or not self.training:
             return looked_up
         padding = F.embedding(indices, self.weight, self.padding_idx)
@@ -109,7 +109,7 @@ class Embedding(Variational, nn.Embedding):
         if self.padding_idx is None:
             super().add_kl_gradient_(weight)
         else:
-            divergence.backward_(weight * self.kl())
+            divergence.backpropagate_if_trainable(weight * self.kl())
 
     def log_alpha(self) -> Tensor:
         """As in the mixin, with the padding row at the lowest number: it is never removed."""
@@ -133,7 +133,7 @@ VARIATIONAL: dict[type[nn.Module], type[Variational]] = {
 PLAIN = {variational: plain for plain, variational in VARIATIONAL.items()}
 
 
-def convertible(module: nn.Module) -> bool:
+def is_convertible(module: nn.Module) -> bool:
     """Whether `module` is exactly one of torch's layers, whose weight is its own parameter.
 
     A subclass may use its weight in a way of its own; torch's weight_norm and pruning compute it before every call.
@@ -141,12 +141,12 @@ def convertible(module: nn.Module) -> bool:
     return type(module) in VARIATIONAL and "weight" in module._parameters
 
 
-def to_variational_(module: nn.Module, posterior: PosteriorSettings) -> Variational:
+def to_variational_(module: nn.Module, settings: PosteriorSettings) -> Variational:
     """Switch an ordinary layer to its variational twin, in place."""
     module.__class__ = VARIATIONAL[type(module)]  # type: ignore[assignment]
     assert isinstance(module, Variational)
     try:
-        module.add_posterior_(posterior)
+        module.add_posterior_(settings)
     except SettingError:
         module.__class__ = PLAIN[type(module)]  # type: ignore[assignment]
         raise

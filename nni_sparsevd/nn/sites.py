@@ -33,7 +33,7 @@ def to_plain_network_(model: nn.Module) -> nn.Module:
     for scaled, site, gate in list(gate_sites(model)):
         gate.detach_(site)
         layer = model.get_submodule(scaled)
-        scale_channels_(layer, gate.spread(gate.mu), (layer,))
+        scale_channels_(layer, gate.repeat_over_parts(gate.mu), (layer,))
     for module in list(model.modules()):
         if isinstance(module, Variational):
             to_plain_(module)
@@ -54,6 +54,6 @@ def scale_channels_(layer: nn.Module, scale: Tensor, holders: tuple[nn.Module, .
                 parameter.mul_(scale.to(parameter).view(shape))
 
 
-def plain_copy(model: nn.Module) -> nn.Module:
+def make_plain_copy(model: nn.Module) -> nn.Module:
     """An ordinary, unmasked copy."""
     return to_plain_network_(copy.deepcopy(model))

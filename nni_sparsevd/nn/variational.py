@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..posterior import Estimator, divergence
-from ..posterior import elements as maths
+from ..posterior import Estimator, divergence, elements
 from ..recipe import PosteriorSettings
 
 Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(input, weight, bias) -> output: what the layer does with its weight."""
 
 
-def local_reparameterisation(
+def local_reparameterization(
     operation: Operation,
     x: Tensor,
     weight: Tensor,
@@ -54,7 +53,7 @@ def _noisy(mean: Tensor, operation: Operation, x_squared: Tensor, sigma2: Tensor
     With one sigma^2 a row of the weight the deviation is sigma * sqrt(op(sum of x^2 over the inputs, 1)): just as
     exact, for the cost of a single output channel.
     """
-    rows = maths.one_a_row(sigma2, weight) and x_squared.is_floating_point()
+    rows = elements.has_one_value_per_row(sigma2, weight) and x_squared.is_floating_point()
     if sigma2.shape == weight.shape or not rows:
         return _Sampled.apply(mean, operation(x_squared, sigma2.expand_as(weight), None))  # type: ignore[no-any-return]
     inputs = 1 - weight.dim()  # their dimension, counted from the end
@@ -63,7 +62,7 @@ def _noisy(mean: Tensor, operation: Operation, x_squared: Tensor, sigma2: Tensor
     reached = operation(power, power.new_ones(groups, 1, *weight.shape[2:]), None).unsqueeze(inputs)
     sigma = sigma2.sqrt().view(groups, -1, *[1] * (weight.dim() - 2))
     deviation = (_root(reached) * sigma).flatten(inputs - 1, inputs)
-    return torch.addcmul(mean, deviation.to(mean.dtype), standard_normal(mean))
+    return torch.addcmul(mean, deviation.to(mean.dtype), sample_standard_normal(mean))
 
 
 def _root(variance: Tensor) -> Tensor:
@@ -84,7 +83,7 @@ class _Sampled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
-        root, noise = _root(variance), standard_normal(mean)
+        root, noise = _root(variance), sample_standard_normal(mean)
         output = torch.addcmul(mean, root.to(mean.dtype), noise)
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(torch.div(noise, root, out=root).mul_(0.5).to(variance.dtype))
@@ -99,7 +98,7 @@ class _Sampled(torch.autograd.Function):
         return grad, (grad * slope).to(slope.dtype)
 
 
-def standard_normal(like: Tensor) -> Tensor:
+def sample_standard_normal(like: Tensor) -> Tensor:
     """Independent draws of N(0, 1) in the shape, type and layout of `like`.
 
     Into memory that is channels last, torch draws number by number on a CPU, many times slower than in one go.
@@ -110,7 +109,7 @@ def standard_normal(like: Tensor) -> Tensor:
     return like.new_empty(count, height, width, channels).normal_().permute(0, 3, 1, 2)
 
 
-def one_sample(theta: Tensor, log_sigma2: Tensor) -> Tensor:
+def sample_weights(theta: Tensor, log_sigma2: Tensor) -> Tensor:
     """One draw of the weights for the whole batch: theta + sigma * epsilon; `log_sigma2` broadcasts to theta."""
     return _OneSample.apply(theta, log_sigma2)  # type: ignore[no-any-return]
 
@@ -138,13 +137,13 @@ def output_dim(layer: nn.Module) -> int:
     return 1 if getattr(layer, "transposed", False) or isinstance(layer, nn.Embedding) else 0
 
 
-def first_log_sigma2(layer: nn.Module, posterior: PosteriorSettings) -> Tensor:
+def make_log_sigma2(layer: nn.Module, settings: PosteriorSettings) -> Tensor:
     """Where log sigma^2 starts: in the shape of the weight, or with 1 in all its dimensions but that of the outputs."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    if posterior.variance == "weight":
-        return torch.full_like(weight, posterior.init_log_sigma2)
+    if settings.variance == "weight":
+        return torch.full_like(weight, settings.init_log_sigma2)
     shape = [size if dim == output_dim(layer) else 1 for dim, size in enumerate(weight.shape)]
-    return weight.new_full(shape, posterior.init_log_sigma2)
+    return weight.new_full(shape, settings.init_log_sigma2)
 
 
 class Variational(nn.Module):
@@ -163,21 +162,21 @@ class Variational(nn.Module):
     kl_weight: float
     """Factor on this layer's KL."""
 
-    def __init__(self, *sizes: Any, posterior: PosteriorSettings | None = None, **options: Any) -> None:
+    def __init__(self, *sizes: Any, settings: PosteriorSettings | None = None, **options: Any) -> None:
         """The torch layer's own arguments, and the posterior's settings."""
         super().__init__(*sizes, **options)
-        self.add_posterior_(posterior or PosteriorSettings())
+        self.add_posterior_(settings or PosteriorSettings())
 
-    def add_posterior_(self, posterior: PosteriorSettings) -> None:
+    def add_posterior_(self, settings: PosteriorSettings) -> None:
         """Add log_sigma2 and the settings."""
-        self.log_sigma2 = nn.Parameter(first_log_sigma2(self, posterior), requires_grad=self.weight.requires_grad)
-        self.settings = posterior
-        self.threshold = posterior.threshold
+        self.log_sigma2 = nn.Parameter(make_log_sigma2(self, settings), requires_grad=self.weight.requires_grad)
+        self.settings = settings
+        self.threshold = settings.threshold
         self.kl_weight = 1.0
 
     def log_alpha(self) -> Tensor:
         """Log sigma^2 - log theta^2, in the weight's shape."""
-        return maths.log_alpha(self.weight, self.log_sigma2)
+        return elements.log_alpha(self.weight, self.log_sigma2)
 
     def kl(self) -> Tensor:
         """KL of all weights from the prior, times `kl_weight`: a scalar."""
@@ -192,15 +191,15 @@ class Variational(nn.Module):
         """True where a weight is kept, in the weight's shape."""
         return self.log_alpha() < self.threshold
 
-    def respond(self, operation: Operation, x: Tensor, x_squared: Tensor | None = None) -> Tensor:
+    def compute_output(self, operation: Operation, x: Tensor, x_squared: Tensor | None = None) -> Tensor:
         """Output of the layer whose operation on (input, weight, bias) is linear in input and weight."""
         if not self.training:
             kept = torch.where(self.mask(), self.weight, torch.zeros_like(self.weight))
             return operation(x, kept, self.bias)
         if self.settings.estimator == "weight":
-            return operation(x, one_sample(self.weight, self.log_sigma2), self.bias)
+            return operation(x, sample_weights(self.weight, self.log_sigma2), self.bias)
         sigma2 = self.log_sigma2.exp()
-        return local_reparameterisation(
+        return local_reparameterization(
             operation, x, self.weight, sigma2, self.bias, self.settings.estimator, x_squared=x_squared
         )
 

@@ -1,8 +1,8 @@
 """The mathematics of one Gaussian weight: log alpha, the KL from each prior, its slope.  Pure tensor functions."""
 
 from .choices import DEFAULT_THRESHOLD, Estimator, Prior, Variance
-from .divergence import add_kl_gradient_, backward_, kl
-from .elements import K1, K2, K3, group_log_alpha, kl_elements, kl_slope, log_alpha, one_a_row, snr
+from .divergence import add_kl_gradient_, backpropagate_if_trainable, kl
+from .elements import K1, K2, K3, group_log_alpha, has_one_value_per_row, kl_elements, kl_slope, log_alpha, snr
 
 __all__ = [
     "DEFAULT_THRESHOLD",
@@ -13,12 +13,12 @@ __all__ = [
     "Prior",
     "Variance",
     "add_kl_gradient_",
-    "backward_",
+    "backpropagate_if_trainable",
     "group_log_alpha",
+    "has_one_value_per_row",
     "kl",
     "kl_elements",
     "kl_slope",
     "log_alpha",
-    "one_a_row",
     "snr",
 ]

@@ -9,5 +9,6 @@ Variance = Literal["weight", "channel"]
 DEFAULT_THRESHOLD = 3.0
 """Log alpha from which a weight or channel is removed, unless the settings say otherwise.
 
-The noise then has e^3 = 20 times the power of the signal, as in binary dropout that drops 95 % of the weights.
+The paper's choice (section 5): alpha = e^3 = 20 is a binary dropout rate of alpha / (1 + alpha) = 0.95, so such a
+weight is almost nothing but noise, and removing it hardly changes the output.
 """

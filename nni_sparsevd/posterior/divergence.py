@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from .choices import Prior
-from .elements import K1, K2, K3, kl_elements, kl_slope, one_a_row
+from .elements import K1, K2, K3, has_one_value_per_row, kl_elements, kl_slope
 
-CACHED = 1 << 16
+CHUNK_SIZE = 1 << 16
 """Weights worked on at a time on a CPU, so that a dozen passes over them stay in its cache."""
 
 
@@ -24,7 +24,7 @@ def kl(theta: Tensor, log_sigma2: Tensor, prior: Prior = "log_uniform") -> Tenso
     """
     if hasattr(theta, "to_local"):  # a DTensor, whose module takes a second to import
         return _of_parts(theta, log_sigma2, prior)
-    if log_sigma2.shape != theta.shape and not one_a_row(log_sigma2, theta):
+    if log_sigma2.shape != theta.shape and not has_one_value_per_row(log_sigma2, theta):
         log_sigma2 = log_sigma2.expand_as(theta)
     return _KL.apply(theta, log_sigma2, prior)  # type: ignore[no-any-return]
 
@@ -39,7 +39,7 @@ def add_kl_gradient_(theta: Tensor, log_sigma2: Tensor, weight: float, prior: Pr
         return
     there = _in_place(theta, log_sigma2)
     if there is None:
-        backward_(weight * kl(theta, log_sigma2, prior))
+        backpropagate_if_trainable(weight * kl(theta, log_sigma2, prior))
         return
     with torch.no_grad(), torch.autocast(theta.device.type, enabled=False):
         for mean, noise, to_mean, to_noise in _parts(*there):
@@ -50,7 +50,7 @@ def add_kl_gradient_(theta: Tensor, log_sigma2: Tensor, weight: float, prior: Pr
             to_noise.add_(slope if to_noise.shape == slope.shape else slope.sum(1, keepdim=True), alpha=weight)
 
 
-def backward_(objective: Tensor) -> None:
+def backpropagate_if_trainable(objective: Tensor) -> None:
     """Its gradient, where it has one: nothing of a frozen layer's."""
     if objective.requires_grad:
         objective.backward()  # type: ignore[no-untyped-call]
@@ -73,7 +73,7 @@ def _in_place(theta: Tensor, log_sigma2: Tensor) -> list[Tensor] | None:
     if any(getattr(value, "placements", None) != getattr(theta, "placements", None) for value in four):
         return None
     mine = [value.to_local() if hasattr(value, "to_local") else value for value in four]
-    if mine[1].shape != mine[0].shape and not one_a_row(mine[1], mine[0]):
+    if mine[1].shape != mine[0].shape and not has_one_value_per_row(mine[1], mine[0]):
         return None
     order = sorted(range(theta.dim()), key=mine[0].stride, reverse=True)  # channels last: the channels
     there = [value.permute(order) for value in mine]
@@ -140,7 +140,7 @@ def _square(theta: Tensor) -> Tensor:
 def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same piece of each; whole rows where one of the tensors holds one number a row."""
     count = max(tensors[0].numel(), 1)
-    size = CACHED if tensors[0].device.type == "cpu" else count
+    size = CHUNK_SIZE if tensors[0].device.type == "cpu" else count
     if all(tensor.numel() == tensors[0].numel() for tensor in tensors):
         return zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
     rows = max(size * len(tensors[0]) // count, 1)

@@ -38,7 +38,7 @@ def snr(theta: Tensor, log_sigma2: Tensor) -> Tensor:
     return theta.abs() * (-0.5 * log_sigma2).exp()
 
 
-def one_a_row(noise: Tensor, theta: Tensor) -> bool:
+def has_one_value_per_row(noise: Tensor, theta: Tensor) -> bool:
     """Whether sigma^2, or its logarithm, is one number for each row of theta."""
     return noise.shape[:1] == theta.shape[:1] and noise.numel() == len(noise)
 

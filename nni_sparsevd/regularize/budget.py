@@ -9,7 +9,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from ..measure import CostKind
-from ..nn import plain_copy
+from ..nn import make_plain_copy
 from ..recipe import Settings
 
 Cost = Callable[[nn.Module], float]
@@ -57,7 +57,7 @@ class BudgetSearch:
     def __init__(self, budget: Budget, cost: Cost, model: nn.Module) -> None:
         self.budget = budget
         self.cost = cost
-        self.dense = cost(plain_copy(model))
+        self.dense = cost(make_plain_copy(model))
         """Cost of the network before anything is removed."""
 
     def find_cutoff(self, scores: Tensor, cut_at: Callable[[float], nn.Module]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..convert import sparsify_
 from ..errors import SettingError
 from ..graph import Inputs
-from ..masks import compute_masks, weight_counts
+from ..masks import compute_masks, count_weights
 from ..nn import kl, regularize_
 from ..recipe import MaskSettings
 from .settings import SparseVDSettings
@@ -93,7 +93,7 @@ class Regularizer:
         Returns:
             A share from 0 to 1.
         """
-        kept, total = weight_counts(self.model, compute_masks(self.model, MaskSettings(allow_empty=True)))
+        kept, total = count_weights(self.model, compute_masks(self.model, MaskSettings(allow_empty=True)))
         return 1 - kept / total
 
     def state(self) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import channel_graph, evaluation_mode
-from ..masks import gates_of
-from ..nn import ChannelGate, Variational, named_posteriors, output_dim, plain_copy
+from ..masks import find_group_gates
+from ..nn import ChannelGate, Variational, make_plain_copy, named_posteriors, output_dim
 
 Weighed = list[tuple[Variational | ChannelGate, float]]
 """(layer or gate, factor on the KL of each of its weights or channels)."""
@@ -87,8 +87,8 @@ def _count_gate_macs(model: nn.Module, example_inputs: Tensor, macs: dict[str, f
     for _, module in named_posteriors(model):
         if isinstance(module, ChannelGate):
             costs[module] = sum(macs.get(writer, 0.0) for writer in module.writers)
-    graph = channel_graph(plain_copy(model), example_inputs)
-    gate_behind = gates_of(model, graph)
+    graph = channel_graph(make_plain_copy(model), example_inputs)
+    gate_behind = find_group_gates(model, graph)
     for group in graph.groups:
         gate = gate_behind.get(group.name)
         if gate is None or len(gate.mu) != len(group):

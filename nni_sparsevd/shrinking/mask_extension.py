@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from ..graph import Axis, ChannelGraph
-from ..masks import Masks, apply_masks_, silence_group_, validate_masks
+from ..masks import Masks, apply_masks_, mask_group_channels_, validate_masks
 from ..nn import output_dim
 
 
@@ -32,7 +32,7 @@ def extend_masks(model: nn.Module, masks: Masks, graph: ChannelGraph) -> Masks:
         if not group.pinned and written:
             dead = np.delete(group.channels, np.setdiff1d(np.concatenate(written), [-1]))
             if 0 < dead.size < group.channels.size:
-                silence_group_(extended, masked, graph, group, dead)
+                mask_group_channels_(extended, masked, graph, group, dead)
     return extended
 
 

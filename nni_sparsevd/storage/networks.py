@@ -52,7 +52,7 @@ def save(
         raise ModelError(f"{type(model).__name__} still has posteriors; save what bake_ or shrink gives back")
     from .. import models  # timm takes seconds to import: not before a network is saved or loaded
 
-    name, arguments = models.named(model, name, arguments)
+    name, arguments = models.resolve_origin(model, name, arguments)
     header: dict[str, Any] = {"version": VERSION, "class": type(model).__name__, "name": name, "arguments": arguments}
     header["remembering"] = {
         path: {"channel_dim": module.channel_dim, "removed": module.removed}
@@ -60,7 +60,7 @@ def save(
         if isinstance(module, RememberingLayerNorm)
     }
     if name is not None:
-        reference = models.build(name, arguments)
+        reference = models.build_model(name, arguments)
         _remember_(reference, header["remembering"], Path(path))
         _same_skeleton(reference, model, f"timm.create_model({name!r}, **{arguments})")
         header["attributes"] = read_changed_attributes(model, reference)
@@ -140,7 +140,7 @@ def _build(name: Any, arguments: Any, path: Path) -> nn.Module:
     if refused:
         raise FileFormatError(f"{path}: wants to load other files ({', '.join(refused)}), which none may")
     try:
-        return models.build(name, arguments)
+        return models.build_model(name, arguments)
     except ModelError as error:
         raise FileFormatError(f"{path}: {error}") from error
 

@@ -30,7 +30,7 @@ def timm_structure(
 
     from .. import models
 
-    name, arguments = models.named(model, name, arguments)
+    name, arguments = models.resolve_origin(model, name, arguments)
     if name is None:
         raise ModelError(f"timm does not know {type(model).__name__}: pass the name that it is built by")
     text = SEPARATOR.join(f"{key}:{list(tensor.shape)}" for key, tensor in model.state_dict().items())
@@ -38,7 +38,7 @@ def timm_structure(
     drawn = draw_inputs(given, 2, torch.Generator().manual_seed(0))
     inputs = [value.to(like.dtype) for value, like in zip(drawn, given, strict=True)]
     try:
-        rebuilt = adapt_model_from_string(models.build(name, arguments), text)
+        rebuilt = adapt_model_from_string(models.build_model(name, arguments), text)
         rebuilt.load_state_dict(model.state_dict())
         with torch.no_grad(), evaluation_mode(model):
             found, expected = rebuilt.eval()(*inputs), model(*inputs)

@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data import DataSets, augmented, laid_out
+from ..data import DataSets, augment, to_memory_format
 from ..errors import TrainingError
 from ..masks import Masks, apply_masks_
 from ..nn import is_variational, kl, regularize_
-from ..recipe import Recipe, Sparse, Stage
+from ..recipe import Recipe, SparseStage, Stage
 from ..shrinking import shrink_
 from . import checkpoint, optimizer, schedule
 from .metrics import Metrics
@@ -82,7 +82,7 @@ def fit(
     split = recipe.shard and world > 1
     learner = sharded(model) if split else model
     """What learns: `model`, or this process's part of it, from which `model` is gathered when somebody looks."""
-    optim = optimizer.build(learner, stage, stage.gate_rate if isinstance(stage, Sparse) else 1.0)
+    optim = optimizer.build(learner, stage, stage.gate_rate if isinstance(stage, SparseStage) else 1.0)
     step, running = 0, torch.zeros(3, dtype=torch.float64)
     if start is not None:
         start.restore_optimizer_(optim, accelerator.scaler)
@@ -90,7 +90,7 @@ def fit(
         step = start.place.among(per_epoch)
     running = running.to(accelerator.device)
     wrapped = learner if split else _together(model, accelerator)
-    pulled = stage if isinstance(stage, Sparse) and is_variational(model) else None
+    pulled = stage if isinstance(stage, SparseStage) and is_variational(model) else None
     resized = recipe.sparse.shrink_at is not None and name != "dense"
     total = stage.epochs * per_epoch
     held = None if masks is None else _held(learner, masks)
@@ -114,12 +114,12 @@ def fit(
             here = (recipe.seed, name, step, rank)
             rows = order[place * world + rank :: per_epoch * world][: recipe.data.batch_size]
             generator = torch.Generator().manual_seed(schedule.seed_for(*here, "augment"))
-            images = augmented(data.train.images[rows], recipe.data, generator).to(accelerator.device)
+            images = augment(data.train.images[rows], recipe.data, generator).to(accelerator.device)
             labels = data.train.labels[rows].to(accelerator.device)
             torch.manual_seed(schedule.seed_for(*here))
             learner.train()
             with accelerator.autocast():
-                logits = wrapped(laid_out(data.normalize(images), recipe.channels_last))
+                logits = wrapped(to_memory_format(data.normalize(images), recipe.channels_last))
             loss = F.cross_entropy(logits.float(), labels)
             optimizer.set_rate(optim, schedule.learning_rate(stage, step / total))
             optim.zero_grad()
@@ -181,7 +181,7 @@ def _together(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     return DistributedDataParallel(model, None if accelerator.device.type == "cpu" else [accelerator.device])
 
 
-def _shrunk(run: Run, model: nn.Module, stage: Sparse, optim: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def _shrunk(run: Run, model: nn.Module, stage: SparseStage, optim: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Take out of `model` what has died by now, in place; gives the optimizer of what is left."""
     if run.accelerator.num_processes > 1:
         agree_(model)  # constants are made of running statistics
@@ -234,7 +234,7 @@ def _record(
     epoch = step // per_epoch
     row: dict[str, Any] = {
         "stage": name, "epoch": epoch, "step": step, "loss": loss / seen, "kl": divergence,
-        "kl_weight": schedule.kl_weight(stage, epoch) if isinstance(stage, Sparse) else 0.0,
+        "kl_weight": schedule.kl_weight(stage, epoch) if isinstance(stage, SparseStage) else 0.0,
         "learning_rate": schedule.learning_rate(stage, (step - 1) / (stage.epochs * per_epoch)),
         "train_accuracy": correct / seen, **epoch_end(epoch), **{key: round(value, 2) for key, value in spent.items()},
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from hashlib import blake2b
 
-from ..recipe import Sparse, Stage
+from ..recipe import SparseStage, Stage
 
 
 def learning_rate(stage: Stage, progress: float) -> float:
@@ -10,7 +10,7 @@ def learning_rate(stage: Stage, progress: float) -> float:
     return stage.learning_rate * min(1.0, (1.0 - progress) / (1.0 - stage.hold))
 
 
-def kl_weight(stage: Sparse, epoch: float) -> float:
+def kl_weight(stage: SparseStage, epoch: float) -> float:
     """0 up to `warmup_from`, linearly to `kl_coefficient` at `warmup_to`; `epoch` counts fractions."""
     if epoch >= stage.warmup_to:
         return stage.kl_coefficient

@@ -14,11 +14,11 @@ from .. import data as datasets
 from .. import models
 from ..convert import bake_, sparsify_
 from ..errors import ModelError, SettingError, TrainingError
-from ..files import PARTIAL, load_tensors, read_json, save_tensors, sweep, write_json
+from ..files import PARTIAL_SUFFIX, delete_partial_files, load_tensors, read_json, save_tensors, write_json
 from ..graph import channel_graph
-from ..masks import Masks, compute_masks, flatten, unflatten, weight_counts
+from ..masks import Masks, compute_masks, count_weights, flatten_masks, unflatten_masks
 from ..nn import Variational, named_posteriors
-from ..recipe import Recipe, Sparse, Stage, read, write
+from ..recipe import Recipe, SparseStage, Stage, read_recipe, write_recipe
 from . import checkpoint, optimizer
 from . import network_files as stored
 from .environment import describe_environment
@@ -57,16 +57,16 @@ def compress(
     _check_folder(recipe, folder, resume, overwrite)
     accelerator.wait_for_everyone()  # every process has looked before one writes
     torch.manual_seed(recipe.seed)
-    data = datasets.load(recipe.data, recipe.data.image_size or models.image_size(recipe.model), recipe.seed)
-    model = models.create(recipe.model, data.num_classes, data.in_chans, data.image_size)
+    data = datasets.load_data(recipe.data, recipe.data.image_size or models.find_image_size(recipe.model), recipe.seed)
+    model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
     example = data.normalize(data.train.images[:2])
     _try_out(model, example, recipe)
     if accelerator.is_main_process:  # only now that data and network are known to be good
         if overwrite and folder.exists():
             shutil.rmtree(folder)
-        sweep(folder)
+        delete_partial_files(folder)
         if not resume:
-            write(recipe, folder / "recipe.toml")
+            write_recipe(recipe, folder / "recipe.toml")
         if not (folder / "environment.json").exists():
             write_json(folder / "environment.json", describe_environment(command, recipe.seed))
     accelerator.wait_for_everyone()
@@ -129,14 +129,14 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool, overwrite: bool) -
     if resume:
         if not path.exists():
             raise SettingError(f"{folder}: nothing to resume, it has no recipe.toml")
-        before, now = read(path).model_dump(), recipe.model_dump()
+        before, now = read_recipe(path).model_dump(), recipe.model_dump()
         changed = [f"{part}.{key}" if isinstance(now[part], dict) else part for part in now if before[part] != now[part]
                    for key in (now[part] if isinstance(now[part], dict) else [part])
                    if not isinstance(now[part], dict) or before[part][key] != now[part][key]]  # fmt: skip
         if changed:
             raise SettingError(f"{folder}: its run began with other settings: {', '.join(changed)}")
         return
-    if folder.exists() and any(path.suffix != PARTIAL for path in folder.iterdir()):
+    if folder.exists() and any(path.suffix != PARTIAL_SUFFIX for path in folder.iterdir()):
         raise SettingError(f"{folder}: is not empty; --resume goes on there, --overwrite begins again")
 
 
@@ -150,7 +150,7 @@ class _Way:
 
     def go(self, model: nn.Module) -> Compressed:
         plain = copy.deepcopy(model)
-        self._total = weight_counts(model, {})[1]
+        self._total = count_weights(model, {})[1]
         dense = self._dense(model)
         if self._at < STAGES.index("finetune"):
             model = _variational(model, self.example, self.recipe)
@@ -160,7 +160,7 @@ class _Way:
             bake_(model, masks, allow_empty=True)  # a residual branch may go whole; a collapse was refused before
             self._write("baked", model)
         tensors, _ = load_tensors(self.folder / "masks.safetensors")
-        masks = unflatten(tensors)
+        masks = unflatten_masks(tensors)
         model = stored.read_(plain, self.folder / "baked.safetensors")  # whether or not the run was interrupted here
         self._finetune(model, masks)
         return Compressed(dense, bake_(model.cpu(), masks, allow_empty=True).eval(), masks, self.data, self.example)
@@ -205,7 +205,7 @@ class _Way:
         fit(self.run, "sparse", model, self.recipe.sparse, epoch_end, start=self._begin("sparse"))
 
     def _row(self, model: nn.Module, masks: Masks) -> dict[str, float]:
-        kept = weight_counts(model, masks)[0]
+        kept = count_weights(model, masks)[0]
         score = evaluate_baked(model, masks, self.data, self.data.holdout)
         return {
             "accuracy": score.accuracy,
@@ -234,7 +234,7 @@ class _Way:
         if self._main:
             write_json(self.folder / "curve.json", curve.to_dict())
         if self._main:
-            save_tensors(flatten(masks), self.folder / "masks.safetensors")
+            save_tensors(flatten_masks(masks), self.folder / "masks.safetensors")
         self.run.accelerator.wait_for_everyone()
         return masks
 
@@ -246,7 +246,7 @@ class _Way:
             sparsify_(model, self.recipe.posterior, example_inputs=self.example)
             stored.read_(model, self.folder / "posterior.safetensors")
             remove_noise_(model, masks)
-            stage = Sparse(
+            stage = SparseStage(
                 **stage.model_dump(exclude={"variational"}), kl_coefficient=self.recipe.sparse.kl_coefficient
             )
         begin = self._begin("finetune")

@@ -6,7 +6,7 @@ from torch import nn
 
 from ..data import DataSets
 from ..graph import Inputs
-from ..masks import compute_masks, weight_counts
+from ..masks import compute_masks, count_weights
 from ..recipe import MaskSettings
 from .scoring import evaluate_baked
 
@@ -44,7 +44,7 @@ def threshold_curve(
     for threshold in grid:
         setting = masking.model_copy(update={"threshold": threshold, "ratio": None})
         masks = compute_masks(model, setting, example_inputs=example_inputs)
-        kept, here = weight_counts(model, masks)
+        kept, here = count_weights(model, masks)
         accuracy.append(evaluate_baked(model, masks, data, data.holdout).accuracy)
         compression.append((total or here) / max(kept, 1))
     if isinstance(fixed, float):

@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ConfigDict, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from ...errors import SettingError
-from ...recipe import Settings, describe
+from ...recipe import Settings, describe_validation_error
 
 Names = Annotated[list[StrictStr], MinLen(1)]
 Block = list[StrictInt]
@@ -70,7 +70,7 @@ def parsed(where: str, given: Any) -> Entry:
         near = [f"{key}: did you mean {match[0]}?" for key in sorted(wrong)
                 if (match := difflib.get_close_matches(key, Entry.model_fields, 1))]  # fmt: skip
         known = [] if not wrong else [f"known keys: {', '.join(Entry.model_fields)}"]
-        lines = [f"{where}.{line}" for line in dict.fromkeys(describe(error).splitlines())]
+        lines = [f"{where}.{line}" for line in dict.fromkeys(describe_validation_error(error).splitlines())]
         raise SettingError("\n".join([*lines, *near, *known])) from None
     for part, target in parts(where, entry):
         _check_numbers(part, target)

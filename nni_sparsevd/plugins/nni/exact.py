@@ -13,7 +13,7 @@ from ...convert import bake_
 from ...errors import MaskError, ModelError, SettingError
 from ...files import load_tensors, save_tensors
 from ...graph import Inputs, channel_graph
-from ...masks import Masks, flatten, unflatten
+from ...masks import Masks, flatten_masks, unflatten_masks
 from ...shrinking import CheckResult, Plan, extend_masks, shrink_masked
 
 
@@ -108,11 +108,11 @@ def parameter_masks(masks: Any) -> Masks:
 
 def save_masks(masks: Any, path: Path | str) -> None:
     """Write the masks of a pruner of NNI as safetensors, whole or not at all; `ExactSpeedup` reads them."""
-    save_tensors(flatten(parameter_masks(masks)), Path(path))
+    save_tensors(flatten_masks(parameter_masks(masks)), Path(path))
 
 
 def _read(path: str | Path) -> Masks:
-    return unflatten(load_tensors(Path(path))[0])
+    return unflatten_masks(load_tensors(Path(path))[0])
 
 
 def _as_inputs(dummy_input: Any) -> Inputs:

@@ -10,7 +10,7 @@ from nni.compression.utils.evaluator import Evaluator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...convert import attach_gate_, gateable
+from ...convert import attach_gate_, find_gateable_groups
 from ...errors import SettingError
 from ...graph import ChannelGraph, ChannelGroup, channel_graph
 from ...nn import ChannelGate, gate_sites, output_dim, scale_channels_
@@ -68,7 +68,7 @@ def find_places(model: nn.Module, config_list: Any, evaluator: Evaluator | None,
     if example is None:
         raise SettingError("posterior.granularity: gates trace the network; give the evaluator a dummy_input")
     graph = channel_graph(inner, example)
-    places = Places(inner, graph, layers, gateable(graph, set(layers)))
+    places = Places(inner, graph, layers, find_gateable_groups(graph, set(layers)))
     gated = {axis for group in places.groups for axis in group.axes}
     for group in graph.groups:
         for name, dim in group.axes:
@@ -110,4 +110,4 @@ class Gates:
             wrapper = getattr(layer, "_nni_wrapper", None)  # while a layer is wrapped, NNI keeps its targets there
             holders = (layer,) if wrapper is None else (wrapper, layer)
             mean = mean * kept.get(self.writers[scaled], torch.ones_like(mean))
-            scale_channels_(layer, gate.spread(mean), holders)
+            scale_channels_(layer, gate.repeat_over_parts(mean), holders)

@@ -7,7 +7,7 @@ from nni.compression.base.apply_method import pruning_apply_methods
 from nni.compression.base.target_space import PruningTargetSpace
 from torch import Tensor, nn
 
-from ...nn import VARIATIONAL, first_log_sigma2, local_reparameterisation, one_sample
+from ...nn import VARIATIONAL, local_reparameterization, make_log_sigma2, sample_weights
 from ...posterior import divergence
 from ...recipe import PosteriorSettings
 
@@ -33,7 +33,7 @@ class TargetPosterior:
         module = self._wrapper.module
         linear = type(module) in VARIATIONAL and space._target_name == "weight"
         start = settings.init_log_sigma2
-        log_sigma2 = first_log_sigma2(module, settings) if linear else torch.full_like(self.theta, start)
+        log_sigma2 = make_log_sigma2(module, settings) if linear else torch.full_like(self.theta, start)
         self._wrapper.register_parameter(self._name, nn.Parameter(log_sigma2, requires_grad=True))
         if linear and settings.estimator != "weight":
             self._wrapper.module_forward = self._local_forward
@@ -82,7 +82,7 @@ class TargetPosterior:
         """One draw for the whole batch around `target`, which NNI may have quantized; nothing outside training."""
         if not self._wrapper.module.training:
             return target
-        return one_sample(target, self._noise())
+        return sample_weights(target, self._noise())
 
     def _noise(self) -> Tensor:
         """Log sigma^2 of what is a weight: the padding row of an embedding is none."""
@@ -113,7 +113,7 @@ class TargetPosterior:
         sigma2 = self._noise().exp() if self._plain_method == "bypass" else self._noise().exp() * self.space.mask
         squared = None if x.is_floating_point() else x  # the indices of an embedding
         try:
-            return local_reparameterisation(
+            return local_reparameterization(
                 operation, x, weight, sigma2, bias, self.settings.estimator, x_squared=squared
             )
         finally:

@@ -11,7 +11,7 @@ from nni.compression.pruning.tools import generate_sparsity
 from nni.compression.utils.evaluator import Evaluator
 from torch import Tensor, nn
 
-from ...convert import kl_weight
+from ...convert import find_kl_weight
 from ...errors import ModelError, SettingError, SparseVDWarning, TrainingError
 from ...regularize import SparseVDSettings
 from .config import check_config
@@ -69,7 +69,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         posterior = self.settings.posterior
         self.gates = places.attach_(posterior) if places else Gates(model, {}, {})
         self._posteriors = {
-            (name, target): TargetPosterior(space, posterior, kl_weight(name, self._module(name), posterior))
+            (name, target): TargetPosterior(space, posterior, find_kl_weight(name, self._module(name), posterior))
             for name, target, space in active(self._target_spaces)
             if posterior.granularity == "both" or target != "weight" or self._module(name) not in self.gates.by_layer
         }

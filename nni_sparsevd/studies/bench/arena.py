@@ -81,8 +81,8 @@ class Arena:
             self._orders.clear()
             self._orders[epoch] = torch.randperm(len(self.data.train), generator=self._generator("order", epoch))
         rows = self._orders[epoch][place * self.league.data.batch_size :][: self.league.data.batch_size]
-        images = datasets.augmented(self.data.train.images[rows], self.league.data, self._generator("augment", step))
-        laid = datasets.laid_out(self.data.normalize(images), self.league.channels_last)
+        images = datasets.augment(self.data.train.images[rows], self.league.data, self._generator("augment", step))
+        laid = datasets.to_memory_format(self.data.normalize(images), self.league.channels_last)
         return laid, self.data.train.labels[rows]
 
     def _generator(self, *place: object) -> torch.Generator:
@@ -138,10 +138,10 @@ def classifier(model: nn.Module) -> nn.Linear:
 
 def prepare_arena(chosen: League, seed: int, data: Path, folder: Path) -> Arena:
     """Read the data and the dense start of `seed`, which is trained where `folder` does not have it yet."""
-    settings = chosen.data.below(data)
-    sets = datasets.load(settings, settings.image_size or models.image_size(chosen.model), seed)
+    settings = chosen.data.resolve_paths(data)
+    sets = datasets.load_data(settings, settings.image_size or models.find_image_size(chosen.model), seed)
     torch.manual_seed(seed)
-    model = models.create(chosen.model, sets.num_classes, sets.in_chans, sets.image_size)
+    model = models.create_model(chosen.model, sets.num_classes, sets.in_chans, sets.image_size)
     made, path = Arena(chosen, seed, sets, model), start_file(folder, seed)
     if path.exists():
         model.load_state_dict(load_tensors(path)[0])

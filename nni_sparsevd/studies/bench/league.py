@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from ...errors import SettingError
-from ...recipe import Data, Model, Settings, Stage, committed, read_committed
+from ...recipe import DataSettings, ModelSettings, Settings, Stage, list_bundled_settings, read_bundled_settings
 
 FOLDER = files(__package__) / "leagues"
 
@@ -20,9 +20,9 @@ class League(Settings):
     """A paragraph: what is compared, and within which budget."""
     kind: Literal["weights", "channels"]
     """Single weights, at a share of zeros; or whole channels, at times fewer MACs."""
-    model: Model
+    model: ModelSettings
     """Which network."""
-    data: Data
+    data: DataSettings
     """Which data; paths are below the folder that `bench` is given."""
     channels_last: bool = False
     """Lay images out channels last, for everyone: convolutions are then faster on a CPU."""
@@ -60,12 +60,12 @@ class League(Settings):
 
 def list_leagues() -> list[str]:
     """Leagues that there are."""
-    return committed(FOLDER)
+    return list_bundled_settings(FOLDER)
 
 
 def read_league(name: str) -> League:
     """Read the league `name`; raises `SettingError` where there is none, or its settings do not go together."""
-    found = read_committed(FOLDER, League, name)
+    found = read_bundled_settings(FOLDER, League, name)
     if found.sweep_level not in found.levels:
         raise SettingError(f"{name}: sweep_level {found.sweep_level} is none of the levels {found.levels}")
     return found

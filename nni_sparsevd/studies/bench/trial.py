@@ -13,7 +13,7 @@ import torch
 from ...convert import bake_
 from ...errors import summarize_error
 from ...files import write_json
-from ...masks import weight_counts
+from ...masks import count_weights
 from ...measure import count_macs, count_parameters
 from ...recipe import Stage
 from .arena import Arena, prepare_arena
@@ -130,7 +130,7 @@ def _measured(ground: Arena, stage: Stage, pruned: Pruned) -> dict[str, object]:
     model, masks = pruned.model, pruned.masks
     untuned = ground.tested(bake_(model, masks, allow_empty=True) if masks else model)
     ground.train(model, stage, pruned.steps, ground.steps, loss=pruned.loss, masks=masks)
-    kept, (_, total) = weight_counts(model, masks or {})[0], weight_counts(ground.start, {})
+    kept, (_, total) = count_weights(model, masks or {})[0], count_weights(ground.start, {})
     test, example = ground.tested(model), ground.example[:1]
     times = faster(ground.start, model, example) if ground.league.kind == "channels" else {}
     return {

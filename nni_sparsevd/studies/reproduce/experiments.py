@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ...recipe import Recipe, Settings, committed, make, read_committed
+from ...recipe import Recipe, Settings, list_bundled_settings, make_settings, read_bundled_settings
 
 FOLDER = files(__package__) / "recipes"
 Table = dict[str, Any]
@@ -67,8 +67,8 @@ class Experiment(Settings):
 
     def recipe_of(self, variant: str, seed: int, data: Path) -> Recipe:
         """Give the recipe of one run; its paths are taken from the folder `data`."""
-        settings = make(Recipe, merged(self.recipe, self.variants[variant].recipe) | {"seed": seed})
-        return settings.model_copy(update={"data": settings.data.below(data)})
+        settings = make_settings(Recipe, merged(self.recipe, self.variants[variant].recipe) | {"seed": seed})
+        return settings.model_copy(update={"data": settings.data.resolve_paths(data)})
 
     def seeds_of(self, variant: str) -> tuple[int, ...]:
         """Seeds of one variant."""
@@ -85,12 +85,12 @@ def merged(shared: Table, own: Table) -> Table:
 
 def list_experiments() -> list[str]:
     """Experiments that there are."""
-    return committed(FOLDER)
+    return list_bundled_settings(FOLDER)
 
 
 def read_experiment(name: str) -> Experiment:
     """Read the experiment `name`; raises `SettingError` where there is none."""
-    found = read_committed(FOLDER, Experiment, name)
+    found = read_bundled_settings(FOLDER, Experiment, name)
     if found.like is None:
         return found
     return found.model_copy(update={"recipe": merged(read_experiment(found.like).recipe, found.recipe)})

@@ -10,8 +10,8 @@ from ... import data as datasets
 from ... import models
 from ...convert import sparsify_
 from ...files import load_tensors
-from ...masks import Masks, unflatten
-from ...recipe import Recipe, read
+from ...masks import Masks, unflatten_masks
+from ...recipe import Recipe, read_recipe
 from ...storage import load
 from ...training import network_files as stored
 
@@ -33,12 +33,12 @@ class Finished:
 
 def open_finished(run: Path) -> Finished:
     """Read a run folder; raises `FileFormatError` naming the file that is missing or damaged."""
-    recipe = read(run / "recipe.toml")
-    data = datasets.load(recipe.data, recipe.data.image_size, recipe.seed)
-    model = models.create(recipe.model, data.num_classes, data.in_chans, data.image_size)
+    recipe = read_recipe(run / "recipe.toml")
+    data = datasets.load_data(recipe.data, recipe.data.image_size, recipe.seed)
+    model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
     dense = copy.deepcopy(model)
     stored.read_(dense, run / "dense.safetensors")
     sparsify_(model, recipe.posterior, example_inputs=data.normalize(data.train.images[:2]))
     stored.read_(model, run / "posterior.safetensors")
-    masks = unflatten(load_tensors(run / "masks.safetensors")[0])
+    masks = unflatten_masks(load_tensors(run / "masks.safetensors")[0])
     return Finished(recipe, data, dense.eval(), model.eval(), masks, load(run / "small.safetensors"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import SettingError
-from ...recipe import Recipe, read, write
+from ...recipe import Recipe, read_recipe, write_recipe
 from ..processes import leaving_nothing_behind
 from .experiments import Experiment
 
@@ -92,7 +92,7 @@ def check(chosen: Experiment, jobs: list[Job]) -> None:
     """Raise `SettingError` where a folder holds a run of other settings than its job's; where data lies is none."""
     for job in jobs:
         now = chosen.recipe_of(job.variant, job.seed, Path())
-        if _begun(job) and _portable(read(job.folder / "recipe.toml")) != _portable(now):
+        if _begun(job) and _portable(read_recipe(job.folder / "recipe.toml")) != _portable(now):
             raise SettingError(
                 f"{job.folder}: its run has other settings than {job.name} has now; delete it, or choose another --out"
             )
@@ -104,7 +104,7 @@ def _portable(recipe: Recipe) -> Recipe:
 
 def _start(chosen: Experiment, job: Job, data: Path) -> subprocess.Popen[bytes]:
     recipe = job.folder.with_suffix(".toml")
-    write(chosen.recipe_of(job.variant, job.seed, data), recipe)
+    write_recipe(chosen.recipe_of(job.variant, job.seed, data), recipe)
     command = [sys.executable, "-m", "nni_sparsevd", "compress", "--recipe", str(recipe), "--out", str(job.folder)]
     command += ["--resume"] if _begun(job) else []
     with open(job.log, "ab") as log:

@@ -6,7 +6,7 @@ For the record only: the threshold of a run is chosen on held-out images, and th
 import statistics
 from typing import Any
 
-from ...masks import compute_masks, weight_counts
+from ...masks import compute_masks, count_weights
 from ...training import evaluate_baked
 from ...training.threshold import GRID
 from .finished import Finished
@@ -19,7 +19,7 @@ def measure_tradeoff(done: Finished) -> list[dict[str, Any]]:
     for threshold in GRID:
         masking = done.recipe.masks.model_copy(update={"threshold": threshold, "ratio": None})
         masks = compute_masks(done.posterior, masking, example_inputs=example)
-        kept, total = weight_counts(done.posterior, masks)
+        kept, total = count_weights(done.posterior, masks)
         score = evaluate_baked(done.posterior, masks, done.data, done.data.test)
         rows.append({"threshold": threshold, "compression": total / max(kept, 1), "error": 100 - 100 * score.accuracy})
     return rows

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import TraceError
 from ...graph import ChannelGraph, channel_graph, clear_caches_, copy_model
-from ...masks import Masks, apply_masks_, silence_group_
+from ...masks import Masks, apply_masks_, mask_group_channels_
 from ...measure import count_macs, count_parameters
 from ...shrinking import Plan, apply_plan_, check, gradient_difference, make_plan, plan_removal
 from ...testing import randomize_, settle_
@@ -148,7 +148,7 @@ def mask_channels(model: nn.Module, graph: ChannelGraph, kill: str, seed: int) -
         if any(both[graph.axes[axis]].all() for axis in group.axes):  # with those of heads that are gone already
             continue
         gone = both
-        silence_group_(masks, model, graph, group, group.channels[dead])
+        mask_group_channels_(masks, model, graph, group, group.channels[dead])
         killed += int(dead.sum())
     if kill == "random":
         masks = {name: {"weight": own["weight"]} for name, own in masks.items() if own.get("weight", _NONE).dim() > 1}
