@@ -12,8 +12,8 @@ from .nn import regularize_ as regularize_
 from .predictive import Prediction as Prediction
 from .predictive import predict as predict
 from .predictive import sample_network as sample_network
-from .recipe import MaskSettings as MaskSettings
-from .recipe import PosteriorSettings as PosteriorSettings
+from .settings import MaskSettings as MaskSettings
+from .settings import PosteriorSettings as PosteriorSettings
 from .shrinking import Plan as Plan
 from .shrinking import check as check
 from .shrinking import fuse as fuse

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from . import recipe as recipes
 from .errors import SettingError, SparseVDError
 from .recipe import Recipe
+from .settings import make_settings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -163,7 +164,7 @@ def _in_short(message: str) -> str:
 
 def _recipe(chosen: Namespace) -> Recipe:
     values = chosen.as_dict()
-    return recipes.make_settings(Recipe, {key: values[key] for key in Recipe.model_fields})
+    return make_settings(Recipe, {key: values[key] for key in Recipe.model_fields})
 
 
 def _compress(chosen: Namespace, command: list[str]) -> None:

@@ -10,7 +10,7 @@ from .errors import ModelError, SettingError
 from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
 from .masks import Masks, apply_masks_, compute_masks, validate_masks
 from .nn import VARIATIONAL, ChannelGate, is_convertible, is_variational, to_plain_network_, to_variational_
-from .recipe import PosteriorSettings, make_settings
+from .settings import PosteriorSettings, make_settings
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from .errors import MaskError, ModelError, SettingError
 from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
 from .nn import ChannelGate, Variational, gate_sites, is_variational, make_plain_copy, output_dim
 from .posterior import group_log_alpha
-from .recipe import MaskSettings, make_settings
+from .settings import MaskSettings, make_settings
 
 Masks = dict[str, dict[str, Tensor]]
 """NNI's format: {module name: {"weight" or "bias": tensor of 0 and 1 in the target's shape}}."""

@@ -1,4 +1,4 @@
-"""Settings: one frozen, validated object that is also the TOML or YAML file and the flags of the command line."""
+"""The recipe of `nni-sparsevd compress`: its parts, and the TOML or YAML file that holds it."""
 
 import tomllib
 from collections.abc import Callable
@@ -8,79 +8,15 @@ from typing import Annotated, Literal, TypeVar
 
 import tomli_w
 import yaml
-from annotated_types import Ge, Gt, Lt
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from annotated_types import Gt, Lt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from .errors import SettingError
 from .files import write_bytes
-from .posterior import DEFAULT_THRESHOLD, Estimator, Prior, Variance
+from .settings import Fraction, MaskSettings, PosteriorSettings, Settings, make_settings
 
-Fraction = Annotated[float, Ge(0), Lt(1)]
 Argument = int | float | str | bool | list[int]
-
-
-class Settings(BaseModel):
-    """Base of all settings: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-
-class PosteriorSettings(Settings):
-    """What is learnt about each weight or channel: the argument of `sparsify_`."""
-
-    prior: Prior = "log_uniform"
-    """Log-uniform with the paper's KL (eq. 14), with the exact KL, or empirical Bayes (ARD)."""
-    estimator: Estimator = "local"
-    """How noise enters: local reparameterisation, its two cheaper variants, or one weight sample a batch."""
-    estimators: dict[str, Estimator] = {}
-    """Name, pattern or type -> estimator of that layer, e.g. the cheap one for convolutions: {Conv2d: weight}."""
-    variance: Variance = "weight"
-    """A sigma^2 for each weight, or one for all weights of an output channel: then training takes the memory of dense
-    training, and local reparameterisation nearly its time."""
-    granularity: Literal["weight", "gate", "both"] = "weight"
-    """A posterior per weight, one per coupled channel (a gate), or both."""
-    init_log_sigma2: float = -10.0
-    """Where every log sigma^2 starts."""
-    threshold: NonNegativeFloat = DEFAULT_THRESHOLD
-    """A weight or channel whose log alpha reaches this is removed."""
-    include: tuple[str, ...] = ()
-    """Module names, shell patterns of names, or type names to convert; empty means all."""
-    exclude: tuple[str, ...] = ()
-    """The same, to leave alone."""
-    kl_weights: dict[str, NonNegativeFloat] = {}
-    """Name, pattern or type -> factor on that layer's KL, e.g. to press harder on costly layers."""
-
-
-class MaskSettings(Settings):
-    """How log alpha becomes masks: the argument of `compute_masks`."""
-
-    structure: Literal["unstructured", "structured", "n:m"] = "unstructured"
-    """Single weights, whole coupled channels, or N of every M weights along the input axis."""
-    threshold: NonNegativeFloat | Literal["held_out"] | None = None
-    """Remove at this log alpha; nothing: what the layers were given; held_out: chosen on data kept from training."""
-    ratio: Fraction | None = None
-    """Remove this fraction, the least relevant first, instead of using the threshold."""
-    scope: Literal["layer", "global"] = "global"
-    """Whether a ratio holds in every layer or over all of them together."""
-    keep: PositiveInt = 2
-    """N of N:M: weights kept in a block."""
-    block: PositiveInt = 4
-    """M of N:M: weights in a block."""
-    allow_empty: bool = False
-    """Accept masks that remove a whole layer, and training that removes everything (random labels)."""
-    tolerance: NonNegativeFloat = 0.002
-    """With threshold=held_out: accuracy given up, at most, against the best threshold on the curve."""
+"""A value that the constructor of a network takes."""
 
 
 class ModelSettings(Settings):
@@ -88,7 +24,7 @@ class ModelSettings(Settings):
 
     name: str = "lenet_300_100"
     """Any timm name, or lenet_300_100, lenet5_caffe, vgg_like, resnet18_small (see `list-models`)."""
-    arguments: dict[str, Argument] = {}
+    arguments: dict[str, Argument] = {}  # noqa: RUF012  pydantic copies the default
     """Further arguments of `timm.create_model`."""
     pretrained: bool = False
     """Start from timm's pre-trained weights."""
@@ -104,32 +40,34 @@ class DataSettings(Settings):
     train: Path | None = None
     """Root of the training data: a folder, an image folder or a tar."""
     test: Path | None = None
-    """Root of the test data; nothing: the same root, test split."""
+    """Root of the test data; not set: the root of the training data, of which the test split is taken."""
     holdout: Annotated[float, Gt(0), Lt(1)] = 0.1
-    """Part of the training data kept from training, to watch it and to choose the threshold."""
+    """Part of the training data kept from training, to watch the training and to choose the threshold."""
     image_size: PositiveInt | None = None
-    """Side of the square input; nothing: that of the network's default or of the data."""
+    """Side of the square input; not set: the size that the network is built for, or else that of the images."""
     augment: Literal["none", "crop_flip", "crop"] = "none"
     """Random crops, with or without horizontal flips."""
     margin: PositiveInt | None = None
-    """Pixels by which crops move, at most; nothing: an eighth of the side."""
+    """Largest shift of a random crop, in pixels; not set: an eighth of the side."""
     batch_size: PositiveInt = 100
-    """Images a step and process."""
+    """Images per step and process."""
     limit: PositiveInt | None = None
     """Use only this many training images."""
     random_labels: bool = False
-    """Give training and held-out images labels drawn at random, once (by `seed`): there is nothing to learn then."""
+    """Replace the labels of training and held-out images by labels drawn once at random (by `seed`): there is then
+    nothing to learn."""
     workers: NonNegativeInt = 0
     """Loader processes; 0 loads in the training process."""
 
     def resolve_paths(self, folder: Path) -> "DataSettings":
-        """Take the paths from `folder`."""
-        roots = {"train": self.train, "test": self.test}
-        return self.model_copy(update={key: None if root is None else folder / root for key, root in roots.items()})
+        """These settings with relative paths taken from `folder`."""
+        train = None if self.train is None else folder / self.train
+        test = None if self.test is None else folder / self.test
+        return self.model_copy(update={"train": train, "test": test})
 
 
 class Stage(Settings):
-    """One stretch of optimisation."""
+    """One stretch of optimization."""
 
     epochs: NonNegativeInt = 0
     """Length; 0 skips the stage."""
@@ -138,9 +76,9 @@ class Stage(Settings):
     learning_rate: PositiveFloat = 1e-3
     """Peak rate."""
     weight_decay: NonNegativeFloat = 0.0
-    """Decay of the weights; never of the posterior's variances or of gates."""
+    """Decay of the weights; variances of the posterior and gates never decay."""
     hold: Fraction = 0.0
-    """Part of the stage at the peak rate; from there it falls linearly to 0."""
+    """Part of the stage at the peak rate; after it the rate falls linearly to 0."""
 
 
 class SparseStage(Stage):
@@ -151,26 +89,28 @@ class SparseStage(Stage):
     kl_coefficient: NonNegativeFloat = 1.0
     """Weight of the KL in units of 1/N; 1 is the evidence lower bound."""
     warmup_from: NonNegativeFloat = 0.0
-    """Epoch until which the KL's weight is 0."""
+    """Epoch until which the KL has weight 0."""
     warmup_to: NonNegativeFloat = 0.0
-    """Epoch from which it is full; linear between. From scratch, without warm-up, everything dies at once."""
+    """Epoch from which the KL has its full weight; between the two the weight rises linearly. From scratch, without
+    warm-up, everything is removed at once."""
     gate_rate: PositiveFloat = 10.0
-    """Learning rate of gates, as a multiple of the weights'."""
+    """Learning rate of gates, as a multiple of that of the weights."""
     shrink_at: NonNegativeFloat | None = None
     """Log alpha from which channels leave the network while it trains, after every epoch: steps get cheaper, and what
-    has gone cannot come back. Nothing: all stay until the end."""
+    was removed cannot come back. Not set: all channels stay until the end."""
     checkpoint: Path | None = None
     """Start from this posterior.safetensors of another run with the same network and posterior: to train on, or, with
     0 epochs, to decide and fine-tune again."""
     snapshots: tuple[str, ...] = ()
-    """Layers whose weights, as they would ship, are written down after every epoch: for pictures that move."""
+    """Layers whose weights, as they would ship, are written after every epoch, for animations."""
 
 
 class FinetuneStage(Stage):
     """The stage after the decision: what is removed stays zero."""
 
     variational: bool = False
-    """Keep the posteriors of the survivors: their noise, and their KL at the sparse stage's full weight."""
+    """Keep the posteriors of the weights that are left: their noise, and their KL at the full weight of the sparse
+    stage."""
 
 
 class Recipe(Settings):
@@ -181,13 +121,13 @@ class Recipe(Settings):
     data: DataSettings = DataSettings()
     """Which data."""
     posterior: PosteriorSettings = PosteriorSettings()
-    """What is learnt."""
+    """What is learned."""
     dense: Stage = Stage()
     """Ordinary training before Sparse VD."""
     sparse: SparseStage = SparseStage()
     """Sparse VD."""
     finetune: FinetuneStage = FinetuneStage()
-    """Training of the survivors at fixed masks."""
+    """Training of the weights that are left, with fixed masks."""
     masks: MaskSettings = MaskSettings()
     """The decision."""
     seed: int = 0
@@ -195,30 +135,34 @@ class Recipe(Settings):
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision; the KL stays in float32."""
     shard: bool = False
-    """With several processes: weights, gradients and the optimizer's state split among them (FSDP2), not one of each in
-    each."""
+    """Split weights, gradients and the state of the optimizer among several processes (FSDP2), instead of giving each
+    process all of them."""
     channels_last: bool = False
     """Lay training images out channels last: convolutions and pooling are then faster, most of all on a CPU."""
     checkpoint_minutes: PositiveFloat = 5.0
-    """A checkpoint is written at every epoch's end and this often within one."""
+    """Minutes between checkpoints within an epoch; one is also written at the end of every epoch."""
+
+    @property
+    def resolved_threshold(self) -> float | Literal["held_out"]:
+        """The threshold of the decision: that of the masks where it is set, else that of the posterior."""
+        return self.posterior.threshold if self.masks.threshold is None else self.masks.threshold
 
     @model_validator(mode="after")
-    def _parts_are_not_scaled(self) -> "Recipe":
+    def _refuse_scaled_shards(self) -> "Recipe":
         if self.shard and self.precision == "fp16":
             raise ValueError(
-                "shard with precision = 'fp16': its loss scaler needs whole gradients; take 'bf16' or 'no'"
+                "shard with precision = 'fp16': the loss scaler of fp16 needs whole gradients; take 'bf16' or 'no'"
             )
         return self
 
     @model_validator(mode="after")
-    def _shrinking_keeps_what_the_decision_keeps(self) -> "Recipe":
-        limit, at = self.masks.threshold, self.sparse.shrink_at
-        decided = self.posterior.threshold if limit is None else limit
-        if at is None:
+    def _check_shrinking_while_training(self) -> "Recipe":
+        shrink_at, threshold = self.sparse.shrink_at, self.resolved_threshold
+        if shrink_at is None:
             return self
-        if isinstance(decided, float) and at < decided:
+        if isinstance(threshold, float) and shrink_at < threshold:
             raise ValueError(
-                f"sparse.shrink_at = {at:g} takes channels away that the threshold, {decided:g}, would keep"
+                f"sparse.shrink_at = {shrink_at:g} removes channels that the threshold, {threshold:g}, would keep"
             )
         if self.shard or self.sparse.snapshots:
             other = "shard" if self.shard else "sparse.snapshots"
@@ -226,61 +170,66 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _survivors_have_noise_of_their_own(self) -> "Recipe":
+    def _check_variational_finetuning(self) -> "Recipe":
+        # Fine-tuning removes the noise of single weights, so each weight needs a variance of its own.
         if self.finetune.variational and self.posterior.variance == "channel":
             raise ValueError(
-                "finetune.variational takes the noise of single weights away: it needs posterior.variance = 'weight'"
+                "finetune.variational removes the noise of single weights: it needs posterior.variance = 'weight'"
             )
         return self
-
-
-def describe_validation_error(error: ValidationError) -> str:
-    """One line a problem: the key as it is written in the file, what is wrong, what was found."""
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        # what does not go together is said by a rule of ours, which names the keys
-        wrong = f"{key}: {problem['msg']} (found {problem['input']!r})"
-        lines.append(wrong if key else problem["msg"].removeprefix("Value error, "))
-    return "\n".join(lines)
 
 
 S = TypeVar("S", bound=Settings)
 
 
-def make_settings(kind: type[S], values: dict[str, object]) -> S:
-    """Validate `values` as settings of `kind`; raises `SettingError` naming each bad key."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        known = ", ".join(kind.model_fields)
-        raise SettingError(f"{describe_validation_error(error)}\n{kind.__name__} has the keys: {known}") from None
-
-
 def list_bundled_settings(folder: Traversable) -> list[str]:
-    """Names of the settings that a folder of this package holds, a TOML file each."""
-    return sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
+    """List the names of the TOML files in a folder of this package, sorted."""
+    names = [path.name for path in folder.iterdir()]
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def read_bundled_settings(folder: Traversable, kind: type[S], name: str) -> S:
-    """Read one of them; raises `SettingError` where there is none of that name, or it is no `kind`."""
-    if name not in list_bundled_settings(folder):
-        what = kind.__name__.lower()
-        raise SettingError(f"no {what} is named {name!r}; there are {', '.join(list_bundled_settings(folder))}")
+    """Read settings of one kind from a TOML file that comes with this package.
+
+    Args:
+        folder: The folder of the package that holds the files.
+        kind: The class of the settings.
+        name: Name of the file, without ".toml".
+
+    Returns:
+        The settings.
+
+    Raises:
+        SettingError: The folder has no such file, or the file does not hold valid settings of this kind.
+    """
+    names = list_bundled_settings(folder)
+    if name not in names:
+        raise SettingError(f"no {kind.__name__.lower()} is named {name!r}; there are {', '.join(names)}")
     return make_settings(kind, tomllib.loads((folder / f"{name}.toml").read_text()))
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe from a .toml, .yaml or .yml file; raises `SettingError` naming the file and each bad key."""
-    readers: dict[str, Callable[[str], object]] = {
+    """Read a recipe from a file; keys that it does not hold take their defaults.
+
+    Args:
+        path: A .toml, .yaml or .yml file.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        SettingError: The file is missing, has another suffix or cannot be parsed, or a key in it is unknown or has a
+            wrong value. The message names the file and each such key.
+    """
+    parsers: dict[str, Callable[[str], object]] = {
         ".toml": tomllib.loads,
         ".yaml": yaml.safe_load,
         ".yml": yaml.safe_load,
     }
-    if path.suffix not in readers:
+    if path.suffix not in parsers:
         raise SettingError(f"{path}: a recipe is a .toml, .yaml or .yml file")
     try:
-        values = readers[path.suffix](path.read_text())
+        values = parsers[path.suffix](path.read_text())
     except FileNotFoundError:
         raise SettingError(f"{path}: no such recipe") from None
     except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -294,6 +243,14 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write all settings as TOML; `read_recipe` gives back an equal recipe."""
+    """Write all settings as TOML; `read_recipe` returns an equal recipe.
+
+    Args:
+        recipe: The recipe.
+        path: The file to write, whole or not at all.
+
+    Raises:
+        FileFormatError: The file cannot be written.
+    """
     values = recipe.model_dump(mode="json", exclude_none=True)
     write_bytes(path, tomli_w.dumps(values).encode())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import nni_sparsevd as svd
 from nni_sparsevd.errors import MaskError, ModelError, SettingError
 from nni_sparsevd.nn import VARIATIONAL, ChannelGate, Variational, gate_sites, is_variational, named_posteriors
-from nni_sparsevd.recipe import PosteriorSettings
+from nni_sparsevd.settings import PosteriorSettings
 
 NOTHING_PRUNED = -60.0  # an initial log sigma^2 at which every weight that is not zero is kept
 

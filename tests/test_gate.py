@@ -10,7 +10,7 @@ import nni_sparsevd as svd
 from nni_sparsevd.errors import SparseVDError
 from nni_sparsevd.nn import ChannelGate, named_posteriors
 from nni_sparsevd.posterior import elements
-from nni_sparsevd.recipe import PosteriorSettings
+from nni_sparsevd.settings import PosteriorSettings
 
 PRIORS = ("log_uniform", "log_uniform_exact", "ard")
 SHAPES = [((3, 4), 1), ((3, 4, 5), 1), ((3, 4, 5, 6), 1), ((3, 5, 4), -1), ((3, 5, 6, 4), -1), ((3, 5, 4, 6), 2)]

@@ -12,7 +12,7 @@ import nni_sparsevd as svd
 from nni_sparsevd import nn as vnn
 from nni_sparsevd.errors import ModelError, SettingError
 from nni_sparsevd.posterior import divergence, elements
-from nni_sparsevd.recipe import PosteriorSettings
+from nni_sparsevd.settings import PosteriorSettings
 
 PRIORS = ("log_uniform", "log_uniform_exact", "ard")
 

@@ -12,7 +12,7 @@ from nni_sparsevd.errors import MaskError, ModelError, SettingError
 from nni_sparsevd.masks import apply_masks_, count_weights, flatten_masks, unflatten_masks, validate_masks
 from nni_sparsevd.nn import named_posteriors
 from nni_sparsevd.posterior import group_log_alpha
-from nni_sparsevd.recipe import MaskSettings
+from nni_sparsevd.settings import MaskSettings
 
 
 class Net(nn.Module):

@@ -15,16 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from nni_sparsevd.files import load_tensors
-from nni_sparsevd.recipe import (
-    DataSettings,
-    FinetuneStage,
-    ModelSettings,
-    PosteriorSettings,
-    Recipe,
-    SparseStage,
-    Stage,
-    write_recipe,
-)
+from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage, write_recipe
+from nni_sparsevd.settings import PosteriorSettings
 from nni_sparsevd.training import checkpoint, compress
 from nni_sparsevd.training.sharding import _blocks
 

@@ -15,17 +15,8 @@ import torch
 
 from nni_sparsevd import files
 from nni_sparsevd.files import load_tensors
-from nni_sparsevd.recipe import (
-    DataSettings,
-    FinetuneStage,
-    MaskSettings,
-    ModelSettings,
-    PosteriorSettings,
-    Recipe,
-    SparseStage,
-    Stage,
-    write_recipe,
-)
+from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage, write_recipe
+from nni_sparsevd.settings import MaskSettings, PosteriorSettings
 from nni_sparsevd.training import Interrupted, checkpoint, compress, optimizer
 
 MINUTES = 0.001

@@ -11,18 +11,8 @@ from nni_sparsevd import cli, models, storage
 from nni_sparsevd.convert import sparsify_
 from nni_sparsevd.errors import FileFormatError, SettingError
 from nni_sparsevd.files import load_tensors, read_json, read_rows, save_tensors
-from nni_sparsevd.recipe import (
-    DataSettings,
-    FinetuneStage,
-    MaskSettings,
-    ModelSettings,
-    PosteriorSettings,
-    Recipe,
-    SparseStage,
-    Stage,
-    make_settings,
-    write_recipe,
-)
+from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage, write_recipe
+from nni_sparsevd.settings import MaskSettings, PosteriorSettings, make_settings
 from nni_sparsevd.studies.reproduce.finished import open_finished
 from nni_sparsevd.training import compress, network_files
 
@@ -139,7 +129,7 @@ def test_written_and_read_is_the_same_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"sparse": {"shrink_at": 2.0}}, "sparse.shrink_at = 2 takes channels away that the threshold, 3, would keep"),
+        ({"sparse": {"shrink_at": 2.0}}, "sparse.shrink_at = 2 removes channels that the threshold, 3, would keep"),
         ({"sparse": {"shrink_at": 3.5}, "masks": {"threshold": 4.0}}, "the threshold, 4, would keep"),
         ({"sparse": {"shrink_at": 6.0}, "shard": True}, "does not go together with shard"),
         ({"sparse": {"shrink_at": 6.0, "snapshots": ["fc1"]}}, "does not go together with sparse.snapshots"),

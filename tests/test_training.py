@@ -18,17 +18,8 @@ from nni_sparsevd import models
 from nni_sparsevd.errors import FileFormatError, ModelError, SettingError, TrainingError
 from nni_sparsevd.files import load_tensors, save_tensors
 from nni_sparsevd.nn import Variational, is_variational, named_posteriors
-from nni_sparsevd.recipe import (
-    DataSettings,
-    FinetuneStage,
-    MaskSettings,
-    ModelSettings,
-    PosteriorSettings,
-    Recipe,
-    SparseStage,
-    Stage,
-    make_settings,
-)
+from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage
+from nni_sparsevd.settings import MaskSettings, PosteriorSettings, make_settings
 from nni_sparsevd.training import checkpoint, compress, evaluate, loop, optimizer, schedule, threshold
 from nni_sparsevd.training.metrics import Metrics
 

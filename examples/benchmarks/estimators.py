@@ -17,7 +17,8 @@ from step_cost import OURS
 
 from nni_sparsevd.files import read_json, write_json
 from nni_sparsevd.masks import count_weights
-from nni_sparsevd.recipe import DataSettings, ModelSettings, PosteriorSettings, Recipe, SparseStage, Stage
+from nni_sparsevd.recipe import DataSettings, ModelSettings, Recipe, SparseStage, Stage
+from nni_sparsevd.settings import PosteriorSettings
 from nni_sparsevd.training import compress, evaluate
 from nni_sparsevd.training.environment import describe_environment
 

@@ -28,7 +28,8 @@ from jsonargparse import auto_cli
 from nni_sparsevd import training
 from nni_sparsevd.errors import SparseVDError
 from nni_sparsevd.files import PARTIAL_SUFFIX, load_tensors, read_json, read_rows, write_json
-from nni_sparsevd.recipe import DataSettings, FinetuneStage, MaskSettings, Recipe, SparseStage, Stage
+from nni_sparsevd.recipe import DataSettings, FinetuneStage, Recipe, SparseStage, Stage
+from nni_sparsevd.settings import MaskSettings
 from nni_sparsevd.training import loop
 from nni_sparsevd.training.environment import describe_environment
 

@@ -19,7 +19,8 @@ from nni_sparsevd import data as datasets
 from nni_sparsevd import models
 from nni_sparsevd.files import write_json
 from nni_sparsevd.measure import count_macs, count_parameters
-from nni_sparsevd.recipe import DataSettings, ModelSettings, PosteriorSettings, SparseStage
+from nni_sparsevd.recipe import DataSettings, ModelSettings, SparseStage
+from nni_sparsevd.settings import PosteriorSettings
 from nni_sparsevd.studies.bench import read_league
 from nni_sparsevd.studies.bench.arena import Arena, cross_entropy
 from nni_sparsevd.studies.bench.league import League

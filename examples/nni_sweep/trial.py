@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from nni_sparsevd import data
 from nni_sparsevd.errors import SparseVDError
 from nni_sparsevd.plugins.nni import SparseVDPruner, SparseVDSettings
-from nni_sparsevd.recipe import DataSettings, make_settings
+from nni_sparsevd.recipe import DataSettings
+from nni_sparsevd.settings import make_settings
 
 BATCH = 100
 Pairs = tuple[Tensor, Tensor]

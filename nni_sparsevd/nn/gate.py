@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..posterior import divergence, elements
-from ..recipe import PosteriorSettings
+from ..settings import PosteriorSettings
 
 
 class ChannelGate(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import SettingError
 from ..posterior import divergence
-from ..recipe import PosteriorSettings
+from ..settings import PosteriorSettings
 from .variational import Variational
 
 

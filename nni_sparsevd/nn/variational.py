@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..posterior import Estimator, divergence, elements
-from ..recipe import PosteriorSettings
+from ..settings import PosteriorSettings
 
 Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(input, weight, bias) -> output: what the layer does with its weight."""

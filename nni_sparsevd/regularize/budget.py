@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..measure import CostKind
 from ..nn import make_plain_copy
-from ..recipe import Settings
+from ..settings import Settings
 
 Cost = Callable[[nn.Module], float]
 """A function that measures an ordinary network: multiply-accumulates, parameters, milliseconds, or what you like."""

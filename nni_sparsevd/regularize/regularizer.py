@@ -12,7 +12,7 @@ from ..errors import SettingError
 from ..graph import Inputs
 from ..masks import compute_masks, count_weights
 from ..nn import kl, regularize_
-from ..recipe import MaskSettings
+from ..settings import MaskSettings
 from .settings import SparseVDSettings
 from .variances import VarianceOptimizer
 

@@ -4,7 +4,7 @@ import math
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from ..recipe import Fraction, PosteriorSettings, Settings
+from ..settings import Fraction, PosteriorSettings, Settings
 from .objective import kl_weight_now
 
 

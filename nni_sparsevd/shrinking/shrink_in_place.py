@@ -14,7 +14,7 @@ from ..errors import ShrinkError
 from ..graph import Axis, Inputs, channel_graph, copy_model, named_states, remove_indices
 from ..masks import compute_masks
 from ..nn import ChannelGate, Variational, gate_sites, is_variational, named_posteriors, output_dim
-from ..recipe import MaskSettings
+from ..settings import MaskSettings
 from .apply import apply_plan_
 from .carriers import Merge
 from .plan import Plan

@@ -7,7 +7,7 @@ from torch import nn
 from ..data import DataSets
 from ..graph import Inputs
 from ..masks import compute_masks, count_weights
-from ..recipe import MaskSettings
+from ..settings import MaskSettings
 from .scoring import evaluate_baked
 
 GRID = tuple(step / 2 for step in range(13))

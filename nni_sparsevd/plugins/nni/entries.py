@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ConfigDict, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from ...errors import SettingError
-from ...recipe import Settings, describe_validation_error
+from ...settings import Settings, describe_validation_error
 
 Names = Annotated[list[StrictStr], MinLen(1)]
 Block = list[StrictInt]

@@ -14,7 +14,7 @@ from ...convert import attach_gate_, find_gateable_groups
 from ...errors import SettingError
 from ...graph import ChannelGraph, ChannelGroup, channel_graph
 from ...nn import ChannelGate, gate_sites, output_dim, scale_channels_
-from ...recipe import PosteriorSettings
+from ...settings import PosteriorSettings
 from .config import check_config
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...nn import VARIATIONAL, local_reparameterization, make_log_sigma2, sample_weights
 from ...posterior import divergence
-from ...recipe import PosteriorSettings
+from ...settings import PosteriorSettings
 
 SAMPLED = "sparse_vd_{}"
 """Apply methods of NNI that draw the target from its posterior before they do what the plain one does."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from ...errors import ModelError
 from ...nn import ChannelGate
-from ...recipe import PosteriorSettings
+from ...settings import PosteriorSettings
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from ...errors import SettingError
-from ...recipe import DataSettings, ModelSettings, Settings, Stage, list_bundled_settings, read_bundled_settings
+from ...recipe import DataSettings, ModelSettings, Stage, list_bundled_settings, read_bundled_settings
+from ...settings import Settings
 
 FOLDER = files(__package__) / "leagues"
 

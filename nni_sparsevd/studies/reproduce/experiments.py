@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ...recipe import Recipe, Settings, list_bundled_settings, make_settings, read_bundled_settings
+from ...recipe import Recipe, list_bundled_settings, read_bundled_settings
+from ...settings import Settings, make_settings
 
 FOLDER = files(__package__) / "recipes"
 Table = dict[str, Any]

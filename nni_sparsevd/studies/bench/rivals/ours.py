@@ -10,8 +10,9 @@ from ....convert import bake_, sparsify_
 from ....masks import Masks, compute_masks
 from ....nn import Variational, named_posteriors, regularize_
 from ....posterior import Estimator, Prior
-from ....recipe import MaskSettings, PosteriorSettings, Stage
+from ....recipe import Stage
 from ....regularize import Controller
+from ....settings import MaskSettings, PosteriorSettings
 from ....training.survivors import remove_noise_
 from ....training.threshold import threshold_curve
 from ..arena import Arena, Between, Loss, cross_entropy

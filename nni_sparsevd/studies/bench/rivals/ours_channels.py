@@ -3,7 +3,8 @@
 from typing import Literal
 
 from ....plugins.torch_pruning import Budget, SparseVDPruner, SparseVDSettings
-from ....recipe import PosteriorSettings, Stage
+from ....recipe import Stage
+from ....settings import PosteriorSettings
 from ..arena import Arena, classifier
 from .distillation import distilled
 from .entry import Prepare, Pruned, Rival, by_level

@@ -1,0 +1,129 @@
+"""Settings: frozen, validated objects that are also tables of a TOML or YAML file and flags of the command line.
+
+The docstring below a field is its only description: documentation, table of settings and help of the flags show it.
+"""
+
+from typing import Annotated, Literal, TypeVar
+
+from annotated_types import Ge, Lt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, ValidationError
+
+from .errors import SettingError
+from .posterior import DEFAULT_THRESHOLD, Estimator, Prior, Variance
+
+Fraction = Annotated[float, Ge(0), Lt(1)]
+"""A number from 0 to just below 1."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class PosteriorSettings(Settings):
+    """What is learned about each weight or channel: the settings of `sparsify_`.
+
+    Example:
+        ```python
+        import nni_sparsevd as svd
+        from torch import nn
+
+        settings = svd.PosteriorSettings(estimator="weight", exclude=("2",))
+        model = svd.sparsify_(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)), settings)
+        assert model[0].settings == settings and type(model[2]) is nn.Linear
+        ```
+    """
+
+    prior: Prior = "log_uniform"
+    """The prior: log-uniform with the paper's KL (eq. 14), log-uniform with the exact KL, or empirical Bayes (ARD)."""
+    estimator: Estimator = "local"
+    """How noise enters: local reparameterization, its two cheaper variants, or one sample of the weights per batch."""
+    estimators: dict[str, Estimator] = {}
+    """Name, pattern or type -> estimator of these layers, e.g. the cheap one for convolutions: {Conv2d: weight}."""
+    variance: Variance = "weight"
+    """One sigma^2 for each weight, or one for all weights of an output channel: training then takes the memory of dense
+    training, and local reparameterization nearly its time."""
+    granularity: Literal["weight", "gate", "both"] = "weight"
+    """One posterior per weight, one per coupled channel (a gate), or both."""
+    init_log_sigma2: float = -10.0
+    """Initial value of every log sigma^2."""
+    threshold: NonNegativeFloat = DEFAULT_THRESHOLD
+    """A weight or channel is removed when its log alpha reaches this."""
+    include: tuple[str, ...] = ()
+    """Layers to convert, by module name, shell pattern of names, or type; empty: all layers."""
+    exclude: tuple[str, ...] = ()
+    """Layers to leave as they are, by module name, shell pattern of names, or type."""
+    kl_weights: dict[str, NonNegativeFloat] = {}
+    """Name, pattern or type -> factor on the KL of these layers, e.g. above 1 for layers that are costly to run."""
+
+
+class MaskSettings(Settings):
+    """How log alpha becomes masks: the settings of `compute_masks`.
+
+    Example:
+        ```python
+        import nni_sparsevd as svd
+        from torch import nn
+
+        model = svd.sparsify_(nn.Sequential(nn.Linear(8, 4)))
+        masks = svd.compute_masks(model, svd.MaskSettings(ratio=0.5))
+        assert masks["0"]["weight"].sum() == 16
+        ```
+    """
+
+    structure: Literal["unstructured", "structured", "n:m"] = "unstructured"
+    """What is removed: single weights, whole coupled channels, or all but N of every M weights along the input axis."""
+    threshold: NonNegativeFloat | Literal["held_out"] | None = None
+    """Log alpha from which weights or channels are removed; not set: the threshold of each layer; held_out: the
+    threshold is chosen on data kept from training."""
+    ratio: Fraction | None = None
+    """Remove this fraction, the least relevant first, instead of using the threshold."""
+    scope: Literal["layer", "global"] = "global"
+    """Whether the ratio holds in every layer, or over all layers together."""
+    keep: PositiveInt = 2
+    """N of N:M: weights kept in a block."""
+    block: PositiveInt = 4
+    """M of N:M: weights in a block."""
+    allow_empty: bool = False
+    """Accept masks that remove a whole layer, and training that removes everything (random labels)."""
+    tolerance: NonNegativeFloat = 0.002
+    """With threshold=held_out: the largest loss of accuracy against the best threshold on the curve."""
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """Describe each problem on a line of its own: the key as the file spells it, what is wrong, and what was found."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if key:
+            lines.append(f"{key}: {problem['msg']} (found {problem['input']!r})")
+        else:
+            # A problem without a key comes from one of our own validators, whose message names the keys itself.
+            lines.append(problem["msg"].removeprefix("Value error, "))
+    return "\n".join(lines)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def make_settings(kind: type[S], values: dict[str, object]) -> S:
+    """Validate values as settings of one kind.
+
+    Args:
+        kind: The class of the settings.
+        values: Key -> value; keys that are missing take their defaults.
+
+    Returns:
+        The settings, frozen.
+
+    Raises:
+        SettingError: A key is unknown or its value is wrong. The message has one line for each such key.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        known = ", ".join(kind.model_fields)
+        raise SettingError(f"{describe_validation_error(error)}\n{kind.__name__} has the keys: {known}") from None
