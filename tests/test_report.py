@@ -30,7 +30,7 @@ PICTURES = ("progress", "log_alpha", "curve", "layers")
 
 
 @pytest.fixture(scope="module")
-def open_finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     finish(compress(make_settings(recipe.Recipe, RECIPE), folder, ["nni-sparsevd", "compress"]), folder)
     return folder
