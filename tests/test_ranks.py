@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from nni_sparsevd.files import load_tensors
 from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage, write_recipe
 from nni_sparsevd.settings import PosteriorSettings
-from nni_sparsevd.training import checkpoint, compress
+from nni_sparsevd.training import compress
+from nni_sparsevd.training.checkpoint import read_checkpoint
 from nni_sparsevd.training.sharding import _blocks
 
 WORKER = """
@@ -41,14 +42,14 @@ training.loop.sharded = shared
 folder = Path(sys.argv[2]) / "run"
 resume = (folder / "recipe.toml").exists()
 if len(sys.argv) > 3 and os.environ["RANK"] == sys.argv[4]:  # one process is told to stop: all do
-    real, seen = training.optimizer.set_rate, 0
+    real, seen = training.loop.set_learning_rate, 0
     def counted(*arguments):
         global seen
         seen += 1
         if seen == int(sys.argv[3]):
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
-    training.optimizer.set_rate = counted
+    training.loop.set_learning_rate = counted
 try:
     training.loop.AGREE_EVERY = 2
     training.compress(recipe.read_recipe(Path(sys.argv[1])), folder, [], resume=resume)
@@ -170,7 +171,7 @@ def test_resuming_among_another_number_of_processes(tmp_path: Path, shard: bool)
     places = []
     for processes, stop in ((2, ["18", "1"]), (1, ["17", "0"]), (2, [])):
         in_processes(processes, tmp_path, *stop)
-        start = checkpoint.read(tmp_path / "run" / "checkpoint.safetensors")
+        start = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors")
         assert start is not None
         places.append((start.place.stage, start.place.step, start.place.per_epoch))
     # 18 = 12 dense + 6, halfway through epoch 2; 17 steps on from step 12 of 48, one step into epoch 4

@@ -17,7 +17,8 @@ from nni_sparsevd import files
 from nni_sparsevd.files import load_tensors
 from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage, write_recipe
 from nni_sparsevd.settings import MaskSettings, PosteriorSettings
-from nni_sparsevd.training import Interrupted, checkpoint, compress, optimizer
+from nni_sparsevd.training import Interrupted, compress, loop
+from nni_sparsevd.training.checkpoint import read_checkpoint
 
 MINUTES = 0.001
 """Between checkpoints: 60 ms, so that some kills come right after one and others several steps later."""
@@ -64,9 +65,9 @@ import os, signal, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from nni_sparsevd import files, recipe, training
-from nni_sparsevd.training import optimizer
+from nni_sparsevd.training import loop
 folder, how, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-room, name = {"step": (optimizer, "set_rate"), "write": (os, "replace"), "none": (optimizer, "set_rate")}[how]
+room, name = {"step": (loop, "set_learning_rate"), "write": (os, "replace"), "none": (loop, "set_learning_rate")}[how]
 real, count = getattr(room, name), 0
 def counted(*arguments):
     global count
@@ -109,7 +110,7 @@ class PowerFailureError(Exception):
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
-    real, count = optimizer.set_rate, 0
+    real, count = loop.set_learning_rate, 0
 
     def counted(optim: torch.optim.Optimizer, rate: float) -> None:
         nonlocal count
@@ -118,7 +119,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Non
         if count == step:
             action()
 
-    monkeypatch.setattr(optimizer, "set_rate", counted)
+    monkeypatch.setattr(loop, "set_learning_rate", counted)
 
 
 def fail() -> None:
@@ -205,7 +206,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
         with pytest.raises(Interrupted, match=r"sparse after step 10 of 50.*--resume"):
             compress(seldom, tmp_path / "cut", [])
     assert signal.getsignal(number) is before
-    kept = checkpoint.read(tmp_path / "cut" / "checkpoint.safetensors")
+    kept = read_checkpoint(tmp_path / "cut" / "checkpoint.safetensors")
     assert kept is not None
     assert (kept.place.stage, kept.place.step) == ("sparse", 10)
     compress(seldom, tmp_path / "cut", [], resume=True)
@@ -230,6 +231,6 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(files.FileFormatError, match="No space left on device"):
             compress(frugal, tmp_path / "cut", [])
     assert not [path for path in (tmp_path / "cut").iterdir() if path.name.startswith(".")]
-    assert checkpoint.read(tmp_path / "cut" / "checkpoint.safetensors") is not None
+    assert read_checkpoint(tmp_path / "cut" / "checkpoint.safetensors") is not None
     compress(frugal, tmp_path / "cut", [], resume=True)
     assert differing(results(tmp_path / "whole"), results(tmp_path / "cut")) == []

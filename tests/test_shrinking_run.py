@@ -14,7 +14,8 @@ from nni_sparsevd.files import load_tensors, read_json, read_rows, save_tensors
 from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage, write_recipe
 from nni_sparsevd.settings import MaskSettings, PosteriorSettings, make_settings
 from nni_sparsevd.studies.reproduce.finished import open_finished
-from nni_sparsevd.training import compress, network_files
+from nni_sparsevd.training import compress
+from nni_sparsevd.training.network_files import SIZES, read_network_, write_network
 
 
 @pytest.fixture(autouse=True)
@@ -104,12 +105,12 @@ def test_blocks_of_n_of_m_stay_whole(tmp_path: Path) -> None:
 def test_sizes_of_another_network_are_refused(folder: Path, tmp_path: Path) -> None:
     tensors, metadata = load_tensors(folder / "baked.safetensors")
     for name, header, said in (
-        ("cut", metadata[network_files.SIZES][:-9], "its sizes are damaged"),
+        ("cut", metadata[SIZES][:-9], "its sizes are damaged"),
         ("other", json.dumps({"": {"no_such_size": 3}}), "no plain attribute"),
     ):
-        save_tensors(tensors, tmp_path / f"{name}.safetensors", {network_files.SIZES: header})
+        save_tensors(tensors, tmp_path / f"{name}.safetensors", {SIZES: header})
         with pytest.raises(FileFormatError, match=rf"{name}\.safetensors: .*{said}"):
-            network_files.read_(models.create_model(recipe().model, 10, 1, 8), tmp_path / f"{name}.safetensors")
+            read_network_(models.create_model(recipe().model, 10, 1, 8), tmp_path / f"{name}.safetensors")
 
 
 def test_written_and_read_is_the_same_network(tmp_path: Path) -> None:
@@ -120,8 +121,8 @@ def test_written_and_read_is_the_same_network(tmp_path: Path) -> None:
         sparsify_(model, example_inputs=torch.zeros(2, 4), granularity="both")
         model[3].weight = model[2].weight
         model[0].bias.requires_grad_(False)
-    network_files.write(first, tmp_path / "network.safetensors", resized=True)
-    network_files.read_(second, tmp_path / "network.safetensors")
+    write_network(first, tmp_path / "network.safetensors", resized=True)
+    read_network_(second, tmp_path / "network.safetensors")
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
     assert second[3].weight is second[2].weight and not second[0].bias.requires_grad
 

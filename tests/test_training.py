@@ -20,7 +20,8 @@ from nni_sparsevd.files import load_tensors, save_tensors
 from nni_sparsevd.nn import Variational, is_variational, named_posteriors
 from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage
 from nni_sparsevd.settings import MaskSettings, PosteriorSettings, make_settings
-from nni_sparsevd.training import checkpoint, compress, evaluate, loop, optimizer, schedule, threshold
+from nni_sparsevd.training import choose_threshold, compress, evaluate, loop, threshold
+from nni_sparsevd.training.checkpoint import Place, read_checkpoint
 from nni_sparsevd.training.metrics import Metrics
 
 training_compress: Any = sys.modules["nni_sparsevd.training.stages"]  # the function hides the module of its name
@@ -46,7 +47,7 @@ def recipe(**parts: Any) -> Recipe:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[torch.optim.Optimizer], None]) -> None:
     """Do something just before the backward pass of the given step, counted from 1 over all stages."""
-    real, count = optimizer.set_rate, 0
+    real, count = loop.set_learning_rate, 0
 
     def counted(optim: torch.optim.Optimizer, rate: float) -> None:
         nonlocal count
@@ -55,7 +56,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[torch.
         if count == step:
             action(optim)
 
-    monkeypatch.setattr(optimizer, "set_rate", counted)
+    monkeypatch.setattr(loop, "set_learning_rate", counted)
 
 
 # Objective and evaluation.
@@ -132,13 +133,13 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(
     at_step(monkeypatch, epoch * PER_EPOCH, spoil)
     with pytest.raises(TrainingError, match=r"not finite|no longer finite") as caught:
         compress(recipe(dense=Stage(epochs=3)), tmp_path / "run", [])
-    kept = checkpoint.read(tmp_path / "run" / "checkpoint.safetensors")
+    kept = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors")
     if epoch == 1:
         assert kept is None
         assert "no checkpoint" in str(caught.value)
         return
     assert kept is not None
-    assert kept.place == checkpoint.Place("dense", PER_EPOCH, PER_EPOCH)
+    assert kept.place == Place("dense", PER_EPOCH, PER_EPOCH)
     assert all(value.isfinite().all() for value in kept.tensors.values())
     assert "checkpoint.safetensors" in str(caught.value)
 
@@ -150,7 +151,7 @@ def test_a_loss_that_is_not_finite_stops_the_epoch(tmp_path: Path, monkeypatch: 
     at_step(monkeypatch, PER_EPOCH + 3, spoil)
     with pytest.raises(TrainingError, match=r"dense\.learning_rate"):
         compress(recipe(dense=Stage(epochs=3)), tmp_path / "run", [])
-    kept = checkpoint.read(tmp_path / "run" / "checkpoint.safetensors")
+    kept = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors")
     assert kept is not None
     assert kept.place.step == PER_EPOCH
 
@@ -219,11 +220,11 @@ def test_the_largest_compression_within_the_tolerance_wins(
     fake_scores(monkeypatch, needed=5)
     data = datasets.load_data(DataSettings())
     masking = MaskSettings(threshold="held_out", tolerance=tolerance)
-    curve = threshold.threshold_curve(model, masking, data, torch.zeros(1, 8))
+    curve = choose_threshold(model, masking, data, torch.zeros(1, 8))
     assert int((model.log_alpha() < curve.chosen).sum()) == kept
     assert list(curve.thresholds) == sorted(curve.thresholds)
     assert list(curve.compression) == sorted(curve.compression, reverse=True)
-    fixed = threshold.threshold_curve(model, MaskSettings(threshold=1.7), data, torch.zeros(1, 8))
+    fixed = choose_threshold(model, MaskSettings(threshold=1.7), data, torch.zeros(1, 8))
     assert fixed.chosen == 1.7
     assert fixed.accuracy[fixed.thresholds.index(1.7)] == pytest.approx(0.7)
 
@@ -307,20 +308,20 @@ def test_survivors_are_tuned_with_their_noise_at_fixed_masks(
 ) -> None:
     """The KL goes on at full weight, what is removed has neither mean nor noise, and the end is ordinary."""
     weights, noise = [], []
-    real = schedule.kl_weight
+    real = loop.kl_coefficient_at
 
     def watched(stage: SparseStage, epoch: float) -> float:
         weights.append((stage.kl_coefficient, epoch))
         return real(stage, epoch)
 
-    real_removal = training_compress.remove_noise_
+    real_removal = training_compress.mask_posterior_
 
     def kept(model: nn.Module, masks: Any) -> None:
         real_removal(model, masks)
         noise.append((model, masks))
 
-    monkeypatch.setattr(schedule, "kl_weight", watched)
-    monkeypatch.setattr(training_compress, "remove_noise_", kept)
+    monkeypatch.setattr(loop, "kl_coefficient_at", watched)
+    monkeypatch.setattr(training_compress, "mask_posterior_", kept)
     structure: Any = "unstructured" if granularity == "weight" else "structured"
     one = recipe(
         dense=Stage(epochs=2), finetune=FinetuneStage(epochs=2, variational=True),

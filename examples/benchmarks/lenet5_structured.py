@@ -23,9 +23,8 @@ from nni_sparsevd import models
 from nni_sparsevd.files import load_tensors, save_tensors, write_json
 from nni_sparsevd.measure import count_macs, count_parameters, measure_latencies
 from nni_sparsevd.recipe import DataSettings, SparseStage, Stage
-from nni_sparsevd.training import evaluate, optimizer
+from nni_sparsevd.training import build_optimizer, evaluate, learning_rate_at, set_learning_rate
 from nni_sparsevd.training.environment import describe_environment
-from nni_sparsevd.training.schedule import learning_rate
 
 # About in proportion to MACs: a channel of conv1 costs about four of conv2, a neuron of fc1 next to nothing (its factor
 # is larger than its share, for the parameters).  At 2 in place of 4, conv1 keeps a channel more.
@@ -49,7 +48,7 @@ def train_(model: nn.Module, stage: Stage, data: datasets.DataSets, seed: int, n
     model.to(memory_format=torch.channels_last)  # a third less time than torch's own order
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    optim = optimizer.build(model, stage, stage.gate_rate if isinstance(stage, SparseStage) else 1.0)
+    optim = build_optimizer(model, stage, stage.gate_rate if isinstance(stage, SparseStage) else 1.0)
     crops = DataSettings(augment="crop", margin=FINETUNE_SHIFT if stage is FINETUNE else SHIFT)
     count = len(data.train)
     steps = count // BATCH
@@ -60,7 +59,7 @@ def train_(model: nn.Module, stage: Stage, data: datasets.DataSets, seed: int, n
             loss = F.cross_entropy(model(images), data.train.labels[rows])
             if isinstance(stage, SparseStage):
                 loss = loss + stage.kl_coefficient / count * svd.kl(model)
-            optimizer.set_rate(optim, learning_rate(stage, (epoch + place / steps) / stage.epochs))
+            set_learning_rate(optim, learning_rate_at(stage, (epoch + place / steps) / stage.epochs))
             optim.zero_grad()
             loss.backward()
             optim.step()

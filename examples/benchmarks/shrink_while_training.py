@@ -24,7 +24,13 @@ from nni_sparsevd.settings import PosteriorSettings
 from nni_sparsevd.studies.bench import read_league
 from nni_sparsevd.studies.bench.arena import Arena, cross_entropy
 from nni_sparsevd.studies.bench.league import League
-from nni_sparsevd.training import optimizer, schedule
+from nni_sparsevd.training import (
+    build_optimizer,
+    derive_seed,
+    kl_coefficient_at,
+    learning_rate_at,
+    set_learning_rate,
+)
 from nni_sparsevd.training.environment import describe_environment
 
 THRESHOLD = PosteriorSettings().threshold
@@ -43,19 +49,19 @@ def trained(way: str, data: datasets.DataSets, played: League, stage: SparseStag
     example, dense_macs = ground.example, ground.dense_macs
     if way != "dense":
         svd.sparsify_(model, example_inputs=example, granularity="gate", init_log_sigma2=-6.0)
-    optim = optimizer.build(model, stage, stage.gate_rate)
+    optim = build_optimizer(model, stage, stage.gate_rate)
     total, spent, epochs, small = stage.epochs * ground.per_epoch, 0.0, [], model
     for step in range(total):
         began = time.process_time()
         batch = ground.batch(step)
-        torch.manual_seed(schedule.seed_for(seed, "noise", step))
+        torch.manual_seed(derive_seed(seed, "noise", step))
         model.train()
         loss = cross_entropy(batch, model)
-        optimizer.set_rate(optim, schedule.learning_rate(stage, step / total))
+        set_learning_rate(optim, learning_rate_at(stage, step / total))
         optim.zero_grad()
         loss.backward()
         if way != "dense":
-            svd.regularize_(model, schedule.kl_weight(stage, step / ground.per_epoch) / len(data.train))
+            svd.regularize_(model, kl_coefficient_at(stage, step / ground.per_epoch) / len(data.train))
         optim.step()
         ends = (step + 1) % ground.per_epoch == 0
         if ends and WAYS[way] is not None:

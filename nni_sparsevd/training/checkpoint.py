@@ -40,7 +40,7 @@ Scalars = dict[str, Any]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.  No random state: noise and order are functions of the place (see `schedule.seed_for`)."""
+    """What a file holds.  No random state: noise and order are functions of the place (see `schedule.derive_seed`)."""
 
     place: Place
     tensors: dict[str, Tensor]
@@ -91,7 +91,7 @@ def _fitting() -> Iterator[None]:
         raise TrainingError(f"the checkpoint does not fit the network of the recipe: {error}") from None
 
 
-def take(
+def take_checkpoint(
     place: Place,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -120,13 +120,13 @@ def take(
     return Checkpoint(place, tensors, scalars, read_attributes(model) if resized else {})
 
 
-def write(path: Path, checkpoint: Checkpoint) -> None:
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Replace the one at `path`."""
     header = {"place": asdict(checkpoint.place), "scalars": checkpoint.scalars, "sizes": checkpoint.sizes}
     save_tensors(checkpoint.tensors, path, {KEY: json.dumps(header)})
 
 
-def read(path: Path) -> Checkpoint | None:
+def read_checkpoint(path: Path) -> Checkpoint | None:
     """Read the checkpoint at `path`, or None where there is none; raises `FileFormatError` for a damaged one."""
     if not path.exists():
         return None

@@ -21,8 +21,10 @@ from ..masks import Masks, apply_masks_
 from ..nn import is_variational, kl, regularize_
 from ..recipe import Recipe, SparseStage, Stage
 from ..shrinking import shrink_
-from . import checkpoint, optimizer, schedule
+from .checkpoint import Checkpoint, Place, take_checkpoint, write_checkpoint
 from .metrics import Metrics
+from .optimizer import build_optimizer, rebuild_optimizer, set_learning_rate
+from .schedule import derive_seed, kl_coefficient_at, learning_rate_at
 from .sharding import agree_, gather_, like, sharded
 
 LOOK_EVERY = 50
@@ -61,7 +63,7 @@ def fit(
     epoch_end: EpochEnd,
     *,
     masks: Masks | None = None,
-    start: checkpoint.Checkpoint | None = None,
+    start: Checkpoint | None = None,
 ) -> None:
     """Train `model` in place through `stage`, from the beginning or from `start`.
 
@@ -82,7 +84,7 @@ def fit(
     split = recipe.shard and world > 1
     learner = sharded(model) if split else model
     """What learns: `model`, or this process's part of it, from which `model` is gathered when somebody looks."""
-    optim = optimizer.build(learner, stage, stage.gate_rate if isinstance(stage, SparseStage) else 1.0)
+    optim = build_optimizer(learner, stage, stage.gate_rate if isinstance(stage, SparseStage) else 1.0)
     step, running = 0, torch.zeros(3, dtype=torch.float64)
     if start is not None:
         start.restore_optimizer_(optim, accelerator.scaler)
@@ -100,32 +102,32 @@ def fit(
 
     def save() -> None:
         _check_finite(running[0].item(), name, step, run.checkpoint, model)
-        at, everyones = checkpoint.Place(name, step, per_epoch), accelerator.reduce(running.clone())
-        taken = checkpoint.take(at, model, optim, everyones, accelerator.scaler, resized=resized)
+        at, everyones = Place(name, step, per_epoch), accelerator.reduce(running.clone())
+        taken = take_checkpoint(at, model, optim, everyones, accelerator.scaler, resized=resized)
         if accelerator.is_main_process:
-            checkpoint.write(run.checkpoint, taken)
+            write_checkpoint(run.checkpoint, taken)
 
     with _Signals() as signals, run.metrics.stage(name, total, step) as bar:
         while step < total:
             epoch, place = divmod(step, per_epoch)
             if place == 0 or not len(order):
-                generator = torch.Generator().manual_seed(schedule.seed_for(recipe.seed, name, "order", epoch))
+                generator = torch.Generator().manual_seed(derive_seed(recipe.seed, name, "order", epoch))
                 order = torch.randperm(count, generator=generator)
             here = (recipe.seed, name, step, rank)
             rows = order[place * world + rank :: per_epoch * world][: recipe.data.batch_size]
-            generator = torch.Generator().manual_seed(schedule.seed_for(*here, "augment"))
+            generator = torch.Generator().manual_seed(derive_seed(*here, "augment"))
             images = augment(data.train.images[rows], recipe.data, generator).to(accelerator.device)
             labels = data.train.labels[rows].to(accelerator.device)
-            torch.manual_seed(schedule.seed_for(*here))
+            torch.manual_seed(derive_seed(*here))
             learner.train()
             with accelerator.autocast():
                 logits = wrapped(to_memory_format(data.normalize(images), recipe.channels_last))
             loss = F.cross_entropy(logits.float(), labels)
-            optimizer.set_rate(optim, schedule.learning_rate(stage, step / total))
+            set_learning_rate(optim, learning_rate_at(stage, step / total))
             optim.zero_grad()
             accelerator.backward(loss)
             if pulled is not None:
-                weight = schedule.kl_weight(pulled, step / per_epoch) / count
+                weight = kl_coefficient_at(pulled, step / per_epoch) / count
                 regularize_(learner, weight if accelerator.scaler is None else weight * accelerator.scaler.get_scale())
             if accelerator.scaler is None:
                 optim.step()
@@ -189,7 +191,7 @@ def _shrunk(run: Run, model: nn.Module, stage: SparseStage, optim: torch.optim.O
     masks = run.recipe.masks
     multiple = masks.block if masks.structure == "n:m" else 1  # or a layer could not be decided in blocks at the end
     shrink_(model, example, optim, threshold=stage.shrink_at, round_to=multiple)
-    return optimizer.renewed(optim, model, stage, stage.gate_rate)
+    return rebuild_optimizer(optim, model, stage, stage.gate_rate)
 
 
 def _held(learner: nn.Module, masks: Masks) -> Masks:
@@ -234,8 +236,8 @@ def _record(
     epoch = step // per_epoch
     row: dict[str, Any] = {
         "stage": name, "epoch": epoch, "step": step, "loss": loss / seen, "kl": divergence,
-        "kl_weight": schedule.kl_weight(stage, epoch) if isinstance(stage, SparseStage) else 0.0,
-        "learning_rate": schedule.learning_rate(stage, (step - 1) / (stage.epochs * per_epoch)),
+        "kl_weight": kl_coefficient_at(stage, epoch) if isinstance(stage, SparseStage) else 0.0,
+        "learning_rate": learning_rate_at(stage, (step - 1) / (stage.epochs * per_epoch)),
         "train_accuracy": correct / seen, **epoch_end(epoch), **{key: round(value, 2) for key, value in spent.items()},
     }  # fmt: skip
     _check_finite(row["held_out_loss"], name, step, run.checkpoint)

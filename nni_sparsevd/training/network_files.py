@@ -13,13 +13,13 @@ from ..shrinking import read_attributes, resize_
 SIZES = "nni_sparsevd.sizes"
 
 
-def write(model: nn.Module, path: Path, *, resized: bool = False) -> None:
+def write_network(model: nn.Module, path: Path, *, resized: bool = False) -> None:
     """Write the state of `model`; a network that is `resized` has other sizes than the recipe gives it."""
     save_tensors(model.state_dict(), path, {SIZES: json.dumps(read_attributes(model))} if resized else None)
 
 
-def read_(model: nn.Module, path: Path) -> nn.Module:
-    """Put what `write` wrote into `model`, made by the same recipe, at the sizes that it has there; returns it.
+def read_network_(model: nn.Module, path: Path) -> nn.Module:
+    """Put what `write_network` wrote into `model`, made by the same recipe, at the sizes that it has there; returns it.
 
     Raises `FileFormatError` for a file that is missing or damaged, `ModelError` for one of another network.
     """

@@ -14,7 +14,7 @@ from ..recipe import Stage
 FUSED = ("adam", "adamw")
 
 
-def build(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim.Optimizer:
     """Group weights (with decay), all else (without) and gates (without, at `gate_rate` times the rate).
 
     Each group remembers its multiple of the learning rate under "scale".  Raises `SettingError` for an optimizer that
@@ -46,14 +46,14 @@ def build(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim
         raise SettingError(f"optimizer {stage.optimizer!r}: {error}; timm knows {known}") from None
 
 
-def renewed(
+def rebuild_optimizer(
     old: torch.optim.Optimizer, model: nn.Module, stage: Stage, gate_rate: float = 1.0
 ) -> torch.optim.Optimizer:
-    """What `build` makes of a network that was shrunk, with the memory of its optimizer.
+    """What `build_optimizer` makes of a network that was shrunk, with the memory of its optimizer.
 
     Parameters that shrinking brought (a bias that took up constants) are then where a resumed run has them, too.
     """
-    new = build(model, stage, gate_rate)
+    new = build_optimizer(model, stage, gate_rate)
     counted = {
         key: value for key, value in old.param_groups[0].items() if key not in ("params", "weight_decay", "scale")
     }
@@ -65,7 +65,7 @@ def renewed(
     return new
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set every group to its multiple of `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)  # the groups of a foreign optimizer have none

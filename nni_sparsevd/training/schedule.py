@@ -5,12 +5,12 @@ from hashlib import blake2b
 from ..recipe import SparseStage, Stage
 
 
-def learning_rate(stage: Stage, progress: float) -> float:
+def learning_rate_at(stage: Stage, progress: float) -> float:
     """Hold the peak rate up to `hold`, from there linearly to 0; `progress` in [0, 1] of the stage."""
     return stage.learning_rate * min(1.0, (1.0 - progress) / (1.0 - stage.hold))
 
 
-def kl_weight(stage: SparseStage, epoch: float) -> float:
+def kl_coefficient_at(stage: SparseStage, epoch: float) -> float:
     """0 up to `warmup_from`, linearly to `kl_coefficient` at `warmup_to`; `epoch` counts fractions."""
     if epoch >= stage.warmup_to:
         return stage.kl_coefficient
@@ -19,7 +19,7 @@ def kl_weight(stage: SparseStage, epoch: float) -> float:
     return stage.kl_coefficient * (epoch - stage.warmup_from) / (stage.warmup_to - stage.warmup_from)
 
 
-def seed_for(*place: object) -> int:
+def derive_seed(*place: object) -> int:
     """Make a seed that is a function of the place alone, e.g. (seed, stage, step, rank).
 
     Noise, order and augmentation are drawn from such seeds, so a resumed run draws what it would have drawn.

@@ -19,14 +19,15 @@ from ..graph import channel_graph
 from ..masks import Masks, compute_masks, count_weights, flatten_masks, unflatten_masks
 from ..nn import Variational, named_posteriors
 from ..recipe import Recipe, SparseStage, Stage, read_recipe, write_recipe
-from . import checkpoint, optimizer
-from . import network_files as stored
+from .checkpoint import Checkpoint, read_checkpoint
 from .environment import describe_environment
 from .loop import Run, fit
+from .masked_posterior import mask_posterior_
 from .metrics import Metrics
+from .network_files import read_network_, write_network
+from .optimizer import build_optimizer
 from .scoring import evaluate_baked
-from .survivors import remove_noise_
-from .threshold import threshold_curve
+from .threshold import choose_threshold
 
 STAGES = ("dense", "sparse", "finetune")
 BINS = torch.linspace(-20, 20, 81)
@@ -70,7 +71,7 @@ def compress(
         if not (folder / "environment.json").exists():
             write_json(folder / "environment.json", describe_environment(command, recipe.seed))
     accelerator.wait_for_everyone()
-    start = checkpoint.read(folder / "checkpoint.safetensors")
+    start = read_checkpoint(folder / "checkpoint.safetensors")
     at = STAGES.index(start.place.stage) if start is not None else -1
     keep = dict.fromkeys(STAGES[: max(at, 0)], 1 << 60)
     if start is not None:
@@ -83,7 +84,7 @@ def compress(
 def _try_out(model: nn.Module, example: Tensor, recipe: Recipe) -> None:
     """One forward pass, one conversion and the optimizers, before anything is written or trained."""
     for stage in (recipe.dense, recipe.sparse, recipe.finetune):
-        optimizer.build(model, stage)
+        build_optimizer(model, stage)
     try:
         with torch.no_grad():
             copy.deepcopy(model).eval()(example)
@@ -107,7 +108,7 @@ def _variational(model: nn.Module, example: Tensor, recipe: Recipe) -> nn.Module
     """Make `model` what the sparse stage begins with."""
     sparsify_(model, recipe.posterior, example_inputs=example)
     if recipe.sparse.checkpoint is not None:
-        stored.read_(model, recipe.sparse.checkpoint)
+        read_network_(model, recipe.sparse.checkpoint)
     return model
 
 
@@ -143,7 +144,7 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool, overwrite: bool) -
 class _Way:
     """The stages in order; those before the checkpoint are not run again."""
 
-    def __init__(self, run: Run, example: Tensor, start: checkpoint.Checkpoint | None, at: int) -> None:
+    def __init__(self, run: Run, example: Tensor, start: Checkpoint | None, at: int) -> None:
         self.run, self.recipe, self.folder, self.data = run, run.recipe, run.folder, run.data
         self.example, self._start, self._at = example, start, at
         self._main = run.accelerator.is_main_process
@@ -161,23 +162,23 @@ class _Way:
             self._write("baked", model)
         tensors, _ = load_tensors(self.folder / "masks.safetensors")
         masks = unflatten_masks(tensors)
-        model = stored.read_(plain, self.folder / "baked.safetensors")  # whether or not the run was interrupted here
+        model = read_network_(plain, self.folder / "baked.safetensors")  # whether or not the run was interrupted here
         self._finetune(model, masks)
         return Compressed(dense, bake_(model.cpu(), masks, allow_empty=True).eval(), masks, self.data, self.example)
 
-    def _begin(self, stage: str) -> checkpoint.Checkpoint | None:
+    def _begin(self, stage: str) -> Checkpoint | None:
         return self._start if self._at == STAGES.index(stage) else None
 
     def _write(self, name: str, model: nn.Module) -> None:
         if self._main:
             resized = self.recipe.sparse.shrink_at is not None and name != "dense"
-            stored.write(model, self.folder / f"{name}.safetensors", resized=resized)
+            write_network(model, self.folder / f"{name}.safetensors", resized=resized)
         self.run.accelerator.wait_for_everyone()
 
     def _dense(self, model: nn.Module) -> nn.Module:
         path = self.folder / "dense.safetensors"
         if self._at > 0:
-            stored.read_(model, path)
+            read_network_(model, path)
         elif self.recipe.dense.epochs:
             fit(self.run, "dense", model, self.recipe.dense, lambda _: self._row(model, {}), start=self._begin("dense"))
         if self._at <= 0:
@@ -228,7 +229,7 @@ class _Way:
             )
 
     def _decide(self, model: nn.Module) -> Masks:
-        curve = threshold_curve(model, self.recipe.masks, self.data, self.example, self._total)
+        curve = choose_threshold(model, self.recipe.masks, self.data, self.example, self._total)
         setting = self.recipe.masks.model_copy(update={"threshold": curve.chosen})
         masks = compute_masks(model, setting, example_inputs=self.example)
         if self._main:
@@ -244,8 +245,8 @@ class _Way:
             return
         if self.recipe.finetune.variational:
             sparsify_(model, self.recipe.posterior, example_inputs=self.example)
-            stored.read_(model, self.folder / "posterior.safetensors")
-            remove_noise_(model, masks)
+            read_network_(model, self.folder / "posterior.safetensors")
+            mask_posterior_(model, masks)
             stage = SparseStage(
                 **stage.model_dump(exclude={"variational"}), kl_coefficient=self.recipe.sparse.kl_coefficient
             )

@@ -10,12 +10,12 @@ from ..masks import compute_masks, count_weights
 from ..settings import MaskSettings
 from .scoring import evaluate_baked
 
-GRID = tuple(step / 2 for step in range(13))
+THRESHOLD_GRID = tuple(step / 2 for step in range(13))
 """0 to 6 in halves: below 0 the signal is stronger than the noise."""
 
 
 @dataclass(frozen=True)
-class Curve:
+class ThresholdCurve:
     """Held-out accuracy and compression (weights in all / weights kept) over thresholds."""
 
     thresholds: tuple[float, ...]
@@ -28,9 +28,9 @@ class Curve:
         return asdict(self)
 
 
-def threshold_curve(
+def choose_threshold(
     model: nn.Module, masking: MaskSettings, data: DataSets, example_inputs: Inputs, total: int | None = None
-) -> Curve:
+) -> ThresholdCurve:
     """Bake and score copies of one trained network at every threshold of the grid; choose as `masking` says.
 
     `total` is how many weights it had before anything was taken out of it; nothing: as many as it has.
@@ -39,7 +39,7 @@ def threshold_curve(
     best on the curve.
     """
     fixed = 3.0 if masking.threshold is None else masking.threshold
-    grid = sorted({*GRID, fixed} if isinstance(fixed, float) else GRID)
+    grid = sorted({*THRESHOLD_GRID, fixed} if isinstance(fixed, float) else THRESHOLD_GRID)
     accuracy, compression = [], []
     for threshold in grid:
         setting = masking.model_copy(update={"threshold": threshold, "ratio": None})
@@ -52,4 +52,4 @@ def threshold_curve(
     else:
         enough = [i for i, value in enumerate(accuracy) if value >= max(accuracy) - masking.tolerance]
         chosen = grid[max(enough, key=lambda i: (compression[i], grid[i]))]
-    return Curve(tuple(grid), tuple(accuracy), tuple(compression), chosen)
+    return ThresholdCurve(tuple(grid), tuple(accuracy), tuple(compression), chosen)

@@ -16,7 +16,7 @@ from ...files import load_tensors, save_tensors
 from ...masks import Masks, apply_masks_
 from ...measure import count_macs
 from ...recipe import Stage
-from ...training import Score, evaluate, optimizer, schedule
+from ...training import Score, build_optimizer, derive_seed, evaluate, learning_rate_at, set_learning_rate
 from .league import League
 
 Batch = tuple[Tensor, Tensor]
@@ -86,7 +86,7 @@ class Arena:
         return laid, self.data.train.labels[rows]
 
     def _generator(self, *place: object) -> torch.Generator:
-        return torch.Generator().manual_seed(schedule.seed_for(self.seed, *place))
+        return torch.Generator().manual_seed(derive_seed(self.seed, *place))
 
     def train(
         self,
@@ -104,12 +104,12 @@ class Arena:
 
         `between` is called between backward and the optimizer's step; what `masks` remove stays zero.
         """
-        optim = optimizer.build(model, stage) if optim is None else optim
+        optim = build_optimizer(model, stage) if optim is None else optim
         model.train()
         for step in range(first, last):
             batch = self.batch(step)
-            torch.manual_seed(schedule.seed_for(self.seed, "noise", step))
-            optimizer.set_rate(optim, schedule.learning_rate(stage, (step - first) / (last - first)))
+            torch.manual_seed(derive_seed(self.seed, "noise", step))
+            set_learning_rate(optim, learning_rate_at(stage, (step - first) / (last - first)))
             optim.zero_grad()
             loss(batch, model).backward()
             between(step)

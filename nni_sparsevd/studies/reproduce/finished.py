@@ -13,7 +13,7 @@ from ...files import load_tensors
 from ...masks import Masks, unflatten_masks
 from ...recipe import Recipe, read_recipe
 from ...storage import load
-from ...training import network_files as stored
+from ...training import read_network_
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def open_finished(run: Path) -> Finished:
     data = datasets.load_data(recipe.data, recipe.data.image_size, recipe.seed)
     model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
     dense = copy.deepcopy(model)
-    stored.read_(dense, run / "dense.safetensors")
+    read_network_(dense, run / "dense.safetensors")
     sparsify_(model, recipe.posterior, example_inputs=data.normalize(data.train.images[:2]))
-    stored.read_(model, run / "posterior.safetensors")
+    read_network_(model, run / "posterior.safetensors")
     masks = unflatten_masks(load_tensors(run / "masks.safetensors")[0])
     return Finished(recipe, data, dense.eval(), model.eval(), masks, load(run / "small.safetensors"))

@@ -13,8 +13,7 @@ from ....posterior import Estimator, Prior
 from ....recipe import Stage
 from ....regularize import Controller
 from ....settings import MaskSettings, PosteriorSettings
-from ....training.survivors import remove_noise_
-from ....training.threshold import threshold_curve
+from ....training import choose_threshold, mask_posterior_
 from ..arena import Arena, Between, Loss, cross_entropy
 from .entry import Decide, Prepare, Pruned, Rival, by_level
 from .noise import gaussian_dropout, noisy_weights
@@ -43,12 +42,12 @@ def weights(estimator: Estimator, prior: Prior = "log_uniform", noisy: bool = Fa
 
         def decide(level: float | None) -> Pruned:
             chosen = MaskSettings(ratio=level) if level is not None else HELD_OUT.model_copy(
-                update={"threshold": threshold_curve(model, HELD_OUT, arena.data, arena.example).chosen}
+                update={"threshold": choose_threshold(model, HELD_OUT, arena.data, arena.example).chosen}
             )  # fmt: skip
             masks = compute_masks(model, chosen, example_inputs=arena.example)
             tuned = copy.deepcopy(model)
             if noisy:
-                remove_noise_(tuned, masks)
+                mask_posterior_(tuned, masks)
                 arena.train(tuned, stage, arena.prune_steps, arena.steps, between=pull(tuned), masks=masks)
             return Pruned(bake_(tuned, masks), masks, arena.steps if noisy else arena.prune_steps)
 
@@ -103,7 +102,7 @@ def gradual(dropout: float | None = None) -> Prepare:
 
         def cut(share: float) -> None:
             masks.update(compute_masks(model, MaskSettings(ratio=share)))
-            remove_noise_(model, masks)
+            mask_posterior_(model, masks)
 
         cut_when_due = gradually(arena, level, cut)
 

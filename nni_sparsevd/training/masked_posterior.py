@@ -10,7 +10,7 @@ SILENT = -40.0
 """Log sigma^2 of no noise; log alpha of a weight of zero is still far above any threshold then."""
 
 
-def remove_noise_(model: nn.Module, masks: Masks) -> None:
+def mask_posterior_(model: nn.Module, masks: Masks) -> None:
     """Take the means and the noise of what is removed, in place; what is left learns on as it did.
 
     Training has to keep the means at zero (`apply_masks_`); the noise stays where it is, for nothing pulls on it.

@@ -7,31 +7,31 @@ from torch import nn
 import nni_sparsevd as svd
 from nni_sparsevd.errors import SettingError
 from nni_sparsevd.recipe import SparseStage, Stage
-from nni_sparsevd.training import optimizer, schedule
+from nni_sparsevd.training import build_optimizer, derive_seed, kl_coefficient_at, learning_rate_at, set_learning_rate
 
 # Schedules.
 
 
 @pytest.mark.parametrize(("epoch", "weight"), [(0, 0), (5, 0), (12.5, 1), (20, 2), (99, 2)])
 def test_the_kl_warms_up_linearly(epoch: float, weight: float) -> None:
-    assert schedule.kl_weight(SparseStage(warmup_from=5, warmup_to=20, kl_coefficient=2), epoch) == weight
+    assert kl_coefficient_at(SparseStage(warmup_from=5, warmup_to=20, kl_coefficient=2), epoch) == weight
 
 
 def test_without_warm_up_the_kl_is_full_at_once() -> None:
-    assert schedule.kl_weight(SparseStage(), 0) == 1
-    assert schedule.kl_weight(SparseStage(warmup_from=3, warmup_to=3), 3) == 1
-    assert schedule.kl_weight(SparseStage(warmup_from=3, warmup_to=3), 2.9) == 0
+    assert kl_coefficient_at(SparseStage(), 0) == 1
+    assert kl_coefficient_at(SparseStage(warmup_from=3, warmup_to=3), 3) == 1
+    assert kl_coefficient_at(SparseStage(warmup_from=3, warmup_to=3), 2.9) == 0
 
 
 def test_the_rate_holds_then_falls_to_exactly_nothing() -> None:
     stage = Stage(learning_rate=0.5, hold=0.6)
-    rates = [schedule.learning_rate(stage, progress) for progress in (0, 0.6, 0.8, 1)]
+    rates = [learning_rate_at(stage, progress) for progress in (0, 0.6, 0.8, 1)]
     assert rates == pytest.approx([0.5, 0.5, 0.25, 0])
     assert rates[-1] == 0
 
 
 def test_seeds_depend_on_the_place_and_on_nothing_else() -> None:
-    seeds = {schedule.seed_for(seed, stage, step) for seed in range(3) for stage in "ab" for step in range(100)}
+    seeds = {derive_seed(seed, stage, step) for seed in range(3) for stage in "ab" for step in range(100)}
     assert len(seeds) == 600
 
 
@@ -42,7 +42,7 @@ def test_decay_is_for_weights_and_gates_have_a_rate_of_their_own() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
     svd.sparsify_(model, granularity="both", example_inputs=torch.randn(1, 1, 8, 8))
     model[3].bias.requires_grad_(False)
-    made = optimizer.build(model, Stage(weight_decay=0.1, optimizer="adamw"), gate_rate=7)
+    made = build_optimizer(model, Stage(weight_decay=0.1, optimizer="adamw"), gate_rate=7)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {names[id(p)]: (g["weight_decay"], g["scale"]) for g in made.param_groups for p in g["params"]}
     assert found.pop("0.weight") == found.pop("3.weight") == (0.1, 1)
@@ -52,10 +52,10 @@ def test_decay_is_for_weights_and_gates_have_a_rate_of_their_own() -> None:
     rest = {name: value for name, value in found.items() if "gate" not in name}
     assert set(rest.values()) == {(0.0, 1)}
     assert rest.keys() == {"0.bias", "0.log_sigma2", "1.weight", "1.bias", "3.log_sigma2"}
-    optimizer.set_rate(made, 0.01)
+    set_learning_rate(made, 0.01)
     assert {group["lr"] for group in made.param_groups} == {0.01, 0.07}
 
 
 def test_an_unknown_optimizer_is_named() -> None:
     with pytest.raises(SettingError, match=r"adma.*adamw"):
-        optimizer.build(nn.Linear(2, 2), Stage(optimizer="adma"))
+        build_optimizer(nn.Linear(2, 2), Stage(optimizer="adma"))
