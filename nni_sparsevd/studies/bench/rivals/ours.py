@@ -19,7 +19,6 @@ from .entry import Decide, Prepare, Pruned, Rival, by_level
 from .noise import gaussian_dropout, noisy_weights
 from .plain import gradually
 
-HELD_OUT = MaskSettings(threshold="held_out")
 PULL = 5e-4
 """Factor on the KL of a network that is cut gradually, times the share of weights that it keeps."""
 
@@ -41,9 +40,11 @@ def weights(estimator: Estimator, prior: Prior = "log_uniform", noisy: bool = Fa
         arena.train(model, stage, 0, arena.prune_steps, between=pull(model))
 
         def decide(level: float | None) -> Pruned:
-            chosen = MaskSettings(ratio=level) if level is not None else HELD_OUT.model_copy(
-                update={"threshold": choose_threshold(model, HELD_OUT, arena.data, arena.example).chosen}
-            )  # fmt: skip
+            if level is None:
+                curve = choose_threshold(model, "held_out", MaskSettings(), arena.data, arena.example)
+                chosen = MaskSettings(threshold=curve.chosen)
+            else:
+                chosen = MaskSettings(ratio=level)
             masks = compute_masks(model, chosen, example_inputs=arena.example)
             tuned = copy.deepcopy(model)
             if noisy:
