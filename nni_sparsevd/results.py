@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .errors import FileFormatError, ShrinkError
 from .export import Comparison, export
-from .files import read_json, write_bytes, write_json
+from .files import read_json, write_json
 from .graph import channel_graph
 from .masks import count_weights
 from .measure import count_macs, count_parameters, measure_latencies
@@ -33,7 +33,7 @@ def finish(done: Compressed, folder: Path) -> str:
         raise ShrinkError(f"{folder}: {result}")
     save(done.masked, folder / "masked.safetensors")
     save(small, folder / "small.safetensors")
-    write_bytes(folder / "plan.json", plan.to_json().encode())
+    plan.save(folder / "plan.json")
     account = _since_dense(plan, done)
     networks = {"dense": done.dense, "masked": done.masked, "shrunk": small}
     scores = {name: evaluate(network, done.data, done.data.test) for name, network in networks.items()}

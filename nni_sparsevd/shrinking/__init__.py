@@ -5,7 +5,8 @@ from .comparison import TOLERANCE_32, CheckResult, check, draw_inputs, gradient_
 from .fusion import fuse
 from .layer_norm import RememberingLayerNorm
 from .mask_extension import extend_masks
-from .plan import GroupPlan, Plan, make_plan, plan_removal
+from .plan import GroupPlan, Plan
+from .planning import make_plan, plan_removal
 from .resizing import Attributes, read_attributes, read_changed_attributes, resize_
 from .shrink_copy import shrink, shrink_masked
 from .shrink_in_place import shrink_

@@ -2,77 +2,122 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..graph import AttentionScale, cut_, kept_indices, named_states
-from .carriers import Merge
+from ..graph import SizeAttribute, cut_, kept_indices, named_states
 from .layer_norm import RememberingLayerNorm
-from .plan import Plan
+from .plan import NormMemory, Plan
+from .plan_fit import refuse_misfit
+from .plan_parts import Merge, QueryScaling
+
+SIZES_OF_HEADS = ("num_features", "head_hidden_size", "in_features", "embed_dim")
+"""Attributes from which timm builds a new classifier."""
 
 
 def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
-    """Fold, merge and cut in place; `model` is the network that the plan was made for.  Returns it."""
-    named = dict(named_states(model))
+    """Make a network smaller in place, as a plan says.
+
+    The order matters: constants are folded and merged while all columns are still there, then everything is cut.
+
+    Args:
+        model: The masked network that the plan was made for, or a fresh copy of it, in this process or another one.
+            Its tensors are compared by name and shape.  That its weights have their zeros where the plan was made
+            cannot be seen from the plan: `check` compares the outputs.
+        plan: The result of `make_plan`, `shrink` or `Plan.load`.
+
+    Returns:
+        `model`, bit for bit what `shrink` would have returned for it.
+
+    Raises:
+        ShrinkError: The plan was made for another network; the message names the tensor.  Nothing is changed then.
+    """
+    refuse_misfit(model, plan)
+    states = dict(named_states(model))
     for bias, added in plan.folds.items():
-        if added.any():
-            _fold(model, named.get(bias), bias, added, plan)
+        _fold_(model, states.get(bias), bias, added, plan)
     for (weight, dim), merges in plan.merges.items():
-        _merge(named[weight], dim, merges)
-    for scale, number in plan.scales:
-        _rescale(model, named, scale, number)
-    for name, (channel_dim, removed) in plan.norms.items():
-        owner, _, key = name.rpartition(".")
-        remembering = RememberingLayerNorm(model.get_submodule(name), channel_dim, removed)  # type: ignore[arg-type]
-        setattr(model.get_submodule(owner), key, remembering)
-    sizes = _head_sizes(model)
-    cut_(model, plan.cuts, plan.sizes)
-    for holder, attribute, reader in sizes:
-        setattr(holder, attribute, reader.weight.shape[1])
+        _merge_(states[weight], dim, merges)
+    for scaling in plan.scales:
+        _rescale_(model, states, scaling)
+    for name, memory in plan.norms.items():
+        _remember_(model, name, memory)
+    sized_after = _find_head_sizes(model)
+    unknown = np.empty(0, np.int64)  # `cut_` wants the numbers alone, not which channels they count
+    sizes = []
+    for change in plan.sizes:
+        origin = (change.module, change.attribute, change.position)
+        sizes.append((SizeAttribute(origin, unknown), change.after))
+    cut_(model, plan.cuts, sizes)
+    for owner, attribute, layer in sized_after:
+        setattr(owner, attribute, layer.weight.shape[1])
     return model
 
 
-def _fold(model: nn.Module, bias: Tensor | None, name: str, added: Tensor, plan: Plan) -> None:
+def _fold_(model: nn.Module, bias: Tensor | None, name: str, added: Tensor, plan: Plan) -> None:
+    """Add what the removed inputs brought; a layer without a bias gets one."""
     if bias is not None:
         bias.data = (bias.data.double() + added.to(bias.device)).to(bias.dtype)
         return
-    owner = name.rpartition(".")[0]  # unknown to the plan's cuts, so born at its final size
-    module: Any = model.get_submodule(owner)
-    weight = module.get_parameter("weight")
+    # The plan's cuts do not know a bias that is not there yet, so it is born at its final size.
+    owner = name.rpartition(".")[0]
+    layer: Any = model.get_submodule(owner)
+    weight = layer.get_parameter("weight")
     added = added[kept_indices(len(added), plan.cuts.get((f"{owner}.weight", 0), ()))]
-    module.bias = nn.Parameter(added.to(weight), requires_grad=weight.requires_grad)
+    layer.bias = nn.Parameter(added.to(weight), requires_grad=weight.requires_grad)
 
 
-def _merge(weight: Tensor, dim: int, merges: tuple[Merge, ...]) -> None:
+def _merge_(weight: Tensor, dim: int, merges: tuple[Merge, ...]) -> None:
     columns = weight.data.double().movedim(dim, 0)
     for merge in merges:
         columns[merge.into] += merge.factor * columns[merge.source]
     weight.data = columns.movedim(0, dim).to(weight.dtype).contiguous()
 
 
-def _rescale(model: nn.Module, named: dict[str, Tensor], scale: AttentionScale, number: int) -> None:
-    """Multiply the queries by what the attention will divide too much, and tell the module that remembers its scale."""
-    before = scale.dimensions.size
-    for name in (scale.weight, scale.bias):
+def _rescale_(model: nn.Module, states: dict[str, Tensor], scaling: QueryScaling) -> None:
+    """Make the queries smaller, as the attention will divide by the root of fewer dimensions.
+
+    A module may hold that scale as an attribute: it is recognized by its value.
+    """
+    rows = torch.tensor(scaling.rows)
+    for name in (scaling.weight, scaling.bias):
         if name is not None:
-            rows = named[name].data.double()
-            rows[torch.from_numpy(scale.rows)] *= (number / before) ** 0.5
-            named[name].data = rows.to(named[name].dtype)
-    owner = model.get_submodule(scale.module)
-    for key, value in vars(owner).items():
-        if isinstance(value, float) and value == before**-0.5:
-            setattr(owner, key, number**-0.5)
+            values = states[name].data.double()
+            values[rows] *= (scaling.after / scaling.before) ** 0.5
+            states[name].data = values.to(states[name].dtype)
+    attention = model.get_submodule(scaling.module)
+    for key, value in vars(attention).items():
+        if isinstance(value, float) and value == scaling.before**-0.5:
+            setattr(attention, key, scaling.after**-0.5)
 
 
-def _head_sizes(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
-    """Sizes that timm builds a new classifier from: (who remembers it, under which name, whose input it is)."""
-    find = getattr(model, "get_classifier", None)
-    layers = (find() if callable(find) else None, getattr(model, "conv_head", None))
-    readers: list[Any] = [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]
-    found = []
+def _remember_(model: nn.Module, name: str, memory: NormMemory) -> None:
+    norm = model.get_submodule(name)
+    assert isinstance(norm, nn.LayerNorm)
+    owner, _, key = name.rpartition(".")
+    remembering = RememberingLayerNorm(norm, memory.channel_dim, memory.removed)
+    setattr(model.get_submodule(owner), key, remembering)
+
+
+def _find_head_sizes(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """Sizes that timm builds a new classifier from: (owner of the attribute, its name, the layer whose input it is)."""
+    layers = _find_heads(model)
+    sizes = []
     for owner in (model, getattr(model, "head", None)):
-        for name in ("num_features", "head_hidden_size", "in_features", "embed_dim"):
-            size = vars(owner).get(name) if isinstance(owner, nn.Module) and owner not in readers else None
-            same = [reader for reader in readers if size == reader.weight.shape[1]]
-            found += [(owner, name, reader) for reader in same[:1]]
-    return found  # type: ignore[return-value]
+        if not isinstance(owner, nn.Module) or owner in layers:
+            continue
+        for name in SIZES_OF_HEADS:
+            size = vars(owner).get(name)
+            for layer in layers:
+                if size == layer.weight.shape[1]:
+                    sizes.append((owner, name, layer))
+                    break
+    return sizes
+
+
+def _find_heads(model: nn.Module) -> list[Any]:
+    """The layers that read timm's features: the classifier, and what some networks have before it."""
+    get_classifier = getattr(model, "get_classifier", None)
+    layers = (get_classifier() if callable(get_classifier) else None, getattr(model, "conv_head", None))
+    return [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]

@@ -6,94 +6,108 @@ weights, each output is what it was, at the border too and for every size of the
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Axis, ChannelGraph, ChannelIds, Flags
+from ..graph import Axis, ChannelGraph, ChannelGroup, ChannelIds, Flags
+from .plan_parts import Merge
 from .readers import Reading
 
-
-@dataclass(frozen=True)
-class Merge:
-    """Add `factor` times the input channel `source` of a weight to its channel `into`."""
-
-    into: int
-    source: int
-    factor: float
+Needs = list[tuple[Reading, NDArray[np.bool_]]]
+"""Readers that need channels, and which ones, shape (channels,) each."""
 
 
 class Carriers:
-    """Which channel class stands for which; every class for itself at first."""
+    """Which channel class carries the constant of which; at first every class carries its own."""
 
-    def __init__(self, graph: ChannelGraph, reads: list[Reading]) -> None:
+    def __init__(self, graph: ChannelGraph, readings: list[Reading]) -> None:
         self._groups = [group for group in graph.groups if not group.pinned]
-        self._reads = reads
-        self._of = np.arange(graph.num_channels)
+        self._readings = readings
+        self._carrier = np.arange(graph.num_channels)
 
     def needed(self, removed: Flags) -> Iterator[ChannelIds]:
-        """Classes that outputs which stay take something from: their carriers, where they have one.
+        """For each reader, the classes that its kept outputs need: the carriers of what they take.
 
-        Reader by reader: `removed` may lose what one needs before the next is asked.
+        Reader by reader, and not all at once: the caller takes back from `removed` what one reader needs before the
+        next one is asked, so that a single pass follows a long chain.
         """
-        return (self._of[read.needed(removed)] for read in self._reads)
+        return (self._carrier[reading.needed_inputs(removed)] for reading in self._readings)
 
-    def load(self, labels: ChannelIds) -> int:
-        """How many other classes these carry."""
-        return int(np.isin(self._of, labels).sum() - labels.size)
+    def count_carried(self, channels: ChannelIds) -> int:
+        """How many other classes these ones carry."""
+        return int(np.isin(self._carrier, channels).sum() - channels.size)
 
     def carry_(self, removed: Flags) -> bool:
-        """Let one channel of each group carry the other constants of it that had to stay; True where that is new."""
+        """Let one channel of each group carry the constants of others that had to be kept; True if any newly does."""
+        needs: Needs = []
+        for reading in self._readings:
+            needed = reading.is_needed(removed)
+            if needed.any():
+                needs.append((reading, needed))
         new = False
-        stuck = [(read, read.stuck(removed)) for read in self._reads]
-        stuck = [(read, taken) for read, taken in stuck if taken.any()]
         for group in self._groups:
-            stays = group.channels[~removed[group.channels]]
-            held = stays[self._of[stays] == stays]
-            values = self._constants(held, stuck)
-            steady = ~np.isnan(values).any(0)
-            held, values = held[steady], values[:, steady]
-            reached = (values != 0).any(1)  # readers to which any of them brings something
-            able = (values[reached] != 0).all(0) if reached.any() else np.zeros(held.size, bool)
-            if held.size < 2 or not able.any():
-                continue
-            weakest = np.abs(values[reached]).min(0)
-            best = held[np.argmax(np.where(able, weakest, -1))]
-            self._of[held] = best
-            new = True
+            if self._carry_in_group_(group, removed, needs):
+                new = True
         return new
 
-    def _constants(self, labels: ChannelIds, stuck: list[tuple[Reading, NDArray[np.bool_]]]) -> NDArray[np.float64]:
-        """What each class brings to each reader that stays, shape (readers, classes).
+    def _carry_in_group_(self, group: ChannelGroup, removed: Flags, needs: Needs) -> bool:
+        """Choose the carrier of one group.
 
-        0 where it brings nothing or the reader's bias takes it; NaN where it is alive, or not in one place of a weight
-        that only this reader uses, so that nothing can be put in its place.
+        1. Only channels that bring a constant to every reader can be carried: NaN stands for anything else.
+        2. A carrier must bring something to every reader to which any of the carried ones does.  A reader that gets 0
+           from it, as behind a ReLU, has no factor c_k / 0.
+        3. Of those, the one whose smallest constant is largest is taken: the factors, and the rounding errors that
+           they multiply, are then as small as they can be.
         """
-        column = np.full(self._of.size, -1)
-        column[labels] = np.arange(labels.size)
-        rows = [np.empty((0, labels.size))]
-        for read, taken in stuck:
-            where = column[read.inputs]
-            places = np.flatnonzero(where >= 0)
-            if places.size:
-                several = np.bincount(where[places], minlength=labels.size) > 1
-                row = np.zeros(labels.size)
-                row[where[places]] = read.constant[places]
-                row[several] = np.nan
-                brings = np.zeros(labels.size, bool)
-                brings[where[places[taken[places]]]] = True
-                rows.append(np.where(brings, row if read.alone else np.nan, 0.0)[None])
+        kept = group.channels[~removed[group.channels]]
+        candidates = kept[self._carrier[kept] == kept]
+        brings = self._constants(candidates, needs)
+        is_constant = ~np.isnan(brings).any(0)  # 1
+        candidates, brings = candidates[is_constant], brings[:, is_constant]
+        brings = brings[(brings != 0).any(1)]  # readers to which any candidate brings something
+        if candidates.size < 2 or not brings.size:
+            return False
+        able = (brings != 0).all(0)  # 2
+        if not able.any():
+            return False
+        weakest = np.abs(brings).min(0)
+        carrier = candidates[np.argmax(np.where(able, weakest, -1))]  # 3
+        self._carrier[candidates] = carrier
+        return True
+
+    def _constants(self, channels: ChannelIds, needs: Needs) -> NDArray[np.float64]:
+        """What each class brings to each reader that needs any of them, shape (readers, classes).
+
+        0 where a class brings nothing, or the reader's bias absorbs it.  NaN where nothing can be put in its place: it
+        depends on the input, it enters the reader in several places, or another reader has the same weight.
+        """
+        column = np.full(self._carrier.size, -1)
+        column[channels] = np.arange(channels.size)
+        rows = [np.empty((0, channels.size))]
+        for reading, needed in needs:
+            columns = column[reading.inputs]
+            places = np.flatnonzero(columns >= 0)
+            if not places.size:
+                continue
+            row = np.zeros(channels.size)
+            row[columns[places]] = reading.constant[places]
+            row[np.bincount(columns[places], minlength=channels.size) > 1] = np.nan
+            is_needed = np.zeros(channels.size, bool)
+            is_needed[columns[places[needed[places]]]] = True
+            rows.append(np.where(is_needed, row if reading.alone else np.nan, 0.0)[None])
         return np.concatenate(rows)
 
     def merges(self, removed: Flags) -> dict[Axis, tuple[Merge, ...]]:
-        """What to change in the weights of the readers before `removed` goes: {(weight, its input axis): merges}."""
-        found = {}
-        for read in self._reads:
-            merges = []
-            for source in np.flatnonzero(read.stuck(removed) & removed[read.inputs]):
-                into = int(np.flatnonzero(read.inputs == self._of[read.inputs[source]])[0])
-                merges.append(Merge(into, int(source), float(read.constant[source] / read.constant[into])))
-            if merges and read.reader and read.reader.weight:
-                found[read.reader.weight, read.reader.input_dim] = tuple(merges)
-        return found
+        """What to change in the weights of the readers before `removed` is cut: {(weight, its input axis): merges}."""
+        merges_of = {}
+        for reading in self._readings:
+            carried = np.flatnonzero(reading.is_needed(removed) & removed[reading.inputs])
+            if carried.size and reading.reader and reading.reader.weight:
+                merges = tuple(self._merge(reading, int(source)) for source in carried)
+                merges_of[reading.reader.weight, reading.reader.input_dim] = merges
+        return merges_of
+
+    def _merge(self, reading: Reading, source: int) -> Merge:
+        into = int(np.flatnonzero(reading.inputs == self._carrier[reading.inputs[source]])[0])
+        return Merge(into, source, float(reading.constant[source] / reading.constant[into]))

@@ -1,33 +1,42 @@
 """Do two networks compute the same function?  Measured on random inputs, in float64 and float32."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import ShrinkError
 from ..graph import Inputs, as_tuple, copy_model, kept_indices
 from .plan import Plan
 
 TOLERANCE_64 = 1e-10
-TOLERANCE_32 = 1e-5
+"""Largest relative difference in float64, for networks that are stored in float64."""
 TOLERANCE_STORED = 1e-6
-"""In float64, for networks stored in float32: a folded bias was rounded once when it was stored."""
-BATCHES = (1, 3)
-
-
-LARGER = 32
+"""The same for networks stored in float32: a folded bias was rounded once, when it was stored."""
+TOLERANCE_32 = 1e-5
+"""Largest relative difference in float32."""
+BATCH_SIZES = (1, 3)
+EXTRA_PIXELS = 32
 """Pixels by which images are also tried larger, where the network takes them: a multiple of most strides."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Largest differences over all random inputs; relative ones to the largest output."""
+    """Largest differences between two networks over all random inputs; relative to the largest output where it says so.
+
+    It prints as one line with a verdict.
+    """
 
     max_abs_64: float
+    """Largest absolute difference in float64."""
     max_rel_64: float
+    """Largest relative difference in float64."""
     max_abs_32: float
+    """Largest absolute difference in float32."""
     max_rel_32: float
+    """Largest relative difference in float32."""
     noise_32: float
     """What float32 alone does to the first network: its relative difference to itself in float64."""
     inputs: int
@@ -37,12 +46,12 @@ class CheckResult:
 
     @property
     def ok(self) -> bool:
-        """Equal to rounding.  In float32 a network that is noisy by itself may differ by as much as it is noisy."""
-        wide = TOLERANCE_64 if self.stored_in_64 else TOLERANCE_STORED
-        return self.max_rel_64 <= wide and self.max_rel_32 <= max(TOLERANCE_32, 2 * self.noise_32)
+        """Equal to rounding.  In float32 a network that is noisy by itself may differ by twice its noise."""
+        tolerance = TOLERANCE_64 if self.stored_in_64 else TOLERANCE_STORED
+        return self.max_rel_64 <= tolerance and self.max_rel_32 <= max(TOLERANCE_32, 2 * self.noise_32)
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able, with the verdict."""
+        """All fields, and the verdict under "ok", as JSON can hold them."""
         return {**asdict(self), "ok": self.ok}
 
     def __str__(self) -> str:
@@ -56,117 +65,170 @@ class CheckResult:
 def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: int = 3, seed: int = 0) -> CheckResult:
     """Compare two networks in evaluation mode on random inputs.
 
-    The batches have the shapes of `example_inputs`, in several sizes, and larger images where `model` takes them.
-    Integer inputs are drawn from the values of the example.  Both models are left as they were.
+    Args:
+        model: The network that is right, masked for instance.
+        small: The network that should compute the same, shrunk for instance.  Both are left as they are.
+        example_inputs: One tensor or a tuple of them, as both networks take them.  Random batches have these shapes in
+            batches of one and of three, and larger images where `model` takes them.  Integer inputs are drawn from the
+            values of the example.
+        rounds: How often each batch size is drawn.
+        seed: Seed of the random inputs.
+
+    Returns:
+        The largest differences; its `ok` is the verdict.
+
+    Raises:
+        ShrinkError: A network returns something else than tensors, or dicts, lists and tuples of them.
+
+    Example:
+        ```python
+        import torch
+        from torch import nn
+
+        import nni_sparsevd as svd
+
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+        with torch.no_grad():
+            model[1].weight[0] = 0  # the first channel is constant
+        images = torch.randn(2, 3, 8, 8)
+        small, plan = svd.shrink(model, images)
+        result = svd.check(model, small, images)
+        assert result.ok and plan.removed == 1
+        print(result)
+        ```
     """
     generator = torch.Generator().manual_seed(seed)
     example = as_tuple(example_inputs)
-    batches = [draw_inputs(example, size, generator) for _ in range(rounds) for size in BATCHES]
-    larger = draw_inputs(tuple(_enlarged(value) for value in example), 1, generator)
-    if any(value.shape[1:] != given.shape[1:] for value, given in zip(larger, example, strict=True)):
-        batches += [larger] if _runs(_on(model, torch.float64), larger) else []
-    exact, exact_small = (_all_outputs(one, torch.float64, batches) for one in (model, small))
-    rounded, rounded_small = (_all_outputs(one, torch.float32, batches) for one in (model, small))
-    in_64, in_32 = _differences(exact, exact_small), _differences(rounded, rounded_small)
-    noise_32 = _differences(exact, rounded)[1]
+    batches = [draw_inputs(example, size, generator) for _ in range(rounds) for size in BATCH_SIZES]
+    batches += _draw_larger_images(model, example, generator)
+    exact, exact_small = (_all_outputs(network, torch.float64, batches) for network in (model, small))
+    rounded, rounded_small = (_all_outputs(network, torch.float32, batches) for network in (model, small))
+    in_64, in_32 = _largest_differences(exact, exact_small), _largest_differences(rounded, rounded_small)
+    noise_32 = _largest_differences(exact, rounded)[1]
     parameters = [*model.parameters(), *small.parameters()]
-    stored = all(p.dtype == torch.float64 for p in parameters)
-    return CheckResult(*in_64, *in_32, noise_32 if math.isfinite(noise_32) else 0.0, len(batches), stored)
+    return CheckResult(
+        *in_64,
+        *in_32,
+        noise_32=noise_32 if math.isfinite(noise_32) else 0.0,
+        inputs=len(batches),
+        stored_in_64=all(parameter.dtype == torch.float64 for parameter in parameters),
+    )
 
 
 def gradient_difference(
     model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Inputs, *, training: bool, seed: int = 0
 ) -> float:
-    """Largest difference between gradients of the parameters that survive, relative to the largest gradient.
+    """Compare the gradients of the parameters that are left in a shrunk network with those of the masked one.
 
-    Of a random sum of the outputs, in float64.  With `training`, batch norms take the statistics of the batch: the
-    networks are then equal only if what the plan removed is silent there, too.  Where one channel carries the
-    constants of others (`plan.merges`), the gradients of its own parameters are the sum of theirs; and where folded
-    constants were made with a parameter that survives, such as a bias that all channels share, their part of its
-    gradient is gone.
+    They are gradients of a random sum of the outputs, in float64.  They need not agree in two cases: where one channel
+    carries the constants of others (`plan.merges`), the gradients of its parameters are the sum of theirs; and where a
+    folded constant was made with a parameter that is left, such as a bias that all channels share, that part of its
+    gradient is missing.
+
+    Args:
+        model: The masked network.
+        small: The network that `plan` makes of it.
+        plan: The plan that `shrink` returned with `small`.
+        example_inputs: One tensor or a tuple of them, as both networks take them.
+        training: Whether batch norms take the statistics of the batch.  The networks are then equal only if what the
+            plan removed carries no constant there, too.
+        seed: Seed of the random input and of the random sum.
+
+    Returns:
+        The largest absolute difference, divided by the largest gradient of `model`.
     """
     generator = torch.Generator().manual_seed(seed)
-    batch = draw_inputs(as_tuple(example_inputs), BATCHES[-1], generator)
-    first, second = (_on(one, torch.float64) for one in (model, small))
-    gradients: list[dict[str, Tensor]] = []
-    weights: list[Tensor] = []
-    for one in (first, second):
-        one.requires_grad_(True)
-        for norm in (module for module in one.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)):
-            norm.train(training)  # nothing else: dropout would draw different numbers
-        outputs = _tensors(one(*batch))
-        weights = weights or [torch.randn(value.shape, generator=generator, dtype=torch.float64) for value in outputs]
-        torch.autograd.backward(outputs, weights)
-        gradients.append({name: p.grad for name, p in one.named_parameters() if p.grad is not None})
-    largest = max(gradient.abs().max() for gradient in gradients[0].values())
+    batch = draw_inputs(as_tuple(example_inputs), BATCH_SIZES[-1], generator)
+    large, shrunk = (_copy_as(network, torch.float64) for network in (model, small))
+    outputs = _run_with_gradients(large, batch, training)
+    weights = [torch.randn(value.shape, generator=generator, dtype=torch.float64) for value in outputs]
+    expected = _read_gradients(large, outputs, weights)
+    found = _read_gradients(shrunk, _run_with_gradients(shrunk, batch, training), weights)
+    largest = max(gradient.abs().max() for gradient in expected.values())
     difference = torch.zeros((), dtype=torch.float64)
-    for name, gradient in gradients[1].items():
-        expected = gradients[0].get(name)
-        if expected is not None:  # else a bias that was born
-            for dim in range(expected.dim()):
-                expected = expected.index_select(dim, kept_indices(expected.shape[dim], plan.cuts.get((name, dim), ())))
-            difference = difference.maximum((expected - gradient * _factor(plan, name, gradient)).abs().max())
+    for name, gradient in found.items():
+        if name in expected:  # a bias that was born is in `small` alone
+            left = _without_removed(expected[name], name, plan)
+            difference = difference.maximum((left - gradient * _query_factor(plan, name, gradient)).abs().max())
     return float(difference / largest)
 
 
-def _factor(plan: Plan, name: str, like: Tensor) -> Tensor:
+def _run_with_gradients(model: nn.Module, batch: tuple[Tensor, ...], training: bool) -> list[Tensor]:
+    model.requires_grad_(True)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(training)  # nothing else: dropout would draw different numbers
+    return _flatten_outputs(model(*batch))
+
+
+def _read_gradients(model: nn.Module, outputs: list[Tensor], weights: list[Tensor]) -> dict[str, Tensor]:
+    """Gradients of the sum of outputs times weights, by name of the parameter."""
+    torch.autograd.backward(outputs, weights)
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def _without_removed(gradient: Tensor, name: str, plan: Plan) -> Tensor:
+    for dim in range(gradient.dim()):
+        kept = kept_indices(gradient.shape[dim], plan.cuts.get((name, dim), ()))
+        gradient = gradient.index_select(dim, kept)
+    return gradient
+
+
+def _query_factor(plan: Plan, name: str, like: Tensor) -> Tensor:
     """What a parameter was multiplied by when attention lost dimensions: its gradient was divided by that."""
     factor = torch.ones_like(like)
-    for scale, number in plan.scales:
-        if name in (scale.weight, scale.bias):
-            rows = torch.ones(1 + max(int(scale.rows.max()), len(like) + len(plan.cuts.get((name, 0), ())) - 1))
-            rows[torch.from_numpy(scale.rows)] = (number / scale.dimensions.size) ** 0.5
-            left = rows[kept_indices(len(rows), plan.cuts.get((name, 0), ()))].to(like)
+    for scaling in plan.scales:
+        if name in (scaling.weight, scaling.bias):
+            removed = plan.cuts.get((name, 0), ())
+            rows = torch.ones(1 + max(*scaling.rows, len(like) + len(removed) - 1))
+            rows[list(scaling.rows)] = (scaling.after / scaling.before) ** 0.5
+            left = rows[kept_indices(len(rows), removed)].to(like)
             factor = factor * left.view(-1, *(1,) * (like.dim() - 1))
     return factor
 
 
-def _differences(left: list[Tensor], right: list[Tensor]) -> tuple[float, float]:
-    """The largest, absolute and relative to the largest value; infinite where shapes or finiteness differ."""
+def _largest_differences(left: list[Tensor], right: list[Tensor]) -> tuple[float, float]:
+    """Absolute, and relative to the largest value of `left`; infinite where shapes differ or a value is not finite."""
     absolute = largest = 0.0
-    for one, other in zip(left, right, strict=True):
-        if one.shape != other.shape or not (one.isfinite().all() and other.isfinite().all()):
+    for expected, found in zip(left, right, strict=True):
+        if expected.shape != found.shape or not (expected.isfinite().all() and found.isfinite().all()):
             return float("inf"), float("inf")
-        absolute = max(absolute, (one.double() - other.double()).abs().max().item())
-        largest = max(largest, one.abs().max().item())
+        absolute = max(absolute, (expected.double() - found.double()).abs().max().item())
+        largest = max(largest, expected.abs().max().item())
     return absolute, absolute / largest if largest else absolute
 
 
-def _on(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _copy_as(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy_model(model).cpu().to(dtype).eval()
 
 
 def _all_outputs(model: nn.Module, dtype: torch.dtype, batches: list[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Of all batches in a row; the copy that computes them lives no longer than this."""
-    made = _on(model, dtype)
-    return [value for batch in batches for value in _outputs(made, batch)]
+    """The outputs for all batches in a row; the copy that computes them lives no longer than this."""
+    copied = _copy_as(model, dtype)
+    outputs = []
+    for batch in batches:
+        outputs += _run(copied, batch)
+    return outputs
 
 
-def _outputs(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Tensor]:
-    kind = next((p.dtype for p in model.parameters()), torch.float64)
+def _run(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Tensor]:
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float64)
+    inputs = [value.to(dtype) if value.is_floating_point() else value for value in batch]
     with torch.no_grad():
-        return _tensors(model(*(value.to(kind) if value.is_floating_point() else value for value in batch)))
+        return _flatten_outputs(model(*inputs))
 
 
-def _runs(model: nn.Module, batch: tuple[Tensor, ...]) -> bool:
-    try:
-        outputs = _outputs(model, batch)
-    except Exception:  # whatever a network says to a size that it was not made for
-        return False
-    return all(value.shape[:1] == (1,) for value in outputs)  # else a reshape has made several images of one
+def draw_inputs(example: tuple[Tensor, ...], batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """A random batch: normal numbers in float64, or the example's own integers, picked at random.
 
-
-def _enlarged(value: Tensor) -> Tensor:
-    if value.dim() != 4 or not value.is_floating_point():
-        return value
-    return value.new_empty(1, value.shape[1], *(size + LARGER for size in value.shape[2:]))
-
-
-def draw_inputs(example: tuple[Tensor, ...], batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """A batch in the shape of `example`: normal numbers in float64, or the example's own integers, picked at random."""
+    Args:
+        example: Tensors whose shapes, but for the first dimension, the batch has.
+        batch_size: The first dimension of each tensor.
+        generator: Where the random numbers come from.
+    """
     drawn = []
     for value in example:
-        shape = (batch, *value.shape[1:])
+        shape = (batch_size, *value.shape[1:])
         if value.is_floating_point():
             drawn.append(torch.randn(shape, generator=generator, dtype=torch.float64))
         else:
@@ -175,8 +237,40 @@ def draw_inputs(example: tuple[Tensor, ...], batch: int, generator: torch.Genera
     return tuple(drawn)
 
 
-def _tensors(output: object) -> list[Tensor]:
+def _draw_larger_images(
+    model: nn.Module, example: tuple[Tensor, ...], generator: torch.Generator
+) -> list[tuple[Tensor, ...]]:
+    """One batch of larger images; none where no input is an image, or where the network does not take them."""
+    enlarged = tuple(_enlarge(value) for value in example)
+    larger = draw_inputs(enlarged, 1, generator)
+    same = all(drawn.shape[1:] == value.shape[1:] for drawn, value in zip(larger, example, strict=True))
+    if same or not _runs(_copy_as(model, torch.float64), larger):
+        return []
+    return [larger]
+
+
+def _enlarge(value: Tensor) -> Tensor:
+    if value.dim() != 4 or not value.is_floating_point():
+        return value
+    return value.new_empty(1, value.shape[1], *(size + EXTRA_PIXELS for size in value.shape[2:]))
+
+
+def _runs(model: nn.Module, batch: tuple[Tensor, ...]) -> bool:
+    try:
+        outputs = _run(model, batch)
+    except Exception:  # whatever a network says to a size that it was not made for
+        return False
+    # A network that reshapes to a fixed size may have made several images of one.
+    return all(value.shape[:1] == (1,) for value in outputs)
+
+
+def _flatten_outputs(output: object) -> list[Tensor]:
+    """All tensors of an output, which may be a tensor, or a dict, list or tuple of them."""
     if isinstance(output, Tensor):
         return [output]
-    values = output.values() if isinstance(output, dict) else output
-    return [tensor for value in values for tensor in _tensors(value)]  # type: ignore[attr-defined]
+    if not isinstance(output, Iterable):
+        raise ShrinkError(f"outputs can be compared if they are tensors, found {type(output).__name__}")
+    tensors = []
+    for value in output.values() if isinstance(output, dict) else output:
+        tensors += _flatten_outputs(value)
+    return tensors

@@ -1,47 +1,71 @@
-"""Which channels can go without changing the output, and why the others stay: a decision, as a value."""
+"""A plan: which channels are removed and what changes with them, as a value that can be printed, saved and applied."""
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import SettingError
-from ..graph import (
-    AttentionScale,
-    Axis,
-    ChannelGraph,
-    Inputs,
-    SizeAttribute,
-    channel_graph,
-    named_states,
-    remaining_sizes,
-    tighten_graph,
-)
-from .account import Account, GroupPlan
-from .carriers import Carriers, Merge
-from .constants import find_constants
-from .readers import arriving, readings
-from .removal import largest_removal
+from ..errors import FileFormatError
+from ..files import read_json, write_bytes
+from ..graph import Axis
+from .plan_file import PlanDocument, decode_plan, encode_plan
+from .plan_parts import GroupPlan, Merge, QueryScaling, SizeChange
 
 
 @dataclass(frozen=True)
+class NormMemory:
+    """What a layer norm has to remember when it loses channels."""
+
+    channel_dim: int
+    """The dimension of the norm's input that holds the channels, -1 or 1."""
+    removed: Tensor  # shape: (removed channels,), float64
+    """The constants that the removed channels carried."""
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """Indices to cut from every axis, constants to fold or to carry, and the account of each group."""
+    """What is removed from a network, what is kept, and why: the result of `make_plan`, `shrink` and `shrink_`.
+
+    A plan is complete.  `apply_plan_` makes from it, and from the network that it was made for, the network that
+    `shrink` returns, bit for bit, also in another process.  Two plans are equal when their files are.
+
+    Example:
+        ```python
+        import torch
+        from torch import nn
+
+        import nni_sparsevd as svd
+        from nni_sparsevd.shrinking import apply_plan_
+
+        model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        nn.init.zeros_(model[2].weight[:, :3].detach())  # nobody reads three of the six neurons
+        plan = svd.make_plan(model, torch.zeros(1, 4))
+        print(plan)  # a row for each channel group: channels, removed, left, reason
+
+        plan.save("plan.json")
+        small = apply_plan_(model, svd.Plan.load("plan.json"))
+        assert small[0].out_features == 3
+        ```
+    """
 
     groups: tuple[GroupPlan, ...]
+    """One account for each channel group, in the order in which the network writes them."""
+    shapes: dict[str, tuple[int, ...]]
+    """Name of each tensor of the network's state dict -> its shape before anything is removed."""
     cuts: dict[Axis, tuple[int, ...]]
-    folds: dict[str, Tensor] = field(compare=False)
-    """Bias name -> what the removed inputs added to its outputs; shape (outputs before the cut,), float64."""
+    """Parameter or buffer and its dimension -> the indices that are removed, ascending."""
+    folds: dict[str, Tensor]
+    """Bias -> what the removed inputs added to its outputs; shape (outputs before the cut,), float64."""
     merges: dict[Axis, tuple[Merge, ...]]
-    """Weight and its input axis -> channels that take over what others carry, before these are cut."""
-    sizes: tuple[tuple[SizeAttribute, int], ...] = field(compare=False)
-    """Attributes that say how many channels there are, with what they have to say afterwards."""
-    scales: tuple[tuple[AttentionScale, int], ...] = field(compare=False)
-    """Attentions that lose dimensions, with how many are left."""
-    norms: dict[str, tuple[int, Tensor]] = field(compare=False)
-    """Layer norm that has to remember -> where its channels are, and the constants that it loses, float64."""
+    """Weight and its input dimension -> channels that take over what others carried, before these are cut."""
+    sizes: tuple[SizeChange, ...]
+    """Attributes of modules that say how many channels there are."""
+    scales: tuple[QueryScaling, ...]
+    """Attentions that lose dimensions."""
+    norms: dict[str, NormMemory]
+    """Layer norms that lose channels, and have to remember them."""
 
     @property
     def removed(self) -> int:
@@ -49,78 +73,106 @@ class Plan:
         return sum(group.removed for group in self.groups)
 
     def to_rows(self) -> list[dict[str, object]]:
-        """One JSON-able row a group."""
-        names = ("name", "modules", "channels", "removed", "dead", "reason")
-        return [{name: getattr(group, name) for name in names} for group in self.groups]
+        """One row that JSON can hold for each channel group: name, modules, channels, removed, dead, reason."""
+        return [asdict(group) for group in self.groups]
 
     def to_json(self) -> str:
-        """The account and the cuts."""
-        cuts = {f"{name}:{dim}": indices for (name, dim), indices in self.cuts.items()}
-        merges = {f"{name}:{dim}": [asdict(merge) for merge in found] for (name, dim), found in self.merges.items()}
-        return json.dumps({"groups": self.to_rows(), "cuts": cuts, "merges": merges}, indent=1)
+        """The whole plan as JSON text, the content of the file that `save` writes.
+
+        Returns:
+            The text; docs/files.md describes its form.  Numbers are written such that they are read back bit for bit.
+
+        Raises:
+            FileFormatError: A constant is infinite or NaN, which JSON cannot hold.
+        """
+        return encode_plan(self._to_document())
+
+    def save(self, path: Path | str) -> None:
+        """Write the plan to a JSON file, whole or not at all.
+
+        Args:
+            path: The file to write.
+
+        Raises:
+            FileFormatError: The file cannot be written, or a constant is infinite or NaN.
+        """
+        write_bytes(Path(path), self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a plan that `save` has written.
+
+        Args:
+            path: The file to read.
+
+        Returns:
+            A plan that equals the one that was saved.
+
+        Raises:
+            FileFormatError: The file is missing, is no plan, was written in another version of the format, or was
+                altered since.
+        """
+        return cls._from_document(decode_plan(read_json(Path(path)), str(path)), str(path))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return self._to_document() == other._to_document()
 
     def __str__(self) -> str:
         width = max((len(group.name) for group in self.groups), default=5)
         lines = [f"{'group':{width}}  channels  removed  left  reason"]
-        for g in self.groups:
-            lines.append(f"{g.name:{width}}  {g.channels:8}  {g.removed:7}  {g.channels - g.removed:4}  {g.reason}")
+        for group in self.groups:
+            left = group.channels - group.removed
+            lines.append(f"{group.name:{width}}  {group.channels:8}  {group.removed:7}  {left:4}  {group.reason}")
         return "\n".join(lines)
 
+    def _to_document(self) -> dict[str, Any]:
+        """All fields as values that JSON can hold."""
+        merges = {axis: [asdict(merge) for merge in merges] for axis, merges in self.merges.items()}
+        norms = {}
+        for name, memory in self.norms.items():
+            norms[name] = {"channel_dim": memory.channel_dim, "removed": memory.removed.tolist()}
+        return {
+            "groups": self.to_rows(),
+            "shapes": self.shapes,
+            "cuts": _join_axes(self.cuts),
+            "folds": {bias: added.tolist() for bias, added in self.folds.items()},
+            "merges": _join_axes(merges),
+            "sizes": [asdict(change) for change in self.sizes],
+            "scales": [asdict(scaling) for scaling in self.scales],
+            "norms": norms,
+        }
 
-def make_plan(model: nn.Module, example_inputs: Inputs, *, round_to: int = 1, remember_norms: bool = False) -> Plan:
-    """Decide which channels of `model` can be removed exactly; the zeros in its weights are the only input.
-
-    A channel goes when each output that stays either gives it only zero weights, or receives from it a constant that
-    the output's bias can absorb, or that one channel can carry for several.  The largest set of channels for which this
-    holds is found, so chains and even cycles of channels that only serve each other go together.  No axis is emptied:
-    its last channel stays.
-
-    What is left of a layer is a multiple of `round_to`, where it had that many: dead channels stay to fill it up.
-    Heads and the like, which are several channels each, are not counted.
-
-    With `remember_norms` the width of a transformer may shrink, too: see `shrink`.
-
-    Raises `TraceError` when the network cannot be traced, `SettingError` for a `round_to` below 1.
-    """
-    return plan_removal(model, channel_graph(model, example_inputs, remember_norms=remember_norms), round_to)
+    @classmethod
+    def _from_document(cls, document: PlanDocument, source: str) -> Self:
+        norms = {name: NormMemory(norm.channel_dim, _as_float64(norm.removed)) for name, norm in document.norms.items()}
+        return cls(
+            groups=document.groups,
+            shapes=document.shapes,
+            cuts=_split_axes(document.cuts, source),
+            folds={bias: _as_float64(added) for bias, added in document.folds.items()},
+            merges=_split_axes(document.merges, source),
+            sizes=document.sizes,
+            scales=document.scales,
+            norms=norms,
+        )
 
 
-def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Plan:
-    """`make_plan` for a network whose channels are known; zeros in weights do not change them."""
-    if round_to < 1:
-        raise SettingError(f"round_to: a number of channels, 1 or more, found {round_to}")
-    tensors = dict(named_states(model))  # under every name: a tied tensor is called by any of them
-    plain = {id(value): value.detach().cpu() for value in tensors.values()}  # a tied tensor stays one
-    named = {name: plain[id(value)] for name, value in tensors.items()}
-    values = find_constants(graph.trace, named)
-    reads = readings(graph, named, values)
-    tighter: ChannelGraph | None = graph
-    while tighter is not None:  # the code may not follow these numbers of channels though it followed others
-        graph = tighter
-        carriers = Carriers(graph, reads)
-        removed, last = largest_removal(graph, reads, carriers, round_to)
-        while carriers.carry_(removed):
-            removed, last = largest_removal(graph, reads, carriers, round_to)
-        tighter = tighten_graph(model, graph, removed)
-    cuts = {axis: tuple(np.flatnonzero(removed[labels]).tolist()) for axis, labels in graph.axes.items()}
-    folds = {
-        read.reader.bias: read.folded(removed)
-        for read in reads
-        if read.reader and read.reader.bias and removed[read.inputs].any()
-    }
-    account = Account(graph, reads, carriers, removed, last)
-    groups = tuple(account.of(group) for group in graph.groups)
-    sizes = tuple(
-        (size, number)
-        for size, number in remaining_sizes(graph.size_attributes, removed)
-        if removed[size.channels].any()
-    )
-    cuts = {axis: indices for axis, indices in cuts.items() if indices}
-    scales = tuple((scale, int((~removed[scale.dimensions]).sum())) for scale in graph.scales)
-    scales = tuple((scale, number) for scale, number in scales if number < scale.dimensions.size)
-    norms = {
-        norm.module: (norm.channel_dim, arriving(norm, values)[torch.from_numpy(removed[norm.channels])])
-        for norm in graph.remembering_norms
-        if removed[norm.channels].any()
-    }
-    return Plan(groups, cuts, folds, carriers.merges(removed), sizes, scales, norms)
+def _as_float64(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _join_axes(table: dict[Axis, Any]) -> dict[str, Any]:
+    """JSON has words as keys: ("conv.weight", 0) becomes "conv.weight:0"."""
+    return {f"{name}:{dim}": value for (name, dim), value in table.items()}
+
+
+def _split_axes(table: dict[str, Any], source: str) -> dict[Axis, Any]:
+    axes = {}
+    for key, value in table.items():
+        name, _, dim = key.rpartition(":")
+        if not (name and dim.isdecimal()):
+            raise FileFormatError(f"{source}: {key!r} is no axis; it should be TENSOR:DIMENSION")
+        axes[name, int(dim)] = value
+    return axes

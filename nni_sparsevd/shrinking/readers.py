@@ -19,134 +19,189 @@ class Reading:
 
     name: str
     """The module that reads."""
-    inputs: ChannelIds  # shape: (channels,): the class of each
-    outputs: ChannelIds  # shape: (outputs,): the class of each
-    used: NDArray[np.bool_]  # shape: (outputs, channels): any weight that is not zero
-    constant: NDArray[np.float64]  # shape: (channels,): NaN where it depends on the input
+    inputs: ChannelIds  # shape: (channels,)
+    """The channel at each index of the input."""
+    outputs: ChannelIds  # shape: (outputs,)
+    """The channel that each output is."""
+    used: NDArray[np.bool_]  # shape: (outputs, channels)
+    """Whether any weight between the two is not zero."""
+    constant: NDArray[np.float64]  # shape: (channels,)
+    """What each channel carries, NaN where that depends on the input."""
     reader: Reader | None = None
+    """None where both factors are computed: no bias can absorb a constant then."""
     weight: Tensor | None = None
-    """None, both, where both factors are computed, so that no bias can take up anything."""
+    """The value of the reader's weight, outputs first; None where `reader` is."""
     padded: bool = False
-    """Zeros around the input: a constant other than 0 is none at the border."""
-    foldable: NDArray[np.bool_] | None = None  # shape: (channels,): the bias can stand for the constant, whatever it is
+    """Whether zeros are put around the input: a constant other than 0 is none at the border."""
+    foldable: NDArray[np.bool_] | None = None  # shape: (channels,)
+    """Where the bias can absorb the constant, whatever its value; None where both factors are computed."""
     alone: bool = False
-    """No other reader has this weight, under any name."""
+    """Whether no other reader has this weight, under any name."""
 
-    def varying(self) -> NDArray[np.bool_]:
-        """Channels that no bias can stand for, shape (channels,)."""
-        return np.isnan(self.constant) | self.at_border() | self.homeless()
+    def varies_at_border(self) -> NDArray[np.bool_]:
+        """Channels whose constant becomes 0 at a zero-padded border, shape (channels,)."""
+        if not self.padded:
+            return np.zeros(self.constant.size, bool)
+        varies: NDArray[np.bool_] = ~np.isnan(self.constant) & (self.constant != 0)
+        return varies
 
-    def at_border(self) -> NDArray[np.bool_]:
-        """Channels that carry a constant, but one that varies at the zero-padded border, shape (channels,)."""
-        return ~np.isnan(self.constant) & (self.constant != 0) if self.padded else np.zeros(self.constant.size, bool)
+    def has_no_bias(self) -> NDArray[np.bool_]:
+        """Channels that carry a constant which no bias can absorb, shape (channels,)."""
+        constant: NDArray[np.bool_] = ~np.isnan(self.constant) & (self.constant != 0)
+        return constant if self.foldable is None else constant & ~self.foldable
 
-    def homeless(self) -> NDArray[np.bool_]:
-        """Channels that carry a constant which no bias can stand for, shape (channels,)."""
-        stuck: NDArray[np.bool_] = ~np.isnan(self.constant) & (self.constant != 0)
-        return stuck if self.foldable is None else stuck & ~self.foldable
+    def cannot_fold(self) -> NDArray[np.bool_]:
+        """Channels that a bias cannot stand for, for any of the three reasons, shape (channels,)."""
+        return np.isnan(self.constant) | self.varies_at_border() | self.has_no_bias()
 
-    def taken(self, removed: Flags) -> NDArray[np.bool_]:
-        """Channels from which an output that stays takes something, shape (channels,)."""
-        gone = removed[self.outputs]
-        rows = self.used[~gone] if gone.any() else self.used
-        taken: NDArray[np.bool_] = np.logical_or.reduce(rows, axis=0)
-        return taken
+    def is_read(self, removed: Flags) -> NDArray[np.bool_]:
+        """Channels from which any kept output takes something, shape (channels,)."""
+        removed_outputs = removed[self.outputs]
+        rows = self.used[~removed_outputs] if removed_outputs.any() else self.used
+        read: NDArray[np.bool_] = np.logical_or.reduce(rows, axis=0)
+        return read
 
-    def stuck(self, removed: Flags) -> NDArray[np.bool_]:
-        """Channels that an output which stays takes something from that no bias can stand for, shape (channels,)."""
-        return self.taken(removed) & self.varying()
+    def is_needed(self, removed: Flags) -> NDArray[np.bool_]:
+        """Channels from which a kept output takes something that no bias can stand for, shape (channels,)."""
+        return self.is_read(removed) & self.cannot_fold()
 
-    def needed(self, removed: Flags) -> ChannelIds:
-        """Classes of the channels that are `stuck`."""
-        return self.inputs[self.stuck(removed)]
+    def needed_inputs(self, removed: Flags) -> ChannelIds:
+        """The channels that are needed."""
+        return self.inputs[self.is_needed(removed)]
 
-    def folded(self, removed: Flags) -> Tensor:
+    def folded_constants(self, removed: Flags) -> Tensor:
         """What the removed channels added to each output, shape (outputs,), float64."""
         assert self.weight is not None
-        constant = np.where(removed[self.inputs] & ~self.varying(), self.constant, 0.0)
+        constant = np.where(removed[self.inputs] & ~self.cannot_fold(), self.constant, 0.0)
         groups = self.inputs.size // self.weight.shape[1]
         carried = torch.from_numpy(constant).view(groups, -1)
-        columns = carried.any(0)  # of the weight: the same place in each group
+        # Only these columns are converted to float64: the whole weight of a large layer would cost seconds.
+        columns = carried.any(0)  # of the weight: the same place in each group of a grouped convolution
         if not columns.any():
             return torch.zeros(self.outputs.size, dtype=torch.float64)
-        taps = (
-            self.weight[:, columns].double().flatten(2) if self.weight.dim() > 2 else self.weight[:, columns].double()
-        )
-        total = taps.sum(2) if taps.dim() > 2 else taps
-        return torch.einsum("goi,gi->go", total.view(groups, -1, total.shape[1]), carried[:, columns]).flatten()
+        total = self.weight[:, columns].double()
+        if total.dim() > 2:
+            total = total.flatten(2).sum(2)  # a constant is the same under all taps of a kernel
+        by_group = total.view(groups, -1, total.shape[1])
+        return torch.einsum("goi,gi->go", by_group, carried[:, columns]).flatten()
 
 
-def readings(graph: ChannelGraph, states: dict[str, Tensor], values: dict[Node, Any]) -> list[Reading]:
-    """Every reader of the network with these parameter and buffer values; `values` are its `constants`."""
-    result = []
+def find_readings(graph: ChannelGraph, states: dict[str, Tensor], values: dict[Node, Any]) -> list[Reading]:
+    """Every reader of the network with these parameters and buffers; `values` is the result of `find_constants`."""
     shared = [states[reader.weight].data_ptr() for reader in graph.readers if reader.weight]
+    readings = []
     for reader in graph.readers:
-        node: Any = reader.node
-        carried = at_reader(node, values[node.args[0]])
-        constant = torch.where((carried == carried[:1]).all(0), carried[0], torch.nan)
-        weight = values[node.args[1]].expand(node.args[1].meta["val"].shape)
-        weight = weight.transpose(0, 1) if node.target in TRANSPOSED else weight
         alone = reader.weight is not None and shared.count(states[reader.weight].data_ptr()) == 1
-        padded = weight.dim() > 2 and pads_zeros(node)
-        used = _spread(used_taps(weight), reader.inputs.size)
-        read = Reading(reader.module, reader.inputs, reader.outputs, used, constant.numpy(), reader, weight, padded)
-        result.append(replace(read, alone=alone))
-    result = [replace(reading, foldable=_foldable(reading, result)) for reading in result]
+        readings.append(_read_with_weight(reader, values, alone))
+    readings = [replace(reading, foldable=_foldable(reading, readings)) for reading in readings]
     never = graph.num_channels - 1
-    result += [_product(product, values, never) for product in graph.products]
-    return result + [_statistics(norm, values, never) for norm in graph.remembering_norms]
+    products = [_read_product(product, values, never) for product in graph.products]
+    norms = [_read_norm(norm, values, never) for norm in graph.remembering_norms]
+    return readings + products + norms
 
 
-def _foldable(reading: Reading, all_of_them: list[Reading]) -> NDArray[np.bool_]:
-    """A bias that several operators add can take up only what is the same for all of them."""
-    reader = reading.reader
-    assert reader is not None
-    sharing = [other for other in all_of_them if reader.bias is not None and other.reader.bias == reader.bias]  # type: ignore[union-attr]
-    nodes = {other.reader.node for other in sharing}  # type: ignore[union-attr]
-    given: list[Any] = [node.args[2] for node in nodes if len(node.args) > 2 and node.args[2] is not None]
-    users = set().union(*(argument.users for argument in given))
-    alike = users <= nodes and all(other.reader.weight == reader.weight for other in sharing)  # type: ignore[union-attr]
-    same = [other.constant == reading.constant for other in sharing if alike]
-    varies = reader.weight is None and reading.weight is not None and bool(reading.weight.isnan().any())
-    return np.zeros(reading.constant.size, bool) if varies or not same else np.logical_and.reduce(same)
-
-
-def _spread(used: Tensor, inputs: int) -> NDArray[np.bool_]:
-    """The matrix of a grouped weight, shape (outputs, inputs of a group), over all `inputs`."""
-    groups = inputs // used.shape[1]
-    return (torch.block_diag(*used.byte().chunk(groups)) > 0 if groups > 1 else used).numpy()
-
-
-def arriving(norm: RememberingNorm, values: dict[Node, Any]) -> Tensor:
+def find_arriving_constants(norm: RememberingNorm, values: dict[Node, Any]) -> Tensor:
     """The constant that each channel brings to a layer norm, NaN where it depends on the input, shape (channels,)."""
     x = values[norm.node.args[0]]  # type: ignore[index]
-    carried = at_every_place(x)
-    return carried.expand(norm.channels.size)
+    return at_every_place(x).expand(norm.channels.size)
 
 
-def _statistics(norm: RememberingNorm, values: dict[Node, Any], never: int) -> Reading:
-    """A layer norm that remembers constants needs every channel that is none, as long as it is there."""
-    live = arriving(norm, values).isnan().numpy()
-    return Reading(norm.module, norm.channels, np.array([never]), live[None], np.full(live.size, np.nan))
+def _read_with_weight(reader: Reader, values: dict[Node, Any], alone: bool) -> Reading:
+    node: Any = reader.node
+    carried = at_reader(node, values[node.args[0]])
+    constant = torch.where((carried == carried[:1]).all(0), carried[0], torch.nan)
+    weight = values[node.args[1]].expand(node.args[1].meta["val"].shape)
+    if node.target in TRANSPOSED:
+        weight = weight.transpose(0, 1)
+    return Reading(
+        name=reader.module,
+        inputs=reader.inputs,
+        outputs=reader.outputs,
+        used=_spread_groups(used_taps(weight), reader.inputs.size),
+        constant=constant.numpy(),
+        reader=reader,
+        weight=weight,
+        padded=weight.dim() > 2 and pads_zeros(node),
+        alone=alone,
+    )
 
 
-def _product(product: Product, values: dict[Node, Any], never: int) -> Reading:
+def _foldable(reading: Reading, readings: list[Reading]) -> NDArray[np.bool_]:
+    """Channels whose constant this reader's bias may absorb, shape (channels,).
+
+    The bias is changed once, so the change has to be right for everything that the bias is added to:
+
+    1. There must be a bias, or a place for one.
+    2. Only readers may use the bias.  Another operator that uses it would see the change, too.
+    3. Readers that share the bias must share the weight: what a channel adds to an output is weight times constant.
+    4. A weight that runs several times, on different inputs, must receive the same constant each time.
+    5. The weight must not depend on the input, as where it is computed from it: what it adds is no constant then.
+    """
+    nowhere = np.zeros(reading.constant.size, bool)
+    reader = reading.reader
+    assert reader is not None
+    if reader.bias is None:  # 1
+        return nowhere
+    sharing = [other for other in readings if other.reader is not None and other.reader.bias == reader.bias]
+    readers = [other.reader for other in sharing if other.reader is not None]
+    if not _bias_users(readers) <= {other.node for other in readers}:  # 2
+        return nowhere
+    if any(other.weight != reader.weight for other in readers):  # 3
+        return nowhere
+    if reader.weight is None and reading.weight is not None and bool(reading.weight.isnan().any()):  # 5
+        return nowhere
+    same: NDArray[np.bool_] = np.logical_and.reduce([other.constant == reading.constant for other in sharing])  # 4
+    return same
+
+
+def _bias_users(readers: list[Reader]) -> set[Node]:
+    """All operators that use the biases which these readers are called with."""
+    users: set[Node] = set()
+    for reader in readers:
+        bias: Any = reader.node.args[2] if len(reader.node.args) > 2 else None
+        if bias is not None:
+            users.update(bias.users)
+    return users
+
+
+def _spread_groups(used: Tensor, inputs: int) -> NDArray[np.bool_]:
+    """The matrix of a grouped weight, shape (outputs, inputs of a group), over all `inputs`."""
+    groups = inputs // used.shape[1]
+    if groups > 1:
+        used = torch.block_diag(*used.byte().chunk(groups)) > 0
+    spread: NDArray[np.bool_] = used.numpy()
+    return spread
+
+
+def _read_norm(norm: RememberingNorm, values: dict[Node, Any], never: int) -> Reading:
+    """A layer norm that remembers constants needs every channel that carries none, as long as the norm is there."""
+    live = find_arriving_constants(norm, values).isnan().numpy()
+    no_constant = np.full(live.size, np.nan)
+    return Reading(norm.module, norm.channels, np.array([never]), live[None], no_constant)
+
+
+def _read_product(product: Product, values: dict[Node, Any], never: int) -> Reading:
     """A contraction of two computed tensors needs a channel unless one of the factors is zero there, head by head."""
+    zero = _zero_channels(product, values)
+    if product.heads:
+        head, outputs = next(iter(product.heads.items()))
+        by_head = zero.movedim(head + 1, 0)  # counted from the end, where `zero` has one dimension less
+        unused = by_head.reshape(by_head.shape[0], -1, by_head.shape[-1]).all(1)
+    else:
+        outputs = np.array([never])
+        unused = zero.reshape(-1, zero.shape[-1]).all(0)
+    size = product.inputs.size
+    used = (~unused).expand(outputs.size, size).numpy()
+    return Reading(product.node.meta["module"], product.inputs, outputs, used, np.full(size, np.nan))
+
+
+def _zero_channels(product: Product, values: dict[Node, Any]) -> Tensor:
+    """Where either factor of a contraction is zero, shape (*batch dimensions, channels), broadcastable."""
     node: Any = product.node
     rank = node.meta["val"].dim()
     zero = torch.zeros((), dtype=torch.bool)
     for argument, dim in zip(node.args[:2], product.dims, strict=True):
-        moved = values[argument].movedim(dim, -1)
-        moved = moved.reshape(*(1,) * (rank - moved.dim()), *moved.shape)
-        zero = zero | (moved == 0).all(-2)  # shape: (batch dimensions, channels)
-    head = next(iter(product.heads), None)
-    size = product.inputs.size
-    outputs = np.array([never]) if head is None else product.heads[head]
-    zero = zero.reshape(*(1,) * (rank - 1 - zero.dim()), *zero.shape).movedim(0 if head is None else head + 1, 0)
-    zero = (
-        zero.reshape(zero.shape[0], -1, zero.shape[-1]).all(1)
-        if head is not None
-        else zero.reshape(-1, zero.shape[-1]).all(0)
-    )
-    used = (~zero).expand(outputs.size, size).numpy()
-    return Reading(node.meta["module"], product.inputs, outputs, used, np.full(size, np.nan))
+        factor = values[argument].movedim(dim, -1)
+        factor = factor.reshape(*(1,) * (rank - factor.dim()), *factor.shape)
+        zero = zero | (factor == 0).all(-2)
+    return zero

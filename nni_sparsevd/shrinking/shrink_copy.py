@@ -8,7 +8,8 @@ from ..graph import ChannelGraph, Inputs, channel_graph, copy_model
 from ..masks import Masks
 from .apply import apply_plan_
 from .comparison import CheckResult, check
-from .plan import Plan, plan_removal
+from .plan import Plan
+from .planning import plan_removal
 
 
 def shrink(

@@ -1,8 +1,8 @@
-"""Shrinking a network that is still learning: what has died goes, and the optimizer's memory of it."""
+"""Shrinking a network that is still learning: dead channels are removed, and the optimizer's memory of them."""
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -16,8 +16,9 @@ from ..masks import compute_masks
 from ..nn import ChannelGate, Variational, gate_sites, is_variational, named_posteriors, output_dim
 from ..settings import MaskSettings
 from .apply import apply_plan_
-from .carriers import Merge
 from .plan import Plan
+from .plan_fit import read_shapes
+from .plan_parts import Merge
 from .shrink_copy import shrink_masked
 
 Cuts = dict[Axis, tuple[int, ...]]
@@ -32,41 +33,81 @@ def shrink_(
     threshold: float | None = None,
     round_to: int = 1,
 ) -> Plan:
-    """Remove from `model`, in place, every channel that its posteriors have given up; returns the account.
+    """Remove from a network, in place, every channel that its posteriors have given up, so that its steps get cheaper.
 
-    To be called now and then between steps, so that they become cheaper.  The network stays variational: weights,
-    log sigma^2 and gates lose the same channels, and so do the moments that `optimizer` keeps of them; those of another
-    shape than their parameter, such as Adafactor's, begin anew.  In evaluation mode its outputs stay the same; in
-    training mode the noise of what went is gone.
+    It is called now and then between two steps of training.  The network stays variational: weights, log sigma^2 and
+    gates lose the same channels, and so does the optimizer's memory of them.  In evaluation mode the outputs are what
+    they were; in training mode the noise of the removed channels is missing.
 
-    What went cannot come back, and of channels just above their own threshold some would have.  `threshold` is the log
-    alpha, well above it, that counts here instead; what stays the same is then the outputs of a network cut there.
+    Parameters are replaced by smaller ones, in the optimizer too.  Whatever else holds the old ones (an average of the
+    weights, DistributedDataParallel) has to be made again.
 
-    Parameters are replaced by smaller ones, in the optimizer too.  Whoever else holds the old ones (an average of the
-    weights, DistributedDataParallel) has to be made again.  A network without posteriors loses its plain zeros.
+    Args:
+        model: A variational network.  A network without posteriors loses its plain zeros.
+        example_inputs: One tensor or a tuple of them, as `model` takes them.
+        optimizer: The optimizer of its parameters.  Memory in the shape of a parameter, as Adam's moments, loses the
+            same channels; memory in another shape, as Adafactor's rows and columns, is forgotten.
+        threshold: Log alpha from which on a weight or a gate counts as removed, instead of each posterior's own
+            threshold.  A removed channel cannot come back, and some of those just above their own threshold would have:
+            a value well above it spares them.  The outputs are then those of the network cut at this threshold.
+        round_to: What is left of each group is a multiple of this number of channels, where the group had that many.
 
-    Raises `ShrinkError` for a gate on several parts of one layer, `TraceError` when the network cannot be traced;
-    nothing has changed then.
+    Returns:
+        The plan: what was removed, what was kept, and why.
+
+    Raises:
+        ShrinkError: A gate stands on several parts of one layer, or the smaller network does not compute the same.
+        TraceError: The network cannot be traced.
+        SettingError: `round_to` is below 1.
+        Nothing has changed in any of these cases.
+
+    Example:
+        ```python
+        import torch
+        from torch import nn
+
+        import nni_sparsevd as svd
+
+        x = torch.randn(2, 4)
+        model = svd.sparsify_(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
+        optimizer = torch.optim.Adam(model.parameters())
+        model(x).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            model[2].log_sigma2[:, :3] = 9.0  # training has found that three neurons are noise to their reader
+        plan = svd.shrink_(model, x, optimizer)
+        assert plan.removed == 3 and model[0].weight.shape == (3, 4)
+        ```
     """
-    with _cut_at(model, threshold):
+    with _use_threshold(model, threshold):
         return _shrink_(model, example_inputs, optimizer, round_to)
 
 
 @contextmanager
-def _cut_at(model: nn.Module, threshold: float | None) -> Iterator[None]:
-    """Make all posteriors decide at this log alpha for a while."""
+def _use_threshold(model: nn.Module, threshold: float | None) -> Iterator[None]:
+    """Make all posteriors decide at this log alpha for a while; None leaves each its own."""
     posteriors = [module for _, module in named_posteriors(model)]
-    own = [module.threshold for module in posteriors]
+    own_thresholds = [module.threshold for module in posteriors]
     try:
-        for module in posteriors:
-            module.threshold = module.threshold if threshold is None else threshold
+        if threshold is not None:
+            for module in posteriors:
+                module.threshold = threshold
         yield
     finally:
-        for module, before in zip(posteriors, own, strict=True):
-            module.threshold = before
+        for module, own in zip(posteriors, own_thresholds, strict=True):
+            module.threshold = own
 
 
 def _shrink_(model: nn.Module, example_inputs: Inputs, optimizer: torch.optim.Optimizer | None, round_to: int) -> Plan:
+    """Plan on a baked copy, then carry the plan out on the posteriors.
+
+    1. What a posterior removes, the baked copy has as zeros: it is planned, shrunk and compared there, so that `model`
+       is only touched when all went well.
+    2. A plan for baked weights is not yet one for posteriors.  log sigma^2 and gates have to lose the same channels;
+       means below the threshold count as 0 when one channel takes over others; log alpha has to stay where means are
+       multiplied; and a bias that a gate scales afterwards absorbs a constant that is divided by the gate.
+    3. After that, no weight that carries for others may count as removed.
+    """
     sites = list(gate_sites(model))
     for name, _, gate in sites:
         if len(gate.parts) > 1:
@@ -74,94 +115,144 @@ def _shrink_(model: nn.Module, example_inputs: Inputs, optimizer: torch.optim.Op
     masks = compute_masks(model, MaskSettings(allow_empty=True)) if is_variational(model) else {}
     masked = bake_(copy_model(model), masks, allow_empty=True)
     small, plan, _ = shrink_masked(masked, channel_graph(masked, example_inputs), example_inputs, round_to)
-    cuts = {**plan.cuts, **_of_posteriors(model, plan.cuts, sites)}
+
     before = dict(named_states(model))
+    cuts = {**plan.cuts, **_find_posterior_cuts(model, plan.cuts, sites)}
     for (name, dim), merges in plan.merges.items():
-        _clear_(model.get_submodule(name.rpartition(".")[0]), dim, merges)
-    for scale, number in plan.scales:  # the mean of these rows is about to be multiplied, and log alpha has to stay
-        layer = model.get_submodule(scale.weight.rpartition(".")[0])
-        if isinstance(layer, Variational):
-            layer.log_sigma2.data[torch.from_numpy(scale.rows)] += math.log(number / scale.dimensions.size)
-    apply_plan_(model, replace(plan, cuts=cuts, folds=_before_gates(plan.folds, sites)))
+        _clear_removed_(_owner(model, name), dim, merges)
+    _keep_log_alpha_(model, plan)
+    folds = _divide_by_gates(plan.folds, sites)
+    apply_plan_(model, replace(plan, cuts=cuts, folds=folds, shapes=read_shapes(model)))
     for name, _ in plan.merges:
-        _keep_(model.get_submodule(name.rpartition(".")[0]), small.get_parameter(name))
+        _keep_carriers_(_owner(model, name), small.get_parameter(name))
     if optimizer is not None:
         _follow_(optimizer, before, dict(named_states(model)), cuts)
     return plan
 
 
-def _of_posteriors(model: nn.Module, cuts: Cuts, sites: Sites) -> Cuts:
+def _owner(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _find_posterior_cuts(model: nn.Module, cuts: Cuts, sites: Sites) -> Cuts:
     """What log sigma^2 and gates lose, along with the weights that they belong to."""
-    found: Cuts = {}
-    named, modules = dict(named_states(model)), dict(model.named_modules())
+    tensors, modules = dict(named_states(model)), dict(model.named_modules())
+    posterior_cuts: Cuts = {}
     for (name, dim), indices in cuts.items():
-        for owner, module in modules.items():  # several, where they share a weight
-            own = isinstance(module, Variational) and module.weight is named[name]
-            if own and module.log_sigma2.shape[dim] == module.weight.shape[dim]:
-                found[f"{owner}.log_sigma2", dim] = indices
-    names = {id(module): name for name, module in modules.items()}  # a gate on several writers has one
+        for owner, module in modules.items():  # several, where layers share a weight
+            if not (isinstance(module, Variational) and module.weight is tensors[name]):
+                continue
+            # One variance for each output has size 1 along the other dimensions: nothing is cut there.
+            if module.log_sigma2.shape[dim] == module.weight.shape[dim]:
+                posterior_cuts[f"{owner}.log_sigma2", dim] = indices
+    names = {id(module): name for name, module in modules.items()}
     for _, _, gate in sites:
-        writer = gate.writers[0]
+        writer = gate.writers[0]  # all writers of a gate lose the same channels
         indices = cuts.get((f"{writer}.weight", output_dim(modules[writer])), ())
         if indices:
-            found[f"{names[id(gate)]}.mu", 0] = found[f"{names[id(gate)]}.log_sigma2", 0] = indices
-    return found
+            posterior_cuts[f"{names[id(gate)]}.mu", 0] = indices
+            posterior_cuts[f"{names[id(gate)]}.log_sigma2", 0] = indices
+    return posterior_cuts
 
 
-def _before_gates(folds: dict[str, Tensor], sites: Sites) -> dict[str, Tensor]:
-    """What baked biases take up, for biases that a gate still scales afterwards."""
-    scaled = {f"{name}.bias": torch.where(gate.mask(), gate.mu, 1).detach().double().cpu() for name, _, gate in sites}
-    return {name: added / scaled.get(name, 1.0) for name, added in folds.items()}
+def _keep_log_alpha_(model: nn.Module, plan: Plan) -> None:
+    """The means of these rows are about to be multiplied, so their variances are multiplied by the square."""
+    for scaling in plan.scales:
+        layer = _owner(model, scaling.weight)
+        if isinstance(layer, Variational):
+            layer.log_sigma2.data[torch.tensor(scaling.rows)] += math.log(scaling.after / scaling.before)
 
 
-def _clear_(layer: nn.Module, dim: int, merges: tuple[Merge, ...]) -> None:
-    """What is removed counts as 0 before anything is added to it."""
-    if isinstance(layer, Variational):
-        columns, kept_ones = layer.weight.data.movedim(dim, 0), layer.mask().movedim(dim, 0)
-        for merge in merges:
-            for column in (merge.into, merge.source):
-                columns[column] *= kept_ones[column]
+def _divide_by_gates(folds: dict[str, Tensor], sites: Sites) -> dict[str, Tensor]:
+    """What baked biases absorb, for biases that a gate still scales afterwards."""
+    factors = {f"{name}.bias": torch.where(gate.mask(), gate.mu, 1).detach().double().cpu() for name, _, gate in sites}
+    return {name: added / factors.get(name, 1.0) for name, added in folds.items()}
 
 
-def _keep_(layer: nn.Module, wanted: Tensor) -> None:
-    """A weight that carries for others must not count as removed."""
-    if isinstance(layer, Variational):
-        lost = (wanted.to(layer.weight.device) != 0) & ~layer.mask()
-        below = layer.weight.detach().square().log() + (layer.threshold - 1)
-        if layer.log_sigma2.shape == below.shape:
-            layer.log_sigma2.data = torch.where(lost, below, layer.log_sigma2.data)
-            return
-        shared = [dim for dim in range(below.dim()) if dim != output_dim(layer)]
-        lowest = torch.where(lost, below, math.inf).amin(shared, keepdim=True)
-        layer.weight.data.masked_fill_(~layer.mask() & ~lost, 0.0)  # or they would come back with it
-        layer.log_sigma2.data = layer.log_sigma2.data.minimum(lowest)
+def _clear_removed_(layer: nn.Module, dim: int, merges: tuple[Merge, ...]) -> None:
+    """Set to 0 what counts as removed in the columns of a merge: the sum must not contain it."""
+    if not isinstance(layer, Variational):
+        return
+    columns, kept = layer.weight.data.movedim(dim, 0), layer.mask().movedim(dim, 0)
+    for merge in merges:
+        for column in (merge.into, merge.source):
+            columns[column] *= kept[column]
+
+
+def _keep_carriers_(layer: nn.Module, baked: Tensor) -> None:
+    """Lower log sigma^2 where a weight carries for others but would count as removed.
+
+    1. The mean of such a weight has changed, and log alpha = log sigma^2 - log mean^2 with it: it may stand above the
+       threshold now, and the outputs would not be what they were.
+    2. One below the threshold is far enough to be kept, and near enough to be removed later if it is noise.
+    3. Where outputs have one variance each, it has to be low enough for the smallest of these weights.  Others of the
+       same output fall below the threshold with it, and would come back: their means are set to 0.
+    """
+    if not isinstance(layer, Variational):
+        return
+    lost = (baked.to(layer.weight.device) != 0) & ~layer.mask()
+    below = layer.weight.detach().square().log() + (layer.threshold - 1)
+    if layer.log_sigma2.shape == below.shape:
+        layer.log_sigma2.data = torch.where(lost, below, layer.log_sigma2.data)
+        return
+    shared = [dim for dim in range(below.dim()) if dim != output_dim(layer)]
+    lowest = torch.where(lost, below, math.inf).amin(shared, keepdim=True)
+    layer.weight.data.masked_fill_(~layer.mask() & ~lost, 0.0)
+    layer.log_sigma2.data = layer.log_sigma2.data.minimum(lowest)
 
 
 def _follow_(optimizer: torch.optim.Optimizer, before: dict[str, Tensor], after: dict[str, Tensor], cuts: Cuts) -> None:
     """Give the optimizer the new parameters in the place of the old, with what is left of its memory of them."""
-    lost: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+    cuts_of: dict[int, list[tuple[int, Sequence[int]]]] = defaultdict(list)
     for (name, dim), indices in cuts.items():
-        lost[id(before[name])].append((dim, indices))
+        cuts_of[id(before[name])].append((dim, indices))
     successors = {id(old): after[name] for name, old in before.items()}
-    born = {name: value for name, value in after.items() if name not in before and isinstance(value, nn.Parameter)}
     for group in optimizer.param_groups:
-        # a bias that took up constants where there was none learns as its weight does
-        adopted = [bias for name, bias in born.items() if _holds(group, before, f"{name.rpartition('.')[0]}.weight")]
-        for old in list(group["params"]):
+        # Asked while the group still holds the old parameters, by which `before` knows them.
+        born = _find_born_biases(group["params"], before, after)
+        for old in group["params"]:
             memory = optimizer.state.pop(old, {})
-            if memory and not (lost[id(old)] and any(_factored(value, old) for value in memory.values())):
-                optimizer.state[successors.get(id(old), old)] = {
-                    key: remove_indices(value, lost[id(old)])
-                    if isinstance(value, Tensor) and value.shape == old.shape else value
-                    for key, value in memory.items()
-                }  # fmt: skip
-        group["params"] = [successors.get(id(old), old) for old in group["params"]] + adopted
+            smaller = _cut_memory(memory, old, cuts_of[id(old)])
+            if smaller:
+                optimizer.state[successors.get(id(old), old)] = smaller
+        group["params"] = [successors.get(id(old), old) for old in group["params"]] + born
 
 
-def _factored(value: object, parameter: Tensor) -> bool:
-    """Memory of all of a parameter in a form that cannot be cut, such as Adafactor's: it begins anew."""
+def _find_born_biases(
+    parameters: list[Tensor], before: dict[str, Tensor], after: dict[str, Tensor]
+) -> list[nn.Parameter]:
+    """Biases that absorbed constants where there was none, for layers whose weight is among these parameters.
+
+    A new bias learns in its weight's group: with the same learning rate and decay.
+    """
+    held = {id(parameter) for parameter in parameters}
+    born = []
+    for name, value in after.items():
+        weight = before.get(f"{name.rpartition('.')[0]}.weight")
+        if name not in before and isinstance(value, nn.Parameter) and weight is not None and id(weight) in held:
+            born.append(value)
+    return born
+
+
+def _cut_memory(
+    memory: dict[str, object], parameter: Tensor, cuts: list[tuple[int, Sequence[int]]]
+) -> dict[str, object]:
+    """What an optimizer remembers of a parameter, without the removed channels; empty where it has to begin anew.
+
+    Memory in the parameter's shape is cut as the parameter is, and single numbers, such as counts of steps, stay.
+    Memory in another shape cannot be cut: Adafactor keeps one number for each row and for each column, each of which
+    has seen all the others.  Half of a memory would be worse than none, so all of that parameter is forgotten.
+    """
+    if cuts and any(_is_factored(value, parameter) for value in memory.values()):
+        return {}
+    smaller: dict[str, object] = {}
+    for key, value in memory.items():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            smaller[key] = remove_indices(value, cuts)
+        else:
+            smaller[key] = value
+    return smaller
+
+
+def _is_factored(value: object, parameter: Tensor) -> bool:
     return isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape
-
-
-def _holds(group: dict[str, list[Tensor]], named: dict[str, Tensor], name: str) -> bool:
-    return any(parameter is named.get(name) for parameter in group["params"])

@@ -1,0 +1,92 @@
+"""What becomes of each channel group, and why what is kept has to be."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import ChannelGraph, ChannelGroup, ChannelIds, Flags
+from .carriers import Carriers
+from .plan_parts import GroupPlan
+from .readers import Reading
+
+OBSTACLES: tuple[tuple[str, Callable[[Reading], NDArray[np.bool_]]], ...] = (
+    ("not at the zero-padded border that {} sees", Reading.varies_at_border),
+    ("no bias of {} alone can stand for it", Reading.has_no_bias),
+)
+"""Why a constant keeps its channel, and where that is so."""
+
+
+class Accountant:
+    """Writes the account of each group for one removal."""
+
+    def __init__(
+        self, graph: ChannelGraph, readings: list[Reading], carriers: Carriers, removed: Flags, last: ChannelIds
+    ) -> None:
+        self._graph, self._readings, self._carriers = graph, readings, carriers
+        self._removed, self._last = removed, last
+        self._read = np.zeros(graph.num_channels, np.bool_)
+        """Classes from which a kept output takes anything."""
+        self._live = np.zeros(graph.num_channels, np.bool_)
+        """Classes that bring any reader something that depends on the input."""
+        for reading in readings:
+            self._read[reading.inputs[reading.is_read(removed)]] = True
+            self._live[reading.inputs[reading.used.any(0) & np.isnan(reading.constant)]] = True
+
+    def plan_group(self, group: ChannelGroup) -> GroupPlan:
+        """Count what is removed and what is dead or unread but kept, with the reasons."""
+        kept = group.channels[~self._removed[group.channels]]
+        with_members = np.zeros(self._graph.num_channels, np.bool_)
+        with_members[self._graph.with_members(kept)] = True
+        readers = [reading for reading in self._readings if with_members[reading.inputs].any()]
+        dead = kept[:0]
+        if readers:
+            dead = kept[~self._any_element(kept, self._read)]
+        reasons = []
+        if group.pinned:
+            reasons.append(group.pinned)
+        else:
+            for why, is_obstacle in OBSTACLES:
+                constant = self._held_constants(kept, readers, is_obstacle)
+                if constant.size:
+                    reasons.append(self._explain(constant, readers, why, is_obstacle))
+                    dead = np.union1d(dead, constant)
+            if with_members[self._last].any():
+                reasons.append("the last channel stays")
+        return GroupPlan(
+            name=group.name,
+            modules=tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.axes)),
+            channels=len(group),
+            removed=len(group) - kept.size,
+            dead=int(dead.size),
+            reason="; ".join(reasons),
+        )
+
+    def _held_constants(
+        self, kept: ChannelIds, readers: list[Reading], is_obstacle: Callable[[Reading], NDArray[np.bool_]]
+    ) -> ChannelIds:
+        """Kept channels that are constant for all readers, and that one of them cannot do without."""
+        held = np.zeros(self._graph.num_channels, np.bool_)
+        for reading in readers:
+            held[reading.inputs[is_obstacle(reading)]] = True
+        return kept[held[kept] & ~self._live[kept]]
+
+    def _explain(
+        self,
+        constant: ChannelIds,
+        readers: list[Reading],
+        why: str,
+        is_obstacle: Callable[[Reading], NDArray[np.bool_]],
+    ) -> str:
+        names = []
+        for reading in readers:
+            if np.isin(reading.inputs[is_obstacle(reading)], constant).any():
+                names.append(reading.name)
+        carried = self._carriers.count_carried(constant)
+        reason = f"{constant.size} constant, but {why.format(', '.join(dict.fromkeys(names)))}"
+        return f"{reason}, and carries {carried} more" if carried else reason
+
+    def _any_element(self, channels: ChannelIds, flags: Flags) -> Flags:
+        """Flag the classes of which any element is flagged."""
+        flagged: Flags = self._graph.reach[channels] @ flags.astype(np.int64) > 0
+        return flagged

@@ -1,0 +1,181 @@
+"""Which channels can be removed without changing the output, and why the others are kept."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from ..errors import SettingError
+from ..graph import Axis, ChannelGraph, Flags, Inputs, channel_graph, named_states, tighten_graph
+from .carriers import Carriers
+from .constants import find_constants
+from .group_plans import Accountant
+from .plan import NormMemory, Plan
+from .plan_fit import read_shapes
+from .plan_parts import QueryScaling, SizeChange
+from .readers import Reading, find_arriving_constants, find_readings
+from .removal import largest_removal
+
+
+def make_plan(model: nn.Module, example_inputs: Inputs, *, round_to: int = 1, remember_norms: bool = False) -> Plan:
+    """Decide which channels of a network can be removed exactly; the zeros in its weights are the only evidence.
+
+    A channel is removed when each kept output either multiplies it by zeros only, or receives from it a constant that
+    the output's bias can absorb, or that one channel can carry for several.  The largest set of channels for which this
+    holds is removed, so chains and even cycles of channels that only serve each other are removed together.  No axis is
+    emptied: its last channel is kept.
+
+    Args:
+        model: Any network.  It is left as it is.
+        example_inputs: One tensor or a tuple of them, as `model` takes them.  The plan is exact for every input size
+            that the network accepts, not for the size of the example alone.
+        round_to: What is left of each group is a multiple of this number of channels, where the group had that many:
+            dead channels are kept to fill it up.  Heads and the like, which are several channels each, are not counted.
+        remember_norms: Whether a layer norm may lose channels: see `shrink`.
+
+    Returns:
+        The plan: what is removed, what is kept, and why.
+
+    Raises:
+        TraceError: The network cannot be traced.
+        SettingError: `round_to` is below 1.
+
+    Example:
+        ```python
+        import torch
+        from torch import nn
+
+        import nni_sparsevd as svd
+
+        model = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 2))
+        with torch.no_grad():
+            model[0].weight[:2] = 0  # two neurons do not see the input: each is a constant that the next bias absorbs
+        plan = svd.make_plan(model, torch.zeros(1, 4))
+        assert plan.removed == 2 and plan.groups[1].reason == "output of the network"
+        ```
+    """
+    return plan_removal(model, channel_graph(model, example_inputs, remember_norms=remember_norms), round_to)
+
+
+def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Plan:
+    """The plan for a network whose channel graph is known; zeros in the weights do not change the graph.
+
+    Args:
+        model: The network that `graph` was made of, possibly with other values in its weights.
+        graph: The result of `channel_graph`.
+        round_to: What is left of each group is a multiple of this number of channels.
+
+    Returns:
+        The plan: what is removed, what is kept, and why.
+
+    Raises:
+        SettingError: `round_to` is below 1.
+    """
+    if round_to < 1:
+        raise SettingError(f"round_to: a number of channels, 1 or more, found {round_to}")
+    states = _states_on_cpu(model)
+    values = find_constants(graph.trace, states)
+    readings = find_readings(graph, states, values)
+    removal = _find_removal(model, graph, readings, round_to)
+    removed = removal.removed
+    accountant = Accountant(removal.graph, readings, removal.carriers, removed, removal.last)
+    return Plan(
+        groups=tuple(accountant.plan_group(group) for group in removal.graph.groups),
+        shapes=read_shapes(model),
+        cuts=_plan_cuts(removal.graph, removed),
+        folds=_plan_folds(readings, removed),
+        merges=removal.carriers.merges(removed),
+        sizes=_plan_sizes(model, removal.graph, removed),
+        scales=_plan_scales(removal.graph, removed),
+        norms=_plan_norms(removal.graph, values, removed),
+    )
+
+
+def _states_on_cpu(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under every name; a tensor that has several names is copied from a device only once."""
+    states = dict(named_states(model))
+    copies = {id(value): value.detach().cpu() for value in states.values()}
+    return {name: copies[id(value)] for name, value in states.items()}
+
+
+@dataclass(frozen=True)
+class _Removal:
+    """The classes to remove, and what was found on the way."""
+
+    graph: ChannelGraph
+    """With a pin for everything that the network's code cannot follow."""
+    carriers: Carriers
+    removed: Flags
+    last: np.ndarray
+    """Classes that are kept only because an axis would have been empty."""
+
+
+def _find_removal(model: nn.Module, graph: ChannelGraph, readings: list[Reading], round_to: int) -> _Removal:
+    """The largest removal that is exact, and that the network's own code can follow.
+
+    1. Carriers are chosen among the constants that had to be kept, so a removal without them comes first.  What they
+       carry can be removed next, which may free further constants: repeat until no channel carries more.
+    2. The code may be unable to follow these numbers of channels, though it followed others when the graph was made.
+       The graph then comes back with more pins, and everything is found anew: a pin only ever adds to what is needed.
+    """
+    while True:
+        carriers = Carriers(graph, readings)
+        removed, last = largest_removal(graph, readings, carriers, round_to)
+        while carriers.carry_(removed):
+            removed, last = largest_removal(graph, readings, carriers, round_to)
+        tighter = tighten_graph(model, graph, removed)
+        if tighter is None:
+            return _Removal(graph, carriers, removed, last)
+        graph = tighter
+
+
+def _plan_cuts(graph: ChannelGraph, removed: Flags) -> dict[Axis, tuple[int, ...]]:
+    cuts = {}
+    for axis, channels in graph.axes.items():
+        indices = np.flatnonzero(removed[channels])
+        if indices.size:
+            cuts[axis] = tuple(indices.tolist())
+    return cuts
+
+
+def _plan_folds(readings: list[Reading], removed: Flags) -> dict[str, Tensor]:
+    folds = {}
+    for reading in readings:
+        if reading.reader and reading.reader.bias and removed[reading.inputs].any():
+            added = reading.folded_constants(removed)
+            if added.any():
+                folds[reading.reader.bias] = added
+    return folds
+
+
+def _plan_sizes(model: nn.Module, graph: ChannelGraph, removed: Flags) -> tuple[SizeChange, ...]:
+    changes = []
+    for size in graph.size_attributes:
+        gone = removed[size.channels]
+        if gone.any():
+            module, attribute, position = size.origin
+            changes.append(SizeChange(module, attribute, position, int(gone.size), int((~gone).sum())))
+    return tuple(changes)
+
+
+def _plan_scales(graph: ChannelGraph, removed: Flags) -> tuple[QueryScaling, ...]:
+    scalings = []
+    for scale in graph.scales:
+        before, after = scale.dimensions.size, int((~removed[scale.dimensions]).sum())
+        if after < before:
+            rows = tuple(scale.rows.tolist())
+            scalings.append(QueryScaling(scale.module, scale.weight, scale.bias, rows, before, after))
+    return tuple(scalings)
+
+
+def _plan_norms(graph: ChannelGraph, values: dict[Node, Any], removed: Flags) -> dict[str, NormMemory]:
+    norms = {}
+    for norm in graph.remembering_norms:
+        gone = removed[norm.channels]
+        if gone.any():
+            constants = find_arriving_constants(norm, values)[torch.from_numpy(gone)]
+            norms[norm.module] = NormMemory(norm.channel_dim, constants)
+    return norms
