@@ -97,6 +97,19 @@ def test_check_draws_integers_from_the_example() -> None:
     assert not svd.check(model, other, torch.tensor([[0, 1, 3]])).ok
 
 
+def test_gradients_are_compared_by_the_name_in_the_documents() -> None:
+    """`import nni_sparsevd.shrinking` gives the package, not the function `shrink`."""
+    import nni_sparsevd.shrinking as room
+
+    model = prepared(SMALL["residual"](), "columns")
+    small, plan = svd.shrink(model, image())
+    assert plan.removed > 0
+    assert room.gradient_difference(model, small, plan, image(), training=False) < 1e-12
+    with torch.no_grad():
+        small.head.weight[0, 0] += 1.0
+    assert room.gradient_difference(model, small, plan, image(), training=False) > 1e-3
+
+
 # The plan is a value.
 
 

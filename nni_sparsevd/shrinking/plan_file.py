@@ -49,10 +49,9 @@ def encode_plan(document: dict[str, Any]) -> str:
         FileFormatError: A number is infinite or NaN.
     """
     whole = {"format": FORMAT, "version": VERSION, **document}
-    try:
-        digest = _digest(whole)
-    except ValueError as error:
-        raise FileFormatError(f"the plan holds a number that JSON cannot hold: {error}") from None
+    digest = _digest(whole)
+    if digest is None:
+        raise FileFormatError("the plan holds a number that JSON cannot hold: a constant of it is infinite or NaN")
     return _lay_out({**whole, "digest": digest})
 
 
@@ -68,10 +67,10 @@ def decode_plan(content: Any, source: str) -> PlanDocument:
         raise FileFormatError(f"{source}: its format is {content['format']!r}, not {FORMAT!r}")
     if content.get("version") != VERSION:
         raise FileFormatError(f"{source}: format version {content.get('version')}, this release reads {VERSION}")
-    digest = content.pop("digest", None)
-    if digest != _digest(content):
+    fields = {key: value for key, value in content.items() if key not in ("format", "version", "digest")}
+    digest = _digest({"format": FORMAT, "version": VERSION, **fields})
+    if digest is None or content.get("digest") != digest:
         raise FileFormatError(f"{source}: altered since it was written: its content does not match its digest")
-    fields = {key: value for key, value in content.items() if key not in ("format", "version")}
     try:
         return PlanDocument.model_validate_json(json.dumps(fields))  # strict rules let JSON's lists be tuples
     except ValidationError as error:
@@ -80,9 +79,12 @@ def decode_plan(content: Any, source: str) -> PlanDocument:
         raise FileFormatError(f"{source}: {place}: {first['msg']}") from None
 
 
-def _digest(content: dict[str, Any]) -> str:
-    """Of the content, not of its layout: keys in order, no spaces."""
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def _digest(content: dict[str, Any]) -> str | None:
+    """Of the content, not of its layout: keys in order, no spaces.  None where a number is infinite or NaN."""
+    try:
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        return None
     return blake2b(canonical.encode(), digest_size=16).hexdigest()
 
 
