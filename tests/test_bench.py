@@ -1,5 +1,6 @@
 """The league: everyone gets the same, nothing is played twice, and a failure is a row."""
 
+import copy
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +18,25 @@ import torch
 from leagues import HERE, counted, short
 from torch import nn
 
+import nni_sparsevd as svd
 from nni_sparsevd import cli
 from nni_sparsevd.errors import SettingError, ShrinkError, TrainingError
-from nni_sparsevd.studies.bench import format_champions, list_leagues, read_league, rivals, run_league, write_page
-from nni_sparsevd.studies.bench.arena import Arena, prepare_arena
+from nni_sparsevd.files import write_json
+from nni_sparsevd.masks import Masks
+from nni_sparsevd.studies.bench import (
+    format_champions,
+    list_leagues,
+    read_league,
+    rivals,
+    run_league,
+    running,
+    write_page,
+)
+from nni_sparsevd.studies.bench.arena import Arena, prepare_arena, start_file
 from nni_sparsevd.studies.bench.cutting import cut_to
-from nni_sparsevd.studies.bench.running import _share, chosen_rates, protocol, restore
-from nni_sparsevd.studies.bench.standing import mean_ranks, pareto_front, standings
-from nni_sparsevd.studies.bench.trial import Trial, run_trial
+from nni_sparsevd.studies.bench.running import choose_rates, protocol_of, restore_rows
+from nni_sparsevd.studies.bench.standing import compute_mean_ranks, compute_standings, find_pareto_front
+from nni_sparsevd.studies.bench.trial import Row, Trial, run_trial
 from nni_sparsevd.studies.processes import Limits
 
 WEIGHTS = rivals.TABLES["weights"]
@@ -31,14 +44,14 @@ WEIGHTS = rivals.TABLES["weights"]
 
 @pytest.mark.parametrize("name", ["digits", "digits_channels"])
 def test_batches_depend_on_seed_and_step_alone(tmp_path: Path, name: str) -> None:
-    ground = prepare_arena(short(name), 0, HERE, tmp_path)
+    arena = prepare_arena(short(name), 0, HERE, tmp_path)
     torch.manual_seed(1)
-    first = [ground.batch(step) for step in (0, 13, 7)]
+    first = [arena.batch(step) for step in (0, 13, 7)]
     torch.manual_seed(2)
-    second = [ground.batch(step) for step in (7, 13, 0)][::-1]
+    second = [arena.batch(step) for step in (7, 13, 0)][::-1]
     for (images, labels), (again, too) in zip(first, second, strict=True):
         assert torch.equal(images, again) and torch.equal(labels, too)
-    seen = torch.cat([ground.batch(step)[0] for step in range(ground.per_epoch)])
+    seen = torch.cat([arena.batch(step)[0] for step in range(arena.per_epoch)])
     assert len(seen.unique(dim=0)) > 0.95 * len(seen)  # an epoch shows each image once; a few digits are twins
 
 
@@ -52,6 +65,24 @@ def test_the_start_is_trained_once(tmp_path: Path) -> None:
     assert all(torch.equal(value, again[key]) for key, value in first.items())
     other = prepare_arena(chosen, 1, HERE, tmp_path).start.state_dict()
     assert not torch.equal(first["fc1.weight"], other["fc1.weight"])
+
+
+def test_masks_change_only_by_what_the_caller_hands_back(tmp_path: Path) -> None:
+    arena = prepare_arena(short("digits"), 0, HERE, tmp_path)
+    model, stage = arena.network(), arena.league.dense
+    kept = torch.ones_like(model.fc1.weight)
+    first = {"fc1": {"weight": kept.index_fill(0, torch.tensor([0]), 0)}}
+    second = {"fc1": {"weight": kept.index_fill(0, torch.tensor([1]), 0)}}
+    untouched = copy.deepcopy(first)
+    zero_rows: list[list[int]] = []
+
+    def after_backward(step: int) -> Masks | None:
+        zero_rows.append((model.fc1.weight == 0).all(1).nonzero().flatten().tolist())
+        return second if step == 2 else None
+
+    arena.train(model, stage, 0, 5, after_backward=after_backward, masks=first)
+    assert zero_rows == [[], [0], [0], [1], [1]]  # the row that is no longer masked learns again
+    assert torch.equal(first["fc1"]["weight"], untouched["fc1"]["weight"])
 
 
 # A league from start to end.
@@ -84,7 +115,7 @@ def test_a_league_is_played_once_and_shown_again(tmp_path: Path, capsys, monkeyp
     assert write_page("digits", folder / "digits.json", folder).read_text().count("<tr>") == 3 + 3
 
     elsewhere = tmp_path / "elsewhere"
-    restore(read_league("digits"), folder / "digits.json", elsewhere)
+    restore_rows(read_league("digits"), folder / "digits.json", elsewhere)
     assert {path.name: path.read_text() for path in (elsewhere / "rows").iterdir()} == {
         path.name: path.read_text() for path in rows
     }
@@ -94,23 +125,23 @@ def test_a_league_is_played_once_and_shown_again(tmp_path: Path, capsys, monkeyp
     assert cli.main(command) == 2
     assert "tune_epochs" in capsys.readouterr().err
     assert cli.main([*command[:2], f"--out={tmp_path / 'new'}", f"--known={folder / 'digits.json'}"]) == 2
-    assert "played under another tune_epochs" in capsys.readouterr().err
+    assert "run under another tune_epochs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "complaint"),
     [
-        ({"rival": "../../x", "seed": 0, "rate": 1e-3, "level": 0.8}, "whom nobody knows"),
+        ({"rival": "../../x", "seed": 0, "rate": 1e-3, "level": 0.8}, "which is no rival for weights"),
         ({"rival": "magnitude", "seed": 0, "rate": "1e-3", "level": 0.8}, "not a row of ours"),
         ({"rival": "magnitude", "seed": "../../x", "rate": 1e-3, "level": 0.8}, "not a row of ours"),
         (7, "not a row of ours"),
     ],
 )
-def test_results_that_are_none_are_refused(tmp_path: Path, row: object, told: str) -> None:
+def test_results_that_are_none_are_refused(tmp_path: Path, row: object, complaint: str) -> None:
     results, chosen = tmp_path / "results.json", read_league("digits")
-    results.write_text(json.dumps({"protocol": protocol(chosen), "rows": [row]}))
-    with pytest.raises(SettingError, match=told):
-        restore(chosen, results, tmp_path / "digits")
+    results.write_text(json.dumps({"protocol": protocol_of(chosen), "rows": [row]}))
+    with pytest.raises(SettingError, match=complaint):
+        restore_rows(chosen, results, tmp_path / "digits")
     assert not (tmp_path / "digits").exists()
 
 
@@ -173,7 +204,7 @@ def test_the_rate_is_chosen_on_held_out_images_alone() -> None:
         row("magnitude", 1.0, rate=9.0, failed="no"),
     ]
     rows += [row("vd_weight", 0.7), row("vd_weight", 0.99, level=0.8, rate=3e-3), row("nni_level", 0.0, failed="no")]
-    assert chosen_rates(read_league("digits"), rows) == {"magnitude": 1e-3, "vd_weight": 1e-3}
+    assert choose_rates(read_league("digits"), rows) == {"magnitude": 1e-3, "vd_weight": 1e-3}
 
 
 @pytest.mark.parametrize(("first", "second", "chosen"), [(1e-3, 3e-3, 3e-3), (3e-3, 1e-2, 3e-3), (1e-3, 1e-2, 1e-3)])
@@ -181,7 +212,7 @@ def test_among_equals_the_rate_is_the_nearest_to_the_middle(first: float, second
     rates = read_league("digits").model_copy(update={"rates": (1e-3, 3e-3, 1e-2)})  # 1e-3 is the nearer edge
     rows = [row("magnitude", 0.9, rate=first), row("magnitude", 0.9, rate=second), row("magnitude", 0.8, rate=5e-3)]
     for order in (rows, rows[::-1]):
-        assert chosen_rates(rates, order) == {"magnitude": chosen}
+        assert choose_rates(rates, order) == {"magnitude": chosen}
 
 
 def test_ranks_are_means_over_levels_of_those_who_arrived() -> None:
@@ -190,10 +221,10 @@ def test_ranks_are_means_over_levels_of_those_who_arrived() -> None:
     places = [(name, *place) for name, pair in errors.items() for place in zip((0.8, 0.95), pair, strict=True)]
     rows = [row(name, 0.9, error, level=level, seed=seed) for name, level, error in places for seed in (0, 1)]
     rows.append(row("vd_local", 0.0, failed="broken"))
-    found = standings(chosen, rows, dict.fromkeys(errors, 1e-3))
-    assert mean_ranks(chosen, found) == {"magnitude": 1.5, "vd_weight": 2.0, "nni_level": 1.5}
-    assert [one.name for one in found] == ["magnitude", "nni_level", "vd_weight", "vd_local"]
-    assert found[-1].failed == "broken"
+    ranked = compute_standings(chosen, rows, dict.fromkeys(errors, 1e-3))
+    assert compute_mean_ranks(chosen, ranked) == {"magnitude": 1.5, "vd_weight": 2.0, "nni_level": 1.5}
+    assert [standing.name for standing in ranked] == ["magnitude", "nni_level", "vd_weight", "vd_local"]
+    assert ranked[-1].failed == "broken"
 
 
 def test_the_best_of_a_framework_is_chosen_on_held_out_images_alone() -> None:
@@ -210,7 +241,7 @@ def test_the_best_of_a_framework_is_chosen_on_held_out_images_alone() -> None:
 
 def test_the_front_is_what_nothing_beats() -> None:
     points = {"a": (1.0, 4.0), "b": (2.0, 2.0), "c": (2.0, 3.0), "d": (4.0, 1.0), "twin": (2.0, 2.0)}
-    assert pareto_front(points) == {"a", "b", "d", "twin"}
+    assert find_pareto_front(points) == {"a", "b", "d", "twin"}
 
 
 def test_a_cut_is_the_largest_that_fits() -> None:
@@ -230,13 +261,57 @@ def test_a_cut_that_only_some_ratios_make_is_found() -> None:
     assert network.out_features == 70 and ratio == pytest.approx(0.3, abs=0.01)
 
 
-def test_torchrun_shares_the_work(monkeypatch) -> None:
-    shares = []
-    for rank in range(3):
+@pytest.mark.parametrize("finished", [0, 3, 9])
+def test_torchrun_shares_the_work_though_a_process_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: int
+) -> None:
+    """Whatever other processes have finished meanwhile, each trial that is missing belongs to one process."""
+    trials = [Trial(short("digits"), "magnitude", seed, 1e-3, (0.8,), HERE, tmp_path) for seed in range(10)]
+    run: list[int] = []
+
+    def run_isolated(work, tasks, *_):
+        for task in tasks:
+            row = Row(task.rival, task.seed, task.rate, 0.8)
+            write_json(task.row_file(0.8), asdict(row))
+            run.append(task.seed)
+            yield task, ""
+
+    monkeypatch.setattr(running, "run_isolated", run_isolated)
+    monkeypatch.setattr(running, "_wait_for_other_processes", lambda missing_files, limits: None)
+    for seed in range(finished):
+        write_json(trials[seed].row_file(0.8), {})
+    for rank in range(3):  # the later ones begin when the earlier ones are done
         monkeypatch.setitem(os.environ, "RANK", str(rank))
         monkeypatch.setitem(os.environ, "WORLD_SIZE", "3")
-        shares += _share(range(10))
-    assert sorted(shares) == list(range(10))
+        running._run_missing(trials, 1, Limits())
+    assert sorted(run) == list(range(finished, 10))
+
+
+def test_a_process_of_torchrun_that_died_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "GRACE", 0.1)
+    monkeypatch.setattr(running, "POLL", 0.02)
+    monkeypatch.setitem(os.environ, "RANK", "0")
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    league = short("digits").model_copy(update={"seeds": (0, 1)})
+    start_file(tmp_path, 0).touch()  # this process has done its share; the other one never writes start-1
+    began = time.monotonic()
+    with pytest.raises(TrainingError, match=r"start-1.safetensors.*start the same command again"):
+        running.run_trials(league, HERE, tmp_path, 1, Limits(seconds=0.1))
+    assert time.monotonic() - began < 10
+
+
+def test_who_still_brings_files_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six arrivals, each within the patience of 0.5 s, take longer together than the patience."""
+    monkeypatch.setattr(running, "GRACE", 0.2)
+    monkeypatch.setattr(running, "POLL", 0.12)
+    missing = [tmp_path / str(place) for place in range(6)]
+
+    def missing_files() -> list[Path]:
+        missing.pop()
+        return list(missing)
+
+    running._wait_for_other_processes(missing_files, Limits(seconds=0.3))
+    assert not missing
 
 
 @pytest.mark.parametrize("name", list_leagues())
@@ -248,7 +323,7 @@ def test_unknown_names_are_told(capsys) -> None:
     assert cli.main(["bench", "nowhere"]) == 2
     assert f"no league is named 'nowhere'; there are {', '.join(list_leagues())}" in capsys.readouterr().err
     assert cli.main(["bench", "digits", "--rivals=[nobody]"]) == 2
-    assert "nobody is named nobody; there are vd_" in capsys.readouterr().err
+    assert "no rival is named nobody; there are vd_" in capsys.readouterr().err
     with pytest.raises(SettingError, match="nobody"):
         rivals.rivals_of(read_league("digits").model_copy(update={"rivals": ("nobody",)}))
     assert cli.main(["bench"]) == 0
@@ -257,8 +332,12 @@ def test_unknown_names_are_told(capsys) -> None:
 
 
 SLEEPER = """
-import os, sys, time
+import os, sys, time, types
 from pathlib import Path
+
+package = types.ModuleType("nni_sparsevd")  # without its front door, which takes seconds to import torch
+package.__path__ = [sys.argv[2]]
+sys.modules["nni_sparsevd"] = package
 from nni_sparsevd.studies.processes import Limits, run_isolated
 
 def work(folder):
@@ -266,7 +345,7 @@ def work(folder):
     time.sleep(60)
 
 if __name__ == "__main__":
-    list(run_isolated(work, [sys.argv[1]], 1, Limits(), "nni_sparsevd.studies.processes"))
+    list(run_isolated(work, [sys.argv[1]], 1, Limits(), "psutil"))
 """
 
 
@@ -275,8 +354,10 @@ def test_who_is_told_to_stop_leaves_no_process_behind(tmp_path: Path, number: si
     script = tmp_path / "sleeper.py"
     script.write_text(SLEEPER)
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background of a shell ignore Ctrl-C
-    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], stderr=subprocess.DEVNULL, preexec_fn=heeds)
+    command = [sys.executable, str(script), str(tmp_path), str(Path(svd.__file__).parent)]
+    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=heeds)
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert parent.poll() is None, "the parent ended before its work began"
         time.sleep(0.05)
     child = int((tmp_path / "pid").read_text())
     assert psutil.pid_exists(child)

@@ -13,7 +13,7 @@ from nni_sparsevd.measure import count_macs
 from nni_sparsevd.recipe import Stage
 from nni_sparsevd.studies.bench import rivals
 from nni_sparsevd.studies.bench.arena import Arena, cross_entropy, prepare_arena
-from nni_sparsevd.studies.bench.rivals.distillation import taught_by
+from nni_sparsevd.studies.bench.rivals.distillation import distillation_loss
 from nni_sparsevd.studies.bench.rivals.noise import gaussian_dropout, noisy_weights
 from nni_sparsevd.studies.bench.trial import Trial, run_trial
 
@@ -23,20 +23,20 @@ BROKEN = {"tp_obdc": "TypeError", "tp_obdc_turns": "TypeError", "tp_bn_scale": "
 
 
 @pytest.fixture(scope="module")
-def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Arena:
+def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Arena:
     return prepare_arena(short(request.param), 0, HERE, tmp_path_factory.mktemp("league"))
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-@pytest.mark.parametrize("ground", ["digits"], indirect=True)
-def test_single_weights_at_the_level_that_was_asked_for(ground: Arena, name: str) -> None:
+@pytest.mark.parametrize("arena", ["digits"], indirect=True)
+def test_single_weights_at_the_level_that_was_asked_for(arena: Arena, name: str) -> None:
     steps: list[int] = []
-    stage = ground.league.dense.model_copy(update={"learning_rate": 3e-3})
+    stage = arena.league.dense.model_copy(update={"learning_rate": 3e-3})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Arena, "batch", counted(Arena.batch, steps))
-        pruned = WEIGHTS[name].prepare(ground, stage)(0.8)
+        pruned = WEIGHTS[name].prepare(arena, stage)(0.8)
     assert steps == list(range(pruned.steps))  # no other batches, no batch twice, none that is not owned to
-    assert pruned.steps <= (ground.steps if "noisy" in name else ground.prune_steps)
+    assert pruned.steps <= (arena.steps if "noisy" in name else arena.prune_steps)
     assert pruned.masks is not None
     kept, total = count_weights(pruned.model, pruned.masks)
     assert kept / total == pytest.approx(0.2, abs=0.01)
@@ -53,11 +53,13 @@ def test_the_dense_start_teaches_by_half() -> None:
     teacher, student = nn.Linear(5, 4).double(), nn.Linear(5, 4).double()
     batch = torch.randn(7, 5).double(), torch.randint(4, (7,))
     with torch.no_grad():
-        wanted, found = ((net(batch[0]) / 2).softmax(1) for net in (teacher, student))
-        apart = (wanted * (wanted / found).log()).sum(1).mean()
+        wanted, outputs = ((net(batch[0]) / 2).softmax(1) for net in (teacher, student))
+        divergence = (wanted * (wanted / outputs).log()).sum(1).mean()
         right = student(batch[0]).softmax(1)[range(7), batch[1]]
-    assert taught_by(teacher)(batch, student).item() == pytest.approx((4 * apart - right.log().mean()).item() / 2)
-    taught_by(student)(batch, student).backward()  # by itself: what is left is half of the labels'
+    assert distillation_loss(teacher)(batch, student).item() == pytest.approx(
+        (4 * divergence - right.log().mean()).item() / 2
+    )
+    distillation_loss(student)(batch, student).backward()  # by itself: what is left is half of the labels'
     (halved,) = torch.autograd.grad(cross_entropy(batch, student), [student.weight])
     torch.testing.assert_close(student.weight.grad, halved / 2)
     assert teacher.weight.grad is None
@@ -86,36 +88,36 @@ def test_noise_has_the_mean_and_the_variance_that_it_says() -> None:
 
 def test_what_a_rival_is_tuned_by_is_its_own(tmp_path: Path, monkeypatch) -> None:
     def prepare(arena: Arena, stage: Stage) -> rivals.Decide:
-        return lambda level: rivals.Pruned(arena.network(), {}, arena.steps - 3, loss=silent)
+        return lambda level: rivals.Pruned(arena.network(), {}, arena.steps - 3, loss=constant_loss)
 
-    silence: list[int] = []
+    batch_sizes: list[int] = []
 
-    def silent(batch, model):
-        silence.append(len(batch[1]))
+    def constant_loss(batch, model):
+        batch_sizes.append(len(batch[1]))
         return 0 * model(batch[0]).sum()
 
-    monkeypatch.setitem(WEIGHTS, "silent", rivals.Rival("nothing to learn", "ours", prepare))
+    monkeypatch.setitem(WEIGHTS, "constant_loss", rivals.Rival("nothing to learn", "ours", prepare))
     chosen = short("digits")
-    run_trial(Trial(chosen, "silent", 0, 3e-3, (0.8,), HERE, tmp_path))
-    (found,) = (json.loads(path.read_text()) for path in (tmp_path / "rows").iterdir())
-    assert not found["failed"] and len(silence) == 3
-    assert found["error"] == found["dense_error"] == found["untuned_error"]
+    run_trial(Trial(chosen, "constant_loss", 0, 3e-3, (0.8,), HERE, tmp_path))
+    (row,) = (json.loads(path.read_text()) for path in (tmp_path / "rows").iterdir())
+    assert not row["failed"] and len(batch_sizes) == 3
+    assert row["error"] == row["dense_error"] == row["untuned_error"]
 
 
 @pytest.mark.parametrize("name", CHANNELS)
-@pytest.mark.parametrize("ground", ["digits_channels"], indirect=True)
+@pytest.mark.parametrize("arena", ["digits_channels"], indirect=True)
 @pytest.mark.filterwarnings("ignore")
-def test_channels_leave_the_macs_that_were_asked_for(ground: Arena, name: str) -> None:
-    stage = ground.league.dense.model_copy(update={"learning_rate": 3e-3})
-    before = count_macs(ground.start, ground.example[:1])
+def test_channels_leave_the_macs_that_were_asked_for(arena: Arena, name: str) -> None:
+    stage = arena.league.dense.model_copy(update={"learning_rate": 3e-3})
+    before = count_macs(arena.start, arena.example[:1])
     if name in BROKEN:
         with pytest.raises(Exception, match=r"NoneType|no ratio") as caught:
-            CHANNELS[name].prepare(ground, stage)(2.0)
+            CHANNELS[name].prepare(arena, stage)(2.0)
         assert type(caught.value).__name__ == BROKEN[name]
         return
-    pruned = CHANNELS[name].prepare(ground, stage)(2.0)
-    assert pruned.steps <= ground.prune_steps and pruned.masks is None
-    fewer = before / count_macs(pruned.model, ground.example[:1])
+    pruned = CHANNELS[name].prepare(arena, stage)(2.0)
+    assert pruned.steps <= arena.prune_steps and pruned.masks is None
+    fewer = before / count_macs(pruned.model, arena.example[:1])
     assert 1.94 < fewer < (3.5 if "hessian" in name else 2.12)  # Hessian judges by few samples: scores tie
-    ground.train(pruned.model, stage, pruned.steps, pruned.steps + 2)  # and it learns
-    assert count_macs(ground.start, ground.example[:1]) == before  # the start is nobody's
+    arena.train(pruned.model, stage, pruned.steps, pruned.steps + 2)  # and it learns
+    assert count_macs(arena.start, arena.example[:1]) == before  # the start is nobody's

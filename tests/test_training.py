@@ -17,7 +17,6 @@ from nni_sparsevd import data as datasets
 from nni_sparsevd import models
 from nni_sparsevd.errors import FileFormatError, ModelError, SettingError, TrainingError
 from nni_sparsevd.files import load_tensors, save_tensors
-from nni_sparsevd.masks import count_weights
 from nni_sparsevd.nn import Variational, is_variational, named_posteriors
 from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage
 from nni_sparsevd.settings import MaskSettings, PosteriorSettings, make_settings
@@ -220,34 +219,14 @@ def test_the_largest_compression_within_the_tolerance_wins(
         model.weight.copy_((-0.5 * (0.25 + 0.5 * torch.arange(8))).exp()[None])
     fake_scores(monkeypatch, needed=5)
     data = datasets.load_data(DataSettings())
-    curve = choose_threshold(model, "held_out", MaskSettings(tolerance=tolerance), data, torch.zeros(1, 8))
+    masking = MaskSettings(threshold="held_out", tolerance=tolerance)
+    curve = choose_threshold(model, masking, data, torch.zeros(1, 8))
     assert int((model.log_alpha() < curve.chosen).sum()) == kept
     assert list(curve.thresholds) == sorted(curve.thresholds)
     assert list(curve.compression) == sorted(curve.compression, reverse=True)
-    fixed = choose_threshold(model, 1.7, MaskSettings(), data, torch.zeros(1, 8))
+    fixed = choose_threshold(model, MaskSettings(threshold=1.7), data, torch.zeros(1, 8))
     assert fixed.chosen == 1.7
     assert fixed.accuracy[fixed.thresholds.index(1.7)] == pytest.approx(0.7)
-
-
-def test_the_threshold_of_the_posterior_is_the_one_that_ships(tmp_path: Path) -> None:
-    """What was validated after every epoch, what the curve chose and what the posterior computes: one decision."""
-    settings = recipe(posterior=PosteriorSettings(threshold=1.5), finetune=FinetuneStage())
-    made = compress(settings, tmp_path / "run", [])
-    assert json.loads((tmp_path / "run" / "curve.json").read_text())["chosen"] == 1.5
-    posterior = svd.sparsify_(models.create_model(settings.model, 10, 1, 8), settings.posterior)
-    posterior.load_state_dict(load_tensors(tmp_path / "run" / "posterior.safetensors")[0])
-    expected = svd.compute_masks(posterior)
-    assert made.masks.keys() == expected.keys()
-    for name, targets in expected.items():
-        assert torch.equal(made.masks[name]["weight"], targets["weight"]), name
-    kept, total = count_weights(made.masked, made.masks)
-    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["stage"] == "sparse" and last["sparsity"] == 1 - kept / total
-    images = made.data.normalize(made.data.holdout.images)
-    with torch.no_grad():
-        assert torch.equal(posterior.eval()(images), made.masked(images))
-    at_3 = svd.compute_masks(posterior, MaskSettings(threshold=3.0))
-    assert count_weights(posterior, at_3)[0] > kept
 
 
 def row(stage: str, step: int) -> dict[str, Any]:

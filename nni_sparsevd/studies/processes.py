@@ -1,4 +1,7 @@
-"""Work in processes of its own, a few at a time, under limits: what one breaks, the others do not feel."""
+"""Run tasks in processes of their own, a few at a time, under limits.
+
+A task that crashes, hangs or fills the memory ends its own process and no other.
+"""
 
 import multiprocessing as mp
 import signal
@@ -13,21 +16,25 @@ import psutil
 
 from ..errors import SettingError
 
-POLL = 0.2  # seconds
+POLL = 0.2
+"""Seconds between two looks at the processes."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one piece of work may take."""
+    """What one task may take before its process is ended."""
 
     seconds: float = 600.0
+    """Wall-clock time."""
     gibibytes: float = 16.0
+    """Resident memory."""
 
 
 @contextmanager
-def leaving_nothing_behind(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` however the block ends; a termination signal is a Ctrl-C inside, else it would not be called."""
+def stop_at_exit(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at the end of the block, also when the block ends by an error, Ctrl-C or a termination signal."""
+    # SIGTERM would end the interpreter without running `finally`; inside the block it raises KeyboardInterrupt instead.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -36,17 +43,35 @@ def leaving_nothing_behind(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def check_jobs(jobs: int) -> None:
+    """Raise `SettingError` unless at least one process may run at a time."""
+    if jobs < 1:
+        raise SettingError(f"jobs: 1 or more, found {jobs}")
+
+
 def run_isolated(
     work: Callable[[T], None], tasks: Sequence[T], at_once: int, limits: Limits, preload: str
 ) -> Iterator[tuple[T, str]]:
-    """Call `work` on every task, `at_once` at a time; gives (task, what ended it early or nothing) as they end.
+    """Call `work` on every task, each in a process of its own.
 
-    `preload` is the module that all processes need: it is imported once.  Closing the iterator ends what runs.
-    Raises `SettingError` for another `at_once` than 1 or more.
+    Closing the iterator ends the processes that still run.
+
+    Args:
+        work: Function of a module, so that another process can import it.
+        tasks: Arguments of `work`, one for each process; they can be pickled.
+        at_once: Number of processes that run at the same time.
+        limits: What each process may take.
+        preload: Name of the module that all tasks need; the processes share one import of it.
+
+    Yields:
+        Each task as its process ends, with the reason why the process ended early, or "" where `work` returned.
+
+    Raises:
+        SettingError: `at_once` is less than 1.
     """
-    if at_once < 1:
-        raise SettingError(f"jobs: 1 or more, found {at_once}")
-    context = mp.get_context("forkserver")  # imports once, and has no threads that a fork would lose
+    check_jobs(at_once)
+    # "forkserver" imports `preload` once, and forks from a process without threads, which a fork would lose.
+    context = mp.get_context("forkserver")
     context.set_forkserver_preload([preload])
     waiting = list(tasks)
     running: dict[BaseProcess, tuple[T, float]] = {}
@@ -55,7 +80,7 @@ def run_isolated(
         for process in running:
             process.kill()
 
-    with leaving_nothing_behind(stop):
+    with stop_at_exit(stop):
         while waiting or running:
             while waiting and len(running) < at_once:
                 task = waiting.pop(0)
@@ -63,29 +88,39 @@ def run_isolated(
                 process.start()
                 running[process] = task, time.monotonic()
             time.sleep(POLL)
-            for process, (task, began) in list(running.items()):
-                ended = _ended(process, began, limits)
-                if ended is not None:
+            for process, (task, started) in list(running.items()):
+                ending = _end_of(process, started, limits)
+                if ending is not None:
                     del running[process]
-                    yield task, ended
+                    yield task, ending
 
 
-def _ended(process: BaseProcess, began: float, limits: Limits) -> str | None:
-    """None while it runs, "" when it is done, else what ended it; one that exceeds a limit is ended here."""
-    verdict = ""
-    if time.monotonic() - began > limits.seconds:
-        verdict = f"not finished in {limits.seconds:g} s"
-    elif _gibibytes(process) > limits.gibibytes:
-        verdict = f"took more than {limits.gibibytes:g} GiB"
-    if verdict:
+def _end_of(process: BaseProcess, started: float, limits: Limits) -> str | None:
+    """None while the process runs, "" when it has done its work, else why it ended.
+
+    A process that exceeds a limit is ended here.
+    """
+    exceeded = _exceeded_limit(process, started, limits)
+    if exceeded:
         process.kill()
-    elif process.is_alive():
+        process.join()
+        return exceeded
+    if process.is_alive():
         return None
     process.join()
-    return verdict or (f"ended with exit code {process.exitcode}" if process.exitcode else "")
+    return f"ended with exit code {process.exitcode}" if process.exitcode else ""
+
+
+def _exceeded_limit(process: BaseProcess, started: float, limits: Limits) -> str:
+    if time.monotonic() - started > limits.seconds:
+        return f"not finished in {limits.seconds:g} s"
+    if _gibibytes(process) > limits.gibibytes:
+        return f"took more than {limits.gibibytes:g} GiB"
+    return ""
 
 
 def _gibibytes(process: BaseProcess) -> float:
+    """Resident memory of a process; 0 when it has ended."""
     try:
         return float(psutil.Process(process.pid).memory_info().rss) / 2**30
     except psutil.NoSuchProcess:

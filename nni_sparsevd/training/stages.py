@@ -188,9 +188,8 @@ class _Way:
     def _sparse(self, model: nn.Module) -> None:
         path = self.folder / "log_alpha.json"
         history = read_json(path) if self._at == 1 and path.exists() else {"edges": BINS.tolist(), "epochs": []}
-        limit = self.recipe.resolved_threshold
-        # a held-out threshold is chosen after the last epoch: until then that of the layers counts
-        setting = self.recipe.masks.model_copy(update={"threshold": None if limit == "held_out" else limit})
+        limit = self.recipe.masks.threshold
+        setting = self.recipe.masks.model_copy(update={"threshold": limit if isinstance(limit, float) else None})
 
         def epoch_end(epoch: int) -> dict[str, float]:
             history["epochs"] = [row for row in history["epochs"] if row["epoch"] < epoch]
@@ -230,10 +229,7 @@ class _Way:
             )
 
     def _decide(self, model: nn.Module) -> Masks:
-        recipe = self.recipe
-        curve = choose_threshold(
-            model, recipe.resolved_threshold, recipe.masks, self.data, self.example, dense_weights=self._total
-        )
+        curve = choose_threshold(model, self.recipe.masks, self.data, self.example, self._total)
         setting = self.recipe.masks.model_copy(update={"threshold": curve.chosen})
         masks = compute_masks(model, setting, example_inputs=self.example)
         if self._main:

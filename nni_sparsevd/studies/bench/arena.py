@@ -1,4 +1,7 @@
-"""The arena: what every rival gets, and no more: a dense start, batches in a fixed order, steps, a learning rate."""
+"""The arena: what every rival gets, and no more.
+
+That is a dense start, batches in a fixed order, a number of steps and a schedule of learning rates.
+"""
 
 import copy
 from collections.abc import Callable
@@ -20,8 +23,11 @@ from ...training import Score, build_optimizer, derive_seed, evaluate, learning_
 from .league import League
 
 Batch = tuple[Tensor, Tensor]
+"""Images, (batch, channels, height, width), as the network sees them; labels, (batch,)."""
 Loss = Callable[[Batch, nn.Module], Tensor]
-Between = Callable[[int], None]
+"""(batch, network) -> scalar to be minimized."""
+AfterBackward = Callable[[int], Masks | None]
+"""Step -> masks to keep from this step on, or None to keep the same; see `Arena.train`."""
 
 
 def cross_entropy(batch: Batch, model: nn.Module) -> Tensor:
@@ -29,24 +35,32 @@ def cross_entropy(batch: Batch, model: nn.Module) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
+def do_nothing(step: int) -> None:
+    """Leave gradients and masks as they are."""
+
+
 @dataclass(frozen=True)
 class Arena:
     """One seed of a league."""
 
     league: League
+    """The protocol."""
     seed: int
+    """Seed of the start, of the order of the batches, of the hold-out and of the noise."""
     data: datasets.DataSets
+    """Images to train on, to choose by (the hold-out) and to test on."""
     start: nn.Module
+    """The trained dense network; nobody changes it."""
     _orders: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
-    """The order of the epoch at hand."""
+    """Epoch -> order of the training images; holds the latest epoch alone."""
 
     def network(self) -> nn.Module:
-        """A copy of the dense start, to do with as one likes."""
+        """Copy the dense start; the copy may be changed."""
         return copy.deepcopy(self.start)
 
     @property
     def example(self) -> Tensor:
-        """Two training images, as the network sees them."""
+        """Two training images, (2, channels, height, width), as the network sees them."""
         return self.data.normalize(self.data.train.images[:2])
 
     @cached_property
@@ -56,8 +70,8 @@ class Arena:
 
     @cached_property
     def dense_error(self) -> float:
-        """Test error in percent of the dense start."""
-        return 100 * (1 - self.tested(self.start).accuracy)
+        """Test error of the dense start, in percent."""
+        return 100 * (1 - self.score_test(self.start).accuracy)
 
     @property
     def per_epoch(self) -> int:
@@ -71,22 +85,23 @@ class Arena:
 
     @property
     def steps(self) -> int:
-        """Steps of everyone, fine-tuning included."""
+        """Steps that every rival has, fine-tuning included."""
         return self.league.epochs * self.per_epoch
 
     def batch(self, step: int) -> Batch:
-        """Images and labels of one step: a function of seed and step alone, so the same for everyone."""
+        """Images and labels of one step: a function of seed and step alone, so the same for every rival."""
         epoch, place = divmod(step, self.per_epoch)
         if epoch not in self._orders:
             self._orders.clear()
             self._orders[epoch] = torch.randperm(len(self.data.train), generator=self._generator("order", epoch))
-        rows = self._orders[epoch][place * self.league.data.batch_size :][: self.league.data.batch_size]
+        size = self.league.data.batch_size
+        rows = self._orders[epoch][place * size :][:size]
         images = datasets.augment(self.data.train.images[rows], self.league.data, self._generator("augment", step))
-        laid = datasets.to_memory_format(self.data.normalize(images), self.league.channels_last)
-        return laid, self.data.train.labels[rows]
+        inputs = datasets.to_memory_format(self.data.normalize(images), self.league.channels_last)
+        return inputs, self.data.train.labels[rows]
 
-    def _generator(self, *place: object) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed(self.seed, *place))
+    def _generator(self, *purpose: object) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.seed, *purpose))
 
     def train(
         self,
@@ -97,12 +112,21 @@ class Arena:
         *,
         optim: torch.optim.Optimizer | None = None,
         loss: Loss = cross_entropy,
-        between: Between = lambda step: None,
+        after_backward: AfterBackward = do_nothing,
         masks: Masks | None = None,
     ) -> None:
-        """Train in place from step `first` up to `last`, over which the rate of `stage` runs its course.
+        """Train a network in place from step `first` up to, but without, step `last`.
 
-        `between` is called between backward and the optimizer's step; what `masks` remove stays zero.
+        Args:
+            model: The network.
+            stage: Optimizer and learning rate; the schedule of the rate runs its course between `first` and `last`.
+            first: The first step.
+            last: The step after the last one.
+            optim: Optimizer to use instead of the one that `stage` describes.
+            loss: What is minimized.
+            after_backward: Called with the step between the backward pass and the optimizer's step, to add gradients
+                or to decide anew. Masks that it returns take the place of those that are kept.
+            masks: What stays removed from the first step on: after every step its weights are set to zero.
         """
         optim = build_optimizer(model, stage) if optim is None else optim
         model.train()
@@ -112,42 +136,63 @@ class Arena:
             set_learning_rate(optim, learning_rate_at(stage, (step - first) / (last - first)))
             optim.zero_grad()
             loss(batch, model).backward()
-            between(step)
+            changed_masks = after_backward(step)
+            if changed_masks is not None:
+                masks = changed_masks
             optim.step()
+            # Gradient and momentum move removed weights as they move all others.
             if masks is not None:
                 apply_masks_(model, masks)
 
-    def held_out(self, model: nn.Module) -> Score:
-        """Score on images that training did not see: what choices may rest on."""
+    def score_holdout(self, model: nn.Module) -> Score:
+        """Score a network on images that training did not see; choices may rest on it."""
         return evaluate(model, self.data, self.data.holdout)
 
-    def tested(self, model: nn.Module) -> Score:
-        """Score on the test images: for the table alone."""
+    def score_test(self, model: nn.Module) -> Score:
+        """Score a network on the test images; only tables may use it."""
         return evaluate(model, self.data, self.data.test)
 
 
 def start_file(folder: Path, seed: int) -> Path:
-    """Where the dense start of `seed` is."""
+    """Path of the dense start of `seed`."""
     return folder / f"start-{seed}.safetensors"
 
 
-def classifier(model: nn.Module) -> nn.Linear:
-    """The last linear layer, whose outputs nobody may prune."""
+def find_classifier(model: nn.Module) -> nn.Linear:
+    """The last linear layer, whose outputs are the classes and may not be pruned."""
     return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
 
 
-def prepare_arena(chosen: League, seed: int, data: Path, folder: Path) -> Arena:
-    """Read the data and the dense start of `seed`, which is trained where `folder` does not have it yet."""
-    settings = chosen.data.resolve_paths(data)
-    sets = datasets.load_data(settings, settings.image_size or models.find_image_size(chosen.model), seed)
+def prepare_arena(league: League, seed: int, data: Path, folder: Path) -> Arena:
+    """Read the data and the dense start of a seed; train the start first where `folder` does not have it.
+
+    Args:
+        league: The protocol.
+        seed: Which of its seeds.
+        data: Folder of the data sets.
+        folder: Folder of the league, where the dense starts are kept.
+
+    Returns:
+        The arena of this seed.
+
+    Raises:
+        DataError: The data sets are missing or do not fit the network.
+        FileFormatError: The file of the dense start is damaged.
+    """
+    settings = league.data.resolve_paths(data)
+    image_size = settings.image_size or models.find_image_size(league.model)
+    datasets_of_seed = datasets.load_data(settings, image_size, seed)
     torch.manual_seed(seed)
-    model = models.create_model(chosen.model, sets.num_classes, sets.in_chans, sets.image_size)
-    made, path = Arena(chosen, seed, sets, model), start_file(folder, seed)
+    model = models.create_model(
+        league.model, datasets_of_seed.num_classes, datasets_of_seed.in_chans, datasets_of_seed.image_size
+    )
+    arena = Arena(league, seed, datasets_of_seed, model)
+    path = start_file(folder, seed)
     if path.exists():
         model.load_state_dict(load_tensors(path)[0])
-    else:
-        # other batches than the rivals': steps count from their end
-        begins = made.steps
-        made.train(model, chosen.dense, begins, begins + chosen.dense.epochs * made.per_epoch)
-        save_tensors(model.state_dict(), path)
-    return made
+        return arena
+    # The start counts its steps from the end of the rivals' steps, so that it sees other batches than they do.
+    first = arena.steps
+    arena.train(model, league.dense, first, first + league.dense.epochs * arena.per_epoch)
+    save_tensors(model.state_dict(), path)
+    return arena

@@ -1,6 +1,7 @@
-"""Cutting to a budget: the ratio at which a network has the multiply-accumulates that are wanted."""
+"""Cut a network to a budget: find the ratio at which it has the multiply-accumulates that are wanted."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -8,36 +9,54 @@ from ...errors import ShrinkError
 from ...measure import count_macs
 
 ROUNDS = 12
-"""Of the bisection: to 1/4096 of the ratio."""
+"""Rounds of the bisection: it finds the ratio to 1/4096."""
 SCAN = 64
-"""Ratios looked at where the bisection finds none."""
+"""Number of ratios that are tried where the bisection finds none."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    macs: int
+    network: nn.Module
+    ratio: float
 
 
 def cut_to(target: float, cut: Callable[[float], nn.Module], example: Tensor) -> tuple[nn.Module, float]:
-    """(network, ratio): the largest of the networks `cut(ratio)` with at most `target` MACs.
+    """Find the largest network within a budget.
 
-    More is cut as the ratio rises, as a rule: a host that refuses to empty a layer leaves it whole from some ratio on.
-    So where a bisection finds none, all ratios are looked through.
+    Args:
+        target: The most multiply-accumulates that are allowed.
+        cut: Ratio of channels to remove, between 0 and 1 -> the network without them.
+        example: One input, (1, channels, height, width).
 
-    Raises `ShrinkError` where every ratio leaves more.
+    Returns:
+        The network, and the ratio that gave it.
+
+    Raises:
+        ShrinkError: No ratio leaves a network within the budget.
     """
-    tried: list[tuple[int, nn.Module, float]] = []
+    candidates: list[_Candidate] = []
 
-    def fits(ratio: float) -> bool:
-        small = cut(ratio)
-        tried.append((count_macs(small, example), small, ratio))
-        return tried[-1][0] <= target
+    def is_within_budget(ratio: float) -> bool:
+        network = cut(ratio)
+        candidates.append(_Candidate(count_macs(network, example), network, ratio))
+        return candidates[-1].macs <= target
 
     low, high = 0.0, 1.0
     for _ in range(ROUNDS):
         ratio = (low + high) / 2
-        low, high = (low, ratio) if fits(ratio) else (ratio, high)
-    if all(cost > target for cost, _, _ in tried):
+        if is_within_budget(ratio):
+            high = ratio
+        else:
+            low = ratio
+    # A bisection needs a cost that falls as the ratio rises. A host that refuses to empty a layer leaves the layer
+    # whole from some ratio on, so the ratios that fit may be an island that the bisection misses.
+    if all(candidate.macs > target for candidate in candidates):
         for step in range(1, SCAN):
-            fits(step / SCAN)
-    within = [one for one in tried if one[0] <= target]
+            is_within_budget(step / SCAN)
+    within = [candidate for candidate in candidates if candidate.macs <= target]
     if not within:
-        cost, _, ratio = min(tried, key=lambda one: one[0])
-        raise ShrinkError(f"no ratio leaves {target:,.0f} MACs; the least, at {ratio:.4f}, is {cost:,}")
-    _, small, ratio = max(within, key=lambda one: one[0])
-    return small, ratio
+        least = min(candidates, key=lambda candidate: candidate.macs)
+        raise ShrinkError(f"no ratio leaves {target:,.0f} MACs; the least, at {least.ratio:.4f}, is {least.macs:,}")
+    largest = max(within, key=lambda candidate: candidate.macs)
+    return largest.network, largest.ratio

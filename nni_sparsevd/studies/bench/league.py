@@ -1,4 +1,4 @@
-"""A league: one committed file that says which network, which data, how long, how sparse, and who plays."""
+"""A league: one committed file that says which network, which data, how long, how sparse, and which rivals."""
 
 from importlib.resources import files
 from typing import Literal
@@ -13,60 +13,70 @@ FOLDER = files(__package__) / "leagues"
 
 
 class League(Settings):
-    """The protocol.  Every rival gets the same dense start, the same batches in the same order, the same steps."""
+    """The protocol: every rival gets the same dense start, the same batches in the same order, the same steps."""
 
     title: str
     """Heading of its page."""
     about: str
     """A paragraph: what is compared, and within which budget."""
     kind: Literal["weights", "channels"]
-    """Single weights, at a share of zeros; or whole channels, at times fewer MACs."""
+    """Whether rivals remove single weights, up to a share of zeros, or whole channels, down to a part of the MACs."""
     model: ModelSettings
     """Which network."""
     data: DataSettings
-    """Which data; paths are below the folder that `bench` is given."""
+    """Which data; its paths are relative to the folder that `--data` names."""
     channels_last: bool = False
-    """Lay images out channels last, for everyone: convolutions are then faster on a CPU."""
+    """Lay images out channels last, for every rival: convolutions are then faster on a CPU."""
     dense: Stage
-    """Training of the dense start, once a seed."""
+    """Training of the dense start, once for each seed."""
     prune_epochs: PositiveInt
-    """Epochs in which a rival decides; what it does not use, it has for tuning."""
+    """Epochs that a rival may take to decide; those that it does not take are added to fine-tuning."""
     tune_epochs: PositiveInt
-    """Epochs of fine-tuning with what is removed at zero."""
+    """Epochs of fine-tuning, in which removed weights stay at zero."""
     levels: tuple[PositiveFloat, ...] = Field(min_length=1)
-    """Shares of zeros, or times fewer MACs."""
+    """Shares of zeros, or factors by which the MACs fall."""
     sweep_level: PositiveFloat
-    """The level at which each rival's learning rate is chosen, with the first seed, on held-out images."""
+    """The level at which each rival's learning rate is chosen, with the first seed, on the hold-out."""
     rates: tuple[PositiveFloat, ...] = Field(min_length=1)
     """Peak learning rates of the sweep, the same for everyone."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     """Seeds of start, data order, hold-out and noise."""
     rivals: tuple[str, ...] = ()
-    """Who plays, by name; nothing: everyone who can."""
+    """Names of the rivals; empty for all rivals of this kind."""
 
     @property
     def epochs(self) -> int:
-        """Epochs after the dense start, for everyone."""
+        """Epochs after the dense start, for every rival."""
         return self.prune_epochs + self.tune_epochs
 
-    def called(self, level: float) -> str:
-        """90 % or 2×."""
+    def format_level(self, level: float) -> str:
+        """A level as tables write it: "90 %" or "2×"."""
         return f"{100 * level:g} %" if self.kind == "weights" else f"{level:g}×"
 
     @property
     def scale(self) -> str:
-        """What levels are levels of."""
+        """What the levels measure."""
         return "zeros" if self.kind == "weights" else "fewer MACs"
 
 
 def list_leagues() -> list[str]:
-    """Leagues that there are."""
+    """Names of the committed leagues."""
     return list_bundled_settings(FOLDER)
 
 
 def read_league(name: str) -> League:
-    """Read the league `name`; raises `SettingError` where there is none, or its settings do not go together."""
-    found = read_bundled_settings(FOLDER, League, name)
-    if found.sweep_level not in found.levels:
-        raise SettingError(f"{name}: sweep_level {found.sweep_level} is none of the levels {found.levels}")
-    return found
+    """Read a committed league.
+
+    Args:
+        name: One of `list_leagues`.
+
+    Returns:
+        The protocol.
+
+    Raises:
+        SettingError: No league has this name, or its settings do not go together.
+    """
+    league = read_bundled_settings(FOLDER, League, name)
+    if league.sweep_level not in league.levels:
+        raise SettingError(f"{name}: sweep_level {league.sweep_level} is none of the levels {league.levels}")
+    return league

@@ -1,7 +1,8 @@
-"""`bench`: play a league, then one JSON file, one page in Markdown and HTML, and its pictures."""
+"""`bench`: run a league, then write one JSON file, one page in Markdown and HTML, and its pictures."""
 
 import base64
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -11,9 +12,9 @@ from ..processes import Limits
 from .league import League, read_league
 from .pictures import draw_all
 from .rivals import rivals_of
-from .running import chosen_rates, protocol, restore, run_trials
-from .standing import Row, Standing, standings
-from .tables import champions, failures, fronts, table
+from .running import choose_rates, protocol_of, restore_rows, run_trials
+from .standing import Row, Standing, compute_standings
+from .tables import format_champions_table, format_failures, format_fronts, format_table
 
 BEST = "Test error in percent of each framework's best at a level, chosen on held-out images:"
 ALL = "Everyone:"
@@ -29,22 +30,37 @@ def run_league(
     rivals: tuple[str, ...] = (),
     known: Path | None = None,
 ) -> Path:
-    """Play what is missing of the league `name` below `out`, with `rivals` or everyone; returns the page.
+    """Run what is missing of a league, and make its page anew.
 
-    `data` holds the data sets (MNIST/raw, cifar10/*.tar).  Rows of the results file `known` are not played again.
-    Raises `SettingError` for names that nobody has, and for results of another protocol.
+    Args:
+        name: Name of the league, one of `list_leagues`.
+        data: Folder of the data sets: `MNIST/raw`, `cifar10/*.tar`.
+        out: Folder in which the league has a folder of its own name.
+        command: The command line, for the record.
+        at_once: Number of trials that run at the same time.
+        limits: What each trial may take.
+        rivals: Names of the rivals that take part; empty for those of the league.
+        known: Results file of an earlier call, whose rows are not run again.
+
+    Returns:
+        The path of the HTML page.
+
+    Raises:
+        SettingError: The league or a rival is unknown, or `known` or the folder is of another protocol.
+        TrainingError: A dense start could not be trained, or another process of a torchrun has ended.
+        FileFormatError: A file cannot be read or written.
     """
-    chosen = read_league(name)
+    league = read_league(name)
     if rivals:
-        chosen = chosen.model_copy(update={"rivals": rivals})
-    rivals_of(chosen)  # before anything is trained
+        league = league.model_copy(update={"rivals": rivals})
+    rivals_of(league)  # unknown names are refused before anything is trained
     folder = out / name
     if known is not None:
-        restore(chosen, known, folder)
-    rows = run_trials(chosen, data, folder, at_once, limits)
+        restore_rows(league, known, folder)
+    rows = run_trials(league, data, folder, at_once, limits)
     results = {
         "league": name,
-        "protocol": protocol(chosen),
+        "protocol": protocol_of(league),
         "environment": describe_environment(command, 0),
         "rows": rows,
     }
@@ -52,46 +68,96 @@ def run_league(
     return write_page(name, folder / f"{name}.json", folder)
 
 
-def format_standings(chosen: League, rows: list[Row]) -> list[str]:
-    """Lines of the table of whoever has rows, in Markdown, with the notes below it."""
-    played, found = _played(chosen, rows)
-    return [*table(played, found), "", *fronts(played, found), *failures(found)]
+def format_standings(league: League, rows: list[Row]) -> list[str]:
+    """The table of all rivals that have rows, with the notes below it, as lines of Markdown.
+
+    Args:
+        league: The protocol.
+        rows: Rows of a results file.
+    """
+    league, standings = _rank_present_rivals(league, rows)
+    return [*format_table(league, standings), "", *_format_notes(league, standings)]
 
 
-def format_champions(chosen: League, rows: list[Row]) -> list[str]:
-    """Lines of the table of each framework's best at a level, in Markdown."""
-    return champions(*_played(chosen, rows))
+def format_champions(league: League, rows: list[Row]) -> list[str]:
+    """The table of each framework's best rival at a level, as lines of Markdown.
 
-
-def _played(everyone: League, rows: list[Row]) -> tuple[League, list[Standing]]:
-    """The league with those who have rows alone, and how they stand."""
-    there = {row["rival"] for row in rows}
-    chosen = everyone.model_copy(update={"rivals": tuple(one for one in rivals_of(everyone) if one in there)})
-    return chosen, standings(chosen, rows, chosen_rates(chosen, rows))
+    Args:
+        league: The protocol.
+        rows: Rows of a results file.
+    """
+    return format_champions_table(*_rank_present_rivals(league, rows))
 
 
 def write_page(name: str, results: Path, folder: Path) -> Path:
-    """Draw the page of a league from its JSON file alone; shows whoever has rows there."""
+    """Write the page of a league in Markdown and HTML, with its pictures, from its results file alone.
+
+    Args:
+        name: Name of the league.
+        results: JSON file that `run_league` wrote; the page shows the rivals that have rows in it.
+        folder: Where page and pictures go.
+
+    Returns:
+        The path of the HTML page.
+
+    Raises:
+        SettingError: The league is unknown.
+        FileFormatError: The results cannot be read.
+    """
     values = read_json(results)
-    chosen, found = _played(read_league(name), values["rows"])
-    pictures = draw_all(chosen, found, folder, name)
-    notes, best, rows = [*fronts(chosen, found), *failures(found)], champions(chosen, found), table(chosen, found)
-    lines = [f"# {chosen.title}", "", chosen.about.strip(), "", BEST, "", *best, "", ALL, "", *rows, "",
-             *notes, "", *(f"![{chosen.title}]({picture.name})" for picture in pictures), ""]  # fmt: skip
-    write_bytes(folder / f"{name}.md", "\n".join(lines).encode())
-    made = Environment(
+    league, standings = _rank_present_rivals(read_league(name), values["rows"])
+    pictures = draw_all(league, standings, folder, name)
+    tables = {BEST: format_champions_table(league, standings), ALL: format_table(league, standings)}
+    notes = _format_notes(league, standings)
+    markdown = _render_markdown(league, tables, notes, pictures)
+    write_bytes(folder / f"{name}.md", markdown.encode())
+    page = folder / f"{name}.html"
+    write_bytes(page, _render_html(league, tables, notes, pictures, values["environment"]).encode())
+    return page
+
+
+def _rank_present_rivals(league: League, rows: list[Row]) -> tuple[League, list[Standing]]:
+    """The league with no other rivals than those that have rows, and their standings."""
+    present = {row["rival"] for row in rows}
+    league = league.model_copy(update={"rivals": tuple(name for name in rivals_of(league) if name in present)})
+    return league, compute_standings(league, rows, choose_rates(league, rows))
+
+
+def _format_notes(league: League, standings: list[Standing]) -> list[str]:
+    return [*format_fronts(league, standings), *format_failures(standings)]
+
+
+def _render_markdown(league: League, tables: dict[str, list[str]], notes: list[str], pictures: list[Path]) -> str:
+    lines = [f"# {league.title}", "", league.about.strip(), ""]
+    for heading, table in tables.items():
+        lines += [heading, "", *table, ""]
+    lines += [*notes, ""]
+    lines += [f"![{league.title}]({picture.name})" for picture in pictures]
+    return "\n".join([*lines, ""])
+
+
+def _render_html(
+    league: League,
+    tables: dict[str, list[str]],
+    notes: list[str],
+    pictures: list[Path],
+    environment: dict[str, Any],
+) -> str:
+    """The page as one HTML file, with the pictures inside."""
+    templates = Environment(
         loader=PackageLoader("nni_sparsevd", "studies/bench"), undefined=StrictUndefined, autoescape=True
     )
-    page = made.get_template("page.html.jinja").render(
-        title=chosen.title, about=chosen.about, tables=[(BEST, _cells(best)), (ALL, _cells(rows))], notes=notes,
+    return templates.get_template("page.html.jinja").render(
+        title=league.title,
+        about=league.about,
+        tables=[(heading, _split_cells(table)) for heading, table in tables.items()],
+        notes=notes,
         pictures=[base64.b64encode(picture.read_bytes()).decode() for picture in pictures],
-        environment=values["environment"],
-    )  # fmt: skip
-    write_bytes(folder / f"{name}.html", page.encode())
-    return folder / f"{name}.html"
+        environment=environment,
+    )
 
 
-def _cells(rows: list[str]) -> list[list[str]]:
-    """Of a table in Markdown: its head and its rows, without the line between them."""
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    return [cells[0], *cells[2:]]
+def _split_cells(table: list[str]) -> list[list[str]]:
+    """The cells of a Markdown table: its head and its rows, without the line between them."""
+    head, _, *rows = table
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in (head, *rows)]

@@ -1,78 +1,160 @@
 """The pictures of a league: error against what is left, and against measured time."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ...report.pictures import BLUE, GREY, ORANGE, figure
 from .league import League
-from .standing import HOSTS, RUNTIMES, Standing, champion, speed
+from .standing import HOSTS, RUNTIMES, Standing, find_champion
 
-COLOURS = {"ours": BLUE, "torch": "black", "NNI": ORANGE, "Torch-Pruning": GREY}
-MARKS = "osv^D<>PX*hdp8H"
+COLORS = {"ours": BLUE, "torch": "black", "NNI": ORANGE, "Torch-Pruning": GREY}
+MARKERS = "osv^D<>PX*hdp8H"
 
 
-def draw_all(league: League, found: list[Standing], folder: Path, name: str) -> list[Path]:
-    """Against zeros or MACs, and of whole channels against the time in each runtime that was measured."""
-    pictures = [draw(league, found, folder / f"{name}.png")]
+@dataclass(frozen=True)
+class _Curve:
+    """Points of one rival, one for each level that it has rows at."""
+
+    places: list[float]
+    """On the horizontal axis."""
+    errors: list[list[float]]
+    """Test errors in percent, one for each seed."""
+
+
+def draw_all(league: League, standings: list[Standing], folder: Path, name: str) -> list[Path]:
+    """Draw every picture of a league.
+
+    Args:
+        league: The protocol.
+        standings: Its rivals.
+        folder: Where the pictures go.
+        name: Name of the league, with which the names of the files begin.
+
+    Returns:
+        The paths of the pictures: error against zeros or MACs, and for whole channels also against the time in each
+        runtime that was measured.
+    """
+    pictures = [draw_league(league, standings, folder / f"{name}.png")]
     if league.kind == "channels":
-        pictures += [
-            draw(league, found, folder / f"{name}_{runtime}.png", runtime)
-            for runtime in RUNTIMES
-            if any(speed(one, level, runtime) for one in found for level in league.levels)
-        ]
+        for runtime in RUNTIMES:
+            if _is_measured(league, standings, runtime):
+                pictures.append(draw_league(league, standings, folder / f"{name}_{runtime}.png", runtime))
     return pictures
 
 
-def draw(league: League, found: list[Standing], path: Path, runtime: str | None = None) -> Path:
-    """One line a rival, mean over seeds; the colour says whose it is.
+def draw_league(league: League, standings: list[Standing], path: Path, runtime: str | None = None) -> Path:
+    """Draw one line for each rival, mean over seeds, in the color of its framework.
 
-    The best of each framework at some level, chosen on held-out images, have names and standard deviations, and the
-    picture ends above them.
+    The best of each framework at some level, chosen on the hold-out, have names and standard deviations.  The picture
+    ends above them.
+
+    Args:
+        league: The protocol.
+        standings: Its rivals.
+        path: Where the picture goes.
+        runtime: Where the times on the horizontal axis were measured; None for zeros or MACs there.
+
+    Returns:
+        `path`.
     """
-    chosen = [(one, level) for host in HOSTS for level in league.levels if (one := champion(found, host, level))]
-    best = {one.name for one, _ in chosen}
-    shown = [row["error"] for one, level in chosen for row in one.rows[level]]
-    dense = [row["dense_error"] for one in found for rows in one.rows.values() for row in rows]
+    champions = _champions(league, standings)
+    champion_names = {champion.name for champion, _ in champions}
     with figure(path, 8.5, 5.0) as axes:
-        for index, one in enumerate(found):
-            at = {level: speed(one, level, runtime) if runtime else _place(league, level) for level in league.levels}
-            where = {level: place for level, place in at.items() if place is not None and one.rows.get(level)}
-            if not where:
+        for index, standing in enumerate(standings):
+            curve = _curve_of(league, standing, runtime)
+            if not curve.places:
                 continue
-            places = list(where.values())
-            errors = [[row["error"] for row in one.rows[level]] for level in where]
-            means = [float(np.mean(values)) for values in errors]
-            if one.name not in best:
-                axes.plot(places, means, color=COLOURS[one.host], linewidth=0.8, alpha=0.3)
-                continue
-            axes.errorbar(
-                places, means, [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in errors],
-                color=COLOURS[one.host], marker=MARKS[index % len(MARKS)], markersize=4, linewidth=1.4, capsize=2,
-                label=f"{one.title} ({one.host})",
-            )  # fmt: skip
-        if shown:
-            axes.set_ylim(0.9 * min(shown), 1.1 * max(shown))
-        if dense:
-            axes.axhline(float(np.mean(dense)), color="black", linestyle=":", linewidth=1)
-        axes.set_yscale("log")
-        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        if runtime:
-            axes.set_xlabel(f"times faster in {RUNTIMES[runtime]}, one image, one thread")
-        else:
-            axes.set_xscale("log")
-            axes.set_xticks(
-                [_place(league, level) for level in league.levels], [league.called(level) for level in league.levels]
-            )
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlabel(league.scale)
-        axes.set_ylabel("test error, % (dotted: dense; pale: others)")
+            if standing.name in champion_names:
+                _draw_champion(axes, standing, curve, MARKERS[index % len(MARKERS)])
+            else:
+                means = [float(np.mean(errors)) for errors in curve.errors]
+                axes.plot(curve.places, means, color=COLORS[standing.host], linewidth=0.8, alpha=0.3)
+        champion_errors = [row["error"] for champion, level in champions for row in champion.rows[level]]
+        _draw_error_axis(axes, champion_errors, _dense_errors(standings))
+        _draw_cost_axis(axes, league, runtime)
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return path
 
 
-def _place(league: League, level: float) -> float:
-    """Times fewer, for both kinds."""
+def _is_measured(league: League, standings: list[Standing], runtime: str) -> bool:
+    return any(standing.mean_speedup(level, runtime) for standing in standings for level in league.levels)
+
+
+def _champions(league: League, standings: list[Standing]) -> list[tuple[Standing, float]]:
+    """The best rival of each framework, and the level at which it is the best."""
+    champions = []
+    for host in HOSTS:
+        for level in league.levels:
+            champion = find_champion(standings, host, level)
+            if champion is not None:
+                champions.append((champion, level))
+    return champions
+
+
+def _dense_errors(standings: list[Standing]) -> list[float]:
+    return [row["dense_error"] for standing in standings for rows in standing.rows.values() for row in rows]
+
+
+def _curve_of(league: League, standing: Standing, runtime: str | None) -> _Curve:
+    curve = _Curve([], [])
+    for level in league.levels:
+        place = standing.mean_speedup(level, runtime) if runtime else _reduction(league, level)
+        rows = standing.rows.get(level)
+        if place is not None and rows:
+            curve.places.append(place)
+            curve.errors.append([row["error"] for row in rows])
+    return curve
+
+
+def _reduction(league: League, level: float) -> float:
+    """By which factor the weights or the MACs fall at a level."""
     return 1 / (1 - level) if league.kind == "weights" else level
+
+
+def _draw_champion(axes: Axes, standing: Standing, curve: _Curve, marker: str) -> None:
+    """A line with markers, standard deviations over seeds, and a name in the legend."""
+    axes.errorbar(
+        curve.places,
+        [float(np.mean(errors)) for errors in curve.errors],
+        [_deviation(errors) for errors in curve.errors],
+        color=COLORS[standing.host],
+        marker=marker,
+        markersize=4,
+        linewidth=1.4,
+        capsize=2,
+        label=f"{standing.title} ({standing.host})",
+    )
+
+
+def _deviation(values: list[float]) -> float:
+    """Standard deviation of a sample; 0 for a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _draw_error_axis(axes: Axes, champion_errors: list[float], dense_errors: list[float]) -> None:
+    """The vertical axis, logarithmic around the champions' errors, with a dotted line at the dense start's error."""
+    if champion_errors:
+        axes.set_ylim(0.9 * min(champion_errors), 1.1 * max(champion_errors))
+    if dense_errors:
+        axes.axhline(float(np.mean(dense_errors)), color="black", linestyle=":", linewidth=1)
+    axes.set_yscale("log")
+    # A logarithmic axis writes powers of ten otherwise, and there may be none between 1 % and 4 %.
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylabel("test error, % (dotted: dense; pale: others)")
+
+
+def _draw_cost_axis(axes: Axes, league: League, runtime: str | None) -> None:
+    """The horizontal axis: times faster, linear, or the league's levels, logarithmic."""
+    if runtime:
+        axes.set_xlabel(f"times faster in {RUNTIMES[runtime]}, one image, one thread")
+        return
+    axes.set_xscale("log")
+    places = [_reduction(league, level) for level in league.levels]
+    axes.set_xticks(places, [league.format_level(level) for level in league.levels])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(league.scale)

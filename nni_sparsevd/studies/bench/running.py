@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,100 +21,150 @@ from .rivals import TABLES, rivals_of
 from .trial import Row, Trial, row_file, run_trial
 
 PRELOAD = f"{__package__}.trial"
-POLL = 1.0  # seconds
+POLL = 1.0
+"""Seconds between two looks for the files of other processes."""
+GRACE = 120.0
+"""Seconds beyond the limit of one task in which another process may import its code and write its file."""
+T = TypeVar("T")
 
 
 def run_trials(league: League, data: Path, folder: Path, at_once: int, limits: Limits) -> list[dict[str, Any]]:
-    """Play what `folder` has no row of yet; gives all rows, those of the sweep too.
+    """Run the trials of which `folder` has no rows yet.
 
-    Under torchrun each process takes its share, and all must see the same `folder`.  Raises `SettingError` where
-    another league was begun in it.
+    Under torchrun each process runs its share and waits for the others; all of them must see the same `folder`.
+
+    Args:
+        league: The protocol.
+        data: Folder of the data sets.
+        folder: Folder of the league.
+        at_once: Number of trials that run at the same time.
+        limits: What each trial may take.
+
+    Returns:
+        All rows, those of the sweep included.
+
+    Raises:
+        SettingError: Another league was begun in `folder`, or `at_once` is less than 1.
+        TrainingError: A dense start could not be trained, or another process of the torchrun has ended.
     """
-    _claim(league, folder)
-    seeds = [seed for seed in league.seeds if not start_file(folder, seed).exists()]
-    tasks = [(league, seed, data, folder) for seed in _share(seeds)]
-    for (_, seed, *_), ended in run_isolated(_train_start, tasks, at_once, limits, PRELOAD):
-        print(f"dense start, seed {seed}: {ended or 'done'}", flush=True)
-        if ended:
-            raise TrainingError(f"the dense start of seed {seed} {ended}; its words are above")
-    _wait(lambda: all(start_file(folder, seed).exists() for seed in league.seeds))
-    sweep = [Trial(league, rival, league.seeds[0], rate, (league.sweep_level,), data, folder)
-             for rival in rivals_of(league) for rate in league.rates]  # fmt: skip
+    _claim_folder(league, folder)
+    _train_starts(league, data, folder, at_once, limits)
+    sweep = [
+        Trial(league, rival, league.seeds[0], rate, (league.sweep_level,), data, folder)
+        for rival in rivals_of(league)
+        for rate in league.rates
+    ]
     _run_missing(sweep, at_once, limits)
-    rates = chosen_rates(league, rows(folder))
-    final = [Trial(league, name, seed, rates[name], _levels(league, name), data, folder)
-             for seed in league.seeds for name in rivals_of(league) if name in rates]  # fmt: skip
-    _run_missing(final, at_once, limits)
-    return rows(folder)
+    rates = choose_rates(league, read_rows(folder))
+    trials = []
+    for seed in league.seeds:
+        for name in rivals_of(league):
+            if name in rates:
+                trials.append(Trial(league, name, seed, rates[name], _levels(league, name), data, folder))
+    _run_missing(trials, at_once, limits)
+    return read_rows(folder)
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """All rows that are there, in the order of their names."""
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """All rows in the folder of a league, in the order of their file names."""
     return [read_json(path) for path in sorted((folder / "rows").glob("*.json"))]
 
 
-def chosen_rates(league: League, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The rate with the best accuracy on held-out images in the sweep, for every rival that survived it.
+def choose_rates(league: League, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Choose each rival's learning rate: the one with the best accuracy on the hold-out in the sweep.
 
-    Among equals it is the one nearest to the middle of the sweep: hold-outs are small, and an edge promises least.
+    Among equals the choice is the rate nearest to the middle of the sweep: hold-outs are small, and an edge promises
+    least.
+
+    Args:
+        league: The protocol.
+        rows: Rows of the sweep, and perhaps others, which are not looked at.
+
+    Returns:
+        Name of the rival -> learning rate, of the rivals that did not fail at every rate.
     """
-    swept = [row for row in rows if row["seed"] == league.seeds[0] and row["level"] == league.sweep_level]
     middle = statistics.median(math.log(rate) for rate in league.rates)
 
-    def worth(row: dict[str, Any]) -> tuple[float, float]:
+    def merit(row: dict[str, Any]) -> tuple[float, float]:
         return row["held_out"], -abs(math.log(row["rate"]) - middle)
 
     best: dict[str, dict[str, Any]] = {}
-    for row in swept:
-        if not row["failed"]:
-            best[row["rival"]] = max(row, best.get(row["rival"], row), key=worth)
+    for row in rows:
+        of_sweep = row["seed"] == league.seeds[0] and row["level"] == league.sweep_level
+        if of_sweep and not row["failed"]:
+            best[row["rival"]] = max(row, best.get(row["rival"], row), key=merit)
     return {name: row["rate"] for name, row in best.items()}
 
 
-def protocol(league: League) -> dict[str, Any]:
-    """What rows must share to be compared: all of a league but who plays, and its texts."""
+def protocol_of(league: League) -> dict[str, Any]:
+    """What rows must share to be compared: every setting of a league but its rivals and its texts."""
     return league.model_dump(mode="json", exclude={"rivals", "title", "about"})
 
 
-def restore(league: League, results: Path, folder: Path) -> None:
-    """Write the rows of a results file to `folder`, except those that are there.
+def restore_rows(league: League, results: Path, folder: Path) -> None:
+    """Write the rows of a results file to the folder of a league, except those that are there.
 
-    Raises `SettingError` where they were played under another protocol or are not rows.
+    Args:
+        league: The protocol.
+        results: JSON file that `run_league` wrote.
+        folder: Folder of the league.
+
+    Raises:
+        SettingError: The file holds no results of a league, or results of another protocol, or a row that is damaged.
+        FileFormatError: The file cannot be read.
     """
-    found = read_json(results)
-    if not isinstance(found, dict) or not {"protocol", "rows"} <= found.keys():
+    values = read_json(results)
+    if not isinstance(values, dict) or not {"protocol", "rows"} <= values.keys():
         raise SettingError(f"{results}: not the results of a league; bench writes them as NAME/NAME.json")
-    if changed := _changed(league, found["protocol"]):
-        raise SettingError(f"{results}: played under another {changed}")
+    if changed := _changed_settings(league, values["protocol"]):
+        raise SettingError(f"{results}: its rows were run under another {changed}")
     adapter = TypeAdapter(Row)
-    for values in found["rows"]:
+    for row_values in values["rows"]:
+        # The values name a file below, so they are checked strictly first: a rival "../../x" must not leave the folder.
         try:
-            row = adapter.validate_json(json.dumps(values), strict=True)
+            row = adapter.validate_json(json.dumps(row_values), strict=True)
         except ValidationError as error:
             raise SettingError(f"{results}: not a row of ours: {summarize_error(error)}") from None
         if row.rival not in TABLES[league.kind]:
-            raise SettingError(f"{results}: a row of {row.rival!r}, whom nobody knows")
+            raise SettingError(f"{results}: a row of {row.rival!r}, which is no rival for {league.kind}")
         path = row_file(folder, row.rival, row.seed, row.rate, row.level)
         if not path.exists():
-            write_json(path, values)
+            write_json(path, row_values)
 
 
-def _claim(league: League, folder: Path) -> None:
-    """The folder belongs to one protocol; who plays may change."""
+def _claim_folder(league: League, folder: Path) -> None:
+    """Note the protocol in the folder, which belongs to one protocol; its rivals may change."""
     path = folder / "league.json"
     if not path.exists():
-        write_json(path, protocol(league))
-    elif changed := _changed(league, read_json(path)):
+        write_json(path, protocol_of(league))
+    elif changed := _changed_settings(league, read_json(path)):
         raise SettingError(f"{folder}: a league with another {changed} began here; delete it, or choose another --out")
 
 
-def _changed(league: League, before: dict[str, Any]) -> str:
-    """Names of the settings that differ."""
-    return ", ".join(key for key, value in protocol(league).items() if before.get(key) != value)
+def _changed_settings(league: League, before: dict[str, Any]) -> str:
+    """Names of the settings in which a league differs from the protocol `before`, with commas."""
+    return ", ".join(key for key, value in protocol_of(league).items() if before.get(key) != value)
 
 
 def _levels(league: League, name: str) -> tuple[float | None, ...]:
+    """The league's levels and, for a rival that can choose a level itself, None."""
     return (*league.levels, None) if rivals_of(league)[name].automatic else league.levels
+
+
+def _train_starts(league: League, data: Path, folder: Path, at_once: int, limits: Limits) -> None:
+    """Train the dense starts that are missing, each in a process of its own."""
+    missing = [seed for seed in _share_of_this_process(league.seeds) if not start_file(folder, seed).exists()]
+    tasks = [(league, seed, data, folder) for seed in missing]
+    for (_, seed, *_), ending in run_isolated(_train_start, tasks, at_once, limits, PRELOAD):
+        print(f"dense start, seed {seed}: {ending or 'done'}", flush=True)
+        if ending:
+            raise TrainingError(f"the dense start of seed {seed} {ending}; the reason is printed above")
+
+    def missing_files() -> list[Path]:
+        paths = [start_file(folder, seed) for seed in league.seeds]
+        return [path for path in paths if not path.exists()]
+
+    _wait_for_other_processes(missing_files, limits)
 
 
 def _train_start(task: tuple[League, int, Path, Path]) -> None:
@@ -122,26 +172,56 @@ def _train_start(task: tuple[League, int, Path, Path]) -> None:
 
 
 def _run_missing(trials: list[Trial], at_once: int, limits: Limits) -> None:
-    """Every trial in a process of its own; one that dies leaves rows that say how."""
-    waiting = _share([trial for trial in trials if trial.missing])
-    for trial, ended in run_isolated(run_trial, waiting, at_once, limits, PRELOAD):
+    """Run trials, each in a process of its own; a process that ends early leaves rows that say why."""
+    tasks = [trial for trial in _share_of_this_process(trials) if trial.missing]
+    for trial, ending in run_isolated(run_trial, tasks, at_once, limits, PRELOAD):
         for level in trial.missing:
-            row = Row(trial.rival, trial.seed, trial.rate, level, failed=ended or "left no row")
+            row = Row(trial.rival, trial.seed, trial.rate, level, failed=ending or "left no row")
             write_json(trial.row_file(level), asdict(row))
         for level in trial.levels:
-            row = Row(**read_json(trial.row_file(level)))
-            at = "its own point" if level is None else f"{level:g}"
-            said = row.failed or f"{row.error:.2f} % error, {row.compression:.1f}x fewer weights"
-            print(f"{trial.rival}, seed {trial.seed}, rate {trial.rate:g}, {at}: {said}", flush=True)
-    _wait(lambda: not any(trial.missing for trial in trials))
+            _print_row(Row(**read_json(trial.row_file(level))))
+
+    def missing_files() -> list[Path]:
+        return [trial.row_file(level) for trial in trials for level in trial.missing]
+
+    _wait_for_other_processes(missing_files, limits)
 
 
-def _share(tasks: Sequence[Any]) -> list[Any]:
-    """What this process of a torchrun takes; without one, everything."""
-    return list(tasks)[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
+def _print_row(row: Row) -> None:
+    level_name = "its own point" if row.level is None else f"{row.level:g}"
+    outcome = row.failed or f"{row.error:.2f} % error, {row.compression:.1f}x fewer weights"
+    print(f"{row.rival}, seed {row.seed}, rate {row.rate:g}, {level_name}: {outcome}", flush=True)
 
 
-def _wait(done: Callable[[], bool]) -> None:
-    """For the other processes' shares."""
-    while not done():
+def _share_of_this_process(tasks: Sequence[T]) -> list[T]:
+    """The tasks of this process of a torchrun; without torchrun, all of them.
+
+    1. `tasks` must be the same list in every process, finished tasks included: each process takes every n-th one.
+    2. A process that dropped finished tasks first would count differently from one that looked a moment earlier, and
+       there would be tasks that nobody takes, for which all processes wait.
+    """
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return list(tasks)[rank::processes]
+
+
+def _wait_for_other_processes(missing_files: Callable[[], list[Path]], limits: Limits) -> None:
+    """Wait until the other processes of a torchrun have written their files.
+
+    A process that lives ends each of its tasks after `limits.seconds` at the latest, and writes a file then.  So when
+    no file has arrived for longer than that, the processes that owe the missing files have ended.
+    """
+    patience = limits.seconds + GRACE
+    missing = missing_files()
+    last_arrival = time.monotonic()
+    while missing:
         time.sleep(POLL)
+        still_missing = missing_files()
+        if len(still_missing) < len(missing):
+            last_arrival = time.monotonic()
+        missing = still_missing
+        if missing and time.monotonic() - last_arrival > patience:
+            raise TrainingError(
+                f"{missing[0]}: another process of this torchrun should have written it ({len(missing)} files are "
+                f"missing), but nothing has arrived for {patience:g} s, so that process has ended; start the same "
+                "command again: what is there is not run again"
+            )

@@ -6,80 +6,113 @@ from dataclasses import dataclass
 from typing import Any
 
 from .league import League
-from .rivals import rivals_of
+from .rivals import Rival, rivals_of
 
 Row = dict[str, Any]
+"""A row as it is in a file; see `trial.Row`."""
 HOSTS = ("ours", "torch", "NNI", "Torch-Pruning")
-"""Whose rivals there are."""
+"""The frameworks that rivals come from, in the order of the tables."""
 RUNTIMES = {"torch": "PyTorch", "onnx": "ONNX Runtime"}
-"""Where the time of whole channels is measured."""
+"""Where the time of whole channels is measured: key in a row -> name in a table."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One rival over all levels and seeds."""
+    """One rival over all levels and seeds, at the learning rate that was chosen for it."""
 
     name: str
+    """Name of the rival."""
     title: str
+    """The rival as the tables call it."""
     host: str
+    """The framework that the rival comes from."""
     rate: float
+    """Its learning rate; 0 where it failed at every rate."""
     rows: dict[float | None, list[Row]]
-    """Level -> a row a seed, of those that did not fail."""
+    """Level -> one row for each seed at which the rival did not fail."""
     failed: str
-    """What went wrong, where something did."""
+    """The first failure, or ""."""
 
     def mean(self, level: float | None, key: str) -> float | None:
-        """Over seeds, or None where there is no row."""
+        """Mean of a figure over seeds, or None where the rival has no row."""
         rows = self.rows.get(level, [])
         return statistics.mean(row[key] for row in rows) if rows else None
 
+    def mean_speedup(self, level: float, runtime: str) -> float | None:
+        """Times faster than the dense start, mean over seeds; None where it was not measured."""
+        values = [row["faster"][runtime] for row in self.rows.get(level, []) if runtime in row["faster"]]
+        return statistics.mean(values) if values else None
 
-def standings(league: League, rows: list[Row], rates: dict[str, float]) -> list[Standing]:
-    """Everyone who plays, the best mean rank first; those that never arrived come last."""
-    found = [_standing(league, name, rival.title, rival.host, rows, rates.get(name))
-             for name, rival in rivals_of(league).items()]  # fmt: skip
-    ranks = mean_ranks(league, found)
-    return sorted(found, key=lambda one: ranks.get(one.name, len(found) + 1))
+    def mean_reduction(self, level: float) -> float:
+        """Times fewer MACs than the dense start, mean over seeds; the rival has a row at this level."""
+        return float(statistics.mean(row["dense_macs"] / row["macs"] for row in self.rows[level]))
 
 
-def _standing(league: League, name: str, title: str, host: str, rows: list[Row], rate: float | None) -> Standing:
-    own = [row for row in rows if row["rival"] == name and row["rate"] == rate]
+def compute_standings(league: League, rows: list[Row], rates: dict[str, float]) -> list[Standing]:
+    """The standing of every rival, the best mean rank first; rivals without a rank come last.
+
+    Args:
+        league: The protocol; its rivals are those that are listed.
+        rows: Rows of all rivals.
+        rates: Name of the rival -> its learning rate; rows at other rates are left out.
+    """
+    standings = []
+    for name, rival in rivals_of(league).items():
+        rows_of_rival = [row for row in rows if row["rival"] == name]
+        standings.append(_standing(name, rival, rows_of_rival, rates.get(name)))
+    ranks = compute_mean_ranks(league, standings)
+    return sorted(standings, key=lambda standing: ranks.get(standing.name, len(standings) + 1))
+
+
+def _standing(name: str, rival: Rival, rows: list[Row], rate: float | None) -> Standing:
     levels: dict[float | None, list[Row]] = {}
-    for row in own:
-        if not row["failed"]:
+    failures = []
+    for row in rows:
+        if row["failed"]:
+            # A rival without a rate has failed at every one, and any of its failures is the reason.
+            if rate in (None, row["rate"]):
+                failures.append(row["failed"])
+        elif row["rate"] == rate:
             levels.setdefault(row["level"], []).append(row)
-    said = [row["failed"] for row in rows if row["rival"] == name and row["failed"] and rate in (None, row["rate"])]
-    return Standing(name, title, host, rate or 0.0, levels, said[0] if said else "")
+    return Standing(name, rival.title, rival.host, rate or 0.0, levels, failures[0] if failures else "")
 
 
-def speed(one: Standing, level: float, runtime: str) -> float | None:
-    """Times faster than the dense start, mean over seeds; None where it was not measured."""
-    values = [row["faster"][runtime] for row in one.rows.get(level, []) if runtime in row["faster"]]
-    return statistics.mean(values) if values else None
+def find_champion(standings: list[Standing], host: str, level: float) -> Standing | None:
+    """The rival of a framework with the best mean accuracy on the hold-out; None where every one of them failed."""
+    present = [standing for standing in standings if standing.host == host and standing.rows.get(level)]
+    return max(present, key=lambda standing: standing.mean(level, "held_out") or 0.0, default=None)
 
 
-def champion(found: list[Standing], host: str, level: float) -> Standing | None:
-    """The best of a framework, by accuracy on the hold-out, mean over seeds; None where nobody arrived."""
-    own = [one for one in found if one.host == host and one.rows.get(level)]
-    return max(own, key=lambda one: one.mean(level, "held_out") or 0.0, default=None)
+def compute_mean_ranks(league: League, standings: Iterable[Standing]) -> dict[str, float]:
+    """Rank by test error at a level, 1 for the best, mean over levels.
+
+    Returns:
+        Name of the rival -> mean rank, of the rivals with a row at every level.
+    """
+    errors: dict[str, list[float]] = {}
+    for standing in standings:
+        means = [standing.mean(level, "error") for level in league.levels]
+        known = [mean for mean in means if mean is not None]
+        if len(known) == len(means):
+            errors[standing.name] = known
+    return {name: statistics.mean(_ranks(own, errors.values())) for name, own in errors.items()}
 
 
-def mean_ranks(league: League, found: Iterable[Standing]) -> dict[str, float]:
-    """Mean over levels of the place by test error, 1 the best; only of those with a row at every level."""
-    errors = {one.name: [one.mean(level, "error") for level in league.levels] for one in found}
-    whole = {name: [e for e in values if e is not None] for name, values in errors.items() if None not in values}
-    return {
-        name: statistics.mean(
-            1 + sum(other[place] < value for other in whole.values()) for place, value in enumerate(values)
-        )
-        for name, values in whole.items()
-    }
+def _ranks(own: list[float], everyone: Iterable[list[float]]) -> list[int]:
+    """Rank at each level: one more than the number of rivals with a smaller error there."""
+    ranks = []
+    for errors_at_level, own_error in zip(zip(*everyone, strict=True), own, strict=True):
+        ranks.append(1 + sum(error < own_error for error in errors_at_level))
+    return ranks
 
 
-def pareto_front(points: dict[str, tuple[float, float]]) -> set[str]:
-    """Those that nobody beats in one of two costs without being worse in the other."""
-    return {
-        name
-        for name, (x, y) in points.items()
-        if not any(a <= x and b <= y and (a, b) != (x, y) for a, b in points.values())
-    }
+def find_pareto_front(points: dict[str, tuple[float, float]]) -> set[str]:
+    """Names of the points of two costs that no other point dominates.
+
+    A point dominates another when it is not larger in either cost and smaller in at least one.
+    """
+    return {name for name, point in points.items() if not any(_dominates(other, point) for other in points.values())}
+
+
+def _dominates(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    return first[0] <= second[0] and first[1] <= second[1] and first != second

@@ -1,96 +1,119 @@
 """The tables of a league, in Markdown."""
 
-import statistics
-
 from ...report.tables import line, spread
 from .league import League
-from .standing import HOSTS, RUNTIMES, Standing, champion, mean_ranks, pareto_front, speed
+from .standing import HOSTS, RUNTIMES, Standing, compute_mean_ranks, find_champion, find_pareto_front
 
 
-def heading(league: League, level: float) -> str:
-    """How a level is called."""
-    return f"{league.called(level)} {league.scale}"
+def format_table(league: League, standings: list[Standing]) -> list[str]:
+    """Test error in percent at every level, mean ± standard deviation over seeds; the best of a level in bold.
 
-
-def table(league: League, found: list[Standing]) -> list[str]:
-    """Test error in percent at every level, mean ± standard deviation over seeds; the best of a level in bold."""
-    ranks = mean_ranks(league, found)
-    alone = any(one.rows.get(None) for one in found)
-    titles = ["", "name", "of", "mean rank", *(heading(league, level) for level in league.levels)]
-    titles += ["left to itself", "rate"] if alone else ["rate"]
+    Returns:
+        The lines of a table with one row for each rival.
+    """
+    ranks = compute_mean_ranks(league, standings)
+    any_automatic = any(standing.rows.get(None) for standing in standings)
+    titles = ["", "name", "of", "mean rank", *_level_titles(league)]
+    titles += ["left to itself", "rate"] if any_automatic else ["rate"]
     lines = [line(titles), "|---|---|---|" + "--:|" * (len(titles) - 3)]
-    best = {level: min(_means(found, level), default=None) for level in league.levels}
-    for one in found:
-        rank = f"{ranks[one.name]:.1f}" if one.name in ranks else ""
-        cells = [_cell(league, one, level, best[level]) for level in league.levels]
-        cells += [_own(one)] if alone else []
-        lines.append(line([one.title, one.name, one.host, rank, *cells, f"{one.rate:g}" if one.rate else ""]))
+    best = {level: min(_mean_errors(standings, level), default=None) for level in league.levels}
+    for standing in standings:
+        rank = f"{ranks[standing.name]:.1f}" if standing.name in ranks else ""
+        rate = f"{standing.rate:g}" if standing.rate else ""
+        cells = [_format_error(league, standing, level, best[level]) for level in league.levels]
+        if any_automatic:
+            cells.append(_format_own_level(standing))
+        lines.append(line([standing.title, standing.name, standing.host, rank, *cells, rate]))
     return lines
 
 
-def champions(league: League, found: list[Standing]) -> list[str]:
-    """The best of each framework at every level, chosen on held-out images: its test error, and who it is."""
-    lines = [line(["", *(heading(league, level) for level in league.levels)]), "|---|" + "--:|" * len(league.levels)]
-    best = {level: [champion(found, host, level) for host in HOSTS] for level in league.levels}
-    first = {level: min(_means([one for one in those if one], level), default=None) for level, those in best.items()}
-    for place, host in enumerate(HOSTS):
-        if any(best[level][place] for level in league.levels):
-            cells = [_named(league, best[level][place], level, first[level]) for level in league.levels]
+def format_champions_table(league: League, standings: list[Standing]) -> list[str]:
+    """The best rival of each framework at every level, chosen on the hold-out: its test error and its name.
+
+    Returns:
+        The lines of a table with one row for each framework that has a rival.
+    """
+    lines = [line(["", *_level_titles(league)]), "|---|" + "--:|" * len(league.levels)]
+    rows: dict[str, list[str]] = {host: [] for host in HOSTS}
+    for level in league.levels:
+        champions = {host: find_champion(standings, host, level) for host in HOSTS}
+        present = [champion for champion in champions.values() if champion is not None]
+        best = min(_mean_errors(present, level), default=None)
+        for host, champion in champions.items():
+            rows[host].append(_format_champion(league, champion, level, best))
+    for host, cells in rows.items():
+        if any(cells):
             lines.append(line([host, *cells]))
     return lines
 
 
-def _named(league: League, one: Standing | None, level: float, best: float | None) -> str:
-    return f"{_cell(league, one, level, best)}, {one.name}" if one else ""
-
-
-def reached(one: Standing, level: float) -> float:
-    """Times fewer MACs, mean over seeds."""
-    return float(statistics.mean(row["dense_macs"] / row["macs"] for row in one.rows[level]))
-
-
-def fronts(league: League, found: list[Standing]) -> list[str]:
-    """Of whole channels: which points nobody beats in a cost without a larger error."""
+def format_fronts(league: League, standings: list[Standing]) -> list[str]:
+    """For whole channels, one line for each cost: the rivals at a level that no other one beats in error and cost."""
     if league.kind == "weights":
         return []
-    points = {
-        f"{one.title} at {level:g}×": (one, level) for one in found for level in league.levels if one.rows.get(level)
-    }
-    costs = {"MACs": {name: 1 / reached(one, level) for name, (one, level) in points.items()}}
+    points: dict[str, tuple[Standing, float]] = {}
+    for standing in standings:
+        for level in league.levels:
+            if standing.rows.get(level):
+                points[f"{standing.title} at {level:g}×"] = standing, level
+    lines = []
+    for cost, costs in _costs(points).items():
+        errors_and_costs = {}
+        for name, value in costs.items():
+            standing, level = points[name]
+            errors_and_costs[name] = value, standing.mean(level, "error") or 0.0
+        front = find_pareto_front(errors_and_costs)
+        if front:
+            lines.append(f"- Front of error against {cost}: {', '.join(name for name in points if name in front)}.")
+    return lines
+
+
+def _costs(points: dict[str, tuple[Standing, float]]) -> dict[str, dict[str, float]]:
+    """Name of a cost -> name of a point -> its cost, as a part of the dense start's, where it was measured."""
+    costs = {"MACs": {name: 1 / standing.mean_reduction(level) for name, (standing, level) in points.items()}}
     for runtime, title in RUNTIMES.items():
-        timed = {name: speed(one, level, runtime) for name, (one, level) in points.items()}
-        costs[f"time in {title}"] = {name: 1 / faster for name, faster in timed.items() if faster}
-    errors = {name: one.mean(level, "error") or 0.0 for name, (one, level) in points.items()}
-    said = {cost: pareto_front({name: (x, errors[name]) for name, x in of.items()}) for cost, of in costs.items()}
-    return [
-        f"- Front of error against {cost}: {', '.join(name for name in points if name in front)}."
-        for cost, front in said.items()
-        if front
-    ]
+        times: dict[str, float] = {}
+        for name, (standing, level) in points.items():
+            speedup = standing.mean_speedup(level, runtime)
+            if speedup:
+                times[name] = 1 / speedup
+        costs[f"time in {title}"] = times
+    return costs
 
 
-def failures(found: list[Standing]) -> list[str]:
-    """One line for each that did not arrive everywhere."""
-    return [f"- {one.title} ({one.host}): {one.failed}" for one in found if one.failed]
+def format_failures(standings: list[Standing]) -> list[str]:
+    """One line for each rival that failed at some level or seed."""
+    return [f"- {standing.title} ({standing.host}): {standing.failed}" for standing in standings if standing.failed]
 
 
-def _means(found: list[Standing], level: float) -> list[float]:
-    means = [one.mean(level, "error") for one in found]
+def _level_titles(league: League) -> list[str]:
+    return [f"{league.format_level(level)} {league.scale}" for level in league.levels]
+
+
+def _mean_errors(standings: list[Standing], level: float) -> list[float]:
+    """Mean test errors at a level, of the rivals that have rows there."""
+    means = [standing.mean(level, "error") for standing in standings]
     return [mean for mean in means if mean is not None]
 
 
-def _cell(league: League, one: Standing, level: float, best: float | None) -> str:
-    rows = one.rows.get(level, [])
+def _format_champion(league: League, champion: Standing | None, level: float, best: float | None) -> str:
+    return f"{_format_error(league, champion, level, best)}, {champion.name}" if champion else ""
+
+
+def _format_error(league: League, standing: Standing, level: float, best: float | None) -> str:
+    """Test error at a level, in bold where it is `best`; for whole channels with the factor that was reached."""
+    rows = standing.rows.get(level, [])
     if not rows:
-        return "failed" if one.failed else ""
+        return "failed" if standing.failed else ""
     cell = spread([row["error"] for row in rows], 2)
-    cell = f"**{cell}**" if one.mean(level, "error") == best else cell
-    return cell if league.kind == "weights" else f"{cell} at {reached(one, level):.2f}×"
+    if standing.mean(level, "error") == best:
+        cell = f"**{cell}**"
+    return cell if league.kind == "weights" else f"{cell} at {standing.mean_reduction(level):.2f}×"
 
 
-def _own(one: Standing) -> str:
-    """At the point that it chose itself."""
-    rows = one.rows.get(None, [])
+def _format_own_level(standing: Standing) -> str:
+    """Test error and compression at the level that the rival chose itself."""
+    rows = standing.rows.get(None, [])
     if not rows:
         return ""
     return f"{spread([row['error'] for row in rows], 2)} at {spread([row['compression'] for row in rows], 0)}×"

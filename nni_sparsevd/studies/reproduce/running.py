@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...errors import SettingError
 from ...recipe import Recipe, read_recipe, write_recipe
-from ..processes import leaving_nothing_behind
+from ..processes import stop_at_exit
 from .experiments import Experiment
 
 POLL = 0.2  # seconds
@@ -70,7 +70,7 @@ def run(chosen: Experiment, jobs: list[Job], data: Path, at_once: int) -> list[J
         for process in running:
             process.wait()
 
-    with leaving_nothing_behind(stop):
+    with stop_at_exit(stop):
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.pop(0)

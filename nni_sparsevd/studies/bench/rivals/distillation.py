@@ -1,4 +1,4 @@
-"""Fine-tuning that also asks the dense start (Hinton, Vinyals and Dean 2015), for any rival."""
+"""Fine-tuning that also follows the outputs of the dense start (Hinton, Vinyals and Dean 2015), for any rival."""
 
 from dataclasses import replace
 
@@ -11,34 +11,36 @@ from ..arena import Arena, Batch, Loss
 from .entry import Decide, Prepare, Pruned
 
 SHARE = 0.5
-"""Of the loss that is the dense start's."""
+"""Share of the teacher's divergence in the loss."""
 TEMPERATURE = 2.0
-"""Both outputs are divided by it before they are compared."""
+"""The outputs of both networks are divided by it before they are compared."""
 
 
-def distilled(prepare: Prepare) -> Prepare:
-    """The same decisions; what is left is tuned with the labels and the dense start's outputs."""
+def with_distillation(prepare: Prepare) -> Prepare:
+    """The same rival with the same decisions, whose fine-tuning has the dense start as teacher."""
 
-    def prepared(arena: Arena, stage: Stage) -> Decide:
-        decide, loss = prepare(arena, stage), taught_by(arena.start.eval())
+    def prepare_with_teacher(arena: Arena, stage: Stage) -> Decide:
+        decide = prepare(arena, stage)
+        loss = distillation_loss(arena.start.eval())
 
-        def at(level: float | None) -> Pruned:
+        def decide_at(level: float | None) -> Pruned:
             return replace(decide(level), loss=loss)
 
-        return at
+        return decide_at
 
-    return prepared
+    return prepare_with_teacher
 
 
-def taught_by(teacher: nn.Module) -> Loss:
-    """Half cross entropy, half the divergence from the softened outputs of `teacher`; means over a batch."""
+def distillation_loss(teacher: nn.Module) -> Loss:
+    """Half the cross entropy, half the divergence from the softened outputs of `teacher`; means over a batch."""
 
     def loss(batch: Batch, model: nn.Module) -> Tensor:
+        images, labels = batch
         with torch.no_grad():
-            wanted = F.softmax(teacher(batch[0]) / TEMPERATURE, 1)
-        outputs = model(batch[0])
-        apart = F.kl_div(F.log_softmax(outputs / TEMPERATURE, 1), wanted, reduction="batchmean")
-        # the gradient of what is divided by T twice is T² smaller
-        return (1 - SHARE) * F.cross_entropy(outputs, batch[1]) + SHARE * TEMPERATURE**2 * apart
+            targets = F.softmax(teacher(images) / TEMPERATURE, 1)
+        outputs = model(images)
+        divergence = F.kl_div(F.log_softmax(outputs / TEMPERATURE, 1), targets, reduction="batchmean")
+        # Both outputs are divided by T, so the divergence's gradient is T² smaller: the factor T² makes up for it.
+        return (1 - SHARE) * F.cross_entropy(outputs, labels) + SHARE * TEMPERATURE**2 * divergence
 
     return loss

@@ -1,4 +1,4 @@
-"""What a rival is: from the arena to a decision at any level."""
+"""What a rival is: a function from the arena to a decision at any level."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,32 +16,30 @@ class Pruned:
     """What a rival hands back."""
 
     model: nn.Module
-    """An ordinary network: for weights, with the masks' zeros or about to get them; for channels, a smaller one."""
+    """An ordinary network: for single weights, one to which `masks` apply; for channels, a smaller one."""
     masks: Masks | None
     """What fine-tuning keeps at zero; None for a network that is smaller instead."""
     steps: int
-    """Optimisation steps that it took; the rest is fine-tuning."""
+    """Optimizer steps that the rival took; the rest of the league's steps is fine-tuning."""
     loss: Loss = cross_entropy
-    """What fine-tuning minimises."""
+    """What fine-tuning minimizes."""
 
 
 Decide = Callable[[float | None], Pruned]
-"""A level of the league, or None for the rival's own choice -> what is left."""
-
-
+"""A level of the league, or None for the rival's own choice -> the pruned network."""
 Prepare = Callable[[Arena, Stage], Decide]
-"""What does not depend on the level, done once; the stage has the learning rate."""
+"""Does the work that all levels share; the stage has the learning rate."""
 
 
-def by_level(decide: Callable[[Arena, Stage, float], Pruned]) -> Prepare:
-    """An entry that shares nothing between levels and cannot choose one itself."""
+def without_preparation(decide: Callable[[Arena, Stage, float], Pruned]) -> Prepare:
+    """A rival that shares no work between levels and cannot choose a level itself."""
 
     def prepare(arena: Arena, stage: Stage) -> Decide:
-        def at(level: float | None) -> Pruned:
+        def decide_at(level: float | None) -> Pruned:
             assert level is not None
             return decide(arena, stage, level)
 
-        return at
+        return decide_at
 
     return prepare
 
@@ -51,10 +49,10 @@ class Rival:
     """One entry of the league."""
 
     title: str
-    """As the tables call it."""
+    """The rival as the tables call it."""
     host: Literal["ours", "torch", "NNI", "Torch-Pruning"]
-    """Whose it is."""
+    """The framework that it comes from."""
     prepare: Prepare
-    """From the arena to a decision at any level."""
+    """Does the work that all levels share, and returns the decision at any level."""
     automatic: bool = False
     """Whether it can choose the level itself."""

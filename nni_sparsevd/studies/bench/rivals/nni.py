@@ -13,18 +13,20 @@ from ....masks import apply_masks_
 from ....plugins.nni.exact import parameter_masks
 from ....recipe import Stage
 from ..arena import Arena, cross_entropy
-from .entry import Prepare, Pruned, Rival, by_level
+from .entry import Prepare, Pruned, Rival, without_preparation
 
 UPDATES = 20
 """How often a schedule prunes again."""
-Make = Callable[[nn.Module, list[dict[str, Any]], TorchEvaluator, int], Any]
+ConfigList = list[dict[str, Any]]
+"""NNI's settings of a pruner: which layers, which targets, how sparse."""
+MakePruner = Callable[[nn.Module, ConfigList, TorchEvaluator, int], Any]
 """(network, config_list, evaluator, steps) -> pruner."""
 
 
-def evaluator(arena: Arena, stage: Stage, model: nn.Module) -> TorchEvaluator:
+def make_evaluator(arena: Arena, stage: Stage, model: nn.Module) -> TorchEvaluator:
     """The arena's batches and steps, as NNI wants them."""
 
-    def training(
+    def train(
         model: nn.Module,
         optimizers: torch.optim.Optimizer,
         training_step: Callable[..., Any],
@@ -32,75 +34,110 @@ def evaluator(arena: Arena, stage: Stage, model: nn.Module) -> TorchEvaluator:
         max_steps: int | None = None,
         max_epochs: int | None = None,
     ) -> None:
-        steps = max_steps if max_steps is not None else (max_epochs or arena.league.prune_epochs) * arena.per_epoch
-        arena.train(model, stage, 0, steps, optim=optimizers, loss=training_step)
+        if max_steps is None:
+            max_steps = (max_epochs or arena.league.prune_epochs) * arena.per_epoch
+        arena.train(model, stage, 0, max_steps, optim=optimizers, loss=training_step)
 
-    traced = nni.trace(torch.optim.Adam)(model.parameters(), lr=stage.learning_rate)
-    return TorchEvaluator(training, traced, cross_entropy)
+    traced_optimizer = nni.trace(torch.optim.Adam)(model.parameters(), lr=stage.learning_rate)
+    return TorchEvaluator(train, traced_optimizer, cross_entropy)
 
 
-def rival(make: Make, globally: bool, steps_of: Callable[[Arena], int]) -> Prepare:
-    """An entry that prunes single weights with the pruner that `make` builds, within `steps_of` steps."""
+def prune_weights(make_pruner: MakePruner, steps_of: Callable[[Arena], int], *, globally: bool) -> Prepare:
+    """A rival that prunes single weights with a pruner of NNI.
+
+    Args:
+        make_pruner: Builds the pruner.
+        steps_of: How many steps the pruner takes.
+        globally: Whether the level is one share of all layers together, or the share of each layer.
+    """
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
         model, steps = arena.network(), steps_of(arena)
-        found = parameter_masks(compressed(make, arena, stage, model, single_weights(model, level, globally), steps))
-        apply_masks_(model, found)
-        return Pruned(model, found, steps)
+        config_list = config_single_weights(model, level, globally)
+        masks = parameter_masks(compute_nni_masks(make_pruner, arena, stage, model, config_list, steps))
+        apply_masks_(model, masks)
+        return Pruned(model, masks, steps)
 
-    return by_level(decide)
+    return without_preparation(decide)
 
 
-def compressed(
-    make: Make, arena: Arena, stage: Stage, model: nn.Module, entries: list[dict[str, Any]], steps: int
+def compute_nni_masks(
+    make_pruner: MakePruner, arena: Arena, stage: Stage, model: nn.Module, config_list: ConfigList, steps: int
 ) -> Any:
-    """Masks of the pruner that `make` builds; `model` is trained with it, and unwrapped."""
-    pruner = make(model, entries, evaluator(arena, stage, model), steps)
-    told_before = steps == 0 or isinstance(pruner, TaylorPruner | SlimPruner)
-    _, masks = pruner.compress() if told_before else pruner.compress(steps, None)
+    """Train `model` with a pruner of NNI, unwrap it, and return NNI's masks."""
+    pruner = make_pruner(model, config_list, make_evaluator(arena, stage, model), steps)
+    # These two have their number of steps from the constructor, and one without steps trains nothing.
+    knows_its_steps = steps == 0 or isinstance(pruner, TaylorPruner | SlimPruner)
+    _, masks = pruner.compress() if knows_its_steps else pruner.compress(steps, None)
     pruner.unwrap_model()
     return masks
 
 
-def single_weights(model: nn.Module, level: float, globally: bool) -> list[dict[str, Any]]:
+def config_single_weights(model: nn.Module, level: float, globally: bool) -> ConfigList:
     """The config_list: blocks of one weight each, where a pruner's own default would be whole channels."""
-    found = {type(m).__name__: m.weight.dim() for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    shared = {"target_names": ["weight"], "sparse_ratio": level, **({"global_group_id": 0} if globally else {})}
-    return [{"op_types": [kind], "granularity": [1] * dims, **shared} for kind, dims in found.items()]
+    dims: dict[str, int] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            dims[type(module).__name__] = module.weight.dim()
+    shared: dict[str, Any] = {"target_names": ["weight"], "sparse_ratio": level}
+    if globally:
+        shared["global_group_id"] = 0
+    return [{"op_types": [kind], "granularity": [1] * weight_dims, **shared} for kind, weight_dims in dims.items()]
 
 
-def scheduled(schedule: Any, pruner: Any) -> Make:
+# Pruners.  They name their arguments so that each line below can be compared with NNI's documentation.
+
+
+def make_level(model: nn.Module, config_list: ConfigList, evaluator: TorchEvaluator, steps: int) -> Any:
+    """The smallest weights, at once."""
+    return LevelPruner(model, config_list, evaluator)
+
+
+def make_taylor(model: nn.Module, config_list: ConfigList, evaluator: TorchEvaluator, steps: int) -> Any:
+    """The weights with the smallest products of weight and gradient, gathered in `steps` steps."""
+    return TaylorPruner(model, config_list, evaluator, steps)
+
+
+def make_movement(model: nn.Module, config_list: ConfigList, evaluator: TorchEvaluator, steps: int) -> Any:
+    """The weights that move to zero; the schedule warms up for a tenth of the steps and cools down over the last."""
+    return MovementPruner(model, config_list, evaluator, max(steps // 10, 1), max(9 * steps // 10, 2))
+
+
+def make_scheduled(schedule: Any, pruner: Any) -> MakePruner:
     """A pruner in one of NNI's schedules, which ends after nine tenths of the steps."""
-    return lambda model, entries, evaluator, steps: schedule(
-        pruner(model, entries, evaluator), max(int(0.9 * steps) // UPDATES, 1), UPDATES, evaluator
-    )
+
+    def make(model: nn.Module, config_list: ConfigList, evaluator: TorchEvaluator, steps: int) -> Any:
+        interval = max(int(0.9 * steps) // UPDATES, 1)
+        return schedule(pruner(model, config_list, evaluator), interval, UPDATES, evaluator)
+
+    return make
 
 
-def movement(model: nn.Module, entries: list[dict[str, Any]], evaluator: TorchEvaluator, steps: int) -> Any:
-    """Warm up for a tenth of the steps, cool down over the last."""
-    return MovementPruner(model, entries, evaluator, max(steps // 10, 1), max(9 * steps // 10, 2))
+# Steps that pruners take.
 
 
-def nothing(arena: Arena) -> int:
-    """Steps of a pruner that looks at the weights alone."""
+def no_steps(arena: Arena) -> int:
+    """Of a pruner that looks at the weights alone."""
     return 0
 
 
 def one_epoch(arena: Arena) -> int:
-    """Steps of a pruner that gathers gradients."""
+    """Of a pruner that gathers gradients."""
     return arena.per_epoch
 
 
-def whole(arena: Arena) -> int:
-    """All steps that there are to decide."""
+def all_steps(arena: Arena) -> int:
+    """Of a pruner that decides while the network trains."""
     return arena.prune_steps
 
 
+LINEAR = make_scheduled(LinearPruner, LevelPruner)
+AGP = make_scheduled(AGPPruner, LevelPruner)
 RIVALS = {
-    "nni_level": Rival("Level", "NNI", rival(lambda m, e, v, _: LevelPruner(m, e, v), False, nothing)),
-    "nni_level_global": Rival("Level, global", "NNI", rival(lambda m, e, v, _: LevelPruner(m, e, v), True, nothing)),
-    "nni_level_linear": Rival("Level, global, Linear", "NNI", rival(scheduled(LinearPruner, LevelPruner), True, whole)),
-    "nni_level_agp": Rival("Level, global, AGP", "NNI", rival(scheduled(AGPPruner, LevelPruner), True, whole)),
-    "nni_taylor": Rival("TaylorFO", "NNI", rival(lambda m, e, v, n: TaylorPruner(m, e, v, n), False, one_epoch)),
-    "nni_movement": Rival("Movement", "NNI", rival(movement, False, whole)),
+    "nni_level": Rival("Level", "NNI", prune_weights(make_level, no_steps, globally=False)),
+    "nni_level_global": Rival("Level, global", "NNI", prune_weights(make_level, no_steps, globally=True)),
+    "nni_level_linear": Rival("Level, global, Linear", "NNI", prune_weights(LINEAR, all_steps, globally=True)),
+    "nni_level_agp": Rival("Level, global, AGP", "NNI", prune_weights(AGP, all_steps, globally=True)),
+    "nni_taylor": Rival("TaylorFO", "NNI", prune_weights(make_taylor, one_epoch, globally=False)),
+    "nni_movement": Rival("Movement", "NNI", prune_weights(make_movement, all_steps, globally=False)),
 }

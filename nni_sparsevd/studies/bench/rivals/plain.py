@@ -1,70 +1,82 @@
 """Global magnitude with torch.nn.utils.prune: the plain baseline, at once and gradually (Zhu and Gupta 2017)."""
 
-from collections.abc import Callable
-
 from torch import nn
 from torch.nn.utils import prune
 
 from ....masks import Masks, apply_masks_
 from ....recipe import Stage
-from ..arena import Arena, Between, Loss, cross_entropy
-from .entry import Prepare, Pruned, Rival, by_level
+from ..arena import Arena, Loss, cross_entropy
+from .entry import Prepare, Pruned, Rival, without_preparation
 from .noise import gaussian_dropout
 
 UPDATES = 50
 """How often the gradual schedule prunes again."""
 
 
-def gradually(arena: Arena, level: float, cut: Callable[[float], None]) -> Between:
-    """Call `cut` now and then with the share of zeros that is due: fast at first, `level` after nine tenths of the
-    steps (Zhu and Gupta 2017, eq. 1).
+def share_due(arena: Arena, level: float, step: int) -> float | None:
+    """The share of zeros that the gradual schedule asks for at a step (Zhu and Gupta 2017, eq. 1).
+
+    The share rises fast at first, and reaches `level` after nine tenths of the steps.
+
+    Args:
+        arena: What the rival gets; its `prune_steps` are the length of the schedule.
+        level: The share of zeros at the end.
+        step: The step, from 0.
+
+    Returns:
+        The share, or None at a step in which nothing is pruned.
     """
     every = max(arena.prune_steps // UPDATES, 1)
-
-    def between(step: int) -> None:
-        if step and step % every == 0:
-            left = 1 - min(step / (0.9 * arena.prune_steps), 1.0)
-            cut(level * (1 - left**3))
-
-    return between
+    if step == 0 or step % every:
+        return None
+    left = 1 - min(step / (0.9 * arena.prune_steps), 1.0)
+    return level * (1 - left**3)
 
 
 def magnitude_masks(model: nn.Module, level: float) -> Masks:
-    """Masks that keep the largest weights of all layers together."""
+    """Masks that keep the largest weights of all linear and convolution layers together.
+
+    Args:
+        model: The network; it stays as it is.
+        level: The share of weights to remove.
+    """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)}
-    chosen = [(layer, "weight") for layer in layers.values()]
-    prune.global_unstructured(chosen, pruning_method=prune.L1Unstructured, amount=level)
+    targets = [(layer, "weight") for layer in layers.values()]
+    prune.global_unstructured(targets, pruning_method=prune.L1Unstructured, amount=level)
     masks = {name: {"weight": layer.get_buffer("weight_mask").clone()} for name, layer in layers.items()}
-    for layer, target in chosen:
+    for layer, target in targets:
         prune.remove(layer, target)
     return masks
 
 
-def at_once(arena: Arena, stage: Stage, level: float) -> Pruned:
+def cut_at_once(arena: Arena, stage: Stage, level: float) -> Pruned:
     """Decide on the dense start."""
     model = arena.network()
     return Pruned(model, magnitude_masks(model, level), 0)
 
 
-def gradual(loss: Loss = cross_entropy) -> Prepare:
-    """Prune while training on `loss`, more and more, fast at first."""
+def cut_gradually(loss: Loss = cross_entropy) -> Prepare:
+    """A rival that prunes more and more while it trains on `loss`, and is fine-tuned on `loss`."""
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
         model = arena.network()
-        masks: Masks = {}
-        between = gradually(arena, level, lambda share: masks.update(magnitude_masks(model, share)))
-        arena.train(model, stage, 0, arena.prune_steps, loss=loss, between=between, masks=masks)
-        masks.update(magnitude_masks(model, level))
+
+        def prune_when_due(step: int) -> Masks | None:
+            share = share_due(arena, level, step)
+            return None if share is None else magnitude_masks(model, share)
+
+        arena.train(model, stage, 0, arena.prune_steps, loss=loss, after_backward=prune_when_due)
+        masks = magnitude_masks(model, level)
         apply_masks_(model, masks)
         return Pruned(model, masks, arena.prune_steps, loss)
 
-    return by_level(decide)
+    return without_preparation(decide)
 
 
 RIVALS = {
-    "magnitude": Rival("global magnitude", "torch", by_level(at_once)),
-    "magnitude_gradual": Rival("global magnitude, gradual", "torch", gradual()),
+    "magnitude": Rival("global magnitude", "torch", without_preparation(cut_at_once)),
+    "magnitude_gradual": Rival("global magnitude, gradual", "torch", cut_gradually()),
     "magnitude_gradual_dropout": Rival(
-        "global magnitude, gradual, Gaussian dropout", "torch", gradual(gaussian_dropout(0.1, cross_entropy))
+        "global magnitude, gradual, Gaussian dropout", "torch", cut_gradually(gaussian_dropout(0.1, cross_entropy))
     ),
 }

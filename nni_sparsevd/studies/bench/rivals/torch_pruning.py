@@ -10,28 +10,28 @@ import torch_pruning as tp
 from torch import nn
 
 from ....recipe import Stage
-from ..arena import Arena, Batch, classifier, cross_entropy
+from ..arena import Arena, Batch, cross_entropy, find_classifier
 from ..cutting import cut_to
-from .distillation import distilled
-from .entry import Decide, Prepare, Pruned, Rival, by_level
+from .distillation import with_distillation
+from .entry import Decide, Prepare, Pruned, Rival, without_preparation
 
 ROUNDS = 5
-"""Of cutting and training in turn."""
-Feed = Callable[[nn.Module, Batch, Any, Any], None]
-"""(network, batch, pruner, importance): what an importance needs to be told before it judges."""
+"""Rounds of cutting and training in turn."""
+GatherData = Callable[[nn.Module, Batch, Any, Any], None]
+"""(network, batch, pruner, importance): gathers what an importance needs before it scores channels."""
 
 
-def nothing(model: nn.Module, batch: Batch, pruner: Any, importance: Any) -> None:
-    """Most judge by the weights alone."""
+def gather_nothing(model: nn.Module, batch: Batch, pruner: Any, importance: Any) -> None:
+    """Most importances score by the weights alone."""
 
 
-def gradient(model: nn.Module, batch: Batch, pruner: Any, importance: Any) -> None:
-    """Taylor judges by weights and gradients."""
+def gather_gradients(model: nn.Module, batch: Batch, pruner: Any, importance: Any) -> None:
+    """Taylor scores by weights and gradients."""
     cross_entropy(batch, model).backward()
 
 
-def gradients_by_sample(model: nn.Module, batch: Batch, pruner: Any, importance: Any) -> None:
-    """Hessian judges by squared gradients of single samples."""
+def gather_gradients_by_sample(model: nn.Module, batch: Batch, pruner: Any, importance: Any) -> None:
+    """Hessian scores by squared gradients of single samples."""
     importance.zero_grad()
     for loss in F.cross_entropy(model(batch[0]), batch[1], reduction="none"):
         model.zero_grad()
@@ -39,8 +39,8 @@ def gradients_by_sample(model: nn.Module, batch: Batch, pruner: Any, importance:
         importance.accumulate_grad(model)
 
 
-def fisher(model: nn.Module, batch: Batch, pruner: Any, importance: Any) -> None:
-    """OBDC judges by a Kronecker-factored Fisher matrix."""
+def gather_fisher_matrix(model: nn.Module, batch: Batch, pruner: Any, importance: Any) -> None:
+    """OBDC scores by a Kronecker-factored Fisher matrix."""
     importance._prepare_model(model, pruner)
     cross_entropy(batch, model).backward()
     importance.step()
@@ -48,77 +48,91 @@ def fisher(model: nn.Module, batch: Batch, pruner: Any, importance: Any) -> None
 
 
 @dataclass(frozen=True)
-class Judge:
-    """An importance, the pruner that goes with it, and what it has to be told."""
+class Method:
+    """An importance, the pruner that goes with it, and the data that the importance needs."""
 
+    title: str
+    """The method as the tables call it."""
     importance: Callable[[int], Any]
     """Number of classes -> importance."""
     pruner: Callable[..., Any] = tp.pruner.BasePruner
-    feed: Feed = nothing
+    """Builds the pruner."""
+    gather_data: GatherData = gather_nothing
+    """Called before the importance scores channels."""
 
     def make(self, arena: Arena, model: nn.Module, ratio: float) -> tuple[Any, Any]:
-        """(pruner, importance) that would cut `ratio` of the channels, ranked over all layers."""
+        """(pruner, importance) that would cut the share `ratio` of the channels, ranked over all layers."""
         importance = self.importance(arena.data.num_classes)
         pruner = self.pruner(
-            model, arena.example, importance=importance, pruning_ratio=ratio, global_pruning=True,
-            ignored_layers=[classifier(model)], in_channel_groups={}, out_channel_groups={}, num_heads={},
-        )  # fmt: skip
+            model,
+            arena.example,
+            importance=importance,
+            pruning_ratio=ratio,
+            global_pruning=True,
+            ignored_layers=[find_classifier(model)],
+            # Mutable defaults of Torch-Pruning: without these, pruners share the entries of each other's networks.
+            in_channel_groups={},
+            out_channel_groups={},
+            num_heads={},
+        )
         return pruner, importance
 
     def cut(self, arena: Arena, model: nn.Module, target: float, step: int) -> nn.Module:
-        """The network cut to `target` MACs; judged on the batch of `step`."""
+        """The network cut to `target` MACs; what the importance needs is gathered on the batch of `step`."""
 
-        def at(ratio: float) -> nn.Module:
+        def cut_at(ratio: float) -> nn.Module:
             small = copy.deepcopy(model)
             pruner, importance = self.make(arena, small, ratio)
-            self.feed(small, arena.batch(step), pruner, importance)
+            self.gather_data(small, arena.batch(step), pruner, importance)
             pruner.step()
             small.zero_grad()
             return small
 
-        return cut_to(target, at, arena.example[:1])[0]
+        return cut_to(target, cut_at, arena.example[:1])[0]
 
 
-def at_once(judge: Judge) -> Prepare:
-    """Cut the dense start."""
-
-    def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
-        return Pruned(judge.cut(arena, arena.network(), arena.dense_macs / level, 0), None, 0)
-
-    return by_level(decide)
-
-
-def in_turns(judge: Judge) -> Prepare:
-    """Cut the same part of the MACs in each of several rounds, and train between them."""
+def cut_at_once(method: Method) -> Prepare:
+    """A rival that cuts the dense start."""
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
-        model, each = arena.network(), arena.prune_steps // ROUNDS
-        for turn in range(ROUNDS):
-            model = judge.cut(arena, model, arena.dense_macs / level ** ((turn + 1) / ROUNDS), turn * each)
-            arena.train(model, stage, turn * each, (turn + 1) * each)
-        return Pruned(model, None, ROUNDS * each)
+        return Pruned(method.cut(arena, arena.network(), arena.dense_macs / level, 0), None, 0)
 
-    return by_level(decide)
+    return without_preparation(decide)
 
 
-def regularized(judge: Judge) -> Prepare:
-    """Train with the pruner's regulariser, then cut; one training serves all levels."""
+def cut_in_rounds(method: Method) -> Prepare:
+    """A rival that cuts the same part of the MACs in each of several rounds, and trains between them."""
+
+    def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
+        model, steps = arena.network(), arena.prune_steps // ROUNDS
+        for round_ in range(ROUNDS):
+            target = arena.dense_macs / level ** ((round_ + 1) / ROUNDS)
+            model = method.cut(arena, model, target, round_ * steps)
+            arena.train(model, stage, round_ * steps, (round_ + 1) * steps)
+        return Pruned(model, None, ROUNDS * steps)
+
+    return without_preparation(decide)
+
+
+def regularize_then_cut(method: Method) -> Prepare:
+    """A rival that trains with the pruner's regularizer and then cuts; one training serves all levels."""
 
     def prepare(arena: Arena, stage: Stage) -> Decide:
         model = arena.network()
-        pruner, _ = judge.make(arena, model, 0.5)
-        pruner.update_regularizer()  # once: it would set what grows back to its start
+        pruner, _ = method.make(arena, model, 0.5)
+        pruner.update_regularizer()  # only once: it would set a regularizer that grows back to its start
 
-        def between(step: int) -> None:
-            if step and step % arena.per_epoch == 0 and isinstance(pruner, tp.pruner.GrowingRegPruner):
+        def after_backward(step: int) -> None:
+            starts_epoch = step > 0 and step % arena.per_epoch == 0
+            if starts_epoch and isinstance(pruner, tp.pruner.GrowingRegPruner):
                 pruner.update_reg()
             pruner.regularize(model)
 
-        arena.train(model, stage, 0, arena.prune_steps, between=between)
+        arena.train(model, stage, 0, arena.prune_steps, after_backward=after_backward)
 
         def decide(level: float | None) -> Pruned:
             assert level is not None
-            small = judge.cut(arena, model, arena.dense_macs / level, arena.prune_steps)
+            small = method.cut(arena, model, arena.dense_macs / level, arena.prune_steps)
             return Pruned(small, None, arena.prune_steps)
 
         return decide
@@ -126,34 +140,48 @@ def regularized(judge: Judge) -> Prepare:
     return prepare
 
 
-IMPORTANCES = {
-    "random": Judge(lambda _: tp.importance.RandomImportance()),
-    "l1": Judge(lambda _: tp.importance.GroupMagnitudeImportance(p=1)),
-    "l2": Judge(lambda _: tp.importance.GroupMagnitudeImportance(p=2)),
-    "lamp": Judge(lambda _: tp.importance.LAMPImportance()),
-    "fpgm": Judge(lambda _: tp.importance.FPGMImportance()),
-    "taylor": Judge(lambda _: tp.importance.GroupTaylorImportance(), feed=gradient),
-    "hessian": Judge(lambda _: tp.importance.GroupHessianImportance(), feed=gradients_by_sample),
-    "obdc": Judge(lambda classes: tp.importance.OBDCImportance(num_classes=classes), feed=fisher),
+SCORING = {
+    "random": Method("Random", lambda _: tp.importance.RandomImportance()),
+    "l1": Method("Magnitude L1", lambda _: tp.importance.GroupMagnitudeImportance(p=1)),
+    "l2": Method("Magnitude L2", lambda _: tp.importance.GroupMagnitudeImportance(p=2)),
+    "lamp": Method("LAMP", lambda _: tp.importance.LAMPImportance()),
+    "fpgm": Method("FPGM", lambda _: tp.importance.FPGMImportance()),
+    "taylor": Method("Taylor", lambda _: tp.importance.GroupTaylorImportance(), gather_data=gather_gradients),
+    "hessian": Method(
+        "Hessian", lambda _: tp.importance.GroupHessianImportance(), gather_data=gather_gradients_by_sample
+    ),
+    "obdc": Method(
+        "OBDC", lambda classes: tp.importance.OBDCImportance(num_classes=classes), gather_data=gather_fisher_matrix
+    ),
 }
-REGULARISERS = {
-    "bn_scale": Judge(lambda _: tp.importance.BNScaleImportance(), tp.pruner.BNScalePruner),
-    "group_norm": Judge(lambda _: tp.importance.GroupMagnitudeImportance(p=2), tp.pruner.GroupNormPruner),
-    "growing_reg": Judge(lambda _: tp.importance.GroupMagnitudeImportance(p=2), tp.pruner.GrowingRegPruner),
+"""Methods that score the channels of a network as it is."""
+REGULARIZING = {
+    "bn_scale": Method("BNScale", lambda _: tp.importance.BNScaleImportance(), tp.pruner.BNScalePruner),
+    "group_norm": Method("GroupNorm", lambda _: tp.importance.GroupMagnitudeImportance(p=2), tp.pruner.GroupNormPruner),
+    "growing_reg": Method(
+        "GrowingReg", lambda _: tp.importance.GroupMagnitudeImportance(p=2), tp.pruner.GrowingRegPruner
+    ),
 }
-NAMES = {
-    "random": "Random", "l1": "Magnitude L1", "l2": "Magnitude L2", "lamp": "LAMP", "fpgm": "FPGM", "taylor": "Taylor",
-    "hessian": "Hessian", "obdc": "OBDC", "bn_scale": "BNScale", "group_norm": "GroupNorm", "growing_reg": "GrowingReg",
-}  # fmt: skip
-RIVALS = {
-    **{f"tp_{name}": Rival(NAMES[name], "Torch-Pruning", at_once(judge)) for name, judge in IMPORTANCES.items()},
-    **{f"tp_{name}_turns": Rival(f"{NAMES[name]}, in {ROUNDS} turns", "Torch-Pruning", in_turns(judge))
-       for name, judge in IMPORTANCES.items()},
-    **{f"tp_{name}": Rival(NAMES[name], "Torch-Pruning", regularized(judge)) for name, judge in REGULARISERS.items()},
-}  # fmt: skip
-# what our distilled entry is to be measured against
-RIVALS |= {
-    f"{name}_distilled": replace(RIVALS[name], title=f"{RIVALS[name].title}, tuned with distillation",
-                                 prepare=distilled(RIVALS[name].prepare))
-    for name in ("tp_fpgm", "tp_growing_reg", "tp_l1_turns", "tp_taylor_turns")
-}  # fmt: skip
+"""Methods that regularize the channels while the network trains."""
+DISTILLED = ("tp_fpgm", "tp_growing_reg", "tp_l1_turns", "tp_taylor_turns")
+"""Rivals that our distilled rival is compared with, which therefore have a distilled form, too."""
+
+
+def _make_rivals() -> dict[str, Rival]:
+    """All rivals by name; names and titles stand in published results, and "turns" in them are our rounds."""
+    rivals: dict[str, Rival] = {}
+    for name, method in SCORING.items():
+        rivals[f"tp_{name}"] = Rival(method.title, "Torch-Pruning", cut_at_once(method))
+    for name, method in SCORING.items():
+        title = f"{method.title}, in {ROUNDS} turns"
+        rivals[f"tp_{name}_turns"] = Rival(title, "Torch-Pruning", cut_in_rounds(method))
+    for name, method in REGULARIZING.items():
+        rivals[f"tp_{name}"] = Rival(method.title, "Torch-Pruning", regularize_then_cut(method))
+    for name in DISTILLED:
+        plain = rivals[name]
+        title = f"{plain.title}, tuned with distillation"
+        rivals[f"{name}_distilled"] = replace(plain, title=title, prepare=with_distillation(plain.prepare))
+    return rivals
+
+
+RIVALS = _make_rivals()
