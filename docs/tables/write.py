@@ -137,7 +137,7 @@ def lenet5_structured() -> list[str]:
     """Published rows as the recipe of the experiment `structured` has them, then ours."""
     lines = ["| | units | error % | MACs | MACs ÷ | latency ÷, 1 image | latency ÷, 100 images |"]
     lines.append("|---|--:|--:|--:|--:|--:|--:|")
-    for paper in reproduce.experiment("structured").variants["lenet5_60"].published:
+    for paper in reproduce.read_experiment("structured").variants["lenet5_60"].published:
         lines.append(f"| {paper.method} | {paper.units} | {paper.error} | | {paper.macs} | | |")
     for row in read(RESULTS / "lenet5_structured.json")["results"]:
         faster = [f"{row[f'latency_batch_{batch}']['faster']:.2f}" for batch in (1, 100)]
