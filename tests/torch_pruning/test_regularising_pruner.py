@@ -205,7 +205,7 @@ def test_the_pressure_follows_the_edge_of_the_budget():
     pruner = made(model, training_steps=100, budget=Budget(fraction=0.5))
     pruner.update_regularizer()
     assert pruner._controller.pressure == 1.0  # nothing is due at the start
-    pruner._done = 50
+    pruner._steps_done = 50
     pruner.update_regularizer()
     pressed = pruner._controller.pressure
     assert pressed > 1.0  # nothing has moved by half of the time

@@ -1,68 +1,122 @@
 """What Torch-Pruning must cut along with a weight: its log sigma^2, and the gate of its channels.
 
-Torch-Pruning knows torch's layers by `isinstance`, so it finds ours, cuts their weights, and leaves alone what it does
-not know.  Every cut goes through one function; here it also reaches what hangs on the weight.
+Torch-Pruning knows torch's layers by `isinstance`. So it finds our layers and cuts their weights, but it leaves alone
+what it does not know. `enable` teaches it the rest, `disable` undoes that; importing this module changes nothing.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch_pruning.dependency import DependencyGraph
+from torch_pruning.dependency.group import Group
 from torch_pruning.pruner.function import BasePruningFunc
 
 from ...nn import ChannelGate, Variational, gate_sites, is_variational, output_dim
+from ..patching import Patch
+
+CutParameter = Callable[[Any, Tensor, list[int], int], nn.Parameter]
+"""Torch-Pruning's function (its object for the layer type, parameter, indices to keep, dimension) -> smaller parameter.
+
+It is the one function that makes all smaller parameters in Torch-Pruning.
+"""
+
+_patch = Patch()
+_enabled = False
 
 
-@dataclass(frozen=True)
-class Companions:
-    """What belongs to a weight."""
+def enable() -> None:
+    """Let every pruner of Torch-Pruning cut posteriors along with weights, until `disable`.
 
-    layer: nn.Module
-    gate: ChannelGate | None
+    Making or using a `SparseVDImportance` or a `SparseVDPruner` calls this function. Call it yourself only if you prune
+    a network that has posteriors with nothing but Torch-Pruning's own pruners and importances. A second call does
+    nothing. Networks without posteriors are cut as Torch-Pruning cuts them.
+    """
+    global _enabled
+    if _enabled:
+        return
+    host_prune = Group.prune
 
-    def cut_(self, pruner: Any, cut: Any, size: int, kept: list[int], dim: int) -> None:
-        """After `size` channels along `dim` of the weight have become those in `kept`."""
-        if isinstance(self.layer, Variational) and self.layer.log_sigma2.shape[dim] == size:
-            self.layer.log_sigma2 = cut(pruner, self.layer.log_sigma2, kept, dim)
-        gate = self.gate
-        if gate is None or dim != output_dim(self.layer) or len(gate.mu) * len(gate.parts) != size:
-            return  # a gate on several writers is cut with the first of them
-        first = [index for index in kept if index < len(gate.mu)]  # the other parts are cut at the same places
-        gate.mu = cut(pruner, gate.mu, first, 0)
-        gate.log_sigma2 = cut(pruner, gate.log_sigma2, first, 0)
+    def prune(self: Group, idxs: Any = None, record_history: bool = True) -> None:
+        # With indices of its own, the host makes another group of them and calls this function again, for that group.
+        has_posteriors = self._DG is not None and is_variational(self._DG.model)
+        if idxs is not None or not has_posteriors:
+            host_prune(self, idxs, record_history)
+            return
+        layers = [dependency.layer for dependency, _ in self if _needs_help(dependency.layer)]
+        with Patch() as patch:
+            cut_parameter = _follow_weights(BasePruningFunc._prune_parameter_and_grad, layers)
+            patch.set(BasePruningFunc, "_prune_parameter_and_grad", cut_parameter)
+            host_prune(self, idxs, record_history)
+
+    _patch.set(Group, "prune", prune)
+    _enabled = True
 
 
-def companions_of(layer: nn.Module) -> Companions | None:
-    """What belongs to the weight of a layer, in a network that Torch-Pruning has traced."""
-    found: Companions | None = getattr(getattr(layer, "weight", None), "companions", None)
-    return found
+def disable() -> None:
+    """Undo `enable`: Torch-Pruning is what was installed, until one of our classes is used again."""
+    global _enabled
+    _patch.undo()
+    _enabled = False
 
 
-def register() -> None:
-    """Teach Torch-Pruning our layers and gates; networks without posteriors see nothing of it."""
-    build, cut = DependencyGraph.build_dependency, BasePruningFunc._prune_parameter_and_grad
+def find_gate(layer: nn.Module) -> ChannelGate | None:
+    """The gate on the outputs of `layer`, a layer or a norm; None where it has none."""
+    for name, _, gate in gate_sites(layer):
+        if not name:  # the layer itself, not a module inside it
+            return gate
+    return None
 
-    def build_dependency(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        gates = {model.get_submodule(name): gate for name, _, gate in gate_sites(model)}
-        ours = is_variational(model)
-        for layer in model.modules():
-            if isinstance(layer, Variational) or layer in gates:
-                layer.weight.companions = Companions(layer, gates.get(layer))  # type: ignore[union-attr]
-            elif ours and isinstance(layer, nn.LayerNorm):  # whose channels Torch-Pruning may put into another order
-                for parameter in layer.parameters(recurse=False):
-                    parameter.companions = Companions(layer, None)  # type: ignore[attr-defined]
-        return build(self, model, *args, **kwargs)
 
-    def cut_along(self: Any, weight: Tensor, kept: list[int], dim: int) -> nn.Parameter:
-        companions = getattr(weight, "companions", None)
-        if companions is not None:
-            kept = sorted(int(index) for index in kept)  # a LayerNorm's come as a set gives them
-        small: nn.Parameter = cut(self, weight, kept, dim)
-        if companions is not None:
-            small.companions = companions  # type: ignore[attr-defined]
-            companions.cut_(self, cut, weight.shape[dim], kept, dim)
-        return small
+def _needs_help(layer: object) -> bool:
+    """Whether something must be cut along with the weight of `layer`, or its channels must be kept in order."""
+    if not isinstance(layer, nn.Module):  # a parameter that belongs to no layer
+        return False
+    return isinstance(layer, Variational | nn.LayerNorm) or find_gate(layer) is not None
 
-    DependencyGraph.build_dependency = build_dependency
-    BasePruningFunc._prune_parameter_and_grad = cut_along
+
+def _follow_weights(cut_parameter: CutParameter, layers: list[nn.Module]) -> CutParameter:
+    """Make a `cut_parameter` that also cuts what belongs to a weight of one of these `layers`."""
+
+    def cut_along(self: Any, parameter: Tensor, kept: Any, dim: int) -> nn.Parameter:
+        layer = _find_owner(parameter, layers)
+        if layer is None:
+            return cut_parameter(self, parameter, kept, dim)
+        # Torch-Pruning takes the indices that a LayerNorm keeps in the order of a set of integers, which is not
+        # ascending where few of many are left: scale and shift would end up beside other channels than the weights.
+        in_order = sorted(int(index) for index in kept)
+        size = parameter.shape[dim]
+        if isinstance(layer, Variational) and layer.log_sigma2.shape[dim] == size:
+            # With one variance per output channel there is nothing to cut along the other dimensions.
+            layer.log_sigma2 = cut_parameter(self, layer.log_sigma2, in_order, dim)
+        gate = find_gate(layer)
+        if gate is not None and dim == output_dim(layer):
+            _cut_gate_(gate, size, in_order, lambda values, indices: cut_parameter(self, values, indices, 0))
+        return cut_parameter(self, parameter, in_order, dim)
+
+    return cut_along
+
+
+def _find_owner(parameter: Tensor, layers: list[nn.Module]) -> nn.Module | None:
+    """The layer whose weight `parameter` is, or the LayerNorm whose scale or shift it is; None where there is none."""
+    for layer in layers:
+        if layer._parameters.get("weight") is parameter:
+            return layer
+        if isinstance(layer, nn.LayerNorm) and layer.bias is parameter:
+            return layer
+    return None
+
+
+def _cut_gate_(
+    gate: ChannelGate, size: int, kept: list[int], cut: Callable[[nn.Parameter, list[int]], nn.Parameter]
+) -> None:
+    """Cut the gate of a weight that has `size` output channels, of which `kept` stay.
+
+    1. A gate on several writers is cut with the first of them. With the others its size is another one already.
+    2. A gate on a fused projection scales each of its parts (queries, keys, values), and all parts are cut at the same
+       places. So the indices of the first part are those of the gate.
+    """
+    if len(gate.mu) * len(gate.parts) != size:
+        return
+    in_first_part = [index for index in kept if index < len(gate.mu)]
+    gate.mu = cut(gate.mu, in_first_part)
+    gate.log_sigma2 = cut(gate.log_sigma2, in_first_part)

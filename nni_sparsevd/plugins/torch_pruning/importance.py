@@ -10,34 +10,43 @@ from torch import Tensor, nn
 from torch_pruning.pruner import function
 
 from ...errors import SettingError
-from ...nn import Variational, output_dim
-from .cutting import companions_of
+from ...nn import ChannelGate, Variational, output_dim
+from .cutting import enable, find_gate
 
-READING = (function.prune_conv_in_channels, function.prune_linear_in_channels)
+CUTS_INPUTS = (function.prune_conv_in_channels, function.prune_linear_in_channels)
+"""Torch-Pruning's functions for a layer that reads the channels of a group."""
 Reduction = Literal["posterior", "sum", "mean", "max", "prod", "first", "gate"]
 
 
 @dataclass(frozen=True)
 class Member:
-    """A posterior on the channels of a group."""
+    """A layer or a gate of a group, with its posterior on the channels of the group."""
 
     moments: Tensor  # shape: (2, channels): sums of theta^2 and of sigma^2
-    places: list[int]  # shape: (channels,): where each is in the group
+    places: list[int]  # shape: (channels,): the place of each channel in the group
     is_gate: bool
 
 
 class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignore[misc]
     """The signal's share of the power, theta^2 / (theta^2 + sigma^2) = 1 / (1 + alpha), of each channel of a group.
 
-    For networks that `sparsify_` has given posteriors; `bake_` makes them ordinary again after pruning.
+    It takes the place of Torch-Pruning's importances in any of its pruners, for networks to which `sparsify_` has given
+    posteriors. Variances and gates are cut along with their weights (see `enable`). After pruning, `bake_` makes the
+    layers ordinary. A group without posteriors is left alone.
 
-    `group_reduction="posterior"` sums signal and noise over every weight that writes or reads a channel, of all layers
-    of the group: log alpha is then log(sum sigma^2 / sum theta^2).  A group with a gate has the gate's own alpha.  The
-    other reductions are Torch-Pruning's, over the shares of the single layers.  `normalizer` is Torch-Pruning's too;
-    without one, the default, the shares of all groups compare, and 0.0474 is log alpha 3.  Layers that are none of
-    `target_types` do not count.
+    Shares are comparable between groups, because alpha is a ratio: 0.5 is as much noise as signal (log alpha 0), and
+    0.0474 is log alpha 3, the default threshold. Alpha as the measure of relevance is from Molchanov et al. 2017.
 
-    A group without posteriors is left alone.  Raises `SettingError` for an unknown reduction.
+    Args:
+        group_reduction: How the posteriors of a group's layers become one share a channel. "posterior" sums signal and
+            noise over every weight that writes or reads the channel, in all layers of the group: log alpha is then
+            log(sum sigma^2 / sum theta^2). The other names are Torch-Pruning's; they reduce the shares of the single
+            layers. Where a group has a gate, the gate's own alpha counts, and the layers do not.
+        normalizer: Torch-Pruning's normalizer of the scores of a group, by name or as a function; None: none.
+        target_types: Layers that are none of these types do not count.
+
+    Raises:
+        SettingError: The reduction is unknown.
     """
 
     def __init__(
@@ -50,60 +59,96 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
             known = ", ".join(get_args(Reduction))
             raise SettingError(f"SparseVDImportance: group_reduction {group_reduction!r}; known are {known}")
         super().__init__(2, group_reduction, normalizer, False, list(target_types))
+        enable()
 
     def __call__(self, group: Any) -> Tensor | None:
-        """Shape (channels of the group,), or None where it has no posterior."""
-        found = self.scores(group)
-        return None if found is None else found.float()
+        """The scores of a group's channels in float32, as Torch-Pruning's pruners want them.
+
+        Args:
+            group: A group of Torch-Pruning's dependency graph.
+
+        Returns:
+            Shape (channels of the group,), or None where the group has no posterior.
+        """
+        scores = self.scores(group)
+        return None if scores is None else scores.float()
 
     @torch.no_grad()
     def scores(self, group: Any) -> Tensor | None:
-        """The same, without a normalizer in float64: close to 1, float32 makes one number of many channels' shares."""
+        """The scores of a group's channels in float64: the shares of channels close to 1 are equal in float32.
+
+        Args:
+            group: A group of Torch-Pruning's dependency graph.
+
+        Returns:
+            Shape (channels of the group,), in float32 where there is a normalizer; None where the group has no
+            posterior.
+        """
+        enable()
         members = list(self._members(group))
         gates = [member for member in members if member.is_gate]
-        chosen = gates or members
-        if not chosen:
+        members = gates or members
+        if not members:
             return None
         if self.group_reduction == "posterior":
-            total = torch.zeros(2, len(group[0].idxs), dtype=torch.float64, device=chosen[0].moments.device)
-            for one in chosen:
-                total.index_add_(1, torch.tensor(one.places, device=total.device), one.moments.to(total.device))
-            score = _share(total)
+            total = torch.zeros(2, len(group[0].idxs), dtype=torch.float64, device=members[0].moments.device)
+            for member in members:
+                total.index_add_(1, torch.tensor(member.places, device=total.device), member.moments.to(total.device))
+            scores = _signal_share(total)
         else:
-            score = self._reduce([_share(one.moments) for one in chosen], [one.places for one in chosen])
+            shares = [_signal_share(member.moments) for member in members]
+            scores = self._reduce(shares, [member.places for member in members])
         if self.normalizer is None:
-            return score.double()
-        normalised: Tensor = self._normalize(score.float(), self.normalizer)  # Torch-Pruning's know float32 alone
-        return normalised
+            return scores.double()
+        normalized: Tensor = self._normalize(scores.float(), self.normalizer)  # Torch-Pruning's know float32 alone
+        return normalized
 
     def _members(self, group: Any) -> Iterator[Member]:
-        """All that has a posterior on channels of this group; a gate on several layers once."""
-        seen = set()
-        for index, (dep, idxs) in enumerate(group):
-            layer, places, reads = dep.layer, group[index].root_idxs, dep.pruning_fn in READING
-            companions = companions_of(layer)
-            if companions is None or not isinstance(layer, tuple(self.target_types)) or None in places:
+        """Everything that has a posterior on channels of this group; a gate on several layers comes once."""
+        gates_seen = set()
+        for item in group:
+            layer: nn.Module = item.dep.layer
+            indices, places = item.idxs, item.root_idxs
+            # A place is None where Torch-Pruning does not know which channel of the group an index belongs to.
+            if not isinstance(layer, tuple(self.target_types)) or None in places:
                 continue
-            gate = companions.gate
-            if gate is not None and not reads and gate not in seen:
-                seen.add(gate)
-                first = [(index, place) for index, place in zip(idxs, places, strict=True) if index < len(gate.mu)]
-                moments = torch.stack([gate.mu.square(), gate.log_sigma2.exp()]).double()
-                yield Member(moments[:, [index for index, _ in first]], [place for _, place in first], True)
+            reads = item.dep.pruning_fn in CUTS_INPUTS
+            gate = None if reads else find_gate(layer)
+            if gate is not None and gate not in gates_seen:
+                gates_seen.add(gate)
+                yield _gate_member(gate, indices, places)
             if isinstance(layer, Variational):
                 dim = 1 - output_dim(layer) if reads else output_dim(layer)
-                yield Member(_moments(layer, dim)[:, idxs], places, False)
+                yield Member(_moments(layer, dim)[:, indices], places, is_gate=False)
 
 
-def _share(moments: Tensor) -> Tensor:
-    """Of the signal in the power; `moments` has the shape (2, channels)."""
+def _gate_member(gate: ChannelGate, indices: list[int], places: list[int]) -> Member:
+    """The gate of a layer whose channels `indices` stand at `places` in the group.
+
+    A fused projection (queries, keys, values) has a multiple of the gate's channels; the first part's are the gate's.
+    """
+    own_indices = []
+    own_places = []
+    for index, place in zip(indices, places, strict=True):
+        if index < len(gate.mu):
+            own_indices.append(index)
+            own_places.append(place)
+    moments = torch.stack([gate.mu.square(), gate.log_sigma2.exp()]).double()
+    return Member(moments[:, own_indices], own_places, is_gate=True)
+
+
+def _signal_share(moments: Tensor) -> Tensor:
+    """The share of the signal in the power, shape (channels,); `moments` has the shape (2, channels)."""
     return moments[0] / moments.sum(0)
 
 
 def _moments(layer: Variational, dim: int) -> Tensor:
     """Sums of theta^2 and of sigma^2 over each channel along an axis of the weight, shape (2, channels), in float64."""
-    others = [other + 1 for other in range(layer.weight.dim()) if other != dim]
+    summed = [other + 1 for other in range(layer.weight.dim()) if other != dim]  # + 1: behind the axis of the two
     variances = layer.log_sigma2.exp().expand_as(layer.weight)
-    sums = torch.stack([layer.weight.square(), variances]).double().sum(others)
-    groups = getattr(layer, "groups", 1)  # of a grouped convolution, each group of inputs has the same axis
-    return sums.repeat(1, groups) if dim == 1 and groups > 1 and not layer.transposed else sums
+    sums = torch.stack([layer.weight.square(), variances]).double().sum(summed)
+    # In a grouped convolution the axis of inputs holds those of one group, and all groups are cut at the same places.
+    groups = getattr(layer, "groups", 1)
+    if dim == 1 and groups > 1 and not layer.transposed:
+        return sums.repeat(1, groups)
+    return sums

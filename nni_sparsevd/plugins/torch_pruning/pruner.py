@@ -1,10 +1,9 @@
-"""`SparseVDPruner`: a pruner of Torch-Pruning whose regulariser is the KL, and that can decide by itself."""
+"""`SparseVDPruner`: a pruner of Torch-Pruning whose regularizer is the KL, and that can decide by itself."""
 
 import copy
-import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, TypedDict, Unpack
+from collections.abc import Iterator
+from typing import Any, Unpack
 
 import torch
 import torch_pruning as tp
@@ -25,56 +24,47 @@ from ...regularize import (
     regularize_under_pressure_,
     weigh_by_macs_,
 )
+from ...settings import PosteriorSettings
 from .attention import attach_gates_, find_attentions, update_attentions_
+from .cutting import enable
 from .importance import SparseVDImportance
-from .scored import Scored
-
-
-class Options(TypedDict, total=False):
-    """What `BasePruner` takes besides; see there."""
-
-    global_pruning: bool
-    pruning_ratio_dict: dict[Any, float]
-    max_pruning_ratio: float
-    iterative_steps: int
-    iterative_pruning_ratio_scheduler: Callable[[float, int], list[float]]
-    ignored_layers: list[Any]
-    round_to: int | None
-    isomorphic: bool
-    in_channel_groups: dict[nn.Module, int]
-    out_channel_groups: dict[nn.Module, int]
-    num_heads: dict[nn.Module, int]
-    prune_num_heads: bool
-    prune_head_dims: bool
-    head_pruning_ratio: float
-    head_pruning_ratio_dict: dict[nn.Module, float]
-    customized_pruners: dict[Any, Any]
-    unwrapped_parameters: Any
-    root_module_types: list[type[nn.Module]]
-    forward_fn: Callable[..., Any]
-    output_transform: Callable[..., Any]
+from .options import Options, check_options, fill_options, find_ignored
+from .scored_group import Cut, ScoredGroup
 
 
 class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     """Takes the place of `GroupNormPruner`: the same arguments and the same three calls in a training loop.
 
     The layers of `model` get posteriors, and with `settings.posterior.granularity` "gate" or "both" each coupled group
-    a gate.  Between backward and step, `regularize(model)` adds the gradient of KL / N and moves the variances, which
-    have an optimizer of their own.  `step()` cuts:
+    gets a gate. Between backward and the optimizer's step, `regularize(model)` adds the gradient of KL / N and moves
+    the variances, which have an optimizer of their own. Then `step()` cuts:
 
-    - without a `pruning_ratio`, exactly the channels whose log alpha has reached the threshold (3), the best one of
-      each group excepted;
-    - with one, the least relevant, as every pruner of Torch-Pruning does;
-    - with a `budget`, where the network comes closest to it.  In training, once an epoch, `update_regularizer()`
-      presses the KL up or down so that the threshold itself gets there, and weighs it by MACs.
+    - without a `pruning_ratio`, exactly the channels whose log alpha has reached the threshold (3), except the best
+      channel of each group;
+    - with a `pruning_ratio`, the least relevant channels, as every pruner of Torch-Pruning does;
+    - with a `budget`, the channels whose removal brings the network closest to the budget. In training, call
+      `update_regularizer()` once an epoch: it presses the KL up or down so that the threshold itself arrives there. The
+      KL of each weight and channel is weighed by the multiply-accumulates that it costs.
 
-    After the last step the layers and their parameters are ordinary, and what attention remembers of its sizes is up
-    to date; make a new optimizer then, as after every cut.
+    After the last step the layers and their parameters are ordinary, and the sizes that attention modules remember are
+    up to date. Make a new optimizer then, as after every cut.
 
-    `training_steps` is how often `regularize` will be called: the KL warms up over the first part of it, and the
-    variances' rate falls to 0.  None: full KL and rate throughout.
+    With gates the cut is exact: the network computes what it computed in evaluation mode before (law 2).
 
-    Raises `SettingError` for an option that Torch-Pruning does not have.
+    Args:
+        model: The network, changed in place.
+        example_inputs: Inputs that the network accepts, for tracing; one tensor where there is a budget.
+        importance: Ranks channels; None: a `SparseVDImportance`.
+        pruning_ratio: The part of channels to remove; None: the posterior decides, or the budget.
+        settings: How posteriors are made and trained; `n_train` is needed for `regularize`.
+        training_steps: How often `regularize` will be called: the KL warms up over the first part of these steps, and
+            the learning rate of the variances falls to 0. None: full KL and full rate throughout.
+        budget: What the network may cost at the end.
+        **options: Further arguments of Torch-Pruning's `BasePruner`.
+
+    Raises:
+        SettingError: Torch-Pruning does not have an option, or a budget comes with a ratio or with several inputs.
+        ModelError: No layer can have a posterior.
     """
 
     def __init__(
@@ -89,39 +79,28 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         budget: Budget | None = None,
         **options: Unpack[Options],
     ) -> None:
-        unknown = set(options) - set(Options.__annotations__)
-        if unknown:
-            known = ", ".join(Options.__annotations__)
-            raise SettingError(f"SparseVDPruner: {', '.join(sorted(unknown))} is no option; known are {known}")
-        by_ratio = pruning_ratio is not None or "pruning_ratio_dict" in options
-        if budget is not None and (by_ratio or not isinstance(example_inputs, Tensor)):
+        check_options(options)
+        has_ratio = pruning_ratio is not None or "pruning_ratio_dict" in options
+        if budget is not None and (has_ratio or not isinstance(example_inputs, Tensor)):
             raise SettingError("SparseVDPruner: a budget goes with one input tensor and without a pruning_ratio")
+        enable()
         self.settings = settings or SparseVDSettings()
-        self._by_itself = not by_ratio
-        self._training_steps, self._done = training_steps, 0
+        self._posterior_decides = not has_ratio
+        self._training_steps = training_steps
+        self._steps_done = 0
         self._attentions = find_attentions(model)
-        # Torch-Pruning's own defaults for these are shared between all pruners of a process
-        own: Options = {"num_heads": {one.module.qkv: one.heads for one in self._attentions},
-                        "in_channel_groups": {}, "out_channel_groups": {}}  # fmt: skip
-        given: Any = {**own, **options}
-        ignored = {id(inner) for layer in given.get("ignored_layers") or () if isinstance(layer, nn.Module)
-                   for inner in layer.modules()}  # fmt: skip
-        names = [name for name, module in model.named_modules() if id(module) in ignored]
-        posterior = self.settings.posterior
-        chosen = posterior.model_copy(update={"exclude": (*posterior.exclude, *names)})
-        sparsify_(model, chosen, example_inputs=example_inputs)
-        if chosen.granularity != "weight":
-            attach_gates_([one for one in self._attentions if id(one.module.qkv) not in ignored], chosen)
+        options = fill_options(options, self._attentions)
+        _add_posteriors_(model, self.settings.posterior, example_inputs, find_ignored(options))
         with evaluation_mode(model):  # in which Torch-Pruning leaves a network that it has traced
             super().__init__(
-                model, example_inputs, importance or SparseVDImportance(), pruning_ratio=pruning_ratio or 0.0, **given
+                model, example_inputs, importance or SparseVDImportance(), pruning_ratio=pruning_ratio or 0.0, **options
             )
         self._variances = VarianceOptimizer.for_model(self.model, self.settings)
         self._example_inputs = example_inputs
-        self.arrival: Arrival | None = None
-        """How close the budget was met; after `step`."""
         self._controller = Controller(self.settings.posterior.threshold)
         self._search: BudgetSearch | None = None
+        self.arrival: Arrival | None = None
+        """How close the budget was met; None before `step` and without a budget."""
         if budget is not None:
             assert isinstance(example_inputs, Tensor)
             self._search = BudgetSearch(budget, cost_function(budget.kind, example_inputs), self.model)
@@ -129,120 +108,164 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 weigh_by_macs_(self.model, example_inputs)
 
     def kl(self) -> Tensor:
-        """KL of all posteriors from their priors, in nats: a scalar with gradient."""
+        """The KL of all posteriors from their priors, in nats: a scalar with gradient.
+
+        Raises:
+            ModelError: The network has no posterior; after the last `step` it is ordinary.
+        """
         return kl(self.model)
 
     def update_regularizer(self) -> None:
-        """Let the budget's controller look at the network; call it once an epoch.  Nothing without a budget."""
-        if self._search is not None and self.arrival is None:
-            progress = self._progress()
-            cutoff, _ = self._edge(self._scored(), self._search)
-            self._controller.react(_log_alpha(cutoff), 1.0 if progress is None else progress)
-
-    def _progress(self) -> float | None:
-        """The part of the training that is done; None where nobody has said how long it is."""
-        return min(1.0, self._done / self._training_steps) if self._training_steps else None
+        """Let the budget's controller look at the network; call it once an epoch. Without a budget nothing happens."""
+        if self._search is None or self.arrival is not None:
+            return
+        progress = self._progress()
+        cutoff, _ = self._find_cutoff(self._score_groups(), self._search)
+        self._controller.react(_log_alpha(cutoff), 1.0 if progress is None else progress)
 
     def regularize(self, model: nn.Module | None = None, loss: Tensor | None = None) -> None:
         """Add the gradient of weight * KL / N to what backward has left, and take one step of the variances.
 
-        Call it between `loss.backward()` and `optimizer.step()`.  `model` and `loss` are those of Torch-Pruning's own
-        pruners and not needed.
+        Call it between `loss.backward()` and `optimizer.step()`.
+
+        Args:
+            model: Not needed: an argument of Torch-Pruning's own pruners.
+            loss: Not needed: an argument of Torch-Pruning's own pruners.
+
+        Raises:
+            SettingError: `settings.n_train` is missing.
         """
         if self.settings.n_train is None:
-            raise SettingError("SparseVDPruner: KL / N needs N: pass settings=SparseVD(n_train=...)")
+            raise SettingError("SparseVDPruner: KL / N needs N: pass settings=SparseVDSettings(n_train=...)")
         progress = self._progress()
         weight = self.settings.kl_weight_now(progress, self.settings.n_train)
         regularize_under_pressure_(self.model, weight, self._controller.pressure)
         self._variances.step(progress)
-        self._done += 1
+        self._steps_done += 1
 
     def step(self, interactive: bool = False) -> Iterator[Any] | None:
-        """Cut; with `interactive`, give back the groups to be pruned by the caller, who calls `finish` afterwards."""
+        """Cut the network, once; with `iterative_steps` and a ratio, call it that many times.
+
+        Args:
+            interactive: Cut nothing yet: the caller prunes the groups and calls `finish` afterwards.
+
+        Returns:
+            The groups to be pruned where the caller prunes them, else None.
+        """
+        enable()
         groups: Iterator[Any] | None = super().step(interactive)
-        if groups is None:
-            self._variances = VarianceOptimizer.for_model(self.model, self.settings)
-            if self._by_itself or self.current_step >= self.iterative_steps:
-                self.finish()
-            else:
-                self._attentions = update_attentions_(self._attentions, self.num_heads)
-        return groups
+        if groups is not None:
+            return groups
+        self._variances = VarianceOptimizer.for_model(self.model, self.settings)
+        if self._posterior_decides or self.current_step >= self.iterative_steps:
+            self.finish()
+        else:
+            self._attentions = update_attentions_(self._attentions, self.num_heads)
+        return None
 
     def finish(self) -> nn.Module:
-        """Make the layers ordinary, masked as in evaluation mode and with the gates folded in; returns the model.
+        """Make the layers ordinary: masked as in evaluation mode, and with the gates folded in.
 
-        A channel that has drowned and yet stays, for the sake of rounding or of other heads, is zero.
+        A dead channel that stays, for the sake of rounding or of other heads, is zero.
+
+        Returns:
+            The model.
+
+        Raises:
+            ModelError: The sizes of an attention do not fit its heads any more.
         """
         self._attentions = update_attentions_(self._attentions, self.num_heads)
         if self.arrival is not None:  # the budget's threshold is the one that counts
-            for _, one in named_posteriors(self.model):
-                if isinstance(one, ChannelGate):
-                    one.threshold = self.arrival.log_alpha + 1e-4  # scores are rounded to float32
+            for _, module in named_posteriors(self.model):
+                if isinstance(module, ChannelGate):
+                    module.threshold = self.arrival.log_alpha + 1e-4  # scores are rounded to float32
         return bake_(self.model)
+
+    def _progress(self) -> float | None:
+        """The part of the training that is done; None where nobody has said how long it is."""
+        if not self._training_steps:
+            return None
+        return min(1.0, self._steps_done / self._training_steps)
 
     @torch.no_grad()
     def _prune(self) -> Iterator[Any]:
-        if not self._by_itself:
+        """The groups to be pruned: Torch-Pruning's choice where there is a ratio, else the posterior's."""
+        if not self._posterior_decides:
             yield from super()._prune()
             return
-        scored = self._scored()
-        for one, indices, heads in self._cuts(scored, self._cutoff(scored)):
-            group = self.DG.get_pruning_group(one.layer, one.function, indices)
+        groups = self._score_groups()
+        for cut in self._choose_cuts(groups, self._choose_cutoff(groups)):
+            group = self.DG.get_pruning_group(cut.layer, cut.function, cut.indices)
             if self.DG.check_pruning_group(group):
-                self.num_heads.update(heads)
+                self.num_heads.update(cut.num_heads)
                 yield group
 
-    def _cutoff(self, scored: list[Scored]) -> float:
-        """The score up to which channels go: that of the threshold, or the one that meets the budget."""
+    def _score_groups(self) -> list[ScoredGroup]:
+        """All groups that have a posterior, with the score of each channel."""
+        scored = []
+        for group in self.DG.get_all_groups(self.ignored_layers, self.root_module_types):
+            is_attention, projections = self._is_atten_group(group)
+            rooted = self._downstream_node_as_root_if_attention(group) if is_attention else group
+            scores = None if rooted is None else self.importance.scores(rooted)
+            if scores is not None:
+                root = rooted[0].dep
+                by_channel_group = scores.view(self._get_channel_groups(rooted), -1).cpu()
+                scored.append(ScoredGroup(root.target.module, root.handler, by_channel_group, tuple(projections)))
+        return scored
+
+    def _choose_cutoff(self, groups: list[ScoredGroup]) -> float:
+        """The score up to which channels are removed: that of the threshold, or the one that meets the budget."""
         at_threshold = self.settings.share_at_threshold
         search = self._search
         if search is None:
             return at_threshold
-        cost_at_threshold = search.cost(self._cut_copy(scored, at_threshold))
-        cutoff, reached = self._edge(scored, search)
+        cost_at_threshold = search.cost(self._cut_copy(groups, at_threshold))
+        cutoff, reached = self._find_cutoff(groups, search)
         self.arrival = Arrival(search.budget, search.dense, cost_at_threshold, reached, _log_alpha(cutoff))
         return cutoff
 
-    def _edge(self, scored: list[Scored], search: BudgetSearch) -> tuple[float, float]:
-        """(score up to which channels must go to meet the budget, cost then)."""
-        scores = torch.cat([one.relevant.flatten() for one in scored])
-        return search.find_cutoff(scores, functools.partial(self._cut_copy, scored))
+    def _find_cutoff(self, groups: list[ScoredGroup], search: BudgetSearch) -> tuple[float, float]:
+        """(the score up to which channels must be removed to meet the budget, the cost then)."""
+        scores = torch.cat([group.scores.flatten() for group in groups])
+        return search.find_cutoff(scores, lambda cutoff: self._cut_copy(groups, cutoff))
 
-    def _scored(self) -> list[Scored]:
-        """All groups that have a posterior, with the score of each channel."""
-        found = []
-        for group in self.DG.get_all_groups(self.ignored_layers, self.root_module_types):
-            attention, projections = self._is_atten_group(group)
-            rooted = self._downstream_node_as_root_if_attention(group) if attention else group
-            score = None if rooted is None else self.importance.scores(rooted)
-            if score is not None:
-                root, places = rooted[0].dep, self._get_channel_groups(rooted)
-                relevant = score.view(places, -1).cpu()
-                found.append(Scored(root.target.module, root.handler, relevant, tuple(projections)))
-        return found
+    def _choose_cuts(self, groups: list[ScoredGroup], cutoff: float) -> list[Cut]:
+        """What is removed from each group at this cutoff."""
+        cuts = [group.choose_cut(cutoff, self.round_to) for group in groups]
+        return [cut for cut in cuts if cut is not None]
 
-    def _cuts(self, scored: list[Scored], cutoff: float) -> list[tuple[Scored, list[int], dict[nn.Module, int]]]:
-        """(group, indices of what goes, heads that are left of its attention)."""
-        cuts = [(one, *one.removable(cutoff, self.round_to)) for one in scored]
-        return [(one, indices, dict.fromkeys(one.projections, heads)) for one, indices, heads in cuts if indices]
-
-    def _cut_copy(self, scored: list[Scored], cutoff: float) -> nn.Module:
-        """An ordinary copy of the network, cut there."""
+    def _cut_copy(self, groups: list[ScoredGroup], cutoff: float) -> nn.Module:
+        """An ordinary copy of the network, cut at this cutoff."""
         twin = copy.deepcopy(self.model)
-        stands_for = dict(zip(self.model.modules(), twin.modules(), strict=True))
+        twin_of = dict(zip(self.model.modules(), twin.modules(), strict=True))
         attentions = find_attentions(twin)
-        with torch.enable_grad():
+        with torch.enable_grad():  # Torch-Pruning traces by autograd
             graph = tp.DependencyGraph().build_dependency(twin, self._example_inputs, verbose=False)
         num_heads: dict[nn.Module, int] = {}
-        for one, indices, heads in self._cuts(scored, cutoff):
-            group = graph.get_pruning_group(stands_for[one.layer], one.function, indices)
+        for cut in self._choose_cuts(groups, cutoff):
+            group = graph.get_pruning_group(twin_of[cut.layer], cut.function, cut.indices)
             if graph.check_pruning_group(group):
-                num_heads.update({stands_for[projection]: left for projection, left in heads.items()})
+                for projection, heads_left in cut.num_heads.items():
+                    num_heads[twin_of[projection]] = heads_left
                 group.prune()
         update_attentions_(attentions, num_heads)
         return to_plain_network_(twin)
 
 
+def _add_posteriors_(
+    model: nn.Module, posterior: PosteriorSettings, example_inputs: Inputs, ignored: set[nn.Module]
+) -> None:
+    """Posteriors on all layers but the ignored ones, and gates on attentions where gates are asked for."""
+    names = [name for name, module in model.named_modules() if module in ignored]
+    posterior = posterior.model_copy(update={"exclude": (*posterior.exclude, *names)})
+    attentions = [attention for attention in find_attentions(model) if attention.module.qkv not in ignored]
+    sparsify_(model, posterior, example_inputs=example_inputs)
+    if posterior.granularity != "weight":
+        attach_gates_(attentions, posterior)
+
+
 def _log_alpha(share: float) -> float:
-    """Log alpha of a channel whose signal is this share of its power."""
-    return math.log(1 / share - 1) if 0 < share < 1 else math.copysign(math.inf, 0.5 - share)
+    """Log alpha of a channel whose signal has this share of its power."""
+    if 0 < share < 1:
+        return math.log(1 / share - 1)
+    return math.copysign(math.inf, 0.5 - share)

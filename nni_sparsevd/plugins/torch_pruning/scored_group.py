@@ -1,0 +1,69 @@
+"""A coupled group with the scores of its channels, and the choice of those that are removed together."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Channels of a group that are removed together."""
+
+    layer: nn.Module
+    """The root of the group."""
+    function: Any
+    """Torch-Pruning's function that cuts the root."""
+    indices: list[int]
+    """The output channels of the root that are removed."""
+    num_heads: dict[nn.Module, int]
+    """The heads that are left after the cut, for the projections of an attention; else empty."""
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    """A group by its root, and the scores of its channels.
+
+    The group may consist of several channel groups (of a grouped convolution) or heads. All of them must keep the same
+    number of channels; here they keep the same places.
+    """
+
+    layer: nn.Module
+    function: Any
+    scores: Tensor  # shape: (channel groups or heads, channels of each)
+    projections: tuple[nn.Module, ...]
+    """Of an attention: the layers that write queries, keys and values. Whole heads may be removed, too."""
+
+    def choose_cut(self, cutoff: float, round_to: int | None) -> Cut | None:
+        """Choose the channels that are removed at a cutoff.
+
+        Args:
+            cutoff: A channel is removed where its score is at or below the cutoff in every head that stays.
+            round_to: The number of channels that are kept is rounded up to a multiple of this; None: it is not.
+
+        Returns:
+            The cut, which leaves at least the best channel; None where nothing is removed.
+        """
+        heads_kept = self._choose_heads(cutoff)
+        best_of_heads = self.scores[heads_kept].amax(0)  # shape: (channels of each,)
+        size = len(best_of_heads)
+        count = min(int((best_of_heads <= cutoff).sum()), size - 1)
+        if round_to:
+            kept = math.ceil((size - count) / round_to) * round_to
+            count = max(0, size - kept)
+        removed = torch.zeros_like(self.scores, dtype=torch.bool)
+        removed[:, best_of_heads.argsort()[:count]] = True
+        removed[~heads_kept] = True
+        indices = removed.flatten().nonzero().flatten().tolist()
+        if not indices:
+            return None
+        return Cut(self.layer, self.function, indices, dict.fromkeys(self.projections, int(heads_kept.sum())))
+
+    def _choose_heads(self, cutoff: float) -> Tensor:
+        """True for each head that stays: heads with a channel above the cutoff, and the best head in any case."""
+        if not self.projections:
+            return torch.ones(len(self.scores), dtype=torch.bool)
+        best_channel = self.scores.amax(1)
+        return (best_channel > cutoff) | (best_channel == best_channel.max())
