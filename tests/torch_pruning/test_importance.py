@@ -11,9 +11,17 @@ from torch import nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.nn import Variational, gate_sites, is_variational
-from nni_sparsevd.plugins.torch_pruning import SparseVDImportance
+from nni_sparsevd.plugins.torch_pruning import SparseVDImportance, disable, enable
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def unpatched():
+    """Undo what a test enables, or enables by using our importance."""
+    disable()
+    yield
+    disable()
 
 
 class Plain(nn.Module):
@@ -201,6 +209,7 @@ def test_a_group_without_posterior_is_left_alone():
 )
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_variances_and_gates_are_cut_with_their_weights(kind, importance):
+    enable()  # for the importances of Torch-Pruning; ours needs no call
     for granularity in GRANULARITIES[kind]:
         model = network(kind, granularity)
         pruner = tp.pruner.BasePruner(
@@ -242,7 +251,8 @@ def test_a_variance_of_a_channel_counts_as_its_copies(kind):
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_copy_has_nothing_to_do_with_its_model(kind):
-    """Also where it is made after tracing, which leaves its marks on weights."""
+    """Also where the copy is made after tracing."""
+    enable()
     model = network(kind, GRANULARITIES[kind][-1])
     group_of(model)
     twin = copy.deepcopy(model)
@@ -265,6 +275,7 @@ def test_a_copy_has_nothing_to_do_with_its_model(kind):
 
 def test_what_a_layernorm_keeps_stays_in_its_order():
     """Torch-Pruning takes the order from the hash of a set, which is another where few of many channels are left."""
+    enable()
     model = nn.Sequential(nn.Linear(4, 160), nn.LayerNorm(160), nn.Linear(160, 3))
     with torch.no_grad():
         model[1].weight.copy_(torch.arange(160))
