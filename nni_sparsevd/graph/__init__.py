@@ -1,17 +1,49 @@
-"""Channels: a network traced to operators, and the coupled groups that its channels form."""
+"""Channels: a network traced to operators, and the coupled groups that its channels form.
+
+The words of this room:
+
+- An **axis** is one dimension of a parameter or buffer: `("conv1.weight", 0)`.
+- An **index** is a place along an axis.  Each index has a number, its index id, while the operators of the network are
+  walked over (`IndexIds`).
+- A **channel** is a set of indices that live and die together: row 3 of a convolution's weight, element 3 of its bias
+  and of the norm after it, column 3 of the weight that reads it.  Channels are numbered, too (`ChannelIds`).
+- A **channel group** holds the channels of one kind: those that have indices on the same axes (`ChannelGroup`).
+- A **link** couples channels across a reshape that splits or merges axes.  A head, or one dimension of all heads, is an
+  *owner*; the rows of the weight that writes all heads are *members*.  A member leaves exactly when one of its owners
+  does (`Link`).
+- A **pin** says that a channel cannot be removed, and why (`Pins`).
+- A **writer** is an operator that makes channels, a **reader** one that contracts them with a weight.
+- A **live** value depends on the input of the network; any other value is a constant.
+"""
 
 from .build import channel_graph
 from .code_sizes import tighten_graph
+from .equations import Axis
 from .groups import ChannelGraph, ChannelGroup, Product, Reader, RememberingNorm, SizeAttribute, Writer
-from .labels import Axis, ChannelIds, Flags, Link
-from .reshapes import match_axes
+from .links import ChannelIds, Flags, Link
+from .operators import (
+    READERS,
+    TRANSPOSED,
+    NotCovered,
+    call_rule,
+    compress,
+    constant_at_every_place,
+    constant_at_reader,
+    expand_fully,
+    find_constant_rule,
+    is_known,
+    live_like,
+    map_tensors,
+    operator_name,
+    pads_zeros,
+    to_double,
+    used_taps,
+)
 from .resize import cut_, kept_indices, named_states, remaining_sizes, remove_indices
-from .rules import CONVOLUTIONS, READERS, TRANSPOSED
 from .scales import AttentionScale
 from .tracing import Inputs, Trace, as_tuple, clear_caches_, copy_model, evaluation_mode
 
 __all__ = [
-    "CONVOLUTIONS",
     "READERS",
     "TRANSPOSED",
     "AttentionScale",
@@ -22,6 +54,7 @@ __all__ = [
     "Flags",
     "Inputs",
     "Link",
+    "NotCovered",
     "Product",
     "Reader",
     "RememberingNorm",
@@ -29,15 +62,27 @@ __all__ = [
     "Trace",
     "Writer",
     "as_tuple",
+    "call_rule",
     "channel_graph",
     "clear_caches_",
+    "compress",
+    "constant_at_every_place",
+    "constant_at_reader",
     "copy_model",
     "cut_",
     "evaluation_mode",
+    "expand_fully",
+    "find_constant_rule",
+    "is_known",
     "kept_indices",
-    "match_axes",
+    "live_like",
+    "map_tensors",
     "named_states",
+    "operator_name",
+    "pads_zeros",
     "remaining_sizes",
     "remove_indices",
     "tighten_graph",
+    "to_double",
+    "used_taps",
 ]

@@ -3,97 +3,143 @@
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from torch.fx import Node
 
 from .code_sizes import resolve_sizes
+from .equations import TrackedTensor
 from .groups import ChannelGraph, CodeSize, Product, Reader, RememberingNorm, Writer
-from .labels import ChannelIds, TrackedTensor
-from .rules import aten
-from .scales import AttentionScale, query_rows
+from .links import ChannelIds, IndexIds
+from .scales import AttentionScale, find_query_rows
 from .tracing import Inputs, Trace, trace
 from .walk import Walk
 
+aten = torch.ops.aten
+
 
 def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: bool = False) -> ChannelGraph:
-    """Trace `model` and find its coupled channel groups, in the order in which the network writes them.
+    """Find the coupled channel groups of a network: what would have to be removed together, and what never can be.
 
-    With `remember_norms`, channels that a layer norm mixes may go, too: `shrink` then puts a norm in its place that
-    remembers them.
+    The network is run once in evaluation mode, as a rule without data.  Neither its parameters nor its modes change.
 
-    Raises `TraceError` when the network cannot be traced.
+    Args:
+        model: Any network that PyTorch can run on the inputs.  Its way must not depend on their values.
+        example_inputs: One tensor, or a tuple of them, of the shapes that the network takes; values do not matter.
+        remember_norms: Also offer the channels that a layer norm mixes, the width of a transformer.  When some of them
+            are removed, a norm takes the layer norm's place that remembers what they contributed to its statistics.
+
+    Returns:
+        The graph.  Its `groups` come in the order in which the network writes them; a group whose `pinned` is a reason
+        can lose nothing.
+
+    Raises:
+        TraceError: The network fails on the inputs, or its way depends on their values.
+
+    Example:
+        ```python
+        import torch
+        from torch import nn
+        import nni_sparsevd as svd
+
+        model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5))
+        graph = svd.channel_graph(model, torch.zeros(2, 4))
+        hidden, output = graph.groups
+        assert len(hidden) == 6 and hidden.axes == (("0.weight", 0), ("0.bias", 0), ("2.weight", 1))
+        assert output.pinned == "output of the network"
+        ```
     """
     recorded = trace(model, example_inputs)
-    walk = Walk(recorded, _mere_norms(model, recorded) if remember_norms else ())
-    classes, links, pins = walk.equations.solve()
-
-    def solved(value: Any) -> Any:
-        """The classes along each axis of a value, None for the axes that are not tracked."""
-        if isinstance(value, TrackedTensor):
-            return tuple(None if atoms is None else classes[atoms] for atoms in value.atoms)
-        return [solved(one) for one in value] if isinstance(value, list | tuple) else ()
-
-    axes = {node: solved(value) for node, value in walk.values.items()}
-    writers = {node: Writer(*found) for node, found in walk.writers.items()}
-    never = len(classes)
-    readers = [
-        Reader(node, weight, classes[inputs], _outputs(node, axes, never), bias)
-        for node, inputs, weight, bias in walk.readers
-    ]
-    products = [
-        Product(one.node, classes[one.inputs], one.dims, _heads(axes[one.node])) for one in walk.equations.contractions
-    ]
+    walk = Walk(recorded, _find_replaceable_norms(model, recorded) if remember_norms else ())
+    equations = walk.equations
+    channel_of, links, pins = equations.solve()
+    never = len(channel_of)  # the number of the channel that stands for what never leaves
+    value_channels = {node: _solve_value(value, channel_of) for node, value in walk.values.items()}
+    writers = {node: Writer(*parts) for node, parts in walk.writers.items()}
     graph = ChannelGraph(
         trace=recorded,
-        axes={axis: classes[atoms] for axis, atoms in walk.equations.axes.items()},
+        axes={axis: channel_of[ids] for axis, ids in equations.axes.items()},
         num_channels=never + 1,
         links=links,
         pins=pins.propagated(links),
-        readers=tuple(readers),
-        products=tuple(products),
+        readers=_solve_readers(walk, channel_of, value_channels, never),
+        products=_solve_products(walk, channel_of, value_channels),
         size_attributes=(),
-        scales=tuple(_scale(node, classes[atoms]) for node, atoms in walk.equations.scales),
-        remembering_norms=tuple(
-            _remembered(recorded, node, classes[atoms]) for node, atoms in walk.equations.remembered
-        ),
+        scales=tuple(_solve_scale(node, channel_of[ids]) for node, ids in equations.scales),
+        remembering_norms=_solve_norms(walk, recorded, channel_of),
         writers=tuple(writers.values()),
-        last_writers=tuple(writer for node, writer in writers.items() if node in walk.read),
-        code_sizes=tuple(
-            CodeSize(one.node, one.origin, classes[:0] if one.atoms is None else classes[one.atoms])
-            for one in walk.equations.written
-        ),
-        value_channels=axes,
+        last_writers=tuple(writer for node, writer in writers.items() if node in walk.last_writers),
+        code_sizes=_solve_sizes(walk, channel_of),
+        value_channels=value_channels,
     )
     return resolve_sizes(model, graph)
 
 
-def _outputs(node: Node, axes: dict[Node, Any], never: int) -> ChannelIds:
-    """The class of each output of a reader; `never` where it is no channel that could be removed."""
-    dim = -1 if node.target == aten.linear.default else 1
-    found, size = axes[node][dim], node.meta["val"].shape[dim]
-    return np.full(size, never) if found is None else found
+def _solve_value(value: Any, channel_of: ChannelIds) -> Any:
+    """The channels along each axis of a value, None for an axis without; for several values a list."""
+    if isinstance(value, TrackedTensor):
+        return tuple(None if ids is None else channel_of[ids] for ids in value.ids)
+    return [_solve_value(item, channel_of) for item in value] if isinstance(value, list | tuple) else ()
 
 
-def _scale(node: Any, dimensions: ChannelIds) -> AttentionScale:
-    found = query_rows(node.args[0])
-    assert found is not None  # or the rule would have pinned the dimensions
-    return AttentionScale(node.meta["module"], *found, dimensions)
+def _solve_readers(
+    walk: Walk, channel_of: ChannelIds, value_channels: dict[Node, Any], never: int
+) -> tuple[Reader, ...]:
+    readers = []
+    for reading in walk.readings:
+        node = reading.node
+        dim = -1 if node.target == aten.linear.default else 1
+        outputs = value_channels[node][dim]
+        if outputs is None:
+            outputs = np.full(node.meta["val"].shape[dim], never)
+        readers.append(Reader(node, reading.weight, channel_of[reading.inputs], outputs, reading.bias))
+    return tuple(readers)
 
 
-def _mere_norms(model: nn.Module, recorded: Trace) -> set[str]:
-    """Layer norms that do nothing else: timm has some with an activation inside."""
-    names = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
-    nodes = [node for node in recorded.graph.nodes if node.op == "call_function"]
-    busy = [node.meta["module"] for node in nodes if node.target not in {aten.layer_norm.default, aten.permute.default}]
-    return {name for name in names if not any(f"{module}.".startswith(f"{name}.") for module in busy)}
+def _solve_products(walk: Walk, channel_of: ChannelIds, value_channels: dict[Node, Any]) -> tuple[Product, ...]:
+    products = []
+    for contraction in walk.equations.contractions:
+        along = value_channels[contraction.node]
+        heads = {dim - len(along): channels for dim, channels in enumerate(along[:-2]) if channels is not None}
+        products.append(Product(contraction.node, channel_of[contraction.inputs], contraction.dims, heads))
+    return tuple(products)
 
 
-def _remembered(recorded: Trace, norm: Node, channels: ChannelIds) -> RememberingNorm:
-    own = [node for node in recorded.graph.nodes if node.meta.get("module") == norm.meta["module"]]
-    permutes = any(node.target == aten.permute.default for node in own)
-    return RememberingNorm(norm, 1 if permutes else -1, channels)
+def _solve_sizes(walk: Walk, channel_of: ChannelIds) -> tuple[CodeSize, ...]:
+    nothing: IndexIds = np.empty(0, np.int64)
+    sizes = []
+    for size in walk.equations.sizes:
+        sizes.append(CodeSize(size.node, size.origin, channel_of[nothing if size.ids is None else size.ids]))
+    return tuple(sizes)
 
 
-def _heads(along: tuple[ChannelIds | None, ...]) -> dict[int, ChannelIds]:
-    """Classes along the batch dimensions of a product, by dimension from the end."""
-    return {dim - len(along): labels for dim, labels in enumerate(along[:-2]) if labels is not None}
+def _solve_scale(node: Node, dimensions: ChannelIds) -> AttentionScale:
+    query: Any = node.args[0]
+    rows = find_query_rows(query)
+    assert rows is not None  # or the attention's rule would have pinned the dimensions
+    return AttentionScale(node.meta["module"], *rows, dimensions)
+
+
+def _solve_norms(walk: Walk, recorded: Trace, channel_of: ChannelIds) -> tuple[RememberingNorm, ...]:
+    permuting_modules = {node.meta["module"] for node in recorded.graph.nodes if node.target == aten.permute.default}
+    norms = []
+    for node, ids in walk.equations.remembering_norms:
+        channel_dim = 1 if node.meta["module"] in permuting_modules else -1
+        norms.append(RememberingNorm(node, channel_dim, channel_of[ids]))
+    return tuple(norms)
+
+
+def _find_replaceable_norms(model: nn.Module, recorded: Trace) -> set[str]:
+    """Layer norms that do nothing else, so that another module can take their place: timm has some that activate."""
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    busy = set()
+    for node in recorded.graph.nodes:
+        if node.op == "call_function" and node.target not in (aten.layer_norm.default, aten.permute.default):
+            busy |= _enclosing_modules(node.meta["module"])
+    return norms - busy
+
+
+def _enclosing_modules(name: str) -> set[str]:
+    """A module and all that it stands in, without the network itself."""
+    parts = name.split(".")
+    return {".".join(parts[:depth]) for depth in range(1, len(parts) + 1)}

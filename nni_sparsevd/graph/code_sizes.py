@@ -1,9 +1,9 @@
 """Which sizes the code of a network can follow.
 
 A reshape gets its sizes as numbers: from an attribute such as `num_heads`, from the shape of another tensor, or written
-out.  An attribute can be brought up to date, a number cannot.  So the network is run once more without data, without
-some channels of every kind and with the attributes set accordingly.  Where that fails, or a shape is not what it should
-be, those channels stay.
+out.  An attribute can be brought up to date, a number that is written out cannot.  So the network is run once more
+without data, without some channels of every kind, and with the attributes set accordingly.  Where that fails, or a
+shape is not what it should be, those channels stay.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,146 +16,204 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from .groups import ChannelGraph, CodeSize, SizeAttribute
-from .labels import ChannelIds, Flags
-from .origins import Origin
+from .links import ChannelIds, Flags
 from .resize import cut_, remaining_sizes
 from .tracing import Trace, make_traceable_copy, record
 
 aten = torch.ops.aten
-SUPERFLUOUS = {aten.contiguous.default, aten.alias.default, aten.clone.default}
+LEFT_OUT = {aten.contiguous.default, aten.alias.default, aten.clone.default}
+"""Operators that PyTorch leaves out where an axis of size 1 makes them superfluous."""
 
 
 def resolve_sizes(model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
-    """`graph` with the attributes that have to follow its channels, and without those that the code cannot follow."""
-    draw = np.random.default_rng(0)  # different numbers, so that two axes do not agree by accident
-    failed = False  # code that failed once may depend on more than the sizes that it gives
+    """`graph` with the attributes that have to follow its channels, and with pins where the code cannot follow.
+
+    1. Some channels of every free group are chosen at random, a different number of each: two axes that are equally
+       long after the removal would hide that the code confuses them.
+    2. The smaller network is run.  Where it fails, the channels to blame are pinned, and other channels are chosen.
+    3. A network whose code gives no sizes is not run at all, until it has failed once: code that failed may depend on
+       more than the sizes that it gives.
+    4. Each failure pins at least one channel, so the search ends.
+    """
+    draw = np.random.default_rng(0)
+    has_failed = False
     while True:
-        removed = np.zeros(graph.num_channels, np.bool_)
-        for group in graph.groups:
-            if not group.pinned and len(group) > 1:
-                gone = removed.copy()
-                gone[graph.with_members(draw.choice(group.channels, draw.integers(1, len(group)), replace=False))] = (
-                    True
-                )
-                if not any(gone[graph.axes[axis]].all() for axis in group.axes):
-                    removed = gone
-        feasible = graph.drop_infeasible(removed)
-        fitted = _fails(model, graph, feasible) if failed else tighten_graph(model, graph, feasible)
-        if fitted is None:
-            free = graph.removable()
-            return replace(
-                graph, size_attributes=_attributes([one for one in graph.code_sizes if free[one.channels].any()])
-            )
-        graph, failed = fitted, True
+        removed = graph.drop_infeasible(_choose_channels(graph, draw))
+        tighter = _tighten_by_trial(model, graph, removed) if has_failed else tighten_graph(model, graph, removed)
+        if tighter is None:
+            return replace(graph, size_attributes=_size_attributes(_free_sizes(graph, graph.removable())))
+        graph, has_failed = tighter, True
+
+
+def _choose_channels(graph: ChannelGraph, draw: np.random.Generator) -> Flags:
+    """Some channels of every free group, but not all indices of any axis."""
+    chosen = np.zeros(graph.num_channels, np.bool_)
+    for group in graph.groups:
+        if group.pinned or len(group) < 2:
+            continue
+        more = chosen.copy()
+        channels = draw.choice(group.channels, draw.integers(1, len(group)), replace=False)
+        more[graph.with_members(channels)] = True
+        if not any(more[graph.axes[axis]].all() for axis in group.axes):
+            chosen = more
+    return chosen
 
 
 def tighten_graph(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGraph | None:
-    """None where the code can follow this removal, else `graph` with more pins.
+    """None where the code of a network can follow a removal, else `graph` with more pins.
 
     The network without these channels is run without data, unless its code gives no sizes at all.
     """
-    return _fails(model, graph, removed) if graph.code_sizes and removed.any() else None
+    return _tighten_by_trial(model, graph, removed) if graph.code_sizes and removed.any() else None
 
 
-def _fails(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGraph | None:
+def _tighten_by_trial(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGraph | None:
     free = graph.removable()
-    given = [one for one in graph.code_sizes if free[one.channels].any()]
-    sizes = _attributes(given)
-    failed = _try(model, graph, sizes, removed)
-    if failed is None:
+    attributes = _size_attributes(_free_sizes(graph, free))
+    failure = _find_failure(model, graph, attributes, removed)
+    if failure is None:
         return None
-    kind = type(model.get_submodule(failed.module)).__name__
-    blamed = _blamed(failed, model, graph, given, {size.origin for size in sizes}, free)
+    kind = type(model.get_submodule(failure.module)).__name__
+    blamed = _Suspects(failure, model, graph, attributes, free).to_blame()
     if blamed.size:
         pins = graph.pins.with_pins(blamed, f"a size in the code of {kind} cannot follow")
-    else:  # nothing that it meets can be blamed
+    else:  # nothing that the failed code meets can be blamed, so nothing is safe
         pins = graph.pins.with_pins(np.flatnonzero(free), f"the code of {kind} cannot follow")
     return replace(graph, pins=pins.propagated(graph.links), size_attributes=())
 
 
-def _attributes(given: Sequence[CodeSize]) -> tuple[SizeAttribute, ...]:
+def _free_sizes(graph: ChannelGraph, free: Flags) -> list[CodeSize]:
+    """Sizes of axes that may lose something."""
+    return [size for size in graph.code_sizes if free[size.channels].any()]
+
+
+def _size_attributes(sizes: Sequence[CodeSize]) -> tuple[SizeAttribute, ...]:
     """The attributes that sizes are read from; all axes that one of them stands for are coupled."""
-    found = {one.origin: one.channels for one in given if one.origin is not None}
-    return tuple(SizeAttribute(origin, labels) for origin, labels in found.items())
+    channels_of = {size.origin: size.channels for size in sizes if size.origin is not None}
+    return tuple(SizeAttribute(origin, channels) for origin, channels in channels_of.items())
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """Where a smaller network fails: at an operator, or in the code of a module between two of them."""
+    """Where a smaller network fails."""
 
     module: str
     node: Node | None
+    """The operator that fails, or None for the code of the module between two operators."""
 
 
-def _try(model: nn.Module, graph: ChannelGraph, sizes: Iterable[SizeAttribute], removed: Flags) -> _Failure | None:
-    """Where the smaller network fails, or makes a tensor of another shape than it should."""
+def _find_failure(
+    model: nn.Module, graph: ChannelGraph, attributes: Iterable[SizeAttribute], removed: Flags
+) -> _Failure | None:
+    """The first place where the smaller network fails, or makes a tensor of another shape than it should."""
     small = make_traceable_copy(model, graph.trace.device)
-    cuts = {axis: np.flatnonzero(removed[labels]).tolist() for axis, labels in graph.axes.items()}
-    cut_(small, {axis: indices for axis, indices in cuts.items() if indices}, remaining_sizes(sizes, removed))
+    cuts = {axis: np.flatnonzero(removed[channels]).tolist() for axis, channels in graph.axes.items()}
+    cut_(small, {axis: indices for axis, indices in cuts.items() if indices}, remaining_sizes(attributes, removed))
     attempt = record(small, graph.trace.inputs, graph.trace.device)
-    before, after = _compared(graph.trace), _compared(attempt.trace)
-    for old, new in zip(before, after, strict=False):
-        if old.target != new.target or not _as_expected(
-            new.meta["val"], old.meta["val"], graph.value_channels[old], removed
-        ):
+    before, after = _compared_nodes(graph.trace), _compared_nodes(attempt.trace)
+    for old, new in zip(before, after, strict=False):  # a run that failed is shorter
+        if old.target != new.target:
             return _Failure(old.meta["module"], old)
-    if attempt.error is None:
-        return None if len(before) == len(after) else _Failure("", None)
-    return _Failure(attempt.place, before[len(after)] if attempt.in_operator else None)
+        if not _has_expected_shape(new.meta["val"], old.meta["val"], graph.value_channels[old], removed):
+            return _Failure(old.meta["module"], old)
+    if attempt.error is not None:
+        return _Failure(attempt.place, before[len(after)] if attempt.in_operator else None)
+    return None if len(before) == len(after) else _Failure("", None)
 
 
-def _compared(trace: Trace) -> list[Node]:
-    """All operators but those that PyTorch leaves out where an axis of size 1 makes them superfluous."""
-    return [node for node in trace.graph.nodes if node.op != "output" and node.target not in SUPERFLUOUS]
+def _compared_nodes(trace: Trace) -> list[Node]:
+    return [node for node in trace.graph.nodes if node.op != "output" and node.target not in LEFT_OUT]
 
 
-def _as_expected(found: Any, before: Any, axes: Any, removed: Flags) -> bool:
+def _has_expected_shape(after: Any, before: Any, axes: Any, removed: Flags) -> bool:
     if isinstance(before, list | tuple):
-        return all(_as_expected(*each, removed) for each in zip(found, before, axes, strict=True))
+        values = zip(after, before, axes, strict=True)
+        return all(_has_expected_shape(new, old, old_axes, removed) for new, old, old_axes in values)
     if not isinstance(before, Tensor):
         return True
-    sizes = [
-        size if along is None else int((~removed[along]).sum()) for size, along in zip(before.shape, axes, strict=True)
-    ]
-    return list(found.shape) == sizes
+    expected = []
+    for size, channels in zip(before.shape, axes, strict=True):
+        expected.append(size if channels is None else int((~removed[channels]).sum()))
+    return list(after.shape) == expected
 
 
-def _blamed(
-    failed: _Failure,
-    model: nn.Module,
-    graph: ChannelGraph,
-    given: Sequence[CodeSize],
-    followed: set[Origin],
-    free: Flags,
-) -> ChannelIds:
-    """Free classes whose size the failed operator is given, or else those that it meets; and in modules of its kind."""
-    kind = type(model.get_submodule(failed.module))
-    inside = [
-        node
-        for node in graph.trace.graph.nodes
-        if node.op != "output" and type(model.get_submodule(node.meta["module"])) is kind
-    ]
-    at = None if failed.node is None else (failed.node.target, failed.node.meta["step"])
-    alike = {node for node in inside if at is None or at == (node.target, node.meta["step"])}
-    own = [(one.channels, one.origin in followed) for one in given if one.node in alike]
-    met = [
-        along for node in alike for one in (node, *node.all_input_nodes) for along in _flat(graph.value_channels[one])
-    ]
-    near = [one.channels for one in given if type(model.get_submodule(one.node.meta["module"])) is kind]
-    parts = tuple(f"{name}." for name, module in model.named_modules() if type(module) is kind)
-    below = [node for node in graph.trace.graph.nodes if f"{node.meta.get('module')}.".startswith(parts)]
-    around = [
-        along for node in below for one in (node, *node.all_input_nodes) for along in _flat(graph.value_channels[one])
-    ]
-    for blamed in ([labels for labels, bound in own if not bound], [labels for labels, _ in own], met, near, around):
-        labels: ChannelIds = np.unique(np.concatenate([*blamed, np.empty(0, np.int64)]))
-        labels = labels[free[labels]]
-        if labels.size:
-            return labels
-    return np.empty(0, np.int64)
+class _Suspects:
+    """The channels that can be to blame for a failure.
+
+    A network repeats its modules, and code that fails in one block will fail in the next.  So the code is taken to be
+    wrong in every module of the failed module's class, at the operator of the same kind and step there.
+    """
+
+    def __init__(
+        self,
+        failure: _Failure,
+        model: nn.Module,
+        graph: ChannelGraph,
+        attributes: Iterable[SizeAttribute],
+        free: Flags,
+    ) -> None:
+        self._graph, self._free = graph, free
+        kind = type(model.get_submodule(failure.module))
+        self._names = {name for name, module in model.named_modules() if type(module) is kind}
+        self._failed_nodes = {node for node in self._own_nodes() if _is_alike(node, failure.node)}
+        self._followed = {attribute.origin for attribute in attributes}
+        self._sizes = _free_sizes(graph, free)
+
+    def to_blame(self) -> ChannelIds:
+        """The free channels of the narrowest circle that has any.
+
+        To blame too many would only cost removals, to blame too few costs another trial.  So the circles widen:
+
+        1. sizes that the failed operator is given as plain numbers, which nothing can bring up to date;
+        2. all sizes that it is given: an attribute may also be used for something else;
+        3. the channels of its arguments and its result;
+        4. sizes that are given anywhere in modules of this class: the number may have been computed from one;
+        5. the channels of everything that runs inside these modules.
+        """
+        given = [size for size in self._sizes if size.node in self._failed_nodes]
+        circles = (
+            [size.channels for size in given if size.origin not in self._followed],
+            [size.channels for size in given],
+            self._channels_at(self._failed_nodes),
+            [size.channels for size in self._sizes if size.node.meta["module"] in self._names],
+            self._channels_at(self._nodes_inside()),
+        )
+        nothing = np.empty(0, np.int64)
+        for circle in circles:
+            channels: ChannelIds = np.unique(np.concatenate([*circle, nothing]))
+            channels = channels[self._free[channels]]
+            if channels.size:
+                return channels
+        return nothing
+
+    def _own_nodes(self) -> list[Node]:
+        """What modules of the class run themselves."""
+        return [node for node in self._graph.trace.graph.nodes if node.meta.get("module") in self._names]
+
+    def _nodes_inside(self) -> list[Node]:
+        """What modules of the class run, or modules inside them."""
+        prefixes = tuple(f"{name}." for name in self._names)
+        nodes = self._graph.trace.graph.nodes
+        return [node for node in nodes if f"{node.meta.get('module')}.".startswith(prefixes)]
+
+    def _channels_at(self, nodes: Iterable[Node]) -> list[ChannelIds]:
+        """The channels along all axes of what these operators take and make."""
+        channels: list[ChannelIds] = []
+        for node in nodes:
+            for value in (node, *node.all_input_nodes):
+                channels += _flatten(self._graph.value_channels[value])
+        return channels
 
 
-def _flat(axes: Any) -> list[ChannelIds]:
-    if axes is None or isinstance(axes, np.ndarray):
-        return [] if axes is None else [axes]
-    return [one for part in axes for one in _flat(part)]
+def _is_alike(node: Node, failed: Node | None) -> bool:
+    """Whether a node of a module is the failed operator, or its like in another module of that class."""
+    return failed is None or (node.target, node.meta["step"]) == (failed.target, failed.meta["step"])
+
+
+def _flatten(axes: Any) -> list[ChannelIds]:
+    """The channels along each axis of a value, or of several."""
+    if axes is None:
+        return []
+    if isinstance(axes, np.ndarray):
+        return [axes]
+    return [channels for part in axes for channels in _flatten(part)]

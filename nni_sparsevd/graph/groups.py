@@ -6,12 +6,15 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array, eye_array
 from torch.fx import Node
 
-from .labels import Axis, ChannelIds, Flags, Link, Pins
+from .equations import Axis
+from .links import ChannelIds, Flags, Link
+from .operators import TRANSPOSED
 from .origins import Origin
-from .rules import TRANSPOSED
+from .pins import Pins
 from .scales import AttentionScale
 from .tracing import Trace
 
@@ -23,12 +26,13 @@ class Writer:
     axis: Axis
     """The output axis of its weight."""
     site: str
-    """The batch normalisation that alone reads the writer's output, or the writer's own module."""
+    """The batch norm that alone reads the writer's output, or the writer's own module."""
     channel_dim: int
-    """Where the channels are in the site's output."""
+    """The dimension of the site's output that the channels are in."""
 
     @property
     def module(self) -> str:
+        """Qualified name of the module that holds the weight."""
         return self.axis[0].rpartition(".")[0]
 
 
@@ -39,17 +43,19 @@ class Reader:
     node: Node
     weight: str | None
     """The parameter, or None where the weight is computed from one."""
-    inputs: ChannelIds  # shape: (channels of the input,): the class of each
-    outputs: ChannelIds  # shape: (channels of the output,)
+    inputs: ChannelIds  # shape: (inputs,)
+    outputs: ChannelIds  # shape: (outputs,)
     bias: str | None
-    """The parameter that can take up a constant, perhaps yet to be born; None where nothing can."""
+    """The parameter that can take up a constant, perhaps one that is yet to be made; None where nothing can."""
 
     @property
     def module(self) -> str:
+        """Qualified name of the module that reads."""
         return str(self.node.meta["module"])
 
     @property
     def input_dim(self) -> int:
+        """The axis of the weight that the inputs are along."""
         return 0 if self.node.target in TRANSPOSED else 1
 
 
@@ -58,24 +64,25 @@ class Product:
     """A contraction of the channels of two computed tensors, the first two arguments of `node`."""
 
     node: Node
-    inputs: ChannelIds  # shape: (channels,): the class of each
+    inputs: ChannelIds  # shape: (channels,)
     dims: tuple[int, int]
     """The dimension of each tensor that is summed over."""
     heads: dict[int, ChannelIds]
-    """Batch dimension, counted from the end -> the classes along it: what is removed there needs nothing."""
+    """Batch dimension, counted from the end -> the channels along it: what is removed there needs nothing."""
 
 
 @dataclass(frozen=True)
 class RememberingNorm:
-    """A layer norm that may lose channels: it remembers what they were, so that the statistics stay."""
+    """A layer norm that may lose channels: it remembers what they contributed, so that the statistics stay."""
 
     node: Node
     channel_dim: int
-    """Where the channels are in the input of the module: -1, or 1 where it permutes."""
-    channels: ChannelIds  # shape: (channels,): the class of each
+    """The dimension of the module's input that the channels are in: -1, or 1 where the module permutes."""
+    channels: ChannelIds  # shape: (channels,)
 
     @property
     def module(self) -> str:
+        """Qualified name of the layer norm."""
         return str(self.node.meta["module"])
 
 
@@ -84,35 +91,37 @@ class SizeAttribute:
     """An attribute of a module that says how many channels there are."""
 
     origin: Origin
-    channels: ChannelIds
+    channels: ChannelIds  # shape: (the attribute's value,)
 
 
 @dataclass(frozen=True)
 class CodeSize:
-    """A size that the code gives to an operator as a number."""
+    """A size that the code of a network gives to an operator as a number."""
 
     node: Node
     origin: Origin | None
-    """The attribute that it is read from."""
-    channels: ChannelIds  # shape: (the size,): the classes along that axis, or (0,) where it is no channel axis
+    """The attribute that the size is read from, None where it is written out or computed."""
+    channels: ChannelIds  # shape: (the size,), or (0,) where the axis has no channels
 
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels of one kind: each is one class of coupled indices, and all touch the same axes of the same tensors.
+    """Channels of one kind: all of them have indices on the same axes of the same tensors.
 
-    A head, or one dimension of all heads, is a channel too: one class that takes others with it.
+    A head, or one dimension of all heads, is a channel too: one that takes others with it.
     """
 
     name: str
-    """Of the module that writes them first; numbered where that writes several kinds."""
+    """The module that writes the channels first, with "#2" and so on where it writes several groups."""
     module: str
-    channels: ChannelIds  # shape: (channels,)
+    """Qualified name of that module."""
+    channels: ChannelIds  # shape: (channels of the group,)
     axes: tuple[Axis, ...]
+    """Every axis on which the channels, or members that leave with them, have indices."""
     writers: tuple[Writer, ...]
-    """The last writer on each way to a reader: multiplying by zero after these silences the channel everywhere."""
+    """The last writer on each way to a reader: multiplying by zero after these silences a channel everywhere."""
     pinned: str | None
-    """Why none of these may be removed, or None."""
+    """Why none of the channels can be removed, or None."""
 
     def __len__(self) -> int:
         return len(self.channels)
@@ -120,46 +129,51 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """Every axis of every traced parameter and buffer with the class of each index, and the classes in groups."""
+    """Every axis of every traced parameter and buffer with the channel of each index, and the channels in groups."""
 
     trace: Trace
     axes: dict[Axis, ChannelIds]
+    """For each axis the channel of each of its indices, shape (size of the axis,)."""
     num_channels: int
-    """How many classes there are; the last one holds nothing and never goes."""
+    """How many channels there are.  The one with the last number has no index and never leaves."""
     links: tuple[Link, ...]
     pins: Pins
     readers: tuple[Reader, ...]
     products: tuple[Product, ...]
     size_attributes: tuple[SizeAttribute, ...]
+    """Attributes that have to follow the number of channels."""
     scales: tuple[AttentionScale, ...]
     remembering_norms: tuple[RememberingNorm, ...]
+    """Layer norms that may lose channels; none unless they were asked for."""
     writers: tuple[Writer, ...]
     """All writers, in the order of writing."""
     last_writers: tuple[Writer, ...]
     """Those that a reader sees last."""
     code_sizes: tuple[CodeSize, ...]
     value_channels: dict[Node, Any]
-    """The classes along the axes of every value: a tuple, None for an axis without, or a list of them."""
+    """The channels along the axes of every value: a tuple with None for an axis without, or a list of such tuples."""
 
     @cached_property
     def reach(self) -> csr_array:
-        """Row u holds the classes that go with class u: itself, and the elements of which it is a unit, and theirs."""
+        """Row c flags the channels that leave with channel c: itself, its members, and theirs.
+
+        Members have members of their own where heads are split once more.
+        """
         pairs = np.concatenate([np.empty((2, 0), np.int64), *(link.pairs for link in self.links)], 1)
-        step = csr_array(
-            (np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(self.num_channels, self.num_channels)
-        )
+        shape = (self.num_channels, self.num_channels)
+        step = csr_array((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=shape)
         reach = frontier = csr_array(eye_array(self.num_channels, dtype=np.int8))
-        while (frontier := csr_array(frontier @ step)).nnz:  # units of units, as where heads are split once more
+        while (frontier := csr_array(frontier @ step)).nnz:
             reach = csr_array(reach + frontier)
         return reach
 
     @cached_property
     def groups(self) -> tuple[ChannelGroup, ...]:
-        """In the order in which the network writes them."""
-        return _groups(self)
+        """The coupled channel groups, in the order in which the network writes them."""
+        return _find_groups(self)
 
     def removable(self) -> Flags:
-        """Flag the classes that no pin holds and that some group's removal may take along."""
+        """Flag the channels that no pin holds and that some group's removal may take along."""
         flags = np.zeros(self.num_channels, np.bool_)
         for group in self.groups:
             if not group.pinned:
@@ -167,69 +181,119 @@ class ChannelGraph:
         flags[self.pins.pinned()] = False
         return flags
 
-    def with_members(self, labels: ChannelIds) -> ChannelIds:
-        """`labels`, and all classes that go with one of them."""
-        return np.unique(self.reach[labels].indices) if self.links else labels
+    def with_members(self, channels: ChannelIds) -> ChannelIds:
+        """`channels`, and all that leave with one of them."""
+        return np.unique(self.reach[channels].indices) if self.links else channels
 
     def drop_infeasible(self, removed: Flags) -> Flags:
-        """`removed` without the classes that cannot go as long as others stay."""
-        found, before = removed.copy(), -1
-        while found.sum() != before:
-            before = int(found.sum())
+        """`removed` without the channels that cannot leave as long as the others stay."""
+        feasible, before = removed.copy(), -1
+        while feasible.sum() != before:
+            before = int(feasible.sum())
             for link in self.links:
-                found[link.violations(found)] = False
-        return found
+                feasible[link.violations(feasible)] = False
+        return feasible
 
     def indices_along(self, axis: Axis, channels: ChannelIds) -> ChannelIds:
-        """Indices along `axis` that go when the classes `labels` go."""
+        """Indices along `axis` that leave when `channels` do, shape (indices,)."""
         return np.flatnonzero(np.isin(self.axes[axis], self.with_members(channels)))
 
     def positions_in_group(self, axis: Axis, group: ChannelGroup) -> ChannelIds:
-        """The position in `group` of the channel that takes each index of `axis` along, -1 for none."""
+        """For each index of `axis` the position in `group` of the channel that takes it along, -1 for none."""
         rows = self.reach[group.channels]
-        owner = np.full(self.num_channels, -1, np.int64)
-        owner[rows.indices] = np.repeat(np.arange(len(group)), np.diff(rows.indptr))
-        return owner[self.axes[axis]]
+        position = np.full(self.num_channels, -1, np.int64)
+        position[rows.indices] = np.repeat(np.arange(len(group)), np.diff(rows.indptr))
+        return position[self.axes[axis]]
 
 
-def _groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
-    """Classes that touch the same axes, as the same kind of unit, and are pinned for the same reason or free."""
-    names = list(graph.axes)
-    sizes = [labels.size for labels in graph.axes.values()]
-    label, axis = np.concatenate([np.empty(0, np.int64), *graph.axes.values()]), np.repeat(np.arange(len(names)), sizes)
-    touches = csr_array((np.ones(label.size, np.int64), (label, axis)), shape=(graph.num_channels, len(names)))
-    touched = csr_array(graph.reach @ touches)
-    touched.data[:] = 1
-    # Two classes are of one kind when their random fingerprints agree.
-    random = np.random.default_rng(0)
-    kind = touched @ random.integers(2**62, size=len(names))
-    held = graph.pins.pinned()
-    element, unit, useful = (np.zeros(graph.num_channels, np.bool_) for _ in range(3))
-    for link in graph.links:
-        element[link.members] = unit[link.pairs[0]] = True
-        useful[link.pairs[0][~held[link.pairs[1]]]] = True
-        for axis in link.owners:
-            kind[np.unique(axis[0])] += random.integers(2**62)
-    texts = list(dict.fromkeys(graph.pins.texts))
-    salts = dict(zip(texts, random.integers(2**62, size=len(texts)), strict=True))
-    kind[held] += np.array([salts[text] for text in graph.pins.texts], np.int64)[graph.pins.ids[held]]
-    # An element goes with its units only; a pinned unit is worth a word where its elements can go without it.
-    chosen = np.where(held, ~unit | useful, ~element) & (np.diff(touched.indptr) > 0)
-    members = np.flatnonzero(chosen)
-    members = members[np.argsort(kind[members], kind="stable")]
-    found = []
-    for labels in np.split(members, np.flatnonzero(np.diff(kind[members])) + 1):
-        where = tuple(names[at] for at in np.sort(touched[labels[:1]].indices)) if labels.size else ()
-        first = next((index for index, writer in enumerate(graph.writers) if writer.axis in where), None)
-        if first is not None:
-            last = tuple(dict.fromkeys(writer for writer in graph.last_writers if writer.axis in where))
-            found.append((first, labels, where, last))
-    found.sort(key=lambda one: (one[0], int(one[1][0])))
-    seen: Counter[str] = Counter()
+def _find_groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
+    """Put channels of one kind into a group, in the order in which the network writes them.
+
+    1. A channel touches the axes on which it has an index, and those of the members that leave with it.
+    2. Channels are of one kind when they touch the same axes, own members through the same links, and are free, or
+       pinned for the same reason.  Without the links, heads and the dimensions of heads would be one group, as both
+       touch all rows of the same weights.  Without the reasons, one pinned channel would pin a whole group.
+    3. Channels are compared by random fingerprints, as large networks have too many for sets: each axis, each side of
+       a link and each reason has a random number of 64 bits, and a channel's fingerprint is the sum of its own.
+       Different kinds agree by accident with a probability of about 2^-62 for each pair.
+    4. Members have no group: they leave with their owners only.  A pinned owner has a group only if it is worth a word,
+       because some of its members can leave without it.
+    5. What no operator writes, such as the channels of an input, has no group.
+    """
+    axes = list(graph.axes)
+    first_writer_of: dict[Axis, int] = {}
+    for place, writer in enumerate(graph.writers):
+        first_writer_of.setdefault(writer.axis, place)
+    touched = _touched_axes(graph)
+    fingerprints = _fingerprints(graph, touched)
+    shown = np.flatnonzero(_channels_with_a_group(graph) & (np.diff(touched.indptr) > 0))
+    shown = shown[np.argsort(fingerprints[shown], kind="stable")]
+    kinds = np.split(shown, np.flatnonzero(np.diff(fingerprints[shown])) + 1)
+    written = []
+    for channels in kinds:
+        if not channels.size:
+            continue
+        own_axes = tuple(axes[place] for place in np.sort(touched[channels[:1]].indices))
+        writer_places = [first_writer_of[axis] for axis in own_axes if axis in first_writer_of]
+        if writer_places:
+            written.append((min(writer_places), int(channels[0]), channels, own_axes))
+    written.sort(key=lambda kind: kind[:2])
+    names = _GroupNames()
     groups = []
-    for first, labels, where, last in found:
-        module = graph.writers[first].module
-        seen[module] += 1
-        name = module if seen[module] == 1 else f"{module}#{seen[module]}"
-        groups.append(ChannelGroup(name, module, labels, where, last, graph.pins.reason(int(labels[0]))))
+    for first_writer, first_channel, channels, own_axes in written:
+        module = graph.writers[first_writer].module
+        last_writers = tuple(dict.fromkeys(writer for writer in graph.last_writers if writer.axis in own_axes))
+        reason = graph.pins.reason(first_channel)
+        groups.append(ChannelGroup(names.next(module), module, channels, own_axes, last_writers, reason))
     return tuple(groups)
+
+
+def _touched_axes(graph: ChannelGraph) -> csr_array:
+    """Channels by axes, shape (channels, axes): 1 where a channel, or a member that leaves with it, has an index."""
+    sizes = [channels.size for channels in graph.axes.values()]
+    channel = np.concatenate([np.empty(0, np.int64), *graph.axes.values()])
+    axis = np.repeat(np.arange(len(sizes)), sizes)
+    own = csr_array((np.ones(channel.size, np.int64), (channel, axis)), shape=(graph.num_channels, len(sizes)))
+    touched = csr_array(graph.reach @ own)
+    touched.data[:] = 1
+    return touched
+
+
+def _fingerprints(graph: ChannelGraph, touched: csr_array) -> NDArray[np.int64]:
+    """One number for each channel, the same for channels of one kind; see `_find_groups`."""
+    random = np.random.default_rng(0)
+    fingerprints: NDArray[np.int64] = touched @ random.integers(2**62, size=len(graph.axes))
+    for link in graph.links:
+        for pairs in link.owners:
+            fingerprints[np.unique(pairs[0])] += random.integers(2**62)
+    # Reasons are compared by their text: several pins may have the same.
+    texts = list(dict.fromkeys(graph.pins.reasons))
+    number_of_text = dict(zip(texts, random.integers(2**62, size=len(texts)), strict=True))
+    number_of_reason = np.array([number_of_text[text] for text in graph.pins.reasons], np.int64)
+    pinned = graph.pins.pinned()
+    fingerprints[pinned] += number_of_reason[graph.pins.reason_ids[pinned]]
+    return fingerprints
+
+
+def _channels_with_a_group(graph: ChannelGraph) -> Flags:
+    """Flag free channels that are no members, and pinned ones that own nothing, or something that is free."""
+    pinned = graph.pins.pinned()
+    member, owner, owner_of_free = (np.zeros(graph.num_channels, np.bool_) for _ in range(3))
+    for link in graph.links:
+        owners, members = link.pairs
+        member[link.members] = True
+        owner[owners] = True
+        owner_of_free[owners[~pinned[members]]] = True
+    flags: Flags = np.where(pinned, ~owner | owner_of_free, ~member)
+    return flags
+
+
+class _GroupNames:
+    """A group is called after the module that writes it first; the second of a module is its name with "#2"."""
+
+    def __init__(self) -> None:
+        self._uses: Counter[str] = Counter()
+
+    def next(self, module: str) -> str:
+        self._uses[module] += 1
+        return module if self._uses[module] == 1 else f"{module}#{self._uses[module]}"

@@ -7,10 +7,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 Origin = tuple[str, str, int | None]
-"""A module's name, an attribute of it, and the place in that where it is a list or a tuple."""
+"""A module's name, an attribute of it, and the place in that attribute where it is a list or a tuple."""
 
 
-class Named(int):
+class NamedInt(int):
     """A number that knows the attribute that it was read from.  What is computed with it is an ordinary number."""
 
     origin: Origin
@@ -18,48 +18,72 @@ class Named(int):
 
 def name_numbers_(model: nn.Module) -> None:
     """Make every whole number that a module holds, alone or in a list or tuple, one that knows its origin."""
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if type(value) is int:
-                vars(module)[key] = _named(value, (name, key, None))
-            elif type(value) in (list, tuple) and any(type(one) is int for one in value):
-                vars(module)[key] = type(value)(
-                    _named(one, (name, key, at)) if type(one) is int else one for at, one in enumerate(value)
-                )
+    for module_name, module in model.named_modules():
+        attributes = vars(module)
+        for name, value in attributes.items():
+            if _is_plain_int(value):
+                attributes[name] = _named(value, (module_name, name, None))
+            elif type(value) in (list, tuple) and any(_is_plain_int(item) for item in value):
+                items = []
+                for place, item in enumerate(value):
+                    items.append(_named(item, (module_name, name, place)) if _is_plain_int(item) else item)
+                attributes[name] = type(value)(items)
 
 
-def _named(value: int, origin: Origin) -> Named:
-    made = Named(value)
-    made.origin = origin
-    return made
+def _is_plain_int(value: object) -> bool:
+    """Whether a value is a whole number, and neither a flag nor a member of an enum."""
+    return type(value) is int
+
+
+def _named(value: int, origin: Origin) -> NamedInt:
+    named = NamedInt(value)
+    named.origin = origin
+    return named
 
 
 class Origins(TorchFunctionMode):
-    """Remembers the numbers with which Python called PyTorch last: the operators that run get them as plain ones."""
+    """Remembers the numbers with which Python called PyTorch last.
+
+    The operators that then run get plain numbers: PyTorch converts them on the way.  So the origins are found by
+    position: the sizes of an operator are looked for, as a run, among the numbers of the call that it runs in.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._given: list[int] = []
+        self._call_numbers: list[int] = []
+        """The numbers of the call that is running, or none if no number among them knows its origin."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         numbers = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, int)]
-        self._given = numbers if any(isinstance(one, Named) for one in numbers) else []
+        self._call_numbers = numbers if any(isinstance(number, NamedInt) for number in numbers) else []
         try:
             return function(*args, **(kwargs or {}))
         finally:
-            self._given = []
+            self._call_numbers = []
 
     def of(self, arguments: Any) -> dict[int, Origin]:
-        """Place in the first list of numbers among an operator's `arguments`, or its first number -> the origin."""
-        found = sorted((one for one in arguments if _numbers(one)), key=lambda one: not isinstance(one, list | tuple))
-        sizes = [] if not found else list(found[0]) if isinstance(found[0], list | tuple) else [found[0]]
-        for start in range(len(self._given) - len(sizes) + 1 if sizes else 0):
-            given = self._given[start : start + len(sizes)]
-            if given == sizes:
-                return {at: one.origin for at, one in enumerate(given) if isinstance(one, Named)}
+        """The origins of an operator's sizes: of the first list of numbers in its arguments, or of its first number.
+
+        Returns:
+            Place in that list, 0 for a single number -> origin.  Sizes without an origin have no entry.
+        """
+        sizes = _first_sizes(arguments)
+        if not sizes:
+            return {}
+        for start in range(len(self._call_numbers) - len(sizes) + 1):
+            run = self._call_numbers[start : start + len(sizes)]
+            if run == sizes:
+                return {place: number.origin for place, number in enumerate(run) if isinstance(number, NamedInt)}
         return {}
 
 
-def _numbers(value: Any) -> bool:
-    several = isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(one, int) for one in value)
-    return several or (isinstance(value, int) and not isinstance(value, bool))
+def _first_sizes(arguments: Any) -> list[int]:
+    """The first list of numbers in the arguments; where there is none, the first number."""
+    first_number: list[int] = []
+    for argument in arguments:
+        if isinstance(argument, list | tuple):
+            if argument and all(isinstance(item, int) for item in argument):
+                return list(argument)
+        elif isinstance(argument, int) and not isinstance(argument, bool) and not first_number:
+            first_number = [argument]
+    return first_number

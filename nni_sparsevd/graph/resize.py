@@ -1,34 +1,41 @@
-"""Cut the tensors of a module, and bring the sizes that modules remember up to date."""
+"""Cut the tensors of a network, and bring the sizes that its modules remember up to date."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .equations import Axis
 from .groups import SizeAttribute
-from .labels import Axis, Flags
+from .links import Flags
 
 
 def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[tuple[SizeAttribute, int]]) -> None:
-    """Remove indices from axes of parameters and buffers in place, under each of their names; set sizes to numbers."""
-    named = dict(named_states(model))
-    aliases: dict[int, list[str]] = defaultdict(list)
-    for name, tensor in named.items():
-        aliases[id(tensor)].append(name)
-    axes: dict[str, list[tuple[int, Sequence[int]]]] = defaultdict(list)
+    """Remove indices from axes of parameters and buffers in place, and set attributes that hold sizes.
+
+    Args:
+        model: The network.
+        cuts: For an axis the indices to remove.  A tensor with several names may go by any of them.
+        sizes: Attributes, each with its new value.
+    """
+    tensors = dict(named_states(model))
+    names_of: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        names_of[id(tensor)].append(name)
+    cuts_of: dict[str, list[tuple[int, Sequence[int]]]] = defaultdict(list)
     for (name, dim), indices in cuts.items():
-        axes[aliases[id(named[name])][0]].append((dim, indices))
+        cuts_of[names_of[id(tensors[name])][0]].append((dim, indices))
     for size, number in sizes:
-        _set(model, size, number)
+        _set_size(model, size, number)
     touched: set[str] = set()
-    for name, cut in axes.items():
-        names = aliases[id(named[name])]
-        old = named[name]
-        smaller = remove_indices(old.detach(), cut)
+    for name, own_cuts in cuts_of.items():
+        old = tensors[name]
+        smaller = remove_indices(old.detach(), own_cuts)
         if isinstance(old, nn.Parameter):
             smaller = nn.Parameter(smaller, requires_grad=old.requires_grad)
-        for alias in names:
+        for alias in names_of[id(old)]:
             module, _, key = alias.rpartition(".")
             setattr(model.get_submodule(module), key, smaller)
             touched.add(module)
@@ -36,22 +43,23 @@ def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[t
         refresh_attributes_(model.get_submodule(module))
 
 
-def _set(model: nn.Module, size: SizeAttribute, number: int) -> None:
-    module, name, at = size.origin
+def _set_size(model: nn.Module, size: SizeAttribute, number: int) -> None:
+    module, name, place = size.origin
     owner = model.get_submodule(module)
-    value = getattr(owner, name)
-    if at is not None:
-        value = type(value)([*value[:at], number, *value[at + 1 :]])
-    setattr(owner, name, number if at is None else value)
+    if place is None:
+        setattr(owner, name, number)
+        return
+    numbers = getattr(owner, name)
+    setattr(owner, name, type(numbers)([*numbers[:place], number, *numbers[place + 1 :]]))
 
 
 def remaining_sizes(sizes: Iterable[SizeAttribute], removed: Flags) -> list[tuple[SizeAttribute, int]]:
-    """Each size with the number of channels that stay."""
+    """Each attribute with the number of its channels that stay."""
     return [(size, int((~removed[size.channels]).sum())) for size in sizes]
 
 
 def kept_indices(size: int, cut: Sequence[int]) -> Tensor:
-    """Indices of an axis that stay, shape (left,)."""
+    """Indices of an axis of this size that stay when `cut` are removed, shape (indices that stay,)."""
     stays = torch.ones(size, dtype=torch.bool)
     stays[list(cut)] = False
     return stays.nonzero().flatten()
@@ -62,33 +70,65 @@ def named_states(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
-def remove_indices(tensor: Tensor, cut: Iterable[tuple[int, Sequence[int]]]) -> Tensor:
-    """`tensor` without these indices of these dimensions."""
-    for dim, indices in cut:
+def remove_indices(tensor: Tensor, cuts: Iterable[tuple[int, Sequence[int]]]) -> Tensor:
+    """`tensor` without some indices: `cuts` has pairs of a dimension and its indices."""
+    for dim, indices in cuts:
         tensor = tensor.index_select(dim, kept_indices(tensor.shape[dim], indices).to(tensor.device))
     return tensor
 
 
 def refresh_attributes_(module: nn.Module) -> None:
-    """Make the sizes that torch's modules remember agree with their tensors."""
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        first, second = module.weight.shape[:2]
-        if 1 < module.groups == module.in_channels and not module.transposed:  # depthwise: one group an input
-            module.groups = first // (module.out_channels // module.groups)
-        outputs, inputs = (second, first) if module.transposed else (first, second * module.groups)
-        module.out_channels, module.in_channels = outputs, inputs
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        sized = module.weight if module.weight is not None else module.running_mean
-        module.num_features = len(sized) if sized is not None else module.num_features
-    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
+    """Make the sizes that one of torch's modules remembers agree with its tensors."""
+    for kind, refresh in _REFRESH.items():
+        if isinstance(module, kind):
+            refresh(module)
+            return
+
+
+def _refresh_linear(module: Any) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _refresh_convolution(module: Any) -> None:
+    first, second = module.weight.shape[:2]
+    depthwise = 1 < module.groups == module.in_channels and not module.transposed
+    if depthwise:  # one group for each input, and each input had several outputs perhaps
+        module.groups = first // (module.out_channels // module.groups)
+    outputs, inputs = (second, first) if module.transposed else (first, second * module.groups)
+    module.out_channels, module.in_channels = outputs, inputs
+
+
+def _refresh_batch_norm(module: Any) -> None:
+    sized = module.weight if module.weight is not None else module.running_mean
+    if sized is not None:
+        module.num_features = len(sized)
+
+
+def _refresh_layer_norm(module: Any) -> None:
+    if module.weight is not None:
         module.normalized_shape = tuple(module.weight.shape)
-    elif isinstance(module, nn.GroupNorm):
-        if module.num_groups == module.num_channels:
-            module.num_groups = len(module.weight)
-        module.num_channels = len(module.weight)
-    elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
+
+
+def _refresh_group_norm(module: Any) -> None:
+    if module.num_groups == module.num_channels:
+        module.num_groups = len(module.weight)
+    module.num_channels = len(module.weight)
+
+
+def _refresh_embedding(module: Any) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def _refresh_prelu(module: Any) -> None:
+    module.num_parameters = len(module.weight)
+
+
+_REFRESH: dict[type[nn.Module], Callable[[Any], None]] = {
+    nn.Linear: _refresh_linear,
+    nn.modules.conv._ConvNd: _refresh_convolution,
+    nn.modules.batchnorm._NormBase: _refresh_batch_norm,
+    nn.LayerNorm: _refresh_layer_norm,
+    nn.GroupNorm: _refresh_group_norm,
+    nn.Embedding: _refresh_embedding,
+    nn.PReLU: _refresh_prelu,
+}

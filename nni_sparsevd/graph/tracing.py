@@ -1,10 +1,10 @@
 """A network as a flat, functional list of operators, recorded while it runs without data."""
 
 import copy
-import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ..errors import TraceError, describe_error
+from .operators import find_channel_rule
 from .origins import Origins, name_numbers_
-from .rules import RULES
 
 Inputs = Tensor | tuple[Tensor, ...]
+"""The positional arguments of a network: one tensor or a tuple of them."""
 DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -26,10 +27,13 @@ DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shap
 class Trace:
     """The operators of one forward pass in evaluation mode, at the shapes of the example inputs.
 
-    A `placeholder` is an input, a `get_attr` a parameter, a buffer, or a tensor that the code holds otherwise, which is
-    then in `meta["constant"]`.  `meta["val"]` has shape and type of every value; `meta["module"]` is the name of the
-    innermost module that ran the operator, `meta["step"]` how many nodes that had made before.  Sizes stand in the
-    arguments as the code gave them, -1 included; `meta["origins"]` has the attributes that they were read from.
+    - A `placeholder` is an input.  A `get_attr` is a parameter, a buffer, or a tensor that the code holds otherwise,
+      which is then in `meta["constant"]`.
+    - `meta["val"]` has shape and type of every value.
+    - `meta["module"]` is the name of the innermost module that ran the operator, `meta["step"]` how many nodes that
+      call of the module had made before.
+    - Sizes stand in the arguments as the code gave them, -1 included; `meta["origins"]` has the attributes that they
+      were read from.
     """
 
     graph: Graph
@@ -40,13 +44,14 @@ class Trace:
     inputs: tuple[Tensor, ...]
 
     def state(self, node: object) -> str | None:
-        """Name of the parameter or buffer that `node` is, if it is one."""
+        """Name of the parameter or buffer that `node` is, None if it is something else."""
         if isinstance(node, Node) and node.op == "get_attr" and "constant" not in node.meta:
             return str(node.target)
         return None
 
 
 def as_tuple(example_inputs: Inputs) -> tuple[Tensor, ...]:
+    """The positional arguments of a network as a tuple."""
     return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
 
 
@@ -66,7 +71,7 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
 def clear_caches_(model: nn.Module) -> None:
     """Make modules drop what they keep from one evaluation to the next, such as tables of attention biases.
 
-    Training is when they do so of themselves; each gets its own mode back.
+    Modules do so of themselves when they are set to training.  Each gets its own mode back.
     """
     mode = model.training
     with evaluation_mode(model):
@@ -74,13 +79,20 @@ def clear_caches_(model: nn.Module) -> None:
         model.train(mode)  # whatever modules did in the one direction, they undo in the other
 
 
-def copy_model(model: nn.Module, made: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy; `made` holds what is copied already.  What modules keep between evaluations is not copied.
+def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy without what modules keep between evaluations.
 
     Such tables are results of a computation, which PyTorch does not copy where it recorded gradients.
+
+    Args:
+        model: The network; its caches are cleared.
+        memo: What is copied already, by the id of the original, as `copy.deepcopy` takes it.
+
+    Returns:
+        The copy.
     """
     clear_caches_(model)
-    return copy.deepcopy(model, made)
+    return copy.deepcopy(model, memo)
 
 
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
@@ -90,7 +102,8 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     recorded as functional ones, so a value never changes after its node.  The network runs on PyTorch's `meta`
     device, which computes shapes only; where the code does not stand that, it runs on the example inputs.
 
-    Raises `TraceError` when the network fails on the inputs, or when its way depends on their values.
+    Raises:
+        TraceError: The network fails on the inputs, or its way depends on their values.
     """
     inputs = as_tuple(example_inputs)
     try:
@@ -114,27 +127,38 @@ class Attempt:
     trace: Trace
     error: Exception | None
     place: str
-    """The module that was running when it failed."""
+    """The module that was running when the network failed."""
     in_operator: bool
-    """Whether an operator failed, the one after the last node; else the code between two of them."""
+    """Whether an operator failed, the one after the last node; else the code between two operators did."""
 
 
 def make_traceable_copy(model: nn.Module, device: str | None) -> nn.Module:
-    """A copy that shares its parameters with `model`, or on "meta" only has their shapes; forward may write to it."""
-    buffers = list(model.buffers())
-    copied: dict[int, Any] = {id(one): one.clone() if device is None else one.to(device) for one in buffers}
+    """A copy of a network that `record` may run: its forward pass may write to buffers, and its numbers have origins.
+
+    Args:
+        model: The network.
+        device: "meta" for a copy that has only the shapes of parameters and buffers, None for one that shares the
+            parameters with `model` and has buffers of its own.
+
+    Returns:
+        The copy, in evaluation mode.
+    """
+    memo: dict[int, Any] = {}
+    for buffer in list(model.buffers()):
+        memo[id(buffer)] = buffer.clone() if device is None else buffer.to(device)
     for parameter in model.parameters():
-        shared = parameter if device is None else nn.Parameter(parameter.to(device), parameter.requires_grad)
-        copied[id(parameter)] = shared
-    made = copy_model(model, copied).eval()
-    name_numbers_(made)
-    return made
+        shapes_only = device is not None
+        memo[id(parameter)] = nn.Parameter(parameter.to(device), parameter.requires_grad) if shapes_only else parameter
+    traceable = copy_model(model, memo).eval()
+    name_numbers_(traceable)
+    return traceable
 
 
 def record(model: nn.Module, inputs: tuple[Tensor, ...], device: str | None) -> Attempt:
-    """Run `model`, a `make_traceable_copy`, once; see `trace`."""
+    """Run `model`, a `make_traceable_copy` for `device`, once; see `trace`."""
     inputs = tuple(value if device is None else value.to(device) for value in inputs)
     recorder = _Recorder(model, inputs)
+    # In reverse, so that a module with several names goes by its first one.
     names = {id(module): name for name, module in reversed(list(model.named_modules()))}
     enter = register_module_forward_pre_hook(lambda module, _: recorder.enter(names.get(id(module), "")))
     leave = register_module_forward_hook(lambda *_: recorder.leave())
@@ -151,22 +175,45 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...], device: str | None) -> 
         enter.remove()
         leave.remove()
     layers = (name for name, module in model.named_modules() if type(module).__module__.startswith("torch.nn.modules."))
-    return Attempt(Trace(recorder.graph, frozenset(layers), device, inputs), error, recorder.place, recorder.running)
+    recorded = Trace(recorder.graph, frozenset(layers), device, inputs)
+    return Attempt(recorded, error, recorder.place, recorder.in_operator)
+
+
+@dataclass
+class _Call:
+    """One call of a module that is running."""
+
+    module: str
+    nodes: int = 0
+    """How many nodes the call has made."""
 
 
 class _Recorder(TorchDispatchMode):
-    """Makes a node of every operator that runs."""
+    """Makes a node of every operator that runs.
+
+    1. PyTorch hands each operator to `__torch_dispatch__` below the modules and below Python's operators, so nothing
+       that a network computes escapes, however it is written.
+    2. A tensor is recognized by its id.  An id names a tensor only while the tensor lives, so the recorder holds every
+       tensor that it has seen until the run ends.
+    3. In-place operators make a new node for the tensor that they write to, under the same id: whoever uses the tensor
+       later gets the new node.  Other tensors that share its memory change, too, but in a way that no node describes.
+       They are marked as stale, and a stale tensor that is used again becomes a `partial_write`, which no rule covers:
+       whatever it carries is pinned.
+    4. Values that depend on the input are marked as live.  An operator that shows Python a value of a live tensor, or
+       makes a shape of one, is an error: the code could go another way for another input, and one recorded way would
+       say nothing about it.
+    """
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
-        self.running = False
+        self.in_operator = False
         self.origins = Origins()
-        self._places: list[list[Any]] = [["", 0]]  # the modules that are running, and how many nodes each has made
+        self._calls = [_Call("")]  # from the network to the innermost module
         self._nodes: dict[int, Node] = {}
-        self._held: list[Tensor] = []  # an id names a tensor only while it lives
-        self._views: dict[int, list[Tensor]] = {}  # by storage
-        self._stale: dict[int, Node] = {}  # tensors of whose memory an operator wrote a part, if they are used again
+        self._seen: list[Tensor] = []
+        self._by_storage: dict[int, list[Tensor]] = {}
+        self._stale: dict[int, Node] = {}  # id of a tensor -> the operator that wrote to a part of its memory
         self._live: set[Node] = set()
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         self._names = {id(tensor): name for name, tensor in reversed(named)}
@@ -175,21 +222,21 @@ class _Recorder(TorchDispatchMode):
             self._live.add(node)
             self._bind(value, node)
 
-    def enter(self, module: str) -> None:
-        """Follow the network into a module."""
-        self._places.append([module, 0])
-
     @property
     def place(self) -> str:
         """The innermost module that is running."""
-        return str(self._places[-1][0])
+        return self._calls[-1].module
+
+    def enter(self, module: str) -> None:
+        """Follow the network into a module."""
+        self._calls.append(_Call(module))
 
     def leave(self) -> None:
-        """Follow the network out of it."""
-        self._places.pop()
+        """Follow the network out of the innermost module."""
+        self._calls.pop()
 
     def node(self, value: Tensor) -> Node:
-        """The node that stands for a tensor, which the network holds if no operator made it."""
+        """The node that stands for a tensor; one that no operator made is held by the network."""
         if id(value) not in self._nodes:
             name = self._names.get(id(value))
             node = self.graph.create_node("get_attr", name or "constant")
@@ -205,77 +252,80 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if target not in RULES and not target._schema.is_mutable:
-            with self:
+        if find_channel_rule(target) is None and not target._schema.is_mutable:
+            with self:  # an operator that consists of others comes back here as these
                 parts = target.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        given, options = tree_map_only(Tensor, self.node, (args, kwargs))
-        live = any(leaf in self._live for leaf in tree_leaves((given, options)) if isinstance(leaf, Node))
-        if live and _by_values(target, args):
+        arguments, options = tree_map_only(Tensor, self.node, (args, kwargs))
+        live = any(isinstance(leaf, Node) and leaf in self._live for leaf in tree_leaves((arguments, options)))
+        if live and _shows_values(target, args):
             raise TraceError(f"its way depends on the values of the input ({target})")
-        self.running = True
+        self.in_operator = True  # stays so where the operator fails
         outputs = target(*args, **kwargs)
-        self.running = False
+        self.in_operator = False
         if outputs is None:  # an assertion
             return None
-        node = self.graph.create_node("call_function", _functional(target), given, options)
+        node = self.graph.create_node("call_function", _functional(target), arguments, options)
         node.meta["origins"] = self.origins.of(args[1:])
         if live:
             self._live.add(node)
         if target._schema.is_mutable:
-            self._written(args[0], node)
-        self._outputs(outputs, node)
+            self._mark_stale(args[0], node)
+        self._bind_outputs(outputs, node)
         return outputs
 
-    def _outputs(self, outputs: Any, node: Node) -> None:
+    def _bind_outputs(self, outputs: Any, node: Node) -> None:
         if isinstance(outputs, Tensor):
             self._bind(outputs, node)
             return
         self._describe(node, outputs)
         for index, value in enumerate(outputs if isinstance(outputs, list | tuple) else ()):
             if isinstance(value, Tensor):
-                item = self.graph.call_function(operator.getitem, (node, index))
+                item = self.graph.call_function(getitem, (node, index))
                 if node in self._live:
                     self._live.add(item)
                 self._bind(value, item)
 
     def _bind(self, value: Tensor, node: Node) -> None:
+        """From here on `node` stands for `value`."""
         self._describe(node, value)
         if id(value) not in self._nodes:
-            self._held.append(value)
-            self._views.setdefault(value.untyped_storage()._cdata, []).append(value)
+            self._seen.append(value)
+            self._by_storage.setdefault(value.untyped_storage()._cdata, []).append(value)
         self._nodes[id(value)] = node
 
     def _describe(self, node: Node, value: Any) -> None:
-        place = self._places[-1]
-        node.meta |= {"val": tree_map(_meta, value), "module": place[0], "step": place[1]}
-        place[1] += 1
+        call = self._calls[-1]
+        node.meta |= {"val": tree_map(_without_data, value), "module": call.module, "step": call.nodes}
+        call.nodes += 1
 
-    def _written(self, written: Tensor, node: Node) -> None:
-        """What else shows the memory that an operator wrote to is now something that no rule describes."""
+    def _mark_stale(self, written: Tensor, node: Node) -> None:
+        """Whatever else shows the memory that an operator wrote to no longer has a node that describes it."""
         self._stale.pop(id(written), None)
-        for other in self._views.get(written.untyped_storage()._cdata, []):
+        for other in self._by_storage.get(written.untyped_storage()._cdata, []):
             if other is not written:
                 self._stale[id(other)] = node
 
 
-def partial_write(before: Tensor, written: Tensor) -> Tensor:
-    """Stands for a tensor after a part of it was written to; never called."""
+def partial_write(before: Tensor, writing: Tensor) -> Tensor:
+    """Stands for a tensor after a part of its memory was written to; never called."""
     raise NotImplementedError
 
 
-def _by_values(target: Any, args: Any) -> bool:
+def _shows_values(target: Any, args: Any) -> bool:
     """Whether an operator shows Python a value of a tensor, or makes a shape of one."""
-    if target == torch.ops.aten.index.Tensor:  # by numbers it makes the shape of the numbers, by flags it counts them
+    if target == torch.ops.aten.index.Tensor:
+        # Numbers give the result their own shape; flags are counted.
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     return bool(DATA_DEPENDENT & set(target.tags))
 
 
-def _meta(value: Any) -> Any:
-    return (
-        torch.empty_like(value, device="meta") if isinstance(value, Tensor) and value.device.type != "meta" else value
-    )
+def _without_data(value: Any) -> Any:
+    """Shape and type of a tensor, without its memory."""
+    if isinstance(value, Tensor) and value.device.type != "meta":
+        return torch.empty_like(value, device="meta")
+    return value
 
 
 def _functional(target: Any) -> Any:

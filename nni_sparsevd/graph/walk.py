@@ -1,118 +1,168 @@
 """One pass over the operators of a network: the equations, the writers, and which of them a reader sees last."""
 
-import operator
 from collections import defaultdict
 from collections.abc import Container
+from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
-from . import pieces, reshapes, space  # noqa: F401  enter their rules
-from .labels import Axis, Equations, IndexIds, TrackedTensor
+from .equations import Axis, Equations, TrackedTensor
+from .links import IndexIds
+from .operators import (
+    CONVOLUTIONS,
+    READERS,
+    TRANSPOSED,
+    NotCovered,
+    call_rule,
+    find_channel_rule,
+    operator_name,
+    shape_of,
+)
 from .origins import Origin
-from .rules import CONVOLUTIONS, READERS, RULES, TRANSPOSED, op_name, opaque, shape_of
 from .tracing import Trace
 
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
+class Reading:
+    """An operator that reads channels with a weight."""
+
+    node: Node
+    inputs: IndexIds
+    weight: str | None
+    """The parameter, None where the weight is computed."""
+    bias: str | None
+    """The parameter that can take up a constant, perhaps one that is yet to be made; None where nothing can."""
+
+
 class Walk:
     """What is known after the last operator."""
 
-    def __init__(self, recorded: Trace, layer_norms: Container[str]) -> None:
-        self.equations = Equations(layer_norms)
+    def __init__(self, recorded: Trace, replaceable_norms: Container[str]) -> None:
+        self.equations = Equations(replaceable_norms)
         self.values: dict[Node, Any] = {}
+        """What is known of each value: a `TrackedTensor`, or a list of them."""
         self.writers: dict[Node, tuple[Axis, str, int]] = {}
-        """Operator -> output axis of its weight, the module after which it can be silenced, and the dimension there."""
-        self.read: set[Node] = set()
-        self.readers: list[tuple[Node, np.ndarray, str | None, str | None]] = []
-        """Operator, its input channels, its weight where that is a parameter, the bias that can take up a constant."""
+        """Operator -> output axis of its weight, the module after which a gate belongs, the channel dimension there."""
+        self.last_writers: set[Node] = set()
+        """Writers that a reader sees last."""
+        self.readings: list[Reading] = []
         self._recorded = recorded
         self._sources: dict[Node, frozenset[Node]] = defaultdict(frozenset)
+        """For each value the writers of its channels that no later writer has taken the place of."""
         for node in recorded.graph.nodes:
             if node.op == "output":
-                opaque(self.equations, None, self._resolve(node.args), reason="output of the network")
+                self._pin_all(self._resolve(node.args), "output of the network")
             elif node.op == "call_function":
-                self._operator(node)
+                self._follow_operator(node)
             else:
-                self.values[node] = self._held(node)
+                self.values[node] = self._track_held_tensor(node)
         self._couple_sizes()
 
     def _couple_sizes(self) -> None:
         """Axes that get their size from one attribute lose the same channels, so that one number fits them all."""
-        first: dict[Origin, IndexIds | None] = {}
-        for one in self.equations.written:
-            if one.origin is not None:
-                reason = f"{one.origin[1]} is the size of something that is no channel, too"
-                self.equations.equate(first.setdefault(one.origin, one.atoms), one.atoms, reason)
+        first_ids: dict[Origin, IndexIds | None] = {}
+        for size in self.equations.sizes:
+            if size.origin is not None:
+                reason = f"{size.origin[1]} is the size of something that is no channel, too"
+                self.equations.equate(first_ids.setdefault(size.origin, size.ids), size.ids, reason)
 
     def _resolve(self, arguments: Any) -> Any:
         return map_arg(arguments, lambda node: self.values[node])
 
-    def _held(self, node: Node) -> TrackedTensor:
+    def _track_held_tensor(self, node: Node) -> TrackedTensor:
+        """An input, a parameter, a buffer, or a tensor that the code holds."""
         name, shape = self._recorded.state(node), shape_of(node)
-        return self.equations.state(name, shape) if name else TrackedTensor(shape, (None,) * len(shape))
+        return self.equations.track_state(name, shape) if name else _without_channels(shape)
 
-    def _operator(self, node: Node) -> None:
-        self._sources[node] = frozenset().union(*(self._sources[source] for source in self._carriers(node)))
-        if node.target is operator.getitem:
-            self.values[node] = self.values[node.args[0]][node.args[1]]  # type: ignore[index]
+    def _follow_operator(self, node: Node) -> None:
+        self._sources[node] = frozenset().union(*(self._sources[source] for source in _channel_inputs(node)))
+        if node.target is getitem:
+            values: Any = node.args[0]
+            self.values[node] = self.values[values][node.args[1]]
             return
         arguments, options = self._resolve(node.args), self._resolve(node.kwargs)
-        if node.target not in RULES:
-            reason = f"{op_name(node)} has no rule"
-            self.values[node] = opaque(self.equations, node, arguments, dict(options), reason=reason)
-            return
         try:
-            self.values[node] = RULES[node.target](self.equations, node, *arguments, **options)
-        except (TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError):
-            reason = f"{op_name(node)} is called in a way that its rule does not know"
-            self.values[node] = opaque(self.equations, node, arguments, dict(options), reason=reason)
+            self.values[node] = self._apply_rule(node, arguments, options)
+        except NotCovered as uncovered:
+            self._pin_all((arguments, options), uncovered.reason)
+            self.values[node] = _unknown_result(node.meta["val"])
             return
         if node.target in READERS:
-            self._reader(node, arguments)
+            self._record_reader(node, arguments)
 
-    def _carriers(self, node: Node) -> list[Node]:
-        """The inputs that bring channels.  One silent factor silences a product: squeeze-and-excite needs no gate."""
-        inputs = node.all_input_nodes
-        if node.target == aten.mul.Tensor and len(inputs) == 2:
-            return [max(inputs, key=lambda source: source.meta["val"].numel())]
-        return inputs
+    def _apply_rule(self, node: Node, arguments: Any, options: Any) -> Any:
+        rule, name = find_channel_rule(node.target), operator_name(node)
+        if rule is None:
+            raise NotCovered(f"{name} has no rule")
+        return call_rule(rule, name, self.equations, node, *arguments, **options)
 
-    def _reader(self, node: Node, arguments: Any) -> None:
+    def _pin_all(self, values: Any, reason: str) -> None:
+        """Pin every channel of these values: nothing is known of what becomes of them."""
+        for value in tree_leaves(values):
+            if isinstance(value, TrackedTensor):
+                for ids in value.ids:
+                    self.equations.pin(ids, reason)
+
+    def _record_reader(self, node: Node, arguments: Any) -> None:
         x, weight = arguments[0], arguments[1]
-        # A depthwise convolution passes channels on: those before it need no gate of their own.
+        # A depthwise convolution passes channels on, so the writers before it need no gate of their own.
         depthwise = node.target in CONVOLUTIONS and weight.shape[1] == 1 and x.shape[1] > 1
-        inputs = x.at(-1) if node.target == aten.linear.default else x.at(1)
+        inputs = x.ids[-1] if node.target == aten.linear.default else x.ids[1]
         name = self._recorded.state(node.args[1])
         if not depthwise:
-            self.read |= self._sources[node]
+            self.last_writers |= self._sources[node]
             if inputs is not None:
-                self.readers.append((node, inputs, name, self._bias(node, name)))
-        # A weight that is computed from a parameter, as a standardised one, is written along that one's first axis.
-        own = name or f"{node.meta['module']}.weight"
-        axis = (own, 1 if node.target in TRANSPOSED else 0)
+                self.readings.append(Reading(node, inputs, name, self._find_bias(node, name)))
+        # A weight that is computed from a parameter, as a standardized one, is written along that parameter's axis.
+        weight_name = name or f"{node.meta['module']}.weight"
+        axis = (weight_name, 1 if node.target in TRANSPOSED else 0)
         if axis in self.equations.axes:
-            self.writers[node] = axis, *self._site(node, own)
+            self.writers[node] = axis, *self._find_gate_site(node, weight_name)
             self._sources[node] = frozenset({node})
 
-    def _bias(self, node: Node, weight: str | None) -> str | None:
-        given = node.args[2] if len(node.args) > 2 else None
-        if given is not None:
-            return self._recorded.state(given)
-        # A new bias is read only where one of torch's layers was called, not its weight taken from elsewhere.
+    def _find_bias(self, node: Node, weight: str | None) -> str | None:
+        """The parameter that the operator adds, or the one that its module could be given."""
+        bias = node.args[2] if len(node.args) > 2 else None
+        if bias is not None:
+            return self._recorded.state(bias)
+        # A new bias takes part only where one of torch's own layers was called.  Code that takes the weight of a layer
+        # and calls the operator itself would not see it.
         module, _, key = (weight or "").rpartition(".")
-        ours = key == "weight" and node.meta["module"] == module and module in self._recorded.layers
-        return f"{module}.bias" if ours else None
+        called_as_layer = key == "weight" and node.meta["module"] == module and module in self._recorded.layers
+        return f"{module}.bias" if called_as_layer else None
 
-    def _site(self, node: Node, weight: str) -> tuple[str, int]:
-        """Where a gate belongs, and in which dimension of that module's output the channels are."""
+    def _find_gate_site(self, node: Node, weight: str) -> tuple[str, int]:
+        """The module after which a gate belongs, and the dimension of its output that the channels are in."""
         users = list(node.users)
         if len(users) == 1 and users[0].target == aten.batch_norm.default:
             norm = self._recorded.state(users[0].args[1])
             if norm is not None:
                 return norm.rpartition(".")[0], 1
         return weight.rpartition(".")[0], -1 if node.target == aten.linear.default else 1
+
+
+def _channel_inputs(node: Node) -> list[Node]:
+    """The inputs that bring channels.  One factor of zero is enough for a product: squeeze-and-excite needs no gate."""
+    inputs = node.all_input_nodes
+    if node.target == aten.mul.Tensor and len(inputs) == 2:
+        return [max(inputs, key=lambda source: source.meta["val"].numel())]
+    return inputs
+
+
+def _unknown_result(values: Any) -> Any:
+    """What is known of a result where there is no rule: its shape.  Numbers stay what they are, untracked."""
+    if isinstance(values, list | tuple):
+        return [_unknown_result(value) for value in values]
+    return _without_channels(tuple(values.shape)) if isinstance(values, Tensor) else None
+
+
+def _without_channels(shape: tuple[int, ...]) -> TrackedTensor:
+    return TrackedTensor(shape, (None,) * len(shape))

@@ -9,8 +9,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
-from ..graph import TRANSPOSED, ChannelGraph, ChannelIds, Flags, Product, Reader, RememberingNorm
-from .constant_rules import at_every_place, at_reader, pads_zeros, used_taps
+from ..graph import (
+    TRANSPOSED,
+    ChannelGraph,
+    ChannelIds,
+    Flags,
+    Product,
+    Reader,
+    RememberingNorm,
+    constant_at_every_place,
+    constant_at_reader,
+    pads_zeros,
+    used_taps,
+)
 
 
 @dataclass(frozen=True)
@@ -103,12 +114,12 @@ def find_readings(graph: ChannelGraph, states: dict[str, Tensor], values: dict[N
 def find_arriving_constants(norm: RememberingNorm, values: dict[Node, Any]) -> Tensor:
     """The constant that each channel brings to a layer norm, NaN where it depends on the input, shape (channels,)."""
     x = values[norm.node.args[0]]  # type: ignore[index]
-    return at_every_place(x).expand(norm.channels.size)
+    return constant_at_every_place(x).expand(norm.channels.size)
 
 
 def _read_with_weight(reader: Reader, values: dict[Node, Any], alone: bool) -> Reading:
     node: Any = reader.node
-    carried = at_reader(node, values[node.args[0]])
+    carried = constant_at_reader(node, values[node.args[0]])
     constant = torch.where((carried == carried[:1]).all(0), carried[0], torch.nan)
     weight = values[node.args[1]].expand(node.args[1].meta["val"].shape)
     if node.target in TRANSPOSED:

@@ -1,0 +1,59 @@
+"""What is known of PyTorch's operators: one row each, with a rule for channels and a rule for constants.
+
+A channel rule gets the equations, the node and its arguments, tensors as `TrackedTensor`.  It states which channels of
+its arguments and its result are the same, and returns the tracked result.  An operator without a channel rule pins
+every channel that enters it: these stay, and the plan says why.
+
+A constant rule gets the node and its arguments as abstract values, and returns the abstract value of the result.  The
+result of an operator without a constant rule is computed if nothing that enters it depends on the input, and counts as
+depending on the input otherwise.
+"""
+
+from .abstract_values import (
+    LIVE,
+    compress,
+    expand_fully,
+    is_known,
+    live_like,
+    map_tensors,
+    to_double,
+)
+from .contractions import (
+    CONVOLUTIONS,
+    READERS,
+    TRANSPOSED,
+    constant_at_every_place,
+    constant_at_reader,
+    pads_zeros,
+    used_taps,
+)
+from .reshapes import match_axes
+from .rows import NoRule, NotCovered, Operator, call_rule, operator_name, shape_of
+from .table import OPERATORS, find_channel_rule, find_constant_rule
+
+__all__ = [
+    "CONVOLUTIONS",
+    "LIVE",
+    "OPERATORS",
+    "READERS",
+    "TRANSPOSED",
+    "NoRule",
+    "NotCovered",
+    "Operator",
+    "call_rule",
+    "compress",
+    "constant_at_every_place",
+    "constant_at_reader",
+    "expand_fully",
+    "find_channel_rule",
+    "find_constant_rule",
+    "is_known",
+    "live_like",
+    "map_tensors",
+    "match_axes",
+    "operator_name",
+    "pads_zeros",
+    "shape_of",
+    "to_double",
+    "used_taps",
+]

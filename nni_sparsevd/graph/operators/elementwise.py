@@ -1,0 +1,217 @@
+"""Operators that work element by element: on one tensor, or on several that are broadcast."""
+
+from collections.abc import Iterator
+from itertools import product as combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ..equations import Equations, TrackedTensor
+from ..links import IndexIds
+from .abstract_values import LIVE, has_live, is_known, live_like, product
+from .rows import NoRule, NotCovered, Operator, operator_name, shape_of
+
+aten = torch.ops.aten
+SHIFT = 1e-6
+"""How far a constant is moved, relative to 1 plus its size, to see whether a jump is near."""
+
+
+# How channels pass.
+
+
+def elementwise_channels(equations: Equations, node: Node, *arguments: Any, **options: Any) -> TrackedTensor:
+    """Each element becomes an element at its place.  A second tensor, as in `to.other`, lends its type only."""
+    x = next(argument for argument in arguments if isinstance(argument, TrackedTensor))
+    return TrackedTensor(shape_of(node), x.ids)
+
+
+def broadcast_channels(equations: Equations, node: Node, *arguments: Any, **options: Any) -> TrackedTensor:
+    """Several tensors of which the same element, after broadcasting, makes one element."""
+    tensors = [argument for argument in arguments if isinstance(argument, TrackedTensor)]
+    result = tensors[0]
+    for other in tensors[1:]:
+        shape = np.broadcast_shapes(result.shape, other.shape)
+        dims = range(-len(shape), 0)
+        ids = tuple(broadcast_axis(equations, result, other, dim, operator_name(node)) for dim in dims)
+        result = TrackedTensor(shape, ids)
+    return TrackedTensor(shape_of(node), result.ids)
+
+
+def broadcast_axis(equations: Equations, x: TrackedTensor, y: TrackedTensor, dim: int, name: str) -> IndexIds | None:
+    """Axis `dim`, counted from the end, of the broadcast of two tensors: equal ids, or those of the one that has it.
+
+    An axis of size 1 that is stretched to a longer one must stay as it is, if a parameter has it.
+    """
+    sides = [side for side in (x, y) if -dim <= len(side.shape)]
+    wide = [side for side in sides if side.shape[dim] > 1]
+    for side in sides:
+        if side.shape[dim] == 1 and (wide or len(sides) == 1):
+            equations.pin(side.ids[dim], "broadcast axis")
+    chosen = wide or sides
+    if len(chosen) == 1:
+        return chosen[0].ids[dim]
+    return equations.equate(chosen[0].ids[dim], chosen[1].ids[dim], f"{name} with something that is no channel")
+
+
+def prelu_channels(equations: Equations, node: Node, x: TrackedTensor, weight: TrackedTensor) -> TrackedTensor:
+    """One slope for each channel, along the one axis of the weight that is longer than 1, or one for all."""
+    slopes = max(weight.shape, default=1)
+    if slopes == 1:
+        for ids in weight.ids:
+            equations.pin(ids, "one slope for all channels")
+        return x
+    if len(x.shape) < 2:
+        raise NotCovered("prelu of an input without a batch dimension")
+    equations.equate(x.ids[1], weight.ids[weight.shape.index(slopes)], "prelu")
+    return x
+
+
+# How constants pass.
+
+
+def same_computation(node: Node, *arguments: Any, **options: Any) -> Any:
+    """The operator itself, which gives NaN for NaN, so that a dependence on the input is never lost."""
+    target: Any = node.target
+    return target(*arguments, **options)
+
+
+def same_computation_where_known(node: Node, *arguments: Any, **options: Any) -> Tensor:
+    """The operator itself, and LIVE wherever one of its arguments is live: for operators that can stop a NaN."""
+    value: Tensor = same_computation(node, *arguments, **options)
+    for argument in arguments:
+        if isinstance(argument, Tensor) and has_live(argument):
+            value = torch.where(argument.isnan(), LIVE, value)
+    return value
+
+
+def computation_away_from_jumps(node: Node, *arguments: Any, **options: Any) -> Tensor:
+    """The operator itself, where its argument is not near a jump: for operators such as `floor`.
+
+    1. A constant is known up to rounding: the network, in its own order of operations and in float32, may come to
+       a slightly different one.
+    2. On the other side of a jump that difference is no longer slight.  floor(2 - 1e-9) is 1, floor(2) is 2.
+    3. So the operator is computed for arguments moved a little to both sides, too.  Where the results differ by more
+       than the arguments were moved, the constant counts as live.
+    """
+    value = same_computation_where_known(node, *arguments, **options)
+    margin = torch.zeros((), dtype=torch.float64)
+    for argument in arguments:
+        if isinstance(argument, Tensor) and argument.is_floating_point():
+            margin = margin + 2 * SHIFT * (1 + argument.abs())
+    for shifted in _shifted(arguments):
+        moved = same_computation(node, *shifted, **options)
+        value = torch.where((moved - value).abs() <= margin, value, LIVE)
+    return value
+
+
+def _shifted(arguments: tuple[Any, ...]) -> Iterator[list[Any]]:
+    """The arguments with each floating-point tensor moved up or down, in every combination."""
+    moving = [isinstance(argument, Tensor) and argument.is_floating_point() for argument in arguments]
+    for signs in combinations((-1, 1), repeat=sum(moving)):
+        remaining_signs = iter(signs)
+        shifted = []
+        for argument, moves in zip(arguments, moving, strict=True):
+            if moves:
+                argument = argument + next(remaining_signs) * SHIFT * (1 + argument.abs())
+            shifted.append(argument)
+        yield shifted
+
+
+def pass_value(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor:
+    """The same value.  Floating-point numbers stay float64 whatever their type, others are really converted."""
+    kind = node.meta["val"].dtype
+    if kind.is_floating_point:
+        return x.double()
+    return x.to(kind) if is_known([x]) else live_like(x)
+
+
+def multiply_constant(node: Node, left: Any, right: Any) -> Tensor:
+    """Zero times anything is zero."""
+    return product(_as_tensor(left), _as_tensor(right))
+
+
+def _as_tensor(factor: Any) -> Tensor:
+    return factor if isinstance(factor, Tensor) else torch.tensor(float(factor), dtype=torch.float64)
+
+
+def divide_constant(node: Node, left: Any, right: Any, *, rounding_mode: str | None = None) -> Tensor:
+    """Zero divided by anything is zero; a rounded quotient jumps."""
+    if rounding_mode is not None:
+        return computation_away_from_jumps(node, left, right, rounding_mode=rounding_mode)
+    return multiply_constant(node, left, 1 / right)
+
+
+def prelu_constant(node: Node, x: Tensor, weight: Tensor) -> Tensor:
+    """Positive numbers pass, others are multiplied by the slope of their channel."""
+    slope = weight
+    if weight.dim() == 1 and weight.numel() > 1:
+        slope = weight.view(-1, *(1,) * (x.dim() - 2))
+    return torch.where(x > 0, x, product(x, slope))
+
+
+def where_constant(node: Node, condition: Tensor, x: Any, other: Any) -> Tensor:
+    """The choice, or where it depends on the input a constant that both sides share."""
+    x, other = _as_tensor(x), _as_tensor(other)
+    if has_live(condition):
+        return torch.where((x == other) & torch.ones_like(condition, dtype=torch.bool), x.double(), LIVE)
+    return torch.where(condition != 0, x, other)
+
+
+def masked_fill_constant(node: Node, x: Tensor, mask: Tensor, value: Any) -> Tensor:
+    """`value` where the mask is set."""
+    return where_constant(node, mask, value, x)
+
+
+FLAGS = NoRule("it makes or changes flags, and a flag is no channel's constant; a flag that is known is computed")
+
+OPERATORS = (
+    Operator(
+        (
+            *(getattr(aten, name).default for name in (
+                "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "elu",
+                "selu", "celu", "leaky_relu", "mish", "softplus", "neg", "exp", "abs", "sqrt", "rsqrt", "erf", "square",
+                "clamp", "clamp_min", "clamp_max", "log", "sin", "cos", "reciprocal",
+            )),
+            aten.pow.Tensor_Scalar,
+        ),
+        elementwise_channels, same_computation,
+    ),
+    Operator(
+        (aten.log_sigmoid.default, aten.softshrink.default, aten.logit.default, aten.nan_to_num.default,
+         aten.rsub.Scalar, aten.pow.Scalar),
+        elementwise_channels, same_computation_where_known,
+    ),
+    Operator(
+        (aten.threshold.default, aten.hardshrink.default, aten.round.default, aten.floor.default, aten.sign.default),
+        elementwise_channels, computation_away_from_jumps,
+    ),
+    Operator((aten.round.decimals,), elementwise_channels, NoRule("its steps may be as small as a rounding error")),
+    Operator(
+        (aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default,
+         aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.contiguous.default,
+         aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other,
+         aten.type_as.default),
+        elementwise_channels, pass_value,
+    ),
+    Operator((aten.bitwise_not.default, aten.logical_not.default), elementwise_channels, FLAGS),
+    Operator(
+        (aten.add.Tensor, aten.sub.Tensor, aten.maximum.default, aten.minimum.default, aten.clamp.Tensor),
+        broadcast_channels, same_computation,
+    ),
+    Operator(
+        (aten.rsub.Tensor, aten.pow.Tensor_Tensor, aten.clamp_min.Tensor, aten.clamp_max.Tensor),
+        broadcast_channels, same_computation_where_known,
+    ),
+    Operator((aten.mul.Tensor,), broadcast_channels, multiply_constant),
+    Operator((aten.div.Tensor, aten.div.Tensor_mode), broadcast_channels, divide_constant),
+    Operator((aten.where.self,), broadcast_channels, where_constant),
+    Operator((aten.masked_fill.Scalar, aten.masked_fill.Tensor), broadcast_channels, masked_fill_constant),
+    Operator(
+        (aten.eq.Tensor, aten.lt.Tensor, aten.gt.Tensor, aten.logical_and.default, aten.logical_or.default),
+        broadcast_channels, FLAGS,
+    ),
+    Operator((aten.prelu.default, aten._prelu_kernel.default), prelu_channels, prelu_constant),
+)  # fmt: skip

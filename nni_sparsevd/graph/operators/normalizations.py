@@ -1,0 +1,222 @@
+"""Operators that normalize: with running statistics, over places, or over channels."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Node
+
+from ..equations import Equations, TrackedTensor
+from .abstract_values import compress, expand_along, is_known, live_like, make_uniform, product
+from .rows import NotCovered, Operator, operator_name
+
+aten = torch.ops.aten
+State = TrackedTensor | None
+
+
+# How channels pass.
+
+
+def batch_norm_channels(
+    equations: Equations,
+    node: Node,
+    x: TrackedTensor,
+    weight: State,
+    bias: State,
+    running_mean: State,
+    running_var: State,
+    own_statistics: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> TrackedTensor:
+    """Each channel is normalized by itself, along dimension 1."""
+    name = operator_name(node)
+    states = [state for state in (weight, bias, running_mean, running_var) if state is not None]
+    for state in states:
+        equations.equate(x.ids[1], state.ids[0], f"{name} of something that is no channel")
+    if own_statistics:  # of the tensor itself, as where a weight is standardized
+        reason = f"{name} over this axis: removing one changes the statistics of the others"
+        for ids in (x.ids[0], *x.ids[2:]):
+            equations.pin(ids, reason)
+    if not states:
+        # Nothing would be cut, so the module would go on to remember the old number of channels.
+        equations.pin(x.ids[1], f"{name} without weights keeps its number of channels")
+    return x
+
+
+def layer_norm_channels(
+    equations: Equations,
+    node: Node,
+    x: TrackedTensor,
+    normalized_shape: Sequence[int],
+    weight: State = None,
+    bias: State = None,
+    eps: float | None = None,
+    cudnn_enable: bool = True,
+) -> TrackedTensor:
+    """The statistics are taken over the channels, so these stay, unless a norm that remembers them takes its place."""
+    channels = x.ids[-1]
+    if node.meta["module"] in equations.replaceable_norms and channels is not None and len(normalized_shape) == 1:
+        for state in (weight, bias):
+            if state is not None:
+                equations.equate(channels, state.ids[0], "layer norm")
+        equations.remembering_norms.append((node, channels))
+        return x
+    first = len(x.shape) - len(normalized_shape)
+    return _pin_mixed(equations, x, range(first, len(x.shape)), (weight, bias), operator_name(node))
+
+
+def rms_norm_channels(
+    equations: Equations,
+    node: Node,
+    x: TrackedTensor,
+    normalized_shape: Sequence[int],
+    weight: State = None,
+    eps: float | None = None,
+) -> TrackedTensor:
+    """As a layer norm."""
+    return layer_norm_channels(equations, node, x, normalized_shape, weight)
+
+
+def group_norm_channels(
+    equations: Equations,
+    node: Node,
+    x: TrackedTensor,
+    num_groups: int,
+    weight: State = None,
+    bias: State = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> TrackedTensor:
+    """With one channel in each group nothing is mixed; otherwise the statistics of a group hold its channels."""
+    if num_groups != x.shape[1]:
+        return _pin_mixed(equations, x, (1,), (weight, bias), "group_norm")
+    for state in (weight, bias):
+        if state is not None:
+            equations.equate(x.ids[1], state.ids[0], "group norm")
+    if weight is None and bias is None:
+        # Nothing would be cut, so the module would go on to remember the old number of groups.
+        equations.pin(x.ids[1], "group_norm without weights keeps its number of groups")
+    return x
+
+
+def _pin_mixed(
+    equations: Equations, x: TrackedTensor, dims: Iterable[int], states: Iterable[State], name: str
+) -> TrackedTensor:
+    reason = f"{name} over the channels: removing one changes the statistics of the others"
+    for dim in dims:
+        equations.pin(x.ids[dim], reason)
+    for state in states:
+        for ids in () if state is None else state.ids:
+            equations.pin(ids, reason)
+    return x
+
+
+# How constants pass.
+
+
+def batch_norm_constant(
+    node: Node,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Any,
+    running_var: Any,
+    own_statistics: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """(x - mean) weight / sqrt(var + eps) + bias.  A weight of zero leaves the bias, whatever x is."""
+    rank = x.dim()
+    if own_statistics:
+        if is_known([x]):
+            return _standardized(node, x, weight, bias, eps)
+        running_mean, running_var = live_like(x).flatten()[:1], torch.ones(1, dtype=torch.float64)
+    scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
+    normalized = product(x - _along_channels(running_mean, rank), _along_channels(scale, rank))
+    return normalized + (0 if bias is None else _along_channels(bias, rank))
+
+
+def _standardized(node: Node, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """A known tensor normalized by its own statistics: a weight that is standardized at every forward pass."""
+    x = expand_along(node, x, *range(x.dim()))
+    size = x.shape[1]  # computed states may be stored with size 1
+    weight, bias = (None if state is None else state.expand(size) for state in (weight, bias))
+    return compress(F.batch_norm(x, None, None, weight, bias, True, 0.0, eps))
+
+
+def instance_norm_constant(
+    node: Node,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Any,
+    running_var: Any,
+    own_statistics: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """A channel that is constant over the places has the mean of itself, so it becomes the bias."""
+    if not own_statistics:
+        return batch_norm_constant(
+            node, x, weight, bias, running_mean, running_var, False, momentum, eps, cudnn_enabled
+        )
+    x = make_uniform(x, range(2, x.dim()))
+    centered = torch.where(x.isnan(), x, 0.0)
+    scaled = centered if weight is None else product(centered, _along_channels(weight, x.dim()))
+    return scaled if bias is None else scaled + _along_channels(bias, x.dim())
+
+
+def _along_channels(state: Tensor, rank: int) -> Tensor:
+    """A state of shape (channels,) along dimension 1 of a tensor of this rank."""
+    return state.view(-1, *(1,) * (rank - 2))
+
+
+def layer_norm_constant(
+    node: Node,
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float | None = None,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    """The statistics depend on the input, but a channel whose weight is zero carries its bias."""
+    if weight is None:
+        raise NotCovered("normalization without a weight")
+    return product(live_like(x), weight) + (0 if bias is None else bias)
+
+
+def rms_norm_constant(
+    node: Node, x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """As a layer norm."""
+    return layer_norm_constant(node, x, normalized_shape, weight)
+
+
+def group_norm_constant(
+    node: Node,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """As a layer norm, with weight and bias along dimension 1."""
+    weight, bias = (None if state is None else _along_channels(state, x.dim()) for state in (weight, bias))
+    return layer_norm_constant(node, x, (), weight, bias)
+
+
+OPERATORS = (
+    Operator((aten.batch_norm.default,), batch_norm_channels, batch_norm_constant),
+    Operator((aten.instance_norm.default,), batch_norm_channels, instance_norm_constant),
+    Operator((aten.layer_norm.default,), layer_norm_channels, layer_norm_constant),
+    Operator((aten.rms_norm.default,), rms_norm_channels, rms_norm_constant),
+    Operator((aten.group_norm.default,), group_norm_channels, group_norm_constant),
+)

@@ -1,0 +1,223 @@
+"""Operators that pool, resize or pad places, and rearrange them into channels: which axes keep their channels."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ..equations import Equations, TrackedTensor
+from ..links import IndexIds
+from .abstract_values import LIVE, compress, expand_along, full_shape, keep_zeros, live_like, make_uniform
+from .reshapes import split_axis
+from .rows import NoRule, NotCovered, Operator, operator_name, shape_of
+
+aten = torch.ops.aten
+PADDED_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+
+
+# How channels pass.
+
+
+def spatial_channels(
+    equations: Equations, node: Node, x: TrackedTensor, *settings: Any, **options: Any
+) -> TrackedTensor:
+    """Axes that keep their size keep their channels; an axis that is resized was none of channels."""
+    return _resized_channels(equations, x, shape_of(node))
+
+
+def _resized_channels(equations: Equations, x: TrackedTensor, shape: tuple[int, ...]) -> TrackedTensor:
+    kept: list[IndexIds | None] = []
+    for dim, ids in enumerate(x.ids):
+        same = shape[dim] == x.shape[dim]
+        if not same:
+            equations.pin(ids, "resized axis")
+        kept.append(ids if same else None)
+    return TrackedTensor(shape, tuple(kept))
+
+
+def pool_with_places_channels(
+    equations: Equations, node: Node, x: TrackedTensor, output_size: Any
+) -> list[TrackedTensor]:
+    """The largest values of each window, and where they were."""
+    return [_resized_channels(equations, x, tuple(value.shape)) for value in node.meta["val"]]
+
+
+def pad_channels(
+    equations: Equations, node: Node, x: TrackedTensor, pad: Sequence[int], *settings: Any
+) -> TrackedTensor:
+    """Padded axes have no channels, not even where one is cropped by as much and so keeps its size."""
+    kept = list(x.ids)
+    for dim in _padded_dims(len(x.shape), pad):
+        equations.pin(kept[dim], "padded axis")
+        kept[dim] = None
+    return TrackedTensor(shape_of(node), tuple(kept))
+
+
+def _padded_dims(rank: int, pad: Sequence[int]) -> list[int]:
+    """The dimensions of a tensor that `pad` changes: it has two widths for each, beginning with the last dimension."""
+    return sorted({rank - 1 - place // 2 for place, width in enumerate(pad) if width})
+
+
+def pixel_shuffle_channels(equations: Equations, node: Node, x: TrackedTensor, factor: int) -> TrackedTensor:
+    """Blocks of factor^2 channels become one channel each: all of a block leave with it, none alone."""
+    shape = shape_of(node)
+    outputs: IndexIds | None = None
+    if (inputs := x.ids[-3]) is not None:
+        outputs = equations.new_ids(shape[-3])
+        equations.link_block(inputs.reshape(shape[-3], factor**2), [outputs, None])
+    return TrackedTensor(shape, (*x.ids[:-3], outputs, None, None))
+
+
+def pixel_unshuffle_channels(equations: Equations, node: Node, x: TrackedTensor, factor: int) -> TrackedTensor:
+    """Each channel becomes factor^2 channels that live and die together."""
+    return TrackedTensor(shape_of(node), (*x.ids[:-3], repeat_ids(x.ids[-3], factor**2), None, None))
+
+
+def im2col_channels(
+    equations: Equations, node: Node, x: TrackedTensor, kernel: Sequence[int], dilation: Any, padding: Any, stride: Any
+) -> TrackedTensor:
+    """Each channel becomes one row for each place of the kernel."""
+    return TrackedTensor(shape_of(node), (*x.ids[:-3], repeat_ids(x.ids[-3], prod(kernel)), None))
+
+
+def col2im_channels(
+    equations: Equations,
+    node: Node,
+    x: TrackedTensor,
+    output_size: Any,
+    kernel: Sequence[int],
+    dilation: Any,
+    padding: Any,
+    stride: Any,
+) -> TrackedTensor:
+    """Rows are channels times places of the kernel; the places are summed up."""
+    shape = shape_of(node)
+    channels: IndexIds | None = None
+    if (rows := x.ids[-2]) is not None:
+        channels, places = split_axis(equations, rows, (shape[-3], prod(kernel)))
+        equations.pin(places, "col2im sums over it")
+    return TrackedTensor(shape, (*x.ids[:-2], channels, None, None))
+
+
+def unfold_channels(
+    equations: Equations, node: Node, x: TrackedTensor, dim: int, size: int, step: int
+) -> TrackedTensor:
+    """Windows along one axis, with a new last axis for the places in a window."""
+    if not x.shape:
+        raise NotCovered("unfold of a number")
+    equations.pin(x.ids[dim], "unfold of the channels")
+    kept = list(x.ids)
+    kept[dim] = None
+    return TrackedTensor(shape_of(node), (*kept, None))
+
+
+def repeat_ids(ids: IndexIds | None, times: int) -> IndexIds | None:
+    """Each id `times` times in a row: the copies live and die together."""
+    return None if ids is None else np.repeat(ids, times)
+
+
+# How constants pass.
+
+
+def _make_places_uniform(node: Node, x: Tensor) -> Tensor:
+    """Size 1 along the places, which are the last one, two or three dimensions, as the operator's name says."""
+    name = operator_name(node)
+    places = next(int(digit) for digit in name if digit.isdigit())
+    return make_uniform(x, range(x.dim() - places, x.dim()))
+
+
+def resized_constant(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor:
+    """A window or an interpolation over equal values gives that value."""
+    return _make_places_uniform(node, x)
+
+
+def average_pool_constant(
+    node: Node,
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """An average over equal values is that value, unless zeros of the padding count or the divisor is another."""
+    x = _make_places_uniform(node, x)
+    pads = any(padding if isinstance(padding, list | tuple) else [padding])
+    if divisor_override is not None or (pads and count_include_pad):
+        return keep_zeros(x)
+    return x
+
+
+def pool_with_places_constant(node: Node, x: Tensor, output_size: Any) -> list[Tensor]:
+    """The largest of equal values is that value; where it was found is not told."""
+    return [_make_places_uniform(node, x), live_like(node.meta["val"][1])]
+
+
+def pad_constant(
+    node: Node, x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Tensor:
+    """What equals the padding, or is padded with itself, stays what it is."""
+    padded_dims = _padded_dims(x.dim(), pad)
+    x = make_uniform(x, padded_dims)
+    if not padded_dims or mode != "constant":
+        return x
+    return torch.where(x == (value or 0.0), x, LIVE)
+
+
+def constant_pad_constant(node: Node, x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
+    """As `pad`."""
+    return pad_constant(node, x, pad, "constant", value)
+
+
+def pixel_shuffle_constant(node: Node, x: Tensor, factor: int) -> Tensor:
+    """A block of channels that share a constant becomes a channel of that constant."""
+    x = expand_along(node, make_uniform(x, (x.dim() - 2, x.dim() - 1)), -3)
+    blocks = x.reshape(*x.shape[:-3], x.shape[-3] // factor**2, factor**2)
+    return compress(make_uniform(blocks, [blocks.dim() - 1]).unsqueeze(-1))
+
+
+def pixel_unshuffle_constant(node: Node, x: Tensor, factor: int) -> Tensor:
+    """A constant channel becomes factor^2 channels of that constant."""
+    x = expand_along(node, make_uniform(x, (x.dim() - 2, x.dim() - 1)), -3)
+    return compress(x.repeat_interleave(factor**2, -3))
+
+
+def im2col_constant(node: Node, x: Tensor, kernel: Sequence[int], dilation: Any, padding: Any, stride: Any) -> Tensor:
+    """A constant channel becomes rows of that constant, unless zeros are padded around it."""
+    x = expand_along(node, make_uniform(x, (x.dim() - 2, x.dim() - 1)), -3).squeeze(-1)
+    if any(padding if isinstance(padding, list | tuple) else [padding]):
+        x = keep_zeros(x)
+    return compress(x.repeat_interleave(prod(kernel), -2))
+
+
+def unfold_constant(node: Node, x: Tensor, dim: int, size: int, step: int) -> Tensor:
+    """A window over equal values has that value everywhere."""
+    return make_uniform(x, [dim % len(full_shape(node))]).unsqueeze(-1)
+
+
+OPERATORS = (
+    Operator(
+        (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, aten.adaptive_avg_pool1d.default,
+         aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default, aten.upsample_nearest1d.vec,
+         aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec, aten.upsample_linear1d.vec,
+         aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec, aten.upsample_trilinear3d.vec),
+        spatial_channels, resized_constant,
+    ),
+    Operator(PADDED_POOLS, spatial_channels, average_pool_constant),
+    Operator((aten.adaptive_max_pool2d.default,), pool_with_places_channels, pool_with_places_constant),
+    Operator((aten.pad.default,), pad_channels, pad_constant),
+    Operator((aten.constant_pad_nd.default,), pad_channels, constant_pad_constant),
+    Operator((aten.pixel_shuffle.default,), pixel_shuffle_channels, pixel_shuffle_constant),
+    Operator((aten.pixel_unshuffle.default,), pixel_unshuffle_channels, pixel_unshuffle_constant),
+    Operator((aten.im2col.default,), im2col_channels, im2col_constant),
+    Operator(
+        (aten.col2im.default,), col2im_channels,
+        NoRule("a place sums as many windows as overlap there, which differs from place to place"),
+    ),
+    Operator((aten.unfold.default,), unfold_channels, unfold_constant),
+)  # fmt: skip

@@ -1,0 +1,34 @@
+"""The table of operators: one row for each operator of PyTorch that anything is known of."""
+
+from typing import Any
+
+from . import attention, contractions, elementwise, normalizations, pieces, reductions, reshapes, spatial
+from .rows import ChannelRule, ConstantRule, NoRule, Operator
+
+FAMILIES = (contractions, attention, normalizations, elementwise, reshapes, pieces, reductions, spatial)
+
+
+def _rows_by_target() -> dict[Any, Operator]:
+    rows: dict[Any, Operator] = {}
+    for family in FAMILIES:
+        for operator in family.OPERATORS:
+            for target in operator.targets:
+                if target in rows:
+                    raise ValueError(f"{target} has two rows in the table of operators; the second is in {family}")
+                rows[target] = operator
+    return rows
+
+
+OPERATORS: dict[Any, Operator] = _rows_by_target()
+
+
+def find_channel_rule(target: Any) -> ChannelRule | None:
+    """How channels pass through an operator; None where nothing is known."""
+    operator = OPERATORS.get(target)
+    return None if operator is None or isinstance(operator.channel_rule, NoRule) else operator.channel_rule
+
+
+def find_constant_rule(target: Any) -> ConstantRule | None:
+    """How constants pass through an operator; None where nothing is known."""
+    operator = OPERATORS.get(target)
+    return None if operator is None or isinstance(operator.constant_rule, NoRule) else operator.constant_rule
