@@ -1,7 +1,7 @@
 """Coupled channel groups of known networks against groups written by hand, and what pins a channel."""
 
-import importlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from nni_sparsevd import channel_graph
 from nni_sparsevd.errors import TraceError
-from nni_sparsevd.graph import ChannelGraph
+from nni_sparsevd.graph import ChannelGraph, NotCovered
+from nni_sparsevd.graph.operators import OPERATORS
 
 IMAGE = torch.zeros(2, 3, 8, 8)
 
@@ -234,17 +235,84 @@ def test_groups_come_in_the_order_of_writing_and_do_not_overlap() -> None:
     assert [g.name for g in groups if g.pinned] == ["fc"]
 
 
-def test_an_operator_called_in_a_way_that_its_rule_does_not_know_pins_what_enters_it() -> None:
-    model = Net(lambda m, x: m.last(torch.nn.functional.pad(m.first(x), (0, 0)).mean((2, 3))).mul(torch.ones(2)),
+def padded_network() -> Net:
+    return Net(lambda m, x: m.last(F.pad(m.first(x), (0, 0)).mean((2, 3))).mul(torch.ones(2)),
+               first=nn.Conv2d(3, 4, 1), last=nn.Linear(4, 2))  # fmt: skip
+
+
+def plant_rule(monkeypatch: pytest.MonkeyPatch, rule: Callable[..., object]) -> None:
+    """Give `pad` another channel rule."""
+    pad = torch.ops.aten.pad.default
+    monkeypatch.setitem(OPERATORS, pad, replace(OPERATORS[pad], channel_rule=rule))
+
+
+def test_a_call_outside_a_rules_signature_pins_what_enters_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_rule(monkeypatch, lambda equations, node, x: x)
+    reason = account(channel_graph(padded_network(), IMAGE))["first"][2]
+    assert reason is not None and reason.startswith("pad is called in a way that its rule does not cover: too many")
+
+
+def test_a_case_that_a_rule_does_not_cover_pins_with_the_rules_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rule(equations: object, node: object, x: object, *settings: object) -> object:
+        raise NotCovered("pad on a Tuesday")
+
+    plant_rule(monkeypatch, rule)
+    assert account(channel_graph(padded_network(), IMAGE))["first"][2] == "pad on a Tuesday"
+
+
+@pytest.mark.parametrize("error", [AttributeError, TypeError, KeyError, IndexError, ValueError, AssertionError])
+def test_a_mistake_in_a_rule_reaches_the_user(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def rule(equations: object, node: object, x: object, *settings: object) -> object:
+        raise error("a typo")
+
+    plant_rule(monkeypatch, rule)
+    with pytest.raises(error, match="a typo"):
+        channel_graph(padded_network(), IMAGE)
+
+
+UNCOVERED = {
+    "an image without a batch": (lambda m, x: m.first(x[0])[None], "conv2d of an input without a batch dimension"),
+    "a vector": (lambda m, x: m.first(x)[0, :, 0, 0] @ torch.ones(8), "matmul with a vector"),
+    "flags": (
+        lambda m, x: m.first(x) + m.first.bias[torch.ones(8, dtype=torch.bool)].view(8, 1, 1),
+        "index by flags, or by nothing",
+    ),
+    "separate axes": (lambda m, x: m.first(x)[torch.tensor([0]), :, torch.tensor([1])], "that are not neighbors"),
+    "all elements": (lambda m, x: m.first(x).repeat_interleave(2), "repeat_interleave of all elements"),
+    "nothing": (lambda m, x: m.first(x)[:, :, :0].reshape(2, 8, 0), "reshape of a tensor without elements"),
+    "an old cat": (lambda m, x: torch.cat([m.first(x), torch.zeros(0)], 1), "cat of tensors of different ranks"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNCOVERED)
+def test_cases_that_no_rule_covers_pin_with_their_reason(case: str) -> None:
+    forward, reason = UNCOVERED[case]
+    (group,) = channel_graph(Net(forward, first=nn.Conv2d(3, 8, 1)), IMAGE).groups
+    assert group.pinned is not None and reason in group.pinned
+
+
+def test_the_largest_values_of_windows_keep_their_channels() -> None:
+    model = Net(lambda m, x: m.last(F.adaptive_max_pool2d(m.first(x), 1).flatten(1)),
                 first=nn.Conv2d(3, 4, 1), last=nn.Linear(4, 2))  # fmt: skip
-    rules = importlib.import_module("nni_sparsevd.graph.rules")
-    before = rules.RULES[torch.ops.aten.pad.default]
-    rules.RULES[torch.ops.aten.pad.default] = lambda eq, node, x: x
-    try:
-        found = account(channel_graph(model, IMAGE))
-    finally:
-        rules.RULES[torch.ops.aten.pad.default] = before
-    assert found["first"][2] == "pad is called in a way that its rule does not know"
+    assert account(channel_graph(model, IMAGE))["first"][2] is None
+
+
+def test_a_norm_with_its_default_order_keeps_its_channels() -> None:
+    model = Net(lambda m, x: m.last(torch.ops.aten.linalg_vector_norm(m.first(x), 2, [2, 3])),
+                first=nn.Conv2d(3, 4, 1), last=nn.Linear(4, 2))  # fmt: skip
+    assert account(channel_graph(model, IMAGE))["first"][2] is None
+
+
+def test_a_bound_of_its_own_for_each_channel_is_coupled() -> None:
+    model = Net(lambda m, x: m.last(torch.clamp_min(m.first(x), m.bound.weight.view(4, 1, 1))),
+                first=nn.Conv2d(3, 4, 1), last=nn.Conv2d(4, 2, 1), bound=nn.Linear(1, 4))  # fmt: skip
+    assert ("bound.weight", 0) in channel_graph(model, IMAGE).groups[0].axes
+
+
+def test_padding_that_shifts_the_channels_pins_them() -> None:
+    model = Net(lambda m, x: m.last(F.pad(m.first(x), (0, 0, 0, 0, 1, -1))),
+                first=nn.Conv2d(3, 4, 1), last=nn.Conv2d(4, 2, 1))  # fmt: skip
+    assert account(channel_graph(model, IMAGE))["first"][2] == "padded axis"
 
 
 def test_a_forward_that_writes_to_its_buffers_and_looks_at_values_changes_nothing() -> None:

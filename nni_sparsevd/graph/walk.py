@@ -94,9 +94,11 @@ class Walk:
         except NotCovered as uncovered:
             self._pin_all((arguments, options), uncovered.reason)
             self.values[node] = _unknown_result(node.meta["val"])
-            return
-        if node.target in READERS:
-            self._record_reader(node, arguments)
+        else:
+            if node.target in READERS:
+                self._record_reader(node, arguments)
+        if node.target in READERS:  # also one that is not covered: its channels are a group, which says why they stay
+            self._record_writer(node)
 
     def _apply_rule(self, node: Node, arguments: Any, options: Any) -> Any:
         rule, name = find_channel_rule(node.target), operator_name(node)
@@ -121,8 +123,10 @@ class Walk:
             self.last_writers |= self._sources[node]
             if inputs is not None:
                 self.readings.append(Reading(node, inputs, name, self._find_bias(node, name)))
+
+    def _record_writer(self, node: Node) -> None:
         # A weight that is computed from a parameter, as a standardized one, is written along that parameter's axis.
-        weight_name = name or f"{node.meta['module']}.weight"
+        weight_name = self._recorded.state(node.args[1]) or f"{node.meta['module']}.weight"
         axis = (weight_name, 1 if node.target in TRANSPOSED else 0)
         if axis in self.equations.axes:
             self.writers[node] = axis, *self._find_gate_site(node, weight_name)

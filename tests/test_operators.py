@@ -1,0 +1,142 @@
+"""The table of operators: each row has a rule for channels and a rule for constants, or says why not."""
+
+import inspect
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from nni_sparsevd.graph import NotCovered, call_rule
+from nni_sparsevd.graph.operators import LIVE, OPERATORS, NoRule, Operator
+from nni_sparsevd.graph.operators.elementwise import broadcast_channels, elementwise_channels, pass_value
+
+aten = torch.ops.aten
+GRID = torch.linspace(-3.1, 3.3, 37, dtype=torch.float64).view(1, 37, 1, 1)
+POSITIVE = (GRID + 3.5) / 7
+"""Between 0 and 1, for operators that take no other numbers."""
+SETTINGS: dict[str, tuple[object, ...]] = {
+    "hardtanh": (-0.5, 0.4),
+    "leaky_relu": (0.2,),
+    "clamp": (-0.5, 0.4),
+    "clamp_min": (-0.5,),
+    "clamp_max": (0.4,),
+    "threshold": (0.2, 7.0),
+    "rsub": (0.4,),
+    "pow": (3,),
+}
+SECOND = {aten.clamp_min.Tensor, aten.clamp_max.Tensor, aten.rsub.Tensor}
+DOMAIN = {"sqrt", "rsqrt", "log", "logit"}
+
+
+def name_of(target: object) -> str:
+    return str(target).removeprefix("aten.")
+
+
+ROWS = {name_of(target): (target, row) for target, row in OPERATORS.items()}
+FOLLOWED = [
+    name
+    for name, (_, row) in ROWS.items()
+    if row.channel_rule is elementwise_channels and not isinstance(row.constant_rule, NoRule)
+]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_an_operator_has_both_rules_or_says_why_not(name: str) -> None:
+    target, row = ROWS[name]
+    assert isinstance(row, Operator) and target in row.targets
+    for rule in (row.channel_rule, row.constant_rule):
+        assert len(rule.because) > 20 if isinstance(rule, NoRule) else inspect.getdoc(rule)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rules_take_what_the_operator_is_called_with(name: str) -> None:
+    """The arguments of PyTorch's own schema fit the signatures, so that no ordinary call is uncovered."""
+    target, row = ROWS[name]
+    arguments = target._schema.arguments
+    by_place = [argument.name for argument in arguments if not argument.kwarg_only]
+    by_name = {argument.name: None for argument in arguments if argument.kwarg_only}
+    least = [argument.name for argument in arguments if not argument.kwarg_only and not argument.has_default_value()]
+    for rule, own in ((row.channel_rule, ("equations", "node")), (row.constant_rule, ("node",))):
+        if not isinstance(rule, NoRule):
+            inspect.signature(rule).bind(*own, *least)
+            inspect.signature(rule).bind(*own, *by_place, **only_taken(target, rule, by_name))
+
+
+def only_taken(target: object, rule: object, options: dict[str, None]) -> dict[str, None]:
+    """Options that PyTorch passes on: those with a default of None are left out where nobody gives them."""
+    return {} if target in (aten.repeat_interleave.self_int,) else dict(options) if takes_options(rule) else {}
+
+
+def takes_options(rule: object) -> bool:
+    kinds = {parameter.kind for parameter in inspect.signature(rule).parameters.values()}  # type: ignore[arg-type]
+    return bool(kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.KEYWORD_ONLY})
+
+
+def test_the_elementwise_family_agrees() -> None:
+    """Where channels pass element by element, constants follow, but for flags and steps of any size."""
+    family = [
+        (name, row) for name, (_, row) in ROWS.items() if row.channel_rule in (elementwise_channels, broadcast_channels)
+    ]
+    without = {name for name, row in family if isinstance(row.constant_rule, NoRule)}
+    assert len(family) > 60
+    assert without == {
+        "bitwise_not.default", "logical_not.default", "round.decimals", "eq.Tensor", "lt.Tensor", "gt.Tensor",
+        "logical_and.default", "logical_or.default",
+    }  # fmt: skip
+
+
+def call_node(target: object) -> Node:
+    """A node that runs `target` on a tensor of the grid's shape."""
+    graph = Graph()
+    node = graph.call_function(target, (graph.placeholder("x"),))  # type: ignore[arg-type]
+    for each in graph.nodes:
+        each.meta["val"] = torch.empty(GRID.shape, dtype=torch.float64, device="meta")
+    return node
+
+
+def arguments_of(target: object) -> tuple[object, ...]:
+    name = name_of(target).split(".")[0]
+    x = POSITIVE if name in DOMAIN else GRID
+    if target == aten.pow.Scalar:
+        return 2.5, x
+    return (x, *SETTINGS.get(name, ()))
+
+
+def computed(target: object, arguments: tuple[object, ...]) -> Tensor:
+    """What PyTorch computes; dropout in evaluation, and moves to a type or device, change nothing."""
+    if OPERATORS[target].constant_rule is pass_value:
+        return GRID
+    result: Tensor = target(*arguments)  # type: ignore[operator]
+    return result
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_an_elementwise_rule_gives_what_pytorch_computes_and_keeps_what_is_live(name: str) -> None:
+    target, row = ROWS[name]
+    arguments = arguments_of(target)
+    expected = computed(target, arguments)
+    found = call_rule(row.constant_rule, name, call_node(target), *arguments)
+    known = ~found.isnan()
+    assert known.float().mean() > 0.9  # all but constants at a jump
+    torch.testing.assert_close(found[known], expected[known], rtol=0, atol=0)
+    live = tuple(torch.full_like(GRID, LIVE) if isinstance(argument, Tensor) else argument for argument in arguments)
+    assert call_rule(row.constant_rule, name, call_node(target), *live).isnan().all()
+
+
+def test_one_operator_has_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nni_sparsevd.graph.operators import elementwise, table
+
+    monkeypatch.setattr(elementwise, "OPERATORS", elementwise.OPERATORS * 2)
+    with pytest.raises(ValueError, match=r"aten.relu.default has two rows in the table of operators"):
+        table._rows_by_target()
+
+
+def test_a_call_is_compared_with_the_signature_before_it_is_made() -> None:
+    def rule(node: str, x: int) -> int:
+        raise TypeError(node)
+
+    with pytest.raises(NotCovered, match="relu is called in a way that its rule does not cover: missing"):
+        call_rule(rule, "relu", "node")
+    with pytest.raises(TypeError, match=r"^node$"):
+        call_rule(rule, "relu", "node", 1)
