@@ -1,16 +1,13 @@
-"""Sparse VD for NNI 3.0, which this import also makes work on today's PyTorch: `enable()`, undone by `disable()`."""
+"""Sparse VD for NNI 3.0: a pruner, an exact speedup, and repairs that make NNI work on today's PyTorch.
 
-import nni.compression.pruning
+Importing this package changes nothing in NNI.  The first `SparseVDPruner` applies the repairs, or an explicit
+`enable()`; `disable()` undoes them.
+"""
 
 from ...regularize import SparseVDSettings
 from .compatibility import disable, enable
 from .exact import ExactSpeedup, save_masks
 from .graph import trace
-from .posteriors import register_apply_methods
 from .pruner import SparseVDPruner
 
 __all__ = ["ExactSpeedup", "SparseVDPruner", "SparseVDSettings", "disable", "enable", "save_masks", "trace"]
-
-enable()
-register_apply_methods()
-nni.compression.pruning.SparseVDPruner = SparseVDPruner  # found where NNI's own pruners are found

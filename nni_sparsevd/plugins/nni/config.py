@@ -1,6 +1,6 @@
 """NNI's config_list, checked before anything happens: every message names the entry, the key, and what to write.
 
-NNI's own checks say neither, and let through what selects nothing or fails deep inside a pruner.
+NNI's own checks name neither entry nor key, and let through what selects nothing or fails deep inside a pruner.
 """
 
 import difflib
@@ -15,9 +15,12 @@ from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
 
 from ...errors import SettingError
-from .entries import Entry, Target, parsed, parts
+from .entries import Entry, Target, parse_entry, places_and_targets
 
 ACTIVATIONS = ("_input_", "_output_")
+"""How NNI begins the names of targets that are no parameters."""
+Ratios = dict[tuple[str, object], tuple[str, float]]
+"""(kind of group, group id) -> (place in the config_list that gave a ratio first, the ratio)."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,12 @@ class Selected:
     """A target that an entry selects, with all that NNI will know of it."""
 
     where: str
+    """The entry, as messages name it: config_list[0]."""
     module: str
     target: str
     setting: dict[str, Any]
     value: Any
+    """The parameter; None where the module has none of this name, such as a bias."""
 
     @property
     def name(self) -> str:
@@ -37,35 +42,51 @@ class Selected:
 
 
 def check_config(model: nn.Module, config_list: Any) -> None:
-    """Raise `SettingError` for the first thing in `config_list` (in today's keys) that cannot mean what it says."""
+    """Check that a config_list selects something and means what it says.
+
+    Args:
+        model: The network that the entries select from.
+        config_list: Entries in the keys of NNI 3.
+
+    Raises:
+        SettingError: The first thing that cannot mean what it says.
+    """
     if not isinstance(config_list, list | tuple):
         raise SettingError(f"config_list: a list of dictionaries, found {type(config_list).__name__}")
-    ratios: dict[tuple[str, object], tuple[str, float]] = {}
-    everything: list[Selected] = []
-    for index, given in enumerate(config_list):
-        where = f"config_list[{index}]"
-        entry = parsed(where, given)
-        _check_selection(where, entry, model)
-        modules, public, _ = select_modules_by_config(model, dict(given))
-        if not modules:
-            keys = ", ".join(f"{key}={given[key]}" for key in given if key.startswith(("op_", "exclude_")))
-            raise SettingError(f"{where}: selects no module of {type(model).__name__}: {keys}")
-        for part, target in parts(where, entry):
-            for kind in ("dependency_group_id", "global_group_id"):
-                _check_ratio(part, target, kind, ratios)
-        for name in sorted(modules):
-            everything += _targets(where, entry, name, modules[name], dict(public))
-    for selected in everything:
-        _check_granularity(selected)
-        _check_align(selected, model, {other.module for other in everything})
-    _check_dependencies(everything)
+    ratios: Ratios = {}
+    selected: list[Selected] = []
+    for index, raw_entry in enumerate(config_list):
+        selected += _check_entry(f"config_list[{index}]", raw_entry, model, ratios)
+    module_names = {target.module for target in selected}
+    for target in selected:
+        _check_granularity(target)
+        _check_align(target, model, module_names)
+    _check_dependencies(selected)
 
 
-def _check_ratio(where: str, target: Target, kind: str, seen: dict[tuple[str, object], tuple[str, float]]) -> None:
+def _check_entry(where: str, raw_entry: Any, model: nn.Module, ratios: Ratios) -> list[Selected]:
+    """Check one entry by itself, and its ratios with those of earlier entries; returns what it selects."""
+    entry = parse_entry(where, raw_entry)
+    _check_selection(where, entry, model)
+    modules, public_keys, _ = select_modules_by_config(model, dict(raw_entry))
+    if not modules:
+        keys = [f"{key}={raw_entry[key]}" for key in raw_entry if key.startswith(("op_", "exclude_"))]
+        raise SettingError(f"{where}: selects no module of {type(model).__name__}: {', '.join(keys)}")
+    for place, target in places_and_targets(where, entry):
+        for kind in ("dependency_group_id", "global_group_id"):
+            _check_ratio(place, target, kind, ratios)
+    selected: list[Selected] = []
+    for name in sorted(modules):
+        selected += _select_targets(where, entry, name, modules[name], dict(public_keys))
+    return selected
+
+
+def _check_ratio(where: str, target: Target, kind: str, ratios: Ratios) -> None:
+    """All members of a group must ask for the same ratio."""
     group = getattr(target, kind)
     if group is None or target.sparse_ratio is None:
         return
-    first, ratio = seen.setdefault((kind, group), (where, target.sparse_ratio))
+    first, ratio = ratios.setdefault((kind, group), (where, target.sparse_ratio))
     if ratio != target.sparse_ratio:
         raise SettingError(
             f"{where}.sparse_ratio: {target.sparse_ratio}, but {first} asks for {ratio} in the same {kind} {group!r}"
@@ -73,14 +94,15 @@ def _check_ratio(where: str, target: Target, kind: str, seen: dict[tuple[str, ob
 
 
 def _check_selection(where: str, entry: Entry, model: nn.Module) -> None:
+    """The keys that select must name modules that exist, and hold regular expressions that compile."""
     if not (entry.op_types or entry.op_names or entry.op_names_re):
         raise SettingError(f"{where}: needs at least one of op_types, op_names, op_names_re")
-    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    module_names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for key in ("op_names", "exclude_op_names"):
         for name in getattr(entry, key) or ():
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 3)
-                hint = f"; did you mean {', '.join(near)}?" if near else ""
+            if name not in module_names:
+                similar = difflib.get_close_matches(name, module_names, 3)
+                hint = f"; did you mean {', '.join(similar)}?" if similar else ""
                 raise SettingError(f"{where}.{key}: {type(model).__name__} has no module {name!r}{hint}")
     for key in ("op_names_re", "exclude_op_names_re"):
         for pattern in getattr(entry, key) or ():
@@ -90,8 +112,24 @@ def _check_selection(where: str, entry: Entry, model: nn.Module) -> None:
                 raise SettingError(f"{where}.{key}: {pattern!r} is no regular expression: {error}") from None
 
 
-def _targets(where: str, entry: Entry, name: str, module: nn.Module, public: dict[str, Any]) -> Iterator[Selected]:
+def _select_targets(
+    where: str, entry: Entry, name: str, module: nn.Module, public_keys: dict[str, Any]
+) -> Iterator[Selected]:
     """The parameters of a module that an entry selects."""
+    _check_target_names(where, entry, name, module)
+    try:
+        settings = PruningSetting.get(module, public_keys)
+    except KeyError as error:
+        kind = type(module).__name__
+        raise SettingError(f"{where}.target_names: NNI does not know how to prune {error} of {kind} {name!r}") from None
+    for target, setting in settings.items():
+        if not target.startswith(ACTIVATIONS):
+            yield Selected(where, name, target, setting, getattr(module, target))
+        elif setting.get("sparse_ratio") is not None or setting.get("sparse_threshold") is not None:
+            raise SettingError(f"{where}: {target} of {name!r}: only parameters carry a posterior, not activations")
+
+
+def _check_target_names(where: str, entry: Entry, name: str, module: nn.Module) -> None:
     kind = type(module).__name__
     if kind not in PruningSetting.registry:
         raise SettingError(
@@ -101,78 +139,75 @@ def _targets(where: str, entry: Entry, name: str, module: nn.Module, public: dic
     known = {**PruningSetting.registry[kind], **(entry.target_settings or {})}
     for target in entry.target_names or ():
         if target not in known and not target.startswith(ACTIVATIONS):
-            names = ", ".join(known)
-            raise SettingError(f"{where}.target_names: {kind} {name!r} has no target {target!r}; it has {names}")
+            raise SettingError(
+                f"{where}.target_names: {kind} {name!r} has no target {target!r}; it has {', '.join(known)}"
+            )
     for target in known:
         if not target.startswith(ACTIVATIONS) and not hasattr(module, target):
             raise SettingError(f"{where}.target_settings: {kind} {name!r} has no attribute {target!r}")
-    try:
-        settings = PruningSetting.get(module, public)
-    except KeyError as error:
-        raise SettingError(f"{where}.target_names: NNI does not know how to prune {error} of {kind} {name!r}") from None
-    for target, setting in settings.items():
-        if not target.startswith(ACTIVATIONS):
-            yield Selected(where, name, target, setting, getattr(module, target))
-        elif setting.get("sparse_ratio") is not None or setting.get("sparse_threshold") is not None:
-            raise SettingError(f"{where}: {target} of {name!r}: only parameters carry a posterior, not activations")
 
 
-def _check_granularity(one: Selected) -> None:
-    granularity = one.setting.get("granularity")
-    if not isinstance(one.value, Tensor):
+def _check_granularity(selected: Selected) -> None:
+    """The blocks must tile the parameter."""
+    if not isinstance(selected.value, Tensor):
         return
-    where, shape = f"{one.where}.granularity", tuple(one.value.shape)
+    granularity = selected.setting.get("granularity")
+    where, shape = f"{selected.where}.granularity", tuple(selected.value.shape)
     if granularity == "per_channel":
-        raise SettingError(f"{where}: per_channel is for activations; {one.name} wants out_channel or in_channel")
+        raise SettingError(f"{where}: per_channel is for activations; {selected.name} wants out_channel or in_channel")
     if granularity == "in_channel" and len(shape) < 2:
-        raise SettingError(f"{where}: {one.name} of shape {shape} has no input channels")
+        raise SettingError(f"{where}: {selected.name} of shape {shape} has no input channels")
     try:
-        _block_shape(granularity, one.value)
+        _count_blocks(granularity, selected.value)
     except (AssertionError, ValueError, RuntimeError, IndexError, ZeroDivisionError):
-        raise SettingError(f"{where}: blocks of {granularity} do not tile {one.name} of shape {shape}") from None
+        raise SettingError(f"{where}: blocks of {granularity} do not tile {selected.name} of shape {shape}") from None
 
 
-def _block_shape(granularity: Any, value: Tensor) -> tuple[int, ...]:
-    """How many blocks there are along each dimension."""
+def _count_blocks(granularity: Any, value: Tensor) -> tuple[int, ...]:
+    """How many blocks there are along each dimension; whatever NNI's `Scaling` raises where they do not tile."""
     if granularity in (None, "default", "out_channel"):
         scaler = Scaling([1], "back", -1)
     elif granularity == "in_channel":
         scaler = Scaling([-1, 1], "back", -1)
     else:
-        whole = all(isinstance(item, int) for item in granularity)
-        scaler = Scaling(*((granularity,) if whole else granularity))
+        # A block, [2, 2], or the arguments of `Scaling`, ([2, 2], "front").
+        is_block = all(isinstance(item, int) for item in granularity)
+        scaler = Scaling(granularity) if is_block else Scaling(*granularity)
         scaler.validate(value.detach())
     return tuple(scaler.shrink(value.detach(), keepdim=True).shape)
 
 
-def _check_align(one: Selected, model: nn.Module, selected: set[str]) -> None:
-    align = one.setting.get("align")
-    if align is None or one.value is None:
+def _check_align(selected: Selected, model: nn.Module, module_names: set[str]) -> None:
+    """`align` must take its mask from dimensions of a parameter that an entry selects."""
+    align = selected.setting.get("align")
+    if align is None or selected.value is None:
         return
-    owner = one.module if align["module_name"] is None else align["module_name"]
+    where = f"{selected.where}.align"
+    owner = selected.module if align["module_name"] is None else align["module_name"]
+    source_name = f"{owner}.{align['target_name']}"
     try:
         source = getattr(model.get_submodule(owner), align["target_name"])
     except AttributeError:
-        raise SettingError(f"{one.where}.align: {type(model).__name__} has no {owner}.{align['target_name']}") from None
-    if owner not in selected:
-        raise SettingError(f"{one.where}.align: no entry selects {owner!r}, so it has no mask to take over")
-    outside = [dim for dim in align["dims"] if isinstance(source, Tensor) and not -source.dim() <= dim < source.dim()]
-    if outside:
-        shape = tuple(source.shape)
-        raise SettingError(f"{one.where}.align.dims: {outside} of {owner}.{align['target_name']}, shape {shape}")
+        raise SettingError(f"{where}: {type(model).__name__} has no {source_name}") from None
+    if owner not in module_names:
+        raise SettingError(f"{where}: no entry selects {owner!r}, so it has no mask to take over")
+    if isinstance(source, Tensor):
+        outside = [dim for dim in align["dims"] if not -source.dim() <= dim < source.dim()]
+        if outside:
+            raise SettingError(f"{where}.dims: {outside} of {source_name}, shape {tuple(source.shape)}")
 
 
-def _check_dependencies(everything: list[Selected]) -> None:
-    """All members of a dependency group lose the same blocks, so they must have the same."""
+def _check_dependencies(selected: list[Selected]) -> None:
+    """All members of a dependency group lose the same blocks, so they must have the same number of blocks."""
     first: dict[object, tuple[str, tuple[int, ...]]] = {}
-    for one in everything:
-        group = one.setting.get("dependency_group_id")
-        if group is None or one.setting.get("align") is not None or not isinstance(one.value, Tensor):
+    for target in selected:
+        group = target.setting.get("dependency_group_id")
+        if group is None or target.setting.get("align") is not None or not isinstance(target.value, Tensor):
             continue
-        shape = _block_shape(one.setting.get("granularity"), one.value)
-        name, expected = first.setdefault(group, (one.name, shape))
-        if shape != expected:
+        counts = _count_blocks(target.setting.get("granularity"), target.value)
+        name, expected = first.setdefault(group, (target.name, counts))
+        if counts != expected:
             raise SettingError(
-                f"{one.where}.dependency_group_id: {one.name} has {shape} blocks and {name} has {expected}, so they "
-                f"cannot lose the same, as members of the group {group!r} must"
+                f"{target.where}.dependency_group_id: {target.name} has {counts} blocks and {name} has {expected}, so "
+                f"they cannot lose the same blocks, as members of the group {group!r} must"
             )

@@ -13,9 +13,11 @@ from ...settings import Settings, describe_validation_error
 Names = Annotated[list[StrictStr], MinLen(1)]
 Block = list[StrictInt]
 Granularity = (
-    Literal["default", "in_channel", "out_channel", "per_channel"] | Block | tuple[Block, Literal["front", "back"]]
+    Literal["default", "in_channel", "out_channel", "per_channel"]
+    | Block
+    | tuple[Block, Literal["front", "back"]]
+    | tuple[Block, Literal["front", "back"], StrictInt]
 )
-Granularity |= tuple[Block, Literal["front", "back"], StrictInt]
 
 
 class Align(Settings):
@@ -27,7 +29,7 @@ class Align(Settings):
 
 
 class Target(Settings):
-    """What NNI lets one say of one target, or of all targets of an entry."""
+    """The keys that NNI knows for one target, or for all targets of an entry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,35 +58,52 @@ class Entry(Target):
     target_settings: dict[str, Target] | None = None
 
 
-def parsed(where: str, given: Any) -> Entry:
-    """The entry; raises `SettingError` that names each bad key, with `where` in front."""
-    if not isinstance(given, dict):
-        raise SettingError(f"{where}: a dictionary, found {given!r}")
-    for key, value in given.items():
+def parse_entry(where: str, raw_entry: Any) -> Entry:
+    """Check the keys and values of one entry.
+
+    Args:
+        where: The entry's place, as messages name it: config_list[0].
+        raw_entry: What the user wrote.
+
+    Raises:
+        SettingError: A key or value is not what NNI takes.  One line for each.
+    """
+    if not isinstance(raw_entry, dict):
+        raise SettingError(f"{where}: a dictionary, found {raw_entry!r}")
+    for key, value in raw_entry.items():
         if value is None:
             raise SettingError(f"{where}.{key}: None; leave the key out")
     try:
-        entry = Entry.model_validate(given)
+        entry = Entry.model_validate(raw_entry)
     except ValidationError as error:
-        wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["type"] == "extra_forbidden"}
-        near = [f"{key}: did you mean {match[0]}?" for key in sorted(wrong)
-                if (match := difflib.get_close_matches(key, Entry.model_fields, 1))]  # fmt: skip
-        known = [] if not wrong else [f"known keys: {', '.join(Entry.model_fields)}"]
-        lines = [f"{where}.{line}" for line in dict.fromkeys(describe_validation_error(error).splitlines())]
-        raise SettingError("\n".join([*lines, *near, *known])) from None
-    for part, target in parts(where, entry):
-        _check_numbers(part, target)
+        raise SettingError(_explain(where, error)) from None
+    for place, target in places_and_targets(where, entry):
+        _check_numbers(place, target)
     return entry
 
 
-def parts(where: str, entry: Entry) -> Iterator[tuple[str, Target]]:
-    """What an entry says of all targets, and of single ones, each with its place."""
+def _explain(where: str, error: ValidationError) -> str:
+    """One line for each problem; for keys that do not exist also the nearest key, and all that do."""
+    lines = [f"{where}.{line}" for line in dict.fromkeys(describe_validation_error(error).splitlines())]
+    unknown = sorted({str(problem["loc"][0]) for problem in error.errors() if problem["type"] == "extra_forbidden"})
+    for key in unknown:
+        similar = difflib.get_close_matches(key, Entry.model_fields, 1)
+        if similar:
+            lines.append(f"{key}: did you mean {similar[0]}?")
+    if unknown:
+        lines.append(f"known keys: {', '.join(Entry.model_fields)}")
+    return "\n".join(lines)
+
+
+def places_and_targets(where: str, entry: Entry) -> Iterator[tuple[str, Target]]:
+    """What an entry says of all targets, and of single ones, each with its place in the config_list."""
     yield where, entry
     for name, target in (entry.target_settings or {}).items():
         yield f"{where}.target_settings[{name!r}]", target
 
 
 def _check_numbers(where: str, target: Target) -> None:
+    """Numbers that are in range by themselves must not contradict each other."""
     low, high = target.min_sparse_ratio, target.max_sparse_ratio
     if target.sparse_ratio is not None and target.sparse_threshold is not None:
         raise SettingError(f"{where}: sparse_ratio and sparse_threshold exclude each other; give one, or neither")

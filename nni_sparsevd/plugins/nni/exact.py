@@ -9,31 +9,46 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from ... import shrinking
 from ...convert import bake_
 from ...errors import MaskError, ModelError, SettingError
 from ...files import load_tensors, save_tensors
 from ...graph import Inputs, channel_graph
 from ...masks import Masks, flatten_masks, unflatten_masks
-from ...shrinking import CheckResult, Plan, extend_masks, shrink_masked
+from ...shrinking import CheckResult, Plan, shrink_masked
 
 
 class ExactSpeedup:
-    """Replaces NNI's `ModelSpeedup`: the masked model becomes smaller and computes what it computed.
+    """Takes the place of NNI's `ModelSpeedup`: the masked model becomes smaller and computes what it computed.
 
-    A masked channel seldom is silent: its normalisation still shifts it.  `ModelSpeedup` drops what it carries; here it
-    is folded into the layers that read it, and a channel that cannot go exactly stays, with the reason in the plan.
+    The output of a masked channel is seldom zero: its normalization still shifts it.  `ModelSpeedup` drops that
+    constant.  Here it is folded into the layers that read the channel.  A channel that cannot be removed exactly stays,
+    and the plan has the reason.
 
-    The arguments are those of `ModelSpeedup`.  Those that steer its search (`batch_dim`, `batch_size`,
-    `garbage_collect_values`) have no meaning here; those that replace parts of it are refused.
+    This class runs no code of NNI and needs none of the repairs of `enable()`.
 
-    `model` is the unwrapped model (`pruner.unwrap_model()`) and is changed in place.  `dummy_input` is a tensor, or a
-    tuple, list or dictionary of the tensors that it takes.  `masks_or_file` are the masks of any pruner of NNI, or the
-    path of a file of `save_masks`; a pickled file is never read.
+    Args:
+        model: The unwrapped model (`pruner.unwrap_model()`).  It is changed in place.
+        dummy_input: A tensor, or a tuple, list or dictionary of the tensors that the model takes.
+        masks_or_file: The masks of any pruner of NNI, or the path of a file that `save_masks` has written.  A pickled
+            file is never read.
+        map_location: Ignored; masks follow the model's device.
+        batch_dim: Ignored; it steers the search of `ModelSpeedup`.
+        batch_size: Ignored; it steers the search of `ModelSpeedup`.
+        customized_mask_updaters: None or empty; they would change the search of `ModelSpeedup`.
+        customized_replacers: None or empty; they would change the search of `ModelSpeedup`.
+        graph_module: None; it would replace the graph of `ModelSpeedup`.
+        garbage_collect_values: Ignored; it steers the search of `ModelSpeedup`.
+        logger: Where the number of removed channels is logged.  None: the logger of this module.
+        extend_masks: Zero first what still shifts a channel whose weights are all masked, such as a bias or a norm.
+            This changes what the model computes, to what `ModelSpeedup` would make of it.  As many channels are removed
+            as by `ModelSpeedup`, and the small model computes exactly what the model with extended masks computes.
 
-    With `silence`, what still shifts a channel that no weight writes any more, such as a norm, is zeroed first.  Then
-    as many channels go as with `ModelSpeedup`, and the small model computes what the masked one with silent ones does.
-
-    Raises `ModelError` if the model is still wrapped, `MaskError` for masks that prune activations.
+    Raises:
+        ModelError: The model is still wrapped.
+        MaskError: A mask prunes an activation, or is no mask.
+        FileFormatError: The file is missing, or holds no tensors in safetensors format.
+        SettingError: An argument replaces a part of `ModelSpeedup`, or `dummy_input` is no tensor.
     """
 
     def __init__(
@@ -50,10 +65,14 @@ class ExactSpeedup:
         garbage_collect_values: bool = True,
         logger: logging.Logger | None = None,
         *,
-        silence: bool = False,
+        extend_masks: bool = False,
     ) -> None:
-        foreign = {"customized_mask_updaters": customized_mask_updaters, "customized_replacers": customized_replacers}
-        for name, value in (*foreign.items(), ("graph_module", graph_module)):
+        foreign = {
+            "customized_mask_updaters": customized_mask_updaters,
+            "customized_replacers": customized_replacers,
+            "graph_module": graph_module,
+        }
+        for name, value in foreign.items():
             if value:
                 raise SettingError(
                     f"ExactSpeedup: {name} changes NNI's own search, which is not made here; leave it out"
@@ -63,55 +82,80 @@ class ExactSpeedup:
             raise ModelError(f"{wrapped[0]} is still wrapped by NNI: call unwrap_model() of the pruner first")
         self.bound_model = model
         self.inputs = _as_inputs(dummy_input)
-        self.masks = _read(masks_or_file) if isinstance(masks_or_file, str | Path) else parameter_masks(masks_or_file)
-        self._silence = silence
+        if isinstance(masks_or_file, str | Path):
+            self.masks = _read_masks(masks_or_file)
+        else:
+            self.masks = parameter_masks(masks_or_file)
+        self._extend_masks = extend_masks
         self._logger = logger or logging.getLogger(__name__)
         self.plan: Plan | None = None
-        """What went, what stayed and why; after `speedup_model`."""
+        """The channels removed, kept and pinned, with their reasons; after `speedup_model`."""
         self.check: CheckResult | None = None
         """The largest differences between the masked and the small model; after `speedup_model`."""
 
     def speedup_model(self) -> nn.Module:
-        """Make the model smaller, in place; returns it.
+        """Make the model smaller, in place.
 
-        Raises `MaskError` for masks that fit no parameter or would leave a layer empty, `TraceError` when the model
-        cannot be traced, `ShrinkError` rather than change what it computes.
+        Returns:
+            The model.
+
+        Raises:
+            MaskError: A mask fits no parameter, or would leave a layer empty.
+            TraceError: The model cannot be traced.
+            ShrinkError: The small model would not compute what the masked one computes.
         """
         graph = channel_graph(self.bound_model, self.inputs)
-        masks = extend_masks(self.bound_model, self.masks, graph) if self._silence else self.masks
+        masks = self.masks
+        if self._extend_masks:
+            masks = shrinking.extend_masks(self.bound_model, masks, graph)
         masked = bake_(copy.deepcopy(self.bound_model), masks)
         small, self.plan, self.check = shrink_masked(masked, graph, self.inputs)
         self._logger.info("ExactSpeedup: %d channels removed; %s", self.plan.removed, self.check)
+        # The caller and NNI hold this very object, so it becomes the small model instead of being replaced by it.
         vars(self.bound_model).clear()
         vars(self.bound_model).update(vars(small))
         return self.bound_model
 
 
 def parameter_masks(masks: Any) -> Masks:
-    """Masks of a pruner of NNI, without the targets that have none.
+    """The masks of a pruner of NNI, without the targets that have none.
 
-    Raises `MaskError` where an activation is masked: a layer's weights alone cannot say that.
+    Args:
+        masks: {module name: {target name: tensor of 0 and 1, or None}}.
+
+    Raises:
+        MaskError: `masks` is no dictionary, or masks an activation, which a layer's weights alone cannot say.
     """
     if not isinstance(masks, dict):
         raise MaskError(f"masks: {{module: {{target: tensor}}}} or a path, found {type(masks).__name__}")
-    found: Masks = {}
+    parameters: Masks = {}
     for name, targets in masks.items():
         for target, mask in targets.items():
             if mask is None:
                 continue
             if not target.startswith(("_input_", "_output_")):
-                found.setdefault(name, {})[target] = mask.detach()
+                parameters.setdefault(name, {})[target] = mask.detach()
             elif not bool((mask == 1).all()):
                 raise MaskError(f"masks: {name}.{target} masks an activation; only parameters can be removed exactly")
-    return found
+    return parameters
 
 
 def save_masks(masks: Any, path: Path | str) -> None:
-    """Write the masks of a pruner of NNI as safetensors, whole or not at all; `ExactSpeedup` reads them."""
+    """Write the masks of a pruner of NNI to a file that `ExactSpeedup` reads.
+
+    The file is in safetensors format, and written whole or not at all.
+
+    Args:
+        masks: What `compress` or `get_masks` of a pruner returns: {module name: {target name: tensor, or None}}.
+        path: The file; one that exists is replaced.
+
+    Raises:
+        MaskError: `masks` is no dictionary, or masks an activation.
+    """
     save_tensors(flatten_masks(parameter_masks(masks)), Path(path))
 
 
-def _read(path: str | Path) -> Masks:
+def _read_masks(path: str | Path) -> Masks:
     return unflatten_masks(load_tensors(Path(path))[0])
 
 

@@ -1,4 +1,4 @@
-"""Gates on the channels that an NNI config selects: one posterior a coupled channel, behind its normalisation."""
+"""Gates on the channels that an NNI config selects: one posterior a coupled channel, behind its normalization."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,11 @@ from ...nn import ChannelGate, gate_sites, output_dim, scale_channels_
 from ...settings import PosteriorSettings
 from .config import check_config
 
+Layers = dict[str, nn.Module]
+"""{module name: layer}."""
+Reasons = dict[str, str]
+"""{module name: why the channels of this layer cannot have a gate}."""
+
 
 @dataclass(frozen=True)
 class Places:
@@ -24,10 +29,10 @@ class Places:
 
     model: nn.Module
     graph: ChannelGraph
-    layers: dict[str, nn.Module]
-    """Those that the config_list selects."""
+    layers: Layers
+    """The layers that the config_list selects."""
     groups: list[ChannelGroup]
-    """Those that these layers alone write: each can have a gate."""
+    """The channel groups that these layers alone write: each can have a gate."""
 
     def attach_(self, posterior: PosteriorSettings) -> "Gates":
         """Put one gate behind the last writers of each group."""
@@ -36,52 +41,84 @@ class Places:
         for group in self.groups:
             gate = attach_gate_(model, posterior, group)
             gates.writers.update({writer.site: self.layers[writer.module] for writer in group.writers})
-            for name, dim in group.axes:
-                layer = self.layers.get(name.rpartition(".")[0])
-                whole = np.array_equal(self.graph.axes[name, dim], group.channels)
-                if layer is not None and name.endswith(".weight") and dim == output_dim(layer) and whole:
-                    gates.by_layer[layer] = gate
+            for layer in self._layers_written_whole(group):
+                gates.by_layer[layer] = gate
         return gates
+
+    def _layers_written_whole(self, group: ChannelGroup) -> list[nn.Module]:
+        """The selected layers whose outputs are exactly the channels of a group."""
+        layers = []
+        for name, dim in group.axes:
+            owner, _, key = name.rpartition(".")
+            layer = self.layers.get(owner)
+            if layer is None or key != "weight" or dim != output_dim(layer):
+                continue
+            if np.array_equal(self.graph.axes[name, dim], group.channels):
+                layers.append(layer)
+        return layers
 
 
 def find_places(model: nn.Module, config_list: Any, evaluator: Evaluator | None, granularity: str) -> Places:
-    """Trace `model` with the evaluator's dummy input for the channel groups that the selected layers write.
+    """Trace a network for the channel groups that the selected layers write.
 
-    Raises `SettingError` where there is no input to trace with, where blocks are not output channels, or, with the
-    granularity "gate", where the channels of a layer cannot have one.
+    Args:
+        model: The network, not wrapped by NNI yet; DistributedDataParallel may hold it.
+        config_list: NNI's list of entries.
+        evaluator: Its dummy input is what the network is traced with.
+        granularity: With "gate", every selected layer has to have a gate; with "both", those that can.
+
+    Raises:
+        SettingError: There is no input to trace with, an entry asks for blocks that are not output channels, or, with
+            the granularity "gate", the channels of a layer cannot have a gate.
+        TraceError: The network cannot be traced.
     """
-    inner, prefix = (model.module, "module.") if isinstance(model, DistributedDataParallel) else (model, "")
-    legible = trans_legacy_config_list(config_list)
-    check_config(model, legible)
-    layers: dict[str, nn.Module] = {}
-    refused: dict[str, str] = {}
-    for index, entry in enumerate(legible):
-        if entry.get("granularity", "default") not in ("default", "out_channel"):
-            where = f"config_list[{index}].granularity"
-            raise SettingError(f"{where}: {entry['granularity']!r}, but gates are on output channels")
-        for name, module in select_modules_by_config(model, entry)[0].items():
-            if module.weight.dim() > 1 and output_dim(module) == 0:
-                layers[name.removeprefix(prefix)] = module
-            elif module.weight.dim() > 1:
-                refused[name] = "the first axis of its weight, which NNI calls out_channel, is not that of its outputs"
-    example = None if evaluator is None else evaluator.get_dummy_input()
-    if example is None:
+    network, prefix = (model.module, "module.") if isinstance(model, DistributedDataParallel) else (model, "")
+    layers, reasons = _select_layers(model, config_list, prefix)
+    example_inputs = None if evaluator is None else evaluator.get_dummy_input()
+    if example_inputs is None:
         raise SettingError("posterior.granularity: gates trace the network; give the evaluator a dummy_input")
-    graph = channel_graph(inner, example)
-    places = Places(inner, graph, layers, find_gateable_groups(graph, set(layers)))
-    gated = {axis for group in places.groups for axis in group.axes}
-    for group in graph.groups:
-        for name, dim in group.axes:
-            layer = name.rpartition(".")[0]
-            if layer in layers and dim == 0 and name.endswith(".weight") and (name, dim) not in gated:
-                refused[layer] = group.pinned or "layers that no entry selects write them, too"
-    if refused and granularity == "gate":
-        layer, reason = next(iter(refused.items()))
+    graph = channel_graph(network, example_inputs)
+    places = Places(network, graph, layers, find_gateable_groups(graph, set(layers)))
+    reasons |= _layers_without_gate(places)
+    if reasons and granularity == "gate":
+        layer, reason = next(iter(reasons.items()))
         raise SettingError(
             f"config_list: the channels of {layer!r} cannot have a gate ({reason}); exclude it, or use the posterior "
             "granularity 'weight' or 'both'"
         )
     return places
+
+
+def _select_layers(model: nn.Module, config_list: Any, prefix: str) -> tuple[Layers, Reasons]:
+    """(selected layers with output channels, by their name in the traced network; the layers that gates do not fit)."""
+    current = trans_legacy_config_list(config_list)
+    check_config(model, current)
+    layers: Layers = {}
+    reasons: Reasons = {}
+    for index, entry in enumerate(current):
+        if entry.get("granularity", "default") not in ("default", "out_channel"):
+            where = f"config_list[{index}].granularity"
+            raise SettingError(f"{where}: {entry['granularity']!r}, but gates are on output channels")
+        for name, module in select_modules_by_config(model, entry)[0].items():
+            if module.weight.dim() < 2:
+                continue
+            if output_dim(module) == 0:
+                layers[name.removeprefix(prefix)] = module
+            else:
+                reasons[name] = "the first axis of its weight, which NNI calls out_channel, is not that of its outputs"
+    return layers, reasons
+
+
+def _layers_without_gate(places: Places) -> Reasons:
+    """The selected layers that write a group without a gate."""
+    gated = {axis for group in places.groups for axis in group.axes}
+    reasons: Reasons = {}
+    for group in places.graph.groups:
+        for name, dim in group.axes:
+            layer, _, key = name.rpartition(".")
+            if layer in places.layers and key == "weight" and dim == 0 and (name, dim) not in gated:
+                reasons[layer] = group.pinned or "layers that no entry selects write them, too"
+    return reasons
 
 
 @dataclass(frozen=True)
@@ -91,18 +128,21 @@ class Gates:
     model: nn.Module
     by_layer: dict[nn.Module, ChannelGate]
     """Layer -> the gate of its output channels."""
-    writers: dict[str, nn.Module]
-    """Layer or norm that a gate scales -> the layer that writes its channels."""
+    writers: Layers
+    """Name of a layer or norm that a gate scales -> the layer that writes its channels."""
 
     def all(self) -> list[ChannelGate]:
         """Each gate once."""
         return list(dict.fromkeys(self.by_layer.values()))
 
     def fold_(self, kept: dict[nn.Module, Tensor]) -> None:
-        """Replace every gate by its mean, 0 where a channel is masked, in the parameters of what it scales.
+        """Replace every gate by its mean, in the parameters of what it scales.
 
-        `kept` has a vector of 0 and 1 a layer, shape (channels,).  A norm then shifts by nothing where its channel is
-        masked: the channel is silent, and any speedup of it exact.
+        A masked channel is scaled by 0.  A norm behind it then neither scales nor shifts it: the channel's output is
+        zero, and any speedup that removes it is exact.
+
+        Args:
+            kept: Layer -> 1 for each output channel that is kept and 0 for each masked one, shape (channels,).
         """
         for scaled, site, gate in list(gate_sites(self.model)):
             layer, mean = self.model.get_submodule(scaled), gate.mu.detach()

@@ -1,4 +1,8 @@
-"""A network as the `torch.fx` graph that NNI's `ModelSpeedup` works on: control flow follows one concrete run."""
+"""A network as the `torch.fx` graph that NNI's `ModelSpeedup` works on: control flow follows one concrete run.
+
+fx's own tracer cannot follow a branch on a value or a loop over a size.  Here every node is computed when it is
+recorded, so a proxy can answer whatever Python asks of it, and the graph holds the operators of this one run.
+"""
 
 import inspect
 import operator
@@ -19,13 +23,13 @@ from ...graph import evaluation_mode
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _STATIC = (bool, int, float, str, torch.dtype, torch.device, torch.layout, type(None))
-_FACTORIES = (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)  # refuse (proxy, 3) before dispatching
+_FACTORIES = (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)  # reject (proxy, 3) before they dispatch
 
 
-class _Concrete(Proxy):
+class _ConcreteProxy(Proxy):
     """A node together with the value that it has for the dummy input."""
 
-    tracer: "_Tracer"
+    tracer: "_ConcreteTracer"
     value = property(lambda self: self.tracer.values[self.node])
 
     def __getattr__(self, name: str) -> Any:
@@ -49,15 +53,15 @@ class _Concrete(Proxy):
         return float(self.value)
 
 
-class _Record(TorchFunctionMode):
+class _RecordingMode(TorchFunctionMode):
     """Records what no proxy's own dispatch sees: `torch.full((batch, 3), 0.0)`, `table[:length]`, `torch._assert`."""
 
-    def __init__(self, tracer: "_Tracer") -> None:
+    def __init__(self, tracer: "_ConcreteTracer") -> None:
         super().__init__()
         self.tracer = tracer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._assert:  # holds or not now, and is no node
+        if func is torch._assert:  # is checked at once, and leaves no node
             return func(bool(args[0]), *args[1:])
         if not any(_has_proxy(leaf) for leaf in tree_leaves((args, kwargs))):
             return func(*args, **(kwargs or {}))
@@ -67,13 +71,13 @@ class _Record(TorchFunctionMode):
 
 
 def _has_proxy(leaf: Any) -> bool:
-    if isinstance(leaf, slice):  # which is a leaf to pytree
+    if isinstance(leaf, slice):  # pytree takes a slice for a leaf
         return any(isinstance(end, Proxy) for end in (leaf.start, leaf.stop, leaf.step))
     return isinstance(leaf, Proxy)
 
 
-class _Tracer(Tracer):
-    """Runs every node when it is made, so that whatever asks for a value can be told."""
+class _ConcreteTracer(Tracer):
+    """Runs every node when it is made, so that Python gets the value of whatever it asks for."""
 
     proxy_buffer_attributes = True
 
@@ -88,16 +92,22 @@ class _Tracer(Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders for the inputs that were given, in their order; all other arguments keep their defaults."""
         parameters = list(inspect.signature(root_fn).parameters.values())[1:]
-        names = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+        names = [
+            parameter.name
+            for parameter in parameters
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
         names += [f"input_{index}" for index in range(len(names), len(self.positional))]
         self.inputs = dict(zip(names, self.positional, strict=False)) | self.named
-        proxies = {name: self.create_proxy("placeholder", name, (), {}) for name in self.inputs}
-        given = {name: value if isinstance(value, _STATIC) else proxies[name] for name, value in self.inputs.items()}
+        arguments: dict[str, Any] = {}
+        for name, value in self.inputs.items():
+            proxy = self.create_proxy("placeholder", name, (), {})
+            arguments[name] = value if isinstance(value, _STATIC) else proxy
 
         def forward(*args: Any) -> Any:
-            return root_fn(self.root, *args, **{name: given[name] for name in self.named})
+            return root_fn(self.root, *args, **{name: arguments[name] for name in self.named})
 
-        return forward, [given[name] for name in self.inputs if name not in self.named]
+        return forward, [arguments[name] for name in self.inputs if name not in self.named]
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> Node:
         node = super().create_node(kind, target, *args, **kwargs)
@@ -128,6 +138,8 @@ class _Tracer(Tracer):
             self.writing.add(node)
         return value
 
+    # While a node runs, the layers and parameters in it are computed with and not recorded.
+
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         return forward(*args, **kwargs) if self._running else super().call_module(m, forward, args, kwargs)
 
@@ -135,12 +147,12 @@ class _Tracer(Tracer):
         return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, slice) and _has_proxy(a):  # NNI finds no node inside a slice
+        if isinstance(a, slice) and _has_proxy(a):  # NNI looks for no node inside a slice, so it becomes a node itself
             return self.create_proxy("call_function", slice, (a.start, a.stop, a.step), {}).node
         return super().create_arg(a)
 
     def proxy(self, node: Node) -> Proxy:
-        return _Concrete(node, self)
+        return _ConcreteProxy(node, self)
 
     def to_bool(self, obj: Proxy) -> bool:
         return bool(self.values[obj.node])
@@ -153,36 +165,53 @@ class _Tracer(Tracer):
         return self.values[obj.node].keys()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """What PyTorch wrote and what derives from it: NNI cuts norms, convolutions and activations as a whole."""
-        written = any(one.__module__.startswith("torch.nn.modules.") for one in type(m).__mro__ if one is not nn.Module)
-        return written and not isinstance(m, _CONTAINERS)
+        """PyTorch's own layers and their subclasses: NNI cuts norms, convolutions and activations as a whole."""
+        if isinstance(m, _CONTAINERS):
+            return False
+        bases = [base for base in type(m).__mro__ if base is not nn.Module]
+        return any(base.__module__.startswith("torch.nn.modules.") for base in bases)
 
 
 def trace(model: nn.Module, dummy_input: Any) -> GraphModule:
-    """What `model` computes in evaluation mode, for `ModelSpeedup(..., graph_module=...)`.
+    """The graph of what `model` computes in evaluation mode, for `ModelSpeedup(..., graph_module=...)`.
 
-    `dummy_input` is a tensor, a tuple or list of tensors, or a dictionary of keyword tensors.  Branches, loops and
-    assertions go the way of this input; sizes stay nodes, so the graph runs at any batch size, unless Python makes a
-    number of one (`int`, `len`, `range`).  Layers are shared with `model`, which is left as it was.
+    Branches, loops and assertions go the way of `dummy_input`.  Sizes stay nodes, so the graph runs at any batch size,
+    unless Python makes a number of a size (`int`, `len`, `range`).
 
-    Raises `TraceError` when the network fails on the input or makes something that no graph can hold.
+    `enable()` makes `ModelSpeedup` call this function itself.  The function needs none of the repairs.
+
+    Args:
+        model: The network.  The graph shares its layers, and it is left as it was.
+        dummy_input: A tensor, a tuple or list of tensors, or a dictionary of keyword tensors.
+
+    Returns:
+        The graph as a module, in the training mode of `model`.
+
+    Raises:
+        TraceError: The network fails on the input, or makes something that no graph can hold.  The message names the
+            line.
     """
+    positional: tuple[Any, ...] = ()
+    named: dict[str, Any] = {}
     if isinstance(dummy_input, dict):
-        positional, named = (), dummy_input
+        named = dummy_input
+    elif isinstance(dummy_input, Tensor):
+        positional = (dummy_input,)
     else:
-        positional, named = (dummy_input,) if isinstance(dummy_input, Tensor) else tuple(dummy_input), {}
-    own = set(vars(model))
+        positional = tuple(dummy_input)
+    attributes = set(vars(model))
     try:
-        tracer = _Tracer(*tree_map_only(Tensor, Tensor.clone, (positional, named)))  # forward may write to them
-        with evaluation_mode(model), torch.no_grad(), _Record(tracer):
+        inputs = tree_map_only(Tensor, Tensor.clone, (positional, named))  # forward may write to them
+        tracer = _ConcreteTracer(*inputs)
+        with evaluation_mode(model), torch.no_grad(), _RecordingMode(tracer):
             graph = tracer.trace(model)
         for node in graph.nodes:
-            node.meta.pop("is_wrapped", None)  # or the code made of the graph wraps the function for good
+            node.meta.pop("is_wrapped", None)  # otherwise the code made of the graph wraps the function for good
         result = GraphModule(model, graph)
     except Exception as error:  # whatever a user's forward raises
-        raise TraceError(f"{type(model).__name__} could not be traced: {_place(error)}: {error}") from error
+        raise TraceError(f"{type(model).__name__} could not be traced: {_locate(error)}: {error}") from error
     finally:
-        for name in set(vars(model)) - own:  # constants that fx parked there; the graph has them now
+        for name in set(vars(model)) - attributes:  # constants that fx put there; the graph has its own
             delattr(model, name)
     result.training = model.training
     result.graph.eliminate_dead_code(lambda node: node.is_impure() or node in tracer.writing)
@@ -190,8 +219,9 @@ def trace(model: nn.Module, dummy_input: Any) -> GraphModule:
     return result
 
 
-def _place(error: Exception) -> str:
-    """The line of the network, not of PyTorch or of this file, in which `error` came up."""
-    frames = traceback.extract_tb(error.__traceback__)
-    inside = [one for one in frames if "/torch/" not in one.filename and one.filename != __file__] or list(frames)
-    return f"`{inside[-1].line}` ({inside[-1].filename}:{inside[-1].lineno})"
+def _locate(error: Exception) -> str:
+    """The line of the network, not of PyTorch or of this file, at which `error` came up."""
+    frames = list(traceback.extract_tb(error.__traceback__))
+    inside = [frame for frame in frames if "/torch/" not in frame.filename and frame.filename != __file__]
+    last = (inside or frames)[-1]
+    return f"`{last.line}` ({last.filename}:{last.lineno})"

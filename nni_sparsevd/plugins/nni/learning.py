@@ -16,9 +16,9 @@ from ...regularize import RateGroups, SparseVDSettings, VarianceOptimizer, add_k
 class Learning:
     """Joins one training.
 
-    The weights stay with the user's optimizer.  The variances and gates have one of their own, as the scores of NNI's
-    Movement and Slim pruners have.  It steps after the user's, since in Lightning the gradients come to be inside that
-    step.
+    The weights stay with the user's optimizer.  The variances and gates have an optimizer of their own, as the scores
+    of NNI's Movement and Slim pruners have.  It steps after the user's optimizer, because Lightning computes the
+    gradients inside that optimizer's step.
     """
 
     def __init__(
@@ -31,10 +31,20 @@ class Learning:
         epochs: int | None,
         renew_masks: Callable[[bool], None],
     ) -> None:
-        """`rated` are the parameters to learn, with multiples of the learning rate.
+        """Patch the evaluator's loss and optimizer step.
 
-        `schedule` is (interval, times): `renew_masks` is called every `interval` steps, with True at the last time.  An
-        interval below 1 means one mask at the end of `epochs`.
+        Args:
+            evaluator: Bound to the wrapped model.
+            settings: Rates, warm-up and the weight of the KL.
+            kl: Computes the KL of all posteriors, a scalar in nats.
+            rated: The parameters to learn, with multiples of the learning rate.
+            schedule: (interval, times): `renew_masks` is called every `interval` steps, `times` times.  An interval
+                below 1 means one mask, at the end of `epochs`.
+            epochs: Length of the training where it is counted in epochs.
+            renew_masks: Called with True at the last time.
+
+        Raises:
+            SettingError: Neither steps nor epochs are known.
         """
         self._interval, self._times = schedule
         if self._interval < 1 and epochs is None:
@@ -44,16 +54,19 @@ class Learning:
         self._n_train: int | None = None
         self._estimated = self._interval < 1
         self._variances = VarianceOptimizer(rated, settings.learning_rate)
-        evaluator.patch_loss(self._objective)
+        evaluator.patch_loss(self._add_kl)
         evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
 
     @property
-    def _span(self) -> int:
+    def _last_step(self) -> int:
         """Steps until the last masks."""
         return self._interval * self._times
 
-    def _objective(self, loss: Tensor, batch: Any) -> Tensor:
-        """Loss + weight * KL / N.  At weight 0 too: DDP waits for a gradient of every parameter that it knows."""
+    def _add_kl(self, loss: Tensor, batch: Any) -> Tensor:
+        """Loss + weight * KL / N.
+
+        At weight 0 too: DistributedDataParallel waits for a gradient of every parameter that it knows.
+        """
         if not loss.requires_grad:  # Transformers asks in evaluation, too
             return loss
         if self._n_train is None:
@@ -61,44 +74,45 @@ class Learning:
         return add_kl_to_loss(loss, self._kl(), self._kl_weight_now(self._n_train))
 
     def _count_samples(self, batch_size: int) -> int:
-        """N; also the steps of the epochs, where only these are known."""
+        """N of KL / N.  Where only the number of epochs is known, this also counts the steps until the masks."""
         known = self._settings.n_train or _known_size(self._evaluator)
         if self._epochs is not None and self._estimated:
             if known is None:
                 raise SettingError(
-                    "SparseVDPruner: how many steps has an epoch? pass SparseVD(n_train=...), or give training_steps="
+                    "SparseVDPruner: how many steps has an epoch? pass SparseVDSettings(n_train=...), or give "
+                    "training_steps="
                 )
             self._interval = max(1, self._epochs * (known // batch_size))
         if known is None:
             warnings.warn(
-                f"SparseVDPruner: the size of the training set is not known, so N = {self._span * batch_size}, the "
-                "samples that this training will see. If it sees them more than once, the KL weighs too little: pass "
-                "SparseVD(n_train=...)",
+                f"SparseVDPruner: the size of the training set is not known, so N = {self._last_step * batch_size}, "
+                "the samples that this training will see. If it sees them more than once, the KL weighs too little: "
+                "pass SparseVDSettings(n_train=...)",
                 SparseVDWarning,
                 stacklevel=2,
             )
-        return known or self._span * batch_size
+        return known or self._last_step * batch_size
 
     def _kl_weight_now(self, n_train: int) -> float:
-        """Rises in the warm-up; 0 after the last masks."""
-        if self._step >= self._span:
+        """The weight of the KL rises in the warm-up, and is 0 after the last masks."""
+        if self._step >= self._last_step:
             return 0.0
-        return self._settings.kl_weight_now(self._step / self._span, n_train)
+        return self._settings.kl_weight_now(self._step / self._last_step, n_train)
 
     def _after_step(self) -> None:
-        if self._step >= self._span:
+        if self._step >= self._last_step:
             return
-        self._variances.step(self._step / self._span)
+        self._variances.step(self._step / self._last_step)
         self._step += 1
         if self._step % self._interval == 0:
-            self._renew_masks(self._step == self._span)
+            self._renew_masks(self._step == self._last_step)
 
     def warn_if_cut_short(self) -> None:
         """A trainer's own limit may end the training before the steps that were asked for; no host says so."""
-        if self._step < self._span and not self._estimated:
+        if self._step < self._last_step and not self._estimated:
             warnings.warn(
-                f"SparseVDPruner: the training ended after {self._step} of {self._span} steps, so the masks come from "
-                "a posterior that has not settled; check the limits of the trainer itself",
+                f"SparseVDPruner: the training ended after {self._step} of {self._last_step} steps, so the masks come "
+                "from a posterior that has not settled; check the limits of the trainer itself",
                 SparseVDWarning,
                 stacklevel=2,
             )
@@ -106,18 +120,20 @@ class Learning:
 
 def _known_size(evaluator: Evaluator) -> int | None:
     """Samples in the training set, where the evaluator holds it and it has a length; asked during training."""
-    data: Any = None
+    dataset: Any = None
     if isinstance(evaluator, LightningEvaluator):
-        data = evaluator.model.trainer.train_dataloader.dataset
+        dataset = evaluator.model.trainer.train_dataloader.dataset
     if isinstance(evaluator, TransformersEvaluator):
-        data = evaluator.trainer.train_dataset
-    return len(data) if isinstance(data, Sized) else None
+        dataset = evaluator.trainer.train_dataset
+    return len(dataset) if isinstance(dataset, Sized) else None
 
 
 def _batch_size(batch: Any) -> int:
     """Samples of a batch, over all ranks."""
     tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
     if not tensors:
-        raise SettingError("SparseVDPruner: found no tensor in a batch to count samples by; pass SparseVD(n_train=...)")
+        raise SettingError(
+            "SparseVDPruner: found no tensor in a batch to count samples by; pass SparseVDSettings(n_train=...)"
+        )
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     return len(tensors[0]) * ranks

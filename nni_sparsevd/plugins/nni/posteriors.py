@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from ...nn import VARIATIONAL, local_reparameterization, make_log_sigma2, sample_weights
 from ...posterior import divergence
 from ...settings import PosteriorSettings
+from ..patching import Patch
+from .compatibility import addition, enable_once
 
 SAMPLED = "sparse_vd_{}"
-"""Apply methods of NNI that draw the target from its posterior before they do what the plain one does."""
+"""Our apply methods by the name of NNI's own: each draws the target from its posterior, then does what NNI's does."""
 
 
 class TargetPosterior:
@@ -31,14 +33,22 @@ class TargetPosterior:
         self._plain_method = space.apply_method
         space.sparse_vd = self  # type: ignore[attr-defined]
         module = self._wrapper.module
-        linear = type(module) in VARIATIONAL and space._target_name == "weight"
-        start = settings.init_log_sigma2
-        log_sigma2 = make_log_sigma2(module, settings) if linear else torch.full_like(self.theta, start)
+        has_twin = type(module) in VARIATIONAL and space._target_name == "weight"
+        if has_twin:
+            log_sigma2 = make_log_sigma2(module, settings)
+        else:
+            log_sigma2 = torch.full_like(self.theta, settings.init_log_sigma2)
         self._wrapper.register_parameter(self._name, nn.Parameter(log_sigma2, requires_grad=True))
-        if linear and settings.estimator != "weight":
+        if has_twin and settings.estimator != "weight":
             self._wrapper.module_forward = self._local_forward
         else:
             space.apply_method = SAMPLED.format(self._plain_method)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A model that is learning may be sent to a new process.  There NNI looks our apply methods up by name, before
+        # anything else of ours has run.
+        enable_once()
+        vars(self).update(state)
 
     @property
     def theta(self) -> Tensor:
@@ -48,12 +58,12 @@ class TargetPosterior:
 
     @property
     def log_sigma2(self) -> nn.Parameter:
-        """In the target's shape, or one for all weights of an output channel."""
+        """In the target's shape, or one value for all weights of an output channel, broadcastable to it."""
         parameter: nn.Parameter = getattr(self._wrapper, self._name)
         return parameter
 
-    def silence_(self) -> None:
-        """No more noise: from here on the layer computes with its masked mean, in training too."""
+    def stop_noise_(self) -> None:
+        """From here on the layer computes with its masked mean, in training mode too."""
         self.space.apply_method = self._plain_method
         self._wrapper.module_forward = self._plain_forward
         module = self._wrapper.module
@@ -65,27 +75,34 @@ class TargetPosterior:
         delattr(self._wrapper, self._name)
 
     def kl(self) -> Tensor:
-        """KL of all elements from the prior, times `kl_weight`: a scalar."""
+        """KL of all elements from the prior, times `kl_weight`: a scalar, in nats."""
         return self.kl_weight * divergence.kl(self.theta, self.log_sigma2, self.settings.prior)
 
-    def moments(self) -> tuple[Tensor, Tensor]:
+    def sum_powers(self) -> tuple[Tensor, Tensor]:
         """(sum of theta^2, sum of sigma^2) over each of the target's blocks, in float64, in the shape of its metric."""
+        signal = self.theta.detach().double().square()
+        noise = self.log_sigma2.detach().double().exp().expand_as(self.theta)
         scaler = self.space._scaler
-        variances = self.log_sigma2.detach().double().exp().expand_as(self.theta)
-        squares = self.theta.detach().double().square(), variances
-        if scaler is None:
-            return squares
-        signal, noise = (scaler.shrink(value, lambda block: block.sum(-1), keepdim=True) for value in squares)
-        return signal, noise
+        if scaler is None:  # each element is a block
+            return signal, noise
 
-    def sampled(self, target: Tensor) -> Tensor:
-        """One draw for the whole batch around `target`, which NNI may have quantized; nothing outside training."""
+        def sum_block(block: Tensor) -> Tensor:
+            return block.sum(-1)
+
+        return scaler.shrink(signal, sum_block, keepdim=True), scaler.shrink(noise, sum_block, keepdim=True)
+
+    def draw(self, target: Tensor) -> Tensor:
+        """One sample of the weights for the whole batch; in evaluation mode the mean.
+
+        Args:
+            target: The mean, which NNI may have quantized.
+        """
         if not self._wrapper.module.training:
             return target
         return sample_weights(target, self._noise())
 
     def _noise(self) -> Tensor:
-        """Log sigma^2 of what is a weight: the padding row of an embedding is none."""
+        """Log sigma^2, with a variance of zero for the padding row of an embedding, which is no weight."""
         padding = getattr(self._wrapper.module, "padding_idx", None)
         if padding is None:
             return self.log_sigma2
@@ -93,39 +110,46 @@ class TargetPosterior:
         return self.log_sigma2.expand_as(self.theta).index_fill(0, row, -torch.inf)
 
     def _local_forward(self, x: Tensor, *rest: Any) -> Tensor:
-        """The module's own forward, twice: with the mean for the mean, with the variances for the variance."""
+        """Sample the outputs of the layer instead of its weights: local reparameterization.
+
+        The module's own forward runs twice: with the means it gives the outputs' mean, with the variances their
+        variance.
+        """
         module = self._wrapper.module
         if not module.training or not hasattr(module, "_nni_wrapper"):
             plain: Tensor = self._plain_forward(x, *rest)
             return plain
-        weight, bias = module.weight, getattr(module, "bias", None)  # what NNI has just put there: masked
+        weight, bias = module.weight, getattr(module, "bias", None)  # masked: NNI has just put them there
 
-        def put(weight: Tensor, bias: Tensor | None) -> None:
+        def put_parameters(weight: Tensor, bias: Tensor | None) -> None:
             module.weight = weight
             if hasattr(module, "bias"):
                 module.bias = bias
 
         def operation(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            put(weight, bias)
+            put_parameters(weight, bias)
             output: Tensor = self._plain_forward(x, *rest)
             return output
 
-        sigma2 = self._noise().exp() if self._plain_method == "bypass" else self._noise().exp() * self.space.mask
+        sigma2 = self._noise().exp()
+        if self._plain_method != "bypass":
+            sigma2 = sigma2 * self.space.mask
         squared = None if x.is_floating_point() else x  # the indices of an embedding
         try:
             return local_reparameterization(
                 operation, x, weight, sigma2, bias, self.settings.estimator, x_squared=squared
             )
         finally:
-            put(weight, bias)
+            put_parameters(weight, bias)
 
 
-def register_apply_methods() -> None:
-    """Enter the drawing twins of NNI's apply methods in its table: as Slim and Movement have theirs."""
+@addition
+def apply_methods(patch: Patch) -> None:
+    """Enter an apply method that draws beside each of NNI's own, as its Slim and Movement pruners have theirs."""
     for name in ("bypass", "mul", "add"):
 
-        def draw(target: Tensor, space: Any, plain: str = name) -> Tensor:
-            masked: Tensor = pruning_apply_methods[plain](space.sparse_vd.sampled(target), space)
+        def apply_to_sample(target: Tensor, space: Any, plain: str = name) -> Tensor:
+            masked: Tensor = pruning_apply_methods[plain](space.sparse_vd.draw(target), space)
             return masked
 
-        pruning_apply_methods[SAMPLED.format(name)] = draw
+        patch.set(pruning_apply_methods, SAMPLED.format(name), apply_to_sample)

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+import nni.compression.pruning
 import torch
 from nni.compression.base.compressor import Compressor, Pruner
 from nni.compression.base.target_space import PruningTargetSpace
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from ...convert import find_kl_weight
 from ...errors import ModelError, SettingError, SparseVDWarning, TrainingError
 from ...regularize import SparseVDSettings
+from ..patching import Patch
+from .compatibility import addition, enable_once
 from .config import check_config
 from .gates import Gates, find_places
 from .learning import Learning
@@ -25,23 +28,36 @@ Values = dict[str, dict[str, Tensor]]
 
 
 class SparseVDPruner(Pruner):  # type: ignore[misc]
-    """Prunes what drowns in its own noise (Molchanov, Ashukha, Vetrov, ICML 2017).
+    """Prunes the weights or channels whose noise has outgrown their signal (Molchanov, Ashukha, Vetrov, ICML 2017).
 
     Each target that the config_list selects gets a posterior N(theta, sigma^2).  While the evaluator trains, the layers
-    compute with noise, the loss gains KL / N, and log sigma^2 learns beside the weights.  Then
+    compute with noise, the loss gains KL / N, and log sigma^2 learns beside the weights.  Then the masks are made:
 
-    - a target with neither `sparse_ratio` nor `sparse_threshold` loses what reaches log alpha 3, and keeps at least its
-      best block: there is no ratio to set;
-    - the metric that ratios rank and thresholds cut is the signal's share of the power, theta^2 / (theta^2 + sigma^2) =
-      1 / (1 + alpha), summed over each block and over the members of a dependency group: between 0 and 1, high is
-      relevant, and 0.0474 is log alpha 3;
-    - `granularity: default` means single weights, as in LevelPruner; `out_channel` where the entry has a dependency
-      group, or where the settings ask for gates.
+    - A target with neither `sparse_ratio` nor `sparse_threshold` loses every block whose log alpha has reached the
+      threshold (3), and keeps at least its best block.  There is no ratio to set.
+    - Ratios rank, and thresholds cut, the signal's share of the power: theta^2 / (theta^2 + sigma^2) = 1 / (1 + alpha),
+      summed over each block and over the members of a dependency group.  It lies between 0 and 1, high is relevant, and
+      0.0474 is log alpha 3.
+    - `granularity: default` means single weights, as in `LevelPruner`.  It means `out_channel` where the entry has a
+      dependency group, or where the settings ask for gates.
 
-    `training_steps` are the optimizer steps until the masks are made; None: as many as `compress` or a schedule says.
-    Without an evaluator, train the wrapped model yourself on `loss + pruner.kl() / n_train`, then call `compress()`.
+    After `compress` the posteriors are gone, and what is left is what any pruner of NNI leaves.  Without an evaluator,
+    train the wrapped model yourself on `loss + pruner.kl() / n_train`, then call `compress()`.
 
-    Raises `SettingError` for a config_list that cannot mean what it says, naming the entry and the key.
+    The first pruner of a process calls `enable()`, which repairs NNI in memory; `disable()` undoes that.
+
+    Args:
+        model: The network to prune.  NNI wraps the selected layers in place.
+        config_list: NNI's list of entries, in the keys of NNI 3 or NNI 2.
+        evaluator: NNI's evaluator of any kind.  Gates need one that has a `dummy_input`.
+        training_steps: Optimizer steps until the masks are made.  None: as many as `compress` or a schedule says.
+        existed_wrappers: Wrappers of an earlier compressor, by module name; `from_compressor` passes them.
+        settings: Prior, noise estimator, granularity, learning rates and the weight of the KL.
+
+    Raises:
+        SettingError: The config_list or the settings cannot mean what they say.  The message names the entry and the
+            key.
+        TraceError: Gates are asked for, and the network cannot be traced.
     """
 
     def __init__(
@@ -54,11 +70,15 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         *,
         settings: SparseVDSettings | None = None,
     ) -> None:
+        enable_once()
         self.settings = settings or SparseVDSettings()
-        if self.settings.posterior.include or self.settings.posterior.exclude:
+        posterior = self.settings.posterior
+        if posterior.include or posterior.exclude:
             raise SettingError("posterior.include, posterior.exclude: in NNI the config_list selects; use its keys")
-        granularity = self.settings.posterior.granularity
-        places = None if granularity == "weight" else find_places(model, config_list, evaluator, granularity)
+        # Places for gates are found before NNI wraps the layers: a wrapped layer hides its operator from the trace.
+        places = None
+        if posterior.granularity != "weight":
+            places = find_places(model, config_list, evaluator, posterior.granularity)
         super().__init__(model, config_list, evaluator, existed_wrappers)
         self.training_steps = training_steps
         self.interval_steps = -1 if training_steps is None else training_steps  # schedules set these two
@@ -66,13 +86,8 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         self._module_wrappers: dict[str, ModuleWrapper] = in_model_order(self._module_wrappers, model)
         self._target_spaces: Spaces = in_model_order(self._target_spaces, model)
         self._members = settle_(self._target_spaces, self.settings.share_at_threshold)
-        posterior = self.settings.posterior
-        self.gates = places.attach_(posterior) if places else Gates(model, {}, {})
-        self._posteriors = {
-            (name, target): TargetPosterior(space, posterior, find_kl_weight(name, self._module(name), posterior))
-            for name, target, space in active(self._target_spaces)
-            if posterior.granularity == "both" or target != "weight" or self._module(name) not in self.gates.by_layer
-        }
+        self.gates = Gates(model, {}, {}) if places is None else places.attach_(posterior)
+        self._posteriors = self._attach_posteriors()
         self._epochs: int | None = None
         self._decided: Values | None = None
         self._learning: Learning | None = None
@@ -87,26 +102,61 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         *,
         settings: SparseVDSettings | None = None,
     ) -> "SparseVDPruner":
-        """Go on with the model, the wrappers and the evaluator of another compressor."""
+        """Go on with the model and the wrappers of another compressor.
+
+        Args:
+            compressor: The earlier pruner, quantizer or distiller.
+            new_config_list: Entries for this pruner.  The masks of the earlier one stay.
+            evaluator: None: the evaluator of `compressor`.
+            training_steps: Optimizer steps until the masks are made.  None: as many as `compress` or a schedule says.
+            settings: Prior, noise estimator, granularity, learning rates and the weight of the KL.
+
+        Returns:
+            The new pruner, on the same model.
+
+        Raises:
+            SettingError: The config_list or the settings cannot mean what they say.
+        """
         pruner: SparseVDPruner = super().from_compressor(
             compressor, new_config_list, evaluator=evaluator, training_steps=training_steps, settings=settings
         )
         return pruner
 
-    # What is learnt.
+    def _attach_posteriors(self) -> dict[tuple[str, str], TargetPosterior]:
+        """A posterior on every target that is pruned, except on weights whose channels a gate decides about alone."""
+        settings = self.settings.posterior
+        posteriors = {}
+        for name, target, space in active(self._target_spaces):
+            module = self._module(name)
+            gated = target == "weight" and module in self.gates.by_layer
+            if settings.granularity == "both" or not gated:
+                posteriors[name, target] = TargetPosterior(space, settings, find_kl_weight(name, module, settings))
+        return posteriors
+
+    # ---- what is learned
 
     def kl(self) -> Tensor:
-        """KL of all posteriors from their priors, in nats: a scalar with gradient.  The objective is loss + kl / N.
+        """The Kullback-Leibler divergence of all posteriors from their priors.  The objective is loss + kl / N.
 
-        Raises `ModelError` once the masks are made and the posteriors gone.
+        Returns:
+            A scalar with gradient, in nats.
+
+        Raises:
+            ModelError: The masks are made, and no posterior is left.
         """
-        terms = [one.kl() for one in self._posteriors.values()] + [gate.kl() for gate in self.gates.all()]
+        terms = [posterior.kl() for posterior in self._posteriors.values()]
+        terms += [gate.kl() for gate in self.gates.all()]
         if not terms:
             raise ModelError("SparseVDPruner: the masks are made and no posterior is left; train on without kl()")
         return torch.stack([term.to(terms[0].device) for term in terms]).sum()
 
     def log_alpha(self) -> Values:
-        """{module: {target: log alpha of every block}}, in float64; after `compress` those that it decided on."""
+        """Log alpha of every block: how far its noise has outgrown its signal.
+
+        Returns:
+            {module name: {target name: tensor}}, in float64, each tensor in the shape of the target's metric.  After
+            `compress`, the values that the masks were made from.
+        """
         if self._decided is not None:
             return self._decided
         values: Values = {}
@@ -118,11 +168,12 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         gate = self.gates.by_layer.get(self._module(name)) if target == "weight" else None
         if gate is not None:
             return gate.log_alpha().detach().double().view(-1, *[1] * (space.target.dim() - 1))
-        moments = [member.sparse_vd.moments() for member in self._members[name, target]]
-        signal, noise = (torch.stack(parts).sum(0) for parts in zip(*moments, strict=True))
+        members = [member.sparse_vd.sum_powers() for member in self._members[name, target]]
+        signal = torch.stack([signal for signal, _ in members]).sum(0)
+        noise = torch.stack([noise for _, noise in members]).sum(0)
         return noise.log() - (signal + torch.finfo(torch.float64).tiny).log()
 
-    # NNI's pipeline: data, metrics, masks.
+    # ---- NNI's pipeline: data, metrics, masks
 
     def _collect_data(self) -> Values:
         return self.log_alpha()
@@ -138,39 +189,57 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         grouped = target_space.dependency_group_id is not None
         return "out_channel" if grouped or self.settings.posterior.granularity != "weight" else None
 
-    # Its life: learn, decide once, be an ordinary pruned layer ever after.
+    # ---- its life: learn, decide once, and be an ordinary pruner ever after
 
     def compress(self, max_steps: int | None = None, max_epochs: int | None = None) -> tuple[nn.Module, Values]:
-        """Train, decide, and give back the wrapped model and its masks, in NNI's format."""
+        """Train, decide, and prune.
+
+        Args:
+            max_steps: Optimizer steps of the whole training.  Where they are more than `training_steps`, the rest
+                fine-tunes the masked network.  None: `training_steps`.
+            max_epochs: Epochs of the whole training, in place of steps.
+
+        Returns:
+            The wrapped model and its masks, {module name: {target name: tensor of 0 and 1, or None}}.  A second call
+            returns the same masks.
+
+        Raises:
+            SettingError: Nothing says how long to train, or how many steps an epoch has.
+            TrainingError: A posterior is not finite.
+        """
         result: tuple[nn.Module, Values] = super().compress(max_steps, max_epochs)
         return result
 
     def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
         if self._decided is not None:
             return
-        if self.evaluator is not None:
-            steps = self.training_steps if max_steps is None and max_epochs is None else max_steps
-            if steps is None and max_epochs is None:
-                raise SettingError("SparseVDPruner: how long? give training_steps=, or compress(max_steps=...)")
-            if self.interval_steps < 0 and steps is not None:
-                self.interval_steps = steps
-            self._epochs = max_epochs
-            self._fusion_compress(steps, max_epochs)
+        if self.evaluator is None:
+            self._compress_untrained()
             return
-        if not self._has_learnt():
+        steps = self.training_steps if max_steps is None and max_epochs is None else max_steps
+        if steps is None and max_epochs is None:
+            raise SettingError("SparseVDPruner: how long? give training_steps=, or compress(max_steps=...)")
+        if self.interval_steps < 0 and steps is not None:
+            self.interval_steps = steps
+        self._epochs = max_epochs
+        self._fusion_compress(steps, max_epochs)
+
+    def _compress_untrained(self) -> None:
+        """Decide from the posterior as it is, which the user may have trained without an evaluator."""
+        if not self._has_learned():
             warnings.warn(
                 "SparseVDPruner: no evaluator, and the posterior has not been trained: this is pruning by magnitude. "
                 "Pass an evaluator, or train the wrapped model on loss + pruner.kl() / n_train first",
                 SparseVDWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         self._decide()
-        self._clear()
+        self._remove_posteriors()
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
         if self._decided is not None:
             return
-        variances = [one.log_sigma2 for one in self._posteriors.values()]
+        variances: list[nn.Parameter] = [posterior.log_sigma2 for posterior in self._posteriors.values()]
         gates = [parameter for gate in self.gates.all() for parameter in gate.parameters()]
         rated = [(variances, 1.0), (gates, self.settings.gate_rate)]
         schedule = (self.interval_steps, self.total_times)
@@ -183,53 +252,71 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         self._learning = None
         if self._decided is None:
             self._decide()
-        self._clear()
+        self._remove_posteriors()
 
     def _renew_masks(self, last: bool) -> None:
+        """Make masks at a step of the schedule; the last ones are final."""
         if last:
             self._decide()
         else:
             self.update_masks(self.generate_masks())
 
     def _decide(self) -> None:
+        """Make the final masks and end all noise."""
         log_alpha = self.log_alpha()
-        unsound = [f"{name}.{target}" for name, v in log_alpha.items() for target, x in v.items() if x.isnan().any()]
-        if unsound:
-            raise TrainingError(f"the posterior of {', '.join(unsound)} is not finite: lower the learning rates")
+        self._check_finite(log_alpha)
         masks = self._generate_sparsity(self._calculate_metrics(log_alpha))
         self.update_masks(masks)
         self._decided = log_alpha
-        weights = [(name, s.mask) for name, target, s in active(self._target_spaces) if target == "weight"]
-        self.gates.fold_({self._module(name): mask.flatten(1).any(1) for name, mask in weights if mask.dim() > 1})
-        for one in self._posteriors.values():
-            one.silence_()
+        kept = {}
+        for name, target, space in active(self._target_spaces):
+            if target == "weight" and space.mask.dim() > 1:
+                kept[self._module(name)] = space.mask.flatten(1).any(1)
+        self.gates.fold_(kept)
+        for posterior in self._posteriors.values():
+            posterior.stop_noise_()
         self._warn_of_collapse(masks)
 
-    def _clear(self) -> None:
-        """Posteriors off the model.  Not while it trains: DDP waits for a gradient of all that it has seen."""
-        for one in self._posteriors.values():
-            one.remove_()
+    def _check_finite(self, log_alpha: Values) -> None:
+        unsound = []
+        for name, targets in log_alpha.items():
+            unsound += [f"{name}.{target}" for target, value in targets.items() if value.isnan().any()]
+        if unsound:
+            raise TrainingError(f"the posterior of {', '.join(unsound)} is not finite: lower the learning rates")
+
+    def _remove_posteriors(self) -> None:
+        """Take the posteriors off the model.
+
+        Not while it trains: DistributedDataParallel waits for a gradient of every parameter that it has seen.
+        """
+        for posterior in self._posteriors.values():
+            posterior.remove_()
         self._posteriors = {}
         self.gates = Gates(self.gates.model, {}, {})
 
-    def _has_learnt(self) -> bool:
+    def _has_learned(self) -> bool:
         start = self.settings.posterior.init_log_sigma2
-        learnt = (*(one.log_sigma2 for one in self._posteriors.values()), *(g.log_sigma2 for g in self.gates.all()))
-        return any(bool((value != start).any()) for value in learnt)
+        learned = [posterior.log_sigma2 for posterior in self._posteriors.values()]
+        learned += [gate.log_sigma2 for gate in self.gates.all()]
+        return any(bool((value != start).any()) for value in learned)
 
     def _warn_of_collapse(self, masks: Values) -> None:
-        cut = [(name, masks[name][target]) for name, target, space in active(self._target_spaces)
-               if space.sparse_threshold is not None]  # fmt: skip
-        single = [name for name, mask in cut if mask.numel() > 1 and mask.sum() <= 1]
-        if single:
+        """Name the targets of which a threshold, as opposed to a ratio, has left a single block."""
+        collapsed = []
+        for name, target, space in active(self._target_spaces):
+            mask = masks[name][target]
+            if space.sparse_threshold is not None and mask.numel() > 1 and mask.sum() <= 1:
+                collapsed.append(name)
+        if collapsed:
             warnings.warn(
-                f"SparseVDPruner: all but one block of {', '.join(single)} drowned in noise. If that is not what the "
-                "data say: start from a trained network, warm up for longer (settings.warmup), or lower kl_coefficient",
+                f"SparseVDPruner: all but one block of {', '.join(collapsed)} is removed, because its noise has "
+                "outgrown its signal. If that is not what the data say: start from a trained network, warm up for "
+                "longer (settings.warmup), or lower kl_coefficient",
                 SparseVDWarning,
                 stacklevel=2,
             )
 
-    # Targets.
+    # ---- targets
 
     def _validate_config(self) -> None:
         check_config(self.bound_model, self.config_list)
@@ -237,3 +324,9 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
     def _module(self, name: str) -> nn.Module:
         module: nn.Module = self._module_wrappers[name].module
         return module
+
+
+@addition
+def pruner_class(patch: Patch) -> None:
+    """Make our pruner available where NNI's own pruners are."""
+    patch.set(nni.compression.pruning, "SparseVDPruner", SparseVDPruner)

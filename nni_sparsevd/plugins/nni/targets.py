@@ -1,4 +1,4 @@
-"""What an NNI config selected: the active pruning targets, in a fixed order, with what each of them is decided by."""
+"""What an NNI config selected: the active pruning targets, in a fixed order, with what decides about each of them."""
 
 from collections.abc import Iterator
 from typing import TypeVar
@@ -10,6 +10,8 @@ from torch import nn
 T = TypeVar("T")
 Spaces = dict[str, dict[str, PruningTargetSpace]]
 """{module name: {target name: its space}}, as NNI holds them."""
+Members = dict[tuple[str, str], list[PruningTargetSpace]]
+"""(module name, target name) -> the spaces of all targets of its dependency group, itself included."""
 
 
 def in_model_order(by_module: dict[str, T], model: nn.Module) -> dict[str, T]:
@@ -18,63 +20,93 @@ def in_model_order(by_module: dict[str, T], model: nn.Module) -> dict[str, T]:
     return dict(sorted(by_module.items(), key=lambda item: order[item[0]]))
 
 
-def settle_(spaces: Spaces, threshold: float) -> dict[tuple[str, str], list[PruningTargetSpace]]:
-    """Give every prunable target a ratio or a threshold; returns all members of its dependency group.
+def settle_(spaces: Spaces, threshold: float) -> Members:
+    """Give every prunable target a ratio or a threshold; returns the members of every target's dependency group.
 
-    A target without either takes the ratio of its group, else `threshold`.  Where a threshold cuts, at least the best
-    block stays, and the group ids go: NNI ranks groups by a ratio only, and the common metric makes their masks agree.
-    A bias whose weight loses single elements stays: a row without weights still adds it.
+    A target that has neither takes the ratio of its group, or else `threshold`.
     """
-    everything = {(name, target): space for name, targets in spaces.items() for target, space in targets.items()}
-    prunable = {key: space for key, space in everything.items() if _prunable(space)}
-    for (name, _), space in everything.items():
-        if space.align is not None and _of_single_weights(space, spaces[name]):
-            space._setting["align"] = None
-    ratios = {group: s.sparse_ratio for s in prunable.values() if s.sparse_ratio is not None for group in _groups(s)}
-    for space in prunable.values():
-        if not is_active_target(space):
-            shared = [ratios[group] for group in _groups(space) if group in ratios]
-            setattr(space, *(("sparse_ratio", shared[0]) if shared else ("sparse_threshold", threshold)))
-    members = {key: [other for other in prunable.values() if other is space or _together(space, other)]
-               for key, space in prunable.items()}  # fmt: skip
+    prunable: dict[tuple[str, str], PruningTargetSpace] = {}
+    for name, targets in spaces.items():
+        for target, space in targets.items():
+            if _is_prunable(space):
+                prunable[name, target] = space
+    # Only after the prunable targets are listed: a bias that loses its `align` here gets no ratio of its own instead.
+    for targets in spaces.values():
+        for space in targets.values():
+            if space.align is not None and _follows_single_weights(space, targets):
+                space._setting["align"] = None
+    _set_missing_ratios_(list(prunable.values()), threshold)
+    members = {key: _members_of_group(space, list(prunable.values())) for key, space in prunable.items()}
     for space in prunable.values():
         if space.sparse_threshold is not None:
-            space._setting |= {"dependency_group_id": None, "global_group_id": None}
-            if space.max_sparse_ratio is None:
-                space.max_sparse_ratio = 1 - 0.5 / blocks(space)  # half a block less than all of them
+            _prepare_for_threshold_(space)
     return members
 
 
-def _prunable(space: PruningTargetSpace) -> bool:
+def _is_prunable(space: PruningTargetSpace) -> bool:
     return space.type is TargetType.PARAMETER and space.target is not None and space.align is None
 
 
-def _of_single_weights(space: PruningTargetSpace, targets: dict[str, PruningTargetSpace]) -> bool:
-    """Whether NNI's default, and not the user, aligns `space` with an element-wise target of its module."""
-    source = targets.get(space.align["target_name"]) if space.align["module_name"] is None else None
+def _follows_single_weights(space: PruningTargetSpace, targets: dict[str, PruningTargetSpace]) -> bool:
+    """Whether NNI's default, and not the user, aligns a bias with a weight that loses single elements.
+
+    Such a bias has to stay: a row without weights still adds its bias.
+    """
+    if space.align["module_name"] is not None:
+        return False
+    weight = targets.get(space.align["target_name"])
+    if weight is None or weight._scaler is not None:
+        return False
     entries = space._wrapper.configs.get("pruning", [])
-    asked = any("align" in entry.get("target_settings", {}).get(space._target_name, {}) for entry in entries)
-    return source is not None and source._scaler is None and not asked
+    return not any("align" in entry.get("target_settings", {}).get(space._target_name, {}) for entry in entries)
 
 
-def _groups(space: PruningTargetSpace) -> list[tuple[str, object]]:
-    named = [("dependency", space.dependency_group_id), ("global", space.global_group_id)]
-    return [(kind, group) for kind, group in named if group is not None]
+def _set_missing_ratios_(prunable: list[PruningTargetSpace], threshold: float) -> None:
+    ratios = {}
+    for space in prunable:
+        if space.sparse_ratio is not None:
+            ratios.update(dict.fromkeys(_group_ids(space), space.sparse_ratio))
+    for space in prunable:
+        if is_active_target(space):
+            continue
+        shared = [ratios[group] for group in _group_ids(space) if group in ratios]
+        if shared:
+            space.sparse_ratio = shared[0]
+        else:
+            space.sparse_threshold = threshold
 
 
-def _together(one: PruningTargetSpace, other: PruningTargetSpace) -> bool:
-    group = one.dependency_group_id
-    return group is not None and group == other.dependency_group_id
+def _group_ids(space: PruningTargetSpace) -> list[tuple[str, object]]:
+    """The groups that a target belongs to, each with its kind: a dependency group and a global one may share an id."""
+    ids = [("dependency", space.dependency_group_id), ("global", space.global_group_id)]
+    return [(kind, group) for kind, group in ids if group is not None]
 
 
-def blocks(space: PruningTargetSpace) -> int:
+def _members_of_group(space: PruningTargetSpace, prunable: list[PruningTargetSpace]) -> list[PruningTargetSpace]:
+    group = space.dependency_group_id
+    if group is None:
+        return [space]
+    return [other for other in prunable if other.dependency_group_id == group]
+
+
+def _prepare_for_threshold_(space: PruningTargetSpace) -> None:
+    """Let a threshold cut this target by itself, and leave at least its best block.
+
+    NNI ranks groups by a ratio only, so the group ids go.  The members still agree: they share one metric.
+    """
+    space._setting |= {"dependency_group_id": None, "global_group_id": None}
+    if space.max_sparse_ratio is None:
+        space.max_sparse_ratio = 1 - 0.5 / count_blocks(space)  # half a block less than all of them
+
+
+def count_blocks(space: PruningTargetSpace) -> int:
     """How many blocks of its granularity a target has."""
     scaler = space._scaler
     return int(space.target.numel() if scaler is None else scaler.shrink(space.target.detach()).numel())
 
 
 def active(spaces: Spaces) -> Iterator[tuple[str, str, PruningTargetSpace]]:
-    """(module, target, space) of each target that a ratio or a threshold cuts."""
+    """(module name, target name, space) of each target that a ratio or a threshold cuts."""
     for name, targets in spaces.items():
         for target, space in targets.items():
             if is_active_target(space):

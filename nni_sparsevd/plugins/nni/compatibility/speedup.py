@@ -3,85 +3,42 @@
 import contextlib
 import copy
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils import _pytree
+from nni.common.graph_utils import TorchGraph
+from torch import Tensor, nn
 
 from ...patching import Patch
 from ..graph import trace
 from .repairs import repair
+from .speedup_import import DefaultReplacer, ModelSpeedup, NodeInfo, model_speedup, no_replace, replace_module
 
-Replace = Callable[[Any, Any], nn.Module]
-
-
-def _not_imported() -> bool:
-    return "nni.compression.speedup.utils" not in sys.modules
-
-
-@repair(since="torch 2.2", needed=_not_imported)
-def pytree_registration(patch: Patch) -> None:
-    """NNI registers fx's immutable containers as pytree nodes, as PyTorch does by now: it warns, means to make that
-    an error, and loses its own registration.  So NNI is imported here, while what is registered already is skipped.
-    """
-    register = _pytree._register_pytree_node
-
-    def skip(cls: type, *args: Any, **kwargs: Any) -> None:
-        if cls not in _pytree.SUPPORTED_NODES:
-            register(cls, *args, **kwargs)
-
-    with Patch() as during_import:
-        during_import.set(_pytree, "_register_pytree_node", skip)
-        import nni.compression.speedup.utils  # noqa: F401  for its effect
+Replace = Callable[[nn.Module, Any], nn.Module]
+"""Makes a smaller layer of a layer and its masks: (masks of the inputs, mask of the output, masks of parameters)."""
 
 
 @repair(since="torch 2.2")
 def tracer(patch: Patch) -> None:
-    """NNI's concrete tracer patches private parts of PyTorch that are gone, and reads Python's bytecode of before 3.11.
-    `ModelSpeedup` is given the graph of our own tracer where the caller gives none.
+    """NNI's concrete tracer patches private parts of PyTorch that no longer exist, and reads the bytecode of Python
+    before 3.11. `ModelSpeedup` gets the graph of our own tracer, unless the caller hands it a graph.
     """
-    from nni.compression.speedup import model_speedup
-
     patch.set(model_speedup, "concrete_trace", trace)
 
 
 @repair(since="NNI 3.0")
 def layers(patch: Patch) -> None:
-    """The table of what can be cut goes by the name of the class, so timm's subclasses of PyTorch's layers, and layers
-    without any shape, stay whole, and the network does not fit together any more.
+    """NNI's table of the layers that it can make smaller goes by class name. timm's subclasses of PyTorch's layers and
+    layers without a shape are not in it. They keep their size, and the layers no longer fit together. The missing
+    classes are entered.
     """
-    from nni.compression.speedup.replacement import no_replace, replace_module
-
-    def like(base: str) -> Replace:
-        """Cut as NNI cuts `base`, and keep the class, its activation and its options."""
-
-        def replace(module: nn.Module, masks: Any) -> nn.Module:
-            return _take_over(module, replace_module[base](module, masks))
-
-        return replace
-
-    def channels_first(module: nn.Module, masks: Any) -> nn.Module:
-        """NNI looks for LayerNorm's channels in the last dimension."""
-        inputs, output, parameters = masks
-        last = tuple(mask.movedim(1, -1) for mask in inputs)
-        return _take_over(module, replace_module["LayerNorm"](module, (last, output, parameters)))
-
-    derived = {
-        "Conv2dSame": like("Conv2d"),
-        "BatchNormAct2d": like("BatchNorm2d"),
-        **dict.fromkeys(("GroupNorm1", "GroupNormAct", "GroupNorm1Act"), like("GroupNorm")),
-        **dict.fromkeys(("LayerNormAct", "LayerNormFp32", "LayerNormActFp32"), like("LayerNorm")),
-        **dict.fromkeys(("LayerNorm2d", "LayerNormAct2d", "LayerNorm2dFp32", "LayerNormAct2dFp32"), channels_first),
-    }
-    for name, replace in {**derived, **dict.fromkeys(_SHAPE_FREE, no_replace)}.items():
+    for name, replace in {**_sized_layers(), **dict.fromkeys(_SHAPE_FREE_LAYERS, no_replace)}.items():
         if name not in replace_module:
             patch.set(replace_module, name, replace)
 
 
-_SHAPE_FREE = (
+_SHAPE_FREE_LAYERS = (
     *("Identity", "DropPath", "Dropout1d", "AlphaDropout", "FeatureAlphaDropout"),
     *("MaxPool1d", "MaxPool2dSame", "AvgPool1d", "AvgPool2dSame"),
     *("AdaptiveAvgPool1d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d"),
@@ -91,58 +48,87 @@ _SHAPE_FREE = (
 )
 
 
-def _take_over(module: nn.Module, small: nn.Module) -> nn.Module:
+def _sized_layers() -> dict[str, Replace]:
+    """Timm's layers that are cut as a layer of PyTorch is, by class name."""
+    return {
+        "Conv2dSame": _replace_like("Conv2d"),
+        "BatchNormAct2d": _replace_like("BatchNorm2d"),
+        **dict.fromkeys(("GroupNorm1", "GroupNormAct", "GroupNorm1Act"), _replace_like("GroupNorm")),
+        **dict.fromkeys(("LayerNormAct", "LayerNormFp32", "LayerNormActFp32"), _replace_like("LayerNorm")),
+        **dict.fromkeys(
+            ("LayerNorm2d", "LayerNormAct2d", "LayerNorm2dFp32", "LayerNormAct2dFp32"), _replace_layer_norm_2d
+        ),
+    }
+
+
+def _replace_like(base: str) -> Replace:
+    """Cut a layer as NNI cuts `base`, but keep its class, its activation and its options."""
+
+    def replace(module: nn.Module, masks: Any) -> nn.Module:
+        return _copy_with_sizes_of(replace_module[base](module, masks), module)
+
+    return replace
+
+
+def _replace_layer_norm_2d(module: nn.Module, masks: Any) -> nn.Module:
+    """Cut a LayerNorm whose channels are in dimension 1; NNI looks for them in the last dimension."""
+    inputs, output, parameters = masks
+    channels_last = tuple(mask.movedim(1, -1) for mask in inputs)
+    return _copy_with_sizes_of(replace_module["LayerNorm"](module, (channels_last, output, parameters)), module)
+
+
+def _copy_with_sizes_of(small: nn.Module, module: nn.Module) -> nn.Module:
     """A copy of `module` with the parameters, buffers and sizes of `small`, a plain layer that NNI made of it."""
     result = copy.deepcopy(module)
-    kept = {"_modules", "training", *(name for name in vars(small) if "hook" in name)}
-    vars(result).update({name: value for name, value in vars(small).items() if name not in kept})
+    for name, value in vars(small).items():
+        if name not in ("_modules", "training") and "hook" not in name:
+            vars(result)[name] = value
     return result
 
 
 @repair(since="NNI 3.0")
 def failed_run(patch: Patch) -> None:
     """A run that fails leaves the network with the random weights of the propagation, or with some layers cut and
-    others not.  It leaves it as it was.
+    others not. After the repair it leaves the network as it was.
     """
-    from nni.compression.speedup import ModelSpeedup
-
     run = ModelSpeedup.speedup_model
 
     @functools.wraps(run)
-    def put_back(self: Any) -> nn.Module:
+    def speedup_or_restore(self: Any) -> nn.Module:
         layers = {node.target: self.fetch_attr(node.target) for node in self.node_infos if node.op == "call_module"}
         state = {name: tensor.clone() for name, tensor in self.graph_module.state_dict().items()}
         try:
-            return run(self)  # type: ignore[no-any-return]
-        except BaseException:  # Ctrl-C too
+            small: nn.Module = run(self)
+        except BaseException:  # an interrupt with Ctrl-C leaves the same damage
             self.graph_module.load_state_dict(state)
             for name, layer in layers.items():
                 self.bound_model.set_submodule(name, layer)
             raise
+        return small
 
-    patch.set(ModelSpeedup, "speedup_model", put_back)
+    patch.set(ModelSpeedup, "speedup_model", speedup_or_restore)
 
 
 @repair(since="NNI 3.0")
 def flags(patch: Patch) -> None:
-    """A layer that takes another's place comes up in training mode, also in a network that is evaluated, where its
-    batch norms then use, and change, their statistics; and every parameter comes out trainable.  Flags stay what they
-    were.
+    """A layer that replaces another comes up in training mode, even in a network in evaluation mode, where its batch
+    norms then use and change their statistics. Every parameter comes out trainable. After the repair both flags stay
+    what they were.
     """
-    from nni.compression.speedup import ModelSpeedup
-
     run = ModelSpeedup.speedup_model
 
     @functools.wraps(run)
-    def keep(self: Any) -> nn.Module:
+    def speedup_keeping_flags(self: Any) -> nn.Module:
         with _flags_kept(self.bound_model):
-            return run(self)  # type: ignore[no-any-return]
+            small: nn.Module = run(self)
+        return small
 
-    patch.set(ModelSpeedup, "speedup_model", keep)
+    patch.set(ModelSpeedup, "speedup_model", speedup_keeping_flags)
 
 
 @contextlib.contextmanager
 def _flags_kept(model: nn.Module) -> Iterator[None]:
+    """Put back `training` and `requires_grad` by name at the end, whatever replaced the modules and parameters."""
     training = {name: module.training for name, module in model.named_modules()}
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
@@ -156,84 +142,87 @@ def _flags_kept(model: nn.Module) -> Iterator[None]:
 
 @repair(since="NNI 3.0")
 def dependency_inputs(patch: Patch) -> None:
-    """`auto_set_denpendency_group_ids` gives a dictionary of inputs, which its documentation allows, to the network as
-    one argument, and sets the training flag of every layer to the network's.  The inputs become keywords; flags stay.
+    """`auto_set_denpendency_group_ids` passes a dictionary of inputs, which its documentation allows, to the network as
+    one argument, and sets the training flag of every layer to that of the network. After the repair the inputs become
+    keyword arguments and the flags stay.
     """
-    from nni.common.graph_utils import TorchGraph
+    trace_positional = TorchGraph._trace
 
-    run = TorchGraph._trace
-
-    @functools.wraps(run)
-    def with_keywords(self: Any, model: nn.Module, dummy_input: Any) -> None:
+    @functools.wraps(trace_positional)
+    def trace_any(self: Any, model: nn.Module, dummy_input: Any) -> None:
         with _flags_kept(model):
-            if isinstance(dummy_input, dict):
-                self.trace = torch.jit.trace(model.eval(), example_kwarg_inputs=dummy_input, strict=False)
-                torch._C._jit_pass_inline(self.trace.graph)
-            else:
-                run(self, model, dummy_input)
+            if not isinstance(dummy_input, dict):
+                trace_positional(self, model, dummy_input)
+                return
+            self.trace = torch.jit.trace(model.eval(), example_kwarg_inputs=dummy_input, strict=False)
+            torch._C._jit_pass_inline(self.trace.graph)
 
-    patch.set(TorchGraph, "_trace", with_keywords)
+    patch.set(TorchGraph, "_trace", trace_any)
 
 
 @repair(since="torch 2.6")
 def mask_files(patch: Patch) -> None:
-    """`torch.load` refuses what `torch.save(pruner.get_masks())` wrote: a defaultdict.  While `ModelSpeedup` reads the
-    file, it is allowed, as a plain dictionary.
+    """`torch.load` rejects the file that `torch.save(pruner.get_masks())` wrote, because the masks are a defaultdict.
+    While `ModelSpeedup` reads the file, a defaultdict is allowed and becomes a plain dictionary.
     """
-    from nni.compression.speedup import ModelSpeedup
+    init = ModelSpeedup.__init__
+    # A defaultdict is pickled as a call of its class with its factory, here the class `dict`: both names must load.
+    allowed: list[Any] = [(_empty_masks, "collections.defaultdict"), (_empty_masks, "builtins.dict")]
 
-    start = ModelSpeedup.__init__
-    allowed: list[Any] = [(_plain, "collections.defaultdict"), (_plain, "builtins.dict")]
-
-    @functools.wraps(start)
-    def allow(self: Any, *args: Any, **kwargs: Any) -> None:
+    @functools.wraps(init)
+    def init_allowing_defaultdict(self: Any, *args: Any, **kwargs: Any) -> None:
         with torch.serialization.safe_globals(allowed):
-            start(self, *args, **kwargs)
+            init(self, *args, **kwargs)
 
-    patch.set(ModelSpeedup, "__init__", allow)
+    patch.set(ModelSpeedup, "__init__", init_allowing_defaultdict)
 
 
-def _plain(default_factory: Any = None) -> dict[str, Any]:
+def _empty_masks(default_factory: Any = None) -> dict[str, dict[str, Tensor]]:
+    """Take the place of `collections.defaultdict` when a file of masks is read; the file then fills the dictionary."""
     return {}
 
 
 @repair(since="NNI 3.0")
 def last_use(patch: Patch) -> None:
-    """`NoMaskUpdater` deletes `_output_randomize` where it means `output_randomize`: a tensor whose last use is
-    `.size()` or `.dim()` ends the run.  The misspelt name is made to mean the other.
+    """`NoMaskUpdater` deletes `_output_randomize` where it means `output_randomize`, so a tensor whose last use is
+    `.size()` or `.dim()` ends the run. After the repair the misspelled name means the right one.
     """
-    from nni.compression.speedup.container import NodeInfo
 
-    patch.set(NodeInfo, "_output_randomize", property(fdel=lambda info: delattr(info, "output_randomize")))
+    def delete_output_randomize(info: NodeInfo) -> None:
+        del info.output_randomize
+
+    patch.set(NodeInfo, "_output_randomize", property(fdel=delete_output_randomize))
 
 
 @repair(since="NNI 3.0")
 def gradients(patch: Patch) -> None:
-    """`ModelSpeedup` propagates gradients, and called under `torch.no_grad()` it fails for want of them.  It switches
-    them on for itself.
+    """`ModelSpeedup` propagates gradients, and fails without them when it is called under `torch.no_grad()`. After the
+    repair it switches gradients on for itself.
     """
-    from nni.compression.speedup import ModelSpeedup
-
     patch.set(ModelSpeedup, "speedup_model", torch.enable_grad()(ModelSpeedup.speedup_model))
 
 
 @repair(since="NNI 3.0")
 def failing_layer(patch: Patch) -> None:
-    """`Shape mismatch!` and its like do not say where.  A note on the exception names the layer."""
-    from nni.compression.speedup.replacer import DefaultReplacer
-
+    """`Shape mismatch!` and similar errors do not say where. After the repair a note on them names the layer."""
     replace_all = DefaultReplacer.replace_modules
 
     @functools.wraps(replace_all)
-    def name_it(self: Any, speedup: Any) -> None:
+    def replace_and_name_failure(self: Any, speedup: Any) -> None:
         try:
             replace_all(self, speedup)
         except Exception as error:
-            left = [node for node, info in speedup.node_infos.items() if node.op == "call_module" and not info.replaced]
-            known = [
-                node for node in left if speedup.fetch_attr(node.target)._get_name() in self.replace_module_func_dict
-            ]
-            error.add_note(f"while ModelSpeedup replaced {known[0].target if known else 'a layer'}")
+            error.add_note(f"while ModelSpeedup replaced {_first_layer_left(self, speedup) or 'a layer'}")
             raise
 
-    patch.set(DefaultReplacer, "replace_modules", name_it)
+    patch.set(DefaultReplacer, "replace_modules", replace_and_name_failure)
+
+
+def _first_layer_left(replacer: Any, speedup: Any) -> str | None:
+    """The first layer that NNI can replace and has not: the layer at which it failed."""
+    for node, info in speedup.node_infos.items():
+        if node.op != "call_module" or info.replaced:
+            continue
+        if speedup.fetch_attr(node.target)._get_name() in replacer.replace_module_func_dict:
+            return str(node.target)
+    return None

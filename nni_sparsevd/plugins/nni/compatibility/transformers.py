@@ -8,6 +8,7 @@ from typing import Any
 import nni
 from nni.common import is_traceable
 from nni.compression.utils import evaluator
+from torch import Tensor
 
 from ...patching import Patch
 from .repairs import repair
@@ -19,16 +20,17 @@ def _installed() -> bool:
     return bool(evaluator.TRANSFORMERS_INSTALLED)
 
 
-def _takes(method: str, argument: str) -> bool:
+def _trainer_takes(method: str, argument: str) -> bool:
+    """Whether a method of the installed `Trainer` has this argument."""
     return _installed() and argument in inspect.signature(getattr(evaluator.HFTrainer, method)).parameters
 
 
-@repair(since="transformers 4.39", needed=lambda: _takes("get_optimizer_cls_and_kwargs", "model"))
+@repair(since="transformers 4.39", needed=lambda: _trainer_takes("get_optimizer_cls_and_kwargs", "model"))
 def transformers_default_optimizer(patch: Patch) -> None:
-    """Without a traced optimizer NNI replaces `Trainer.get_optimizer_cls_and_kwargs`, which has got a second argument.
-
-    The replacement fails, and stays in the class for every later Trainer of the process.  Here the one trainer creates
-    its default optimizer with a traced class, so that NNI finds a traced optimizer.
+    """For a trainer without an optimizer traced by `nni.trace`, NNI replaces `Trainer.get_optimizer_cls_and_kwargs`,
+    which has since got a second argument. The replacement fails, and stays in the class for every later Trainer of the
+    process. After the repair the one trainer creates its default optimizer from a traced class, so NNI finds a traced
+    optimizer.
     """
     init = evaluator.TransformersEvaluator._init_optimizer_helpers
 
@@ -49,20 +51,20 @@ def transformers_default_optimizer(patch: Patch) -> None:
             init(self, pure_model)
         finally:
             del trainer.get_optimizer_cls_and_kwargs
-            trainer.optimizer = None  # NNI makes another one for the wrapped model
+            trainer.optimizer = None  # NNI makes another optimizer for the wrapped model
 
     patch.set(evaluator.TransformersEvaluator, "_init_optimizer_helpers", init_optimizer_helpers)
 
 
-@repair(since="transformers 4.46", needed=lambda: _takes("compute_loss", "num_items_in_batch"))
+@repair(since="transformers 4.46", needed=lambda: _trainer_takes("compute_loss", "num_items_in_batch"))
 def transformers_loss(patch: Patch) -> None:
-    """Transformers passes `num_items_in_batch` to `compute_loss`, which NNI's patched loss does not take.
-
-    With that number a loss is the batch's share of a whole accumulated step, and the Trainer does not divide it by the
-    number of batches.  The patch still gets a mean over the batch, so that what it adds counts once in a step.
+    """Transformers passes `num_items_in_batch` to `compute_loss`, and NNI's patched loss does not accept it. A loss
+    computed with that number is the share of one batch in an accumulated step, and the Trainer does not divide it by
+    the number of batches. After the repair the patch still gets a mean over the batch, so that what it adds counts once
+    in a step.
     """
 
-    def patch_loss(self: Any, change: Callable[[Any, Any], Any]) -> None:
+    def patch_loss(self: Any, change: Callable[[Tensor, Any], Tensor]) -> None:
         before = self.trainer.compute_loss
 
         def compute_loss(trainer: Any, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
@@ -89,10 +91,10 @@ def _is_share(trainer: Any, model: Any, num_items_in_batch: Any = None) -> bool:
 
 @repair(since="transformers 4.31", needed=_installed)
 def transformers_step_tasks(patch: Patch) -> None:
-    """NNI takes a trainer with an attribute `deepspeed` for one that uses it; now every trainer has it, mostly as None.
-
-    NNI also keeps the tasks in the class `PatchCallback`: those of a second call, or a second evaluator, replace the
-    first and run twice.  Without DeepSpeed the tasks are now put around the step of the bound optimizer itself.
+    """NNI takes every trainer that has an attribute `deepspeed` for one that uses DeepSpeed. Every trainer has the
+    attribute today, mostly as None. NNI also keeps the tasks in the class `PatchCallback`: the tasks of a second call,
+    or of a second evaluator, replace the first and run twice. After the repair, without DeepSpeed, the tasks run around
+    the step of the bound optimizer itself.
     """
     with_deepspeed = evaluator.TransformersEvaluator.patch_optimizer_step
 
@@ -118,9 +120,9 @@ def transformers_step_tasks(patch: Patch) -> None:
 
 @repair(since="transformers 4.30", needed=_installed)
 def transformers_bound_optimizer(patch: Patch) -> None:
-    """Training leaves Accelerate's wrapper in the place of the optimizer that NNI bound.
-
-    Reverting the step then changes the wrapper, and the next training fails.  The bound optimizer is put back.
+    """Training leaves Accelerate's wrapper in the place of the optimizer that NNI bound. Reverting the step then
+    changes the wrapper, and the next training fails. After the repair the bound optimizer is put back at the end of a
+    training.
     """
     train = evaluator.TransformersEvaluator.train
 
