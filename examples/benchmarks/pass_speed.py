@@ -29,7 +29,7 @@ from torch import nn
 from nni_sparsevd.files import write_json
 from nni_sparsevd.graph import channel_graph
 from nni_sparsevd.masks import apply_masks_
-from nni_sparsevd.plugins.nni.graph import trace
+from nni_sparsevd.plugins.nni import enable, trace
 from nni_sparsevd.shrinking import apply_plan_, check, plan_removal
 from nni_sparsevd.studies.zoo.trials import mask_channels
 from nni_sparsevd.testing import randomize_
@@ -85,6 +85,7 @@ def torch_pruning(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
 
 
 def nni(model: nn.Module, x: torch.Tensor, what: str) -> Callable[[], nn.Module]:
+    enable()  # ModelSpeedup needs the repairs on today's PyTorch
     original = copy.deepcopy(model)
     pruner = L1NormPruner(original, [{**MASKED[what], "sparse_ratio": 0.5}])
     _, masks = pruner.compress()

@@ -27,7 +27,7 @@ from torch import nn
 import nni_sparsevd as svd
 from nni_sparsevd.files import read_json, write_json
 from nni_sparsevd.masks import apply_masks_
-from nni_sparsevd.plugins.nni import ExactSpeedup, SparseVDPruner, SparseVDSettings
+from nni_sparsevd.plugins.nni import ExactSpeedup, SparseVDPruner, SparseVDSettings, enable
 from nni_sparsevd.plugins.nni.exact import parameter_masks
 from nni_sparsevd.training.environment import describe_environment
 
@@ -133,8 +133,8 @@ class Case:
     def compress(self) -> Masks:
         return self.pruner.compress(*((STEPS, None) if "Movement" in self.kind else ()))[1]
 
-    def open_finished(self) -> tuple[nn.Module, Masks]:
-        """Compressed, unwrapped, and in evaluation mode."""
+    def finish(self) -> tuple[nn.Module, Masks]:
+        """Compress, unwrap, and switch to evaluation mode."""
         masks = self.compress()
         self.pruner.unwrap_model()
         return self.model.eval(), masks
@@ -289,7 +289,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def sped_up(pruner: str, name: str) -> None:
     case = Case(pruner, name)
-    model, masks = case.finished()
+    model, masks = case.finish()
     with TemporaryDirectory() as folder:
         torch.save(masks, Path(folder) / "masks.pth")
         small = ModelSpeedup(model, torch.randn(2, *SHAPE), str(Path(folder) / "masks.pth")).speedup_model()
@@ -300,8 +300,8 @@ def sped_up(pruner: str, name: str) -> None:
 
 def exactly(pruner: str, name: str) -> None:
     case = Case(pruner, name)
-    model, masks = case.finished()
-    speedup = ExactSpeedup(model, torch.randn(2, *SHAPE), masks, silence=True)
+    model, masks = case.finish()
+    speedup = ExactSpeedup(model, torch.randn(2, *SHAPE), masks, extend_masks=True)
     speedup.speedup_model()
     assert speedup.check is not None and speedup.check.ok
     elementwise = pruner in ("LevelPruner", "SparseVDPruner, by itself")
@@ -309,7 +309,7 @@ def exactly(pruner: str, name: str) -> None:
 
 
 def exported(pruner: str, name: str) -> None:
-    model, masks = Case(pruner, name).finished()
+    model, masks = Case(pruner, name).finish()
     small, _ = svd.shrink(model, torch.randn(2, *SHAPE), parameter_masks(masks))
     x = torch.randn(2, *SHAPE)
     torch.testing.assert_close(torch.export.export(small, (x,)).module()(x), small(x))
@@ -336,6 +336,7 @@ ROWS: dict[str, Callable[[str, str], None]] = {
 
 def outcome(row: str, pruner: str, name: str) -> str:
     """Empty where it works, else what went wrong."""
+    enable()  # NNI's own pruners need the repairs
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
     try:

@@ -17,7 +17,14 @@ from nni.compression.quantization import QATQuantizer
 from nni.compression.speedup import ModelSpeedup
 from torch.nn.parallel import DistributedDataParallel
 
-from nni_sparsevd.plugins.nni import SparseVDPruner, SparseVDSettings
+from nni_sparsevd.plugins.nni import SparseVDPruner, SparseVDSettings, disable, enable
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _repaired_nni():
+    enable()
+    yield
+    disable()
 
 
 def settings(granularity="weight"):
@@ -158,8 +165,8 @@ def test_a_copy_has_posteriors_of_its_own():
     pruner = SparseVDPruner(model, [{"op_types": ["Conv2d"]}])
     twin = copy.deepcopy(pruner)
     with torch.no_grad():
-        for one in twin._posteriors.values():
-            one.log_sigma2.add_(9.0)
+        for posterior in twin._posteriors.values():
+            posterior.log_sigma2.add_(9.0)
     assert twin.bound_model is not model
     assert not torch.equal(twin.kl(), pruner.kl())
     assert sparsity(twin.compress()[1], "0") > sparsity(pruner.compress()[1], "0")

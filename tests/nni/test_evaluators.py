@@ -41,7 +41,6 @@ def repairs():
     compatibility.enable()
     yield
     compatibility.disable()
-    compatibility.enable()  # all of them, for the tests of other files
 
 
 @pytest.fixture

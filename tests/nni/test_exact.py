@@ -15,10 +15,17 @@ from torch import nn
 import nni_sparsevd as svd
 from nni_sparsevd.errors import FileFormatError, MaskError, ModelError, SettingError
 from nni_sparsevd.masks import apply_masks_
-from nni_sparsevd.plugins.nni import ExactSpeedup, SparseVDPruner, save_masks
+from nni_sparsevd.plugins.nni import ExactSpeedup, SparseVDPruner, disable, enable, save_masks
 from nni_sparsevd.plugins.nni.exact import parameter_masks
 
 IMAGE = torch.randn(2, 3, 32, 32)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _repaired_nni():
+    enable()
+    yield
+    disable()
 
 
 def network():
@@ -79,7 +86,7 @@ def test_silent_channels_all_go():
     model = network()
     masks = pruned(model)
     exact, silent = copy.deepcopy(model), copy.deepcopy(model)
-    left = [ExactSpeedup(exact, IMAGE, masks), ExactSpeedup(silent, IMAGE, masks, silence=True)]
+    left = [ExactSpeedup(exact, IMAGE, masks), ExactSpeedup(silent, IMAGE, masks, extend_masks=True)]
     for speedup in left:
         speedup.speedup_model()
         assert speedup.check.ok
@@ -121,7 +128,7 @@ def test_timm_networks_with_nnis_own_dependencies(name, size, entry):
 
 def test_what_is_small_can_be_trained_saved_and_exported(tmp_path):
     model = network()
-    ExactSpeedup(model, IMAGE, pruned(model), silence=True).speedup_model()
+    ExactSpeedup(model, IMAGE, pruned(model), extend_masks=True).speedup_model()
     model.train()
     model(IMAGE).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

@@ -2,8 +2,6 @@
 
 import copy
 import math
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -179,31 +177,11 @@ def test_a_layer_never_loses_everything_and_is_named():
         for name, parameter in model.named_parameters():
             if name.endswith("log_sigma2"):
                 parameter.fill_(20.0)
-    with pytest.warns(SparseVDWarning, match="all but one block of 0, 3 drowned"):
+    with pytest.warns(SparseVDWarning, match="all but one block of 0, 3 is removed"):
         _, masks = pruner.compress()
     assert masks["0"]["weight"].sum() == masks["3"]["weight"].sum() == 1
     best = pruner.log_alpha()["3"]["weight"]
     assert best[masks["3"]["weight"].bool()] == best.min()
-
-
-def test_the_order_does_not_follow_the_hash_seed():
-    code = (
-        "import torch; from torch import nn; from nni_sparsevd.plugins.nni import SparseVDPruner\n"
-        "model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(12)])\n"
-        "pruner = SparseVDPruner(model, [{'op_types': ['Linear']}])\n"
-        "print([list(pruner._target_spaces), list(pruner.get_masks()), [n for n, _ in model.named_parameters()]])"
-    )
-    runs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed, "PATH": ""},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()[-1]
-        for seed in "12"
-    }
-    assert len(runs) == 1
 
 
 # Noise while it learns.

@@ -2,9 +2,6 @@
 
 import copy
 import logging
-import os
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -14,26 +11,24 @@ from timm.layers import BatchNormAct2d, Conv2dSame, GroupNorm1, GroupNormAct, La
 from torch import nn
 
 from nni_sparsevd.errors import TraceError
-from nni_sparsevd.plugins.nni.compatibility import REPAIRS, disable, enable, repairs, speedup
+from nni_sparsevd.plugins.nni.compatibility import REPAIRS, disable, enable, speedup
 from nni_sparsevd.plugins.nni.graph import trace
 
-OURS = {name for name, one in REPAIRS.items() if one.apply.__module__ == speedup.__name__}
+OURS = {name for name, repair in REPAIRS.items() if repair.apply.__module__ == speedup.__name__}
 
 
 @pytest.fixture(autouse=True)
-def _restored():
-    before = set(repairs._applied)
+def _disabled():
     disable()
     yield
     disable()
-    enable(leave=set(REPAIRS) - before)
 
 
 def enable_without(*names):
     return enable(leave={*names} | (set(REPAIRS) - OURS))
 
 
-def silence():
+def quiet_logger():
     logger = logging.getLogger("speedup under test")
     logger.setLevel(logging.ERROR)
     return logger
@@ -42,7 +37,7 @@ def silence():
 def run_speedup(model, inputs, masks, **kwargs):
     from nni.compression.speedup import ModelSpeedup
 
-    return ModelSpeedup(model, inputs, masks, logger=silence(), **kwargs).speedup_model()
+    return ModelSpeedup(model, inputs, masks, logger=quiet_logger(), **kwargs).speedup_model()
 
 
 def half(model, *names):
@@ -274,7 +269,7 @@ def test_layers_without_shape(caplog):
     x, masks = torch.randn(2, 3, 8, 8), half(model, "first")
     for leave, complaints in (("layers", 1), (None, 0)):
         enable_without(*filter(None, [leave]))
-        logger, heard = silence(), []
+        logger, heard = quiet_logger(), []
         logger.error, error = heard.append, logger.error
         run_speedup(copy.deepcopy(model), x, copy.deepcopy(masks))
         logger.error = error
@@ -409,28 +404,6 @@ def test_failed_run(monkeypatch):
             assert same is (leave is None)
             assert leave or not any(module.training for module in model.modules())
             disable()
-
-
-def test_pytree_registration():
-    """In a process of its own: it happens when NNI is imported for the first time."""
-    program = """
-import importlib, sys, warnings
-from torch.fx.immutable_collections import immutable_list
-from torch.utils import _pytree
-before, register = _pytree.SUPPORTED_NODES[immutable_list], _pytree._register_pytree_node
-with warnings.catch_warnings(record=True) as heard:
-    warnings.simplefilter("always")
-    from nni_sparsevd.plugins.nni.compatibility import disable, enable
-    assert "pytree_registration" in enable()
-    utils = sys.modules["nni.compression.speedup.utils"]
-    assert not [one for one in heard if "pytree" in str(one.message)], [str(one.message) for one in heard]
-    assert _pytree.SUPPORTED_NODES[immutable_list] is before and _pytree._register_pytree_node is register
-    disable()
-    importlib.reload(utils)
-    assert [one for one in heard if "already registered as pytree node" in str(one.message)]
-    assert _pytree.SUPPORTED_NODES[immutable_list] is not before
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=100)
 
 
 def test_disable_restores_every_attribute_and_enable_is_safe_to_repeat():

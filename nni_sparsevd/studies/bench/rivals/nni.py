@@ -10,6 +10,7 @@ from nni.compression.pruning import AGPPruner, LevelPruner, LinearPruner, Moveme
 from torch import nn
 
 from ....masks import apply_masks_
+from ....plugins.nni import enable
 from ....plugins.nni.exact import parameter_masks
 from ....recipe import Stage
 from ..arena import Arena, cross_entropy
@@ -52,6 +53,7 @@ def prune_weights(make_pruner: MakePruner, steps_of: Callable[[Arena], int], *, 
     """
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
+        enable()  # NNI's own pruners need the repairs
         model, steps = arena.network(), steps_of(arena)
         config_list = config_single_weights(model, level, globally)
         masks = parameter_masks(compute_nni_masks(make_pruner, arena, stage, model, config_list, steps))

@@ -19,6 +19,7 @@ from nni.compression.utils import auto_set_denpendency_group_ids
 from torch import nn
 
 from ....masks import apply_masks_
+from ....plugins.nni import enable
 from ....plugins.nni.exact import parameter_masks
 from ....recipe import Stage
 from ..arena import Arena
@@ -79,6 +80,7 @@ def prune_channels(make_pruner: MakePruner, steps_of: Callable[[Arena], int]) ->
     """
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
+        enable()  # NNI's own pruners need the repairs
         model, steps = arena.network(), steps_of(arena)
         config_list = config_channels(arena, model, find_ratio(arena, arena.dense_macs / level))
         masks = compute_nni_masks(make_pruner, arena, stage, model, config_list, steps)
