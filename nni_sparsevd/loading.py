@@ -6,25 +6,42 @@ from torch import nn
 
 from . import storage
 from .errors import FileFormatError
+from .export import FORMATS, open_exported
 
 
 def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
-    """Read a file of `save`, packed or not, or one of `export` (.onnx, .pte, .tflite); gives back a module to call.
+    """Open what `save`, `save_folder`, `push` or `export` wrote; nothing is unpickled and no code in a file is run.
 
-    A folder of `save_folder`, or its address on the Hugging Face hub, hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION,
-    stands for the file in it.  A file of `save` becomes an ordinary network in evaluation mode; `model`, for networks
-    that timm does not know, is a fresh, unpruned instance: it is changed in place and returned.  A file of `export`
-    becomes a module that runs it.
+    Args:
+        path: A file of `save`, packed or not; a file of `export` (.onnx, .pte, .tflite); a folder of `save_folder`; or
+            the address of such a folder on the Hugging Face hub, hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION.
+        model: A fresh, unpruned instance of the network, for networks that timm does not know: the file's weights and
+            sizes are put into it.
 
-    Raises `FileFormatError` when the file is missing, truncated, of another format or version, or does not fit;
-    `SettingError` for a missing runtime, for an address that the hub does not have, and for .pt2, which can run code
-    when it is opened.
+    Returns:
+        For a file of `save`, an ordinary network in evaluation mode: `model` itself, changed in place, where it was
+        given.  For a file of `export`, a module that runs the file in its runtime.
+
+    Raises:
+        FileFormatError: The file is missing, truncated, altered, of another format or version, or does not fit `model`.
+        SettingError: A runtime is not installed, the hub does not have the address, or the file is a .pt2, which can
+            run code when it is opened.
+
+    Example:
+        ```python
+        import tempfile
+        import torch
+        import nni_sparsevd as svd
+
+        model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()).eval()
+        with tempfile.TemporaryDirectory() as folder:
+            svd.save(model, f"{folder}/small.safetensors")
+            fresh = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+            again = svd.load(f"{folder}/small.safetensors", fresh)
+        x = torch.randn(2, 4)
+        assert torch.equal(again(x), model(x))
+        ```
     """
-    from .export import (
-        FORMATS,  # not before a file asks for it: it draws reports too
-        open_exported,
-    )
-
     if str(path).startswith(storage.PREFIX):
         path = storage.fetch_weights(str(path))
     elif Path(path).is_dir():

@@ -1,6 +1,7 @@
 """Imports run one way.  Every file's imports are read, those inside functions too."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -163,3 +164,49 @@ def test_the_front_door_loads_nothing_optional():
     )
     assert set(loaded.stdout.split()) & optional == set()
     assert {"torch", "nni_sparsevd"} <= set(loaded.stdout.split())
+
+
+BACKEND = """
+import importlib, pkgutil
+import matplotlib
+matplotlib.use("svg")
+import nni_sparsevd as svd
+{use}
+assert matplotlib.get_backend() == "svg", matplotlib.get_backend()
+"""
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "for room in pkgutil.iter_modules(svd.__path__):\n"
+        "    if room.name != '__main__': importlib.import_module(f'nni_sparsevd.{room.name}')\n"
+        "import nni_sparsevd.studies.bench, nni_sparsevd.studies.reproduce, nni_sparsevd.studies.zoo",
+        "import nni_sparsevd.plugins.torch_pruning, nni_sparsevd.plugins.nni",
+        "import torch; svd.save(torch.nn.Linear(2, 2), 'x.safetensors')\n"
+        "svd.load('x.safetensors', torch.nn.Linear(2, 2))",
+    ],
+    ids=["rooms", "plugins", "load"],
+)
+def test_nobody_touches_the_users_matplotlib_backend(tmp_path, use):
+    code = BACKEND.format(use=use)
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_loading_a_saved_network_draws_and_exports_nothing(tmp_path):
+    code = (
+        "import sys, torch, nni_sparsevd as svd\n"
+        "svd.save(torch.nn.Linear(2, 2), 'x.safetensors')\n"
+        "svd.load('x.safetensors', torch.nn.Linear(2, 2))\n"
+        "print(*sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
+    loaded = set(ended.stdout.split())
+    assert not loaded & {"matplotlib", "nni_sparsevd.report", "onnx", "onnxruntime"}

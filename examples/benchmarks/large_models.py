@@ -26,7 +26,7 @@ import nni_sparsevd as svd
 from nni_sparsevd.files import write_json
 from nni_sparsevd.measure import count_parameters
 from nni_sparsevd.nn import gate_sites
-from nni_sparsevd.report.pictures import figure
+from nni_sparsevd.report.pictures import styled_axes
 from nni_sparsevd.training.environment import describe_environment
 
 FAMILIES = {
@@ -124,7 +124,7 @@ def growth(rows: list[dict[str, Any]], stage: str) -> float:
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Seconds over millions of parameters, a line for each stage and family."""
     colours, marks = dict(zip(STAGES, ("#8d99ae", "#d1603d", "#2f6690", "#000000"), strict=True)), "osv"
-    with figure(path, 7.5, 4.5) as axes:
+    with styled_axes(path, 7.5, 4.5) as axes:
         for mark, family in zip(marks, FAMILIES, strict=True):
             own = [row for row in rows if row["family"] == family]
             sizes = [row["parameters"] / 1e6 for row in own]

@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ...report.pictures import BLUE, GREY, ORANGE, figure
+from ...report.pictures import BLUE, GRAY, ORANGE, styled_axes
 from .league import League
 from .standing import HOSTS, RUNTIMES, Standing, find_champion
 
-COLORS = {"ours": BLUE, "torch": "black", "NNI": ORANGE, "Torch-Pruning": GREY}
+COLORS = {"ours": BLUE, "torch": "black", "NNI": ORANGE, "Torch-Pruning": GRAY}
 MARKERS = "osv^D<>PX*hdp8H"
 
 
@@ -63,7 +63,7 @@ def draw_league(league: League, standings: list[Standing], path: Path, runtime: 
     """
     champions = _champions(league, standings)
     champion_names = {champion.name for champion, _ in champions}
-    with figure(path, 8.5, 5.0) as axes:
+    with styled_axes(path, 8.5, 5.0) as axes:
         for index, standing in enumerate(standings):
             curve = _curve_of(league, standing, runtime)
             if not curve.places:

@@ -1,6 +1,6 @@
 """The tables of a league, in Markdown."""
 
-from ...report.tables import line, spread
+from ...report.tables import format_row, format_spread
 from .league import League
 from .standing import HOSTS, RUNTIMES, Standing, compute_mean_ranks, find_champion, find_pareto_front
 
@@ -15,7 +15,7 @@ def format_table(league: League, standings: list[Standing]) -> list[str]:
     any_automatic = any(standing.rows.get(None) for standing in standings)
     titles = ["", "name", "of", "mean rank", *_level_titles(league)]
     titles += ["left to itself", "rate"] if any_automatic else ["rate"]
-    lines = [line(titles), "|---|---|---|" + "--:|" * (len(titles) - 3)]
+    lines = [format_row(titles), "|---|---|---|" + "--:|" * (len(titles) - 3)]
     best = {level: min(_mean_errors(standings, level), default=None) for level in league.levels}
     for standing in standings:
         rank = f"{ranks[standing.name]:.1f}" if standing.name in ranks else ""
@@ -23,7 +23,7 @@ def format_table(league: League, standings: list[Standing]) -> list[str]:
         cells = [_format_error(league, standing, level, best[level]) for level in league.levels]
         if any_automatic:
             cells.append(_format_own_level(standing))
-        lines.append(line([standing.title, standing.name, standing.host, rank, *cells, rate]))
+        lines.append(format_row([standing.title, standing.name, standing.host, rank, *cells, rate]))
     return lines
 
 
@@ -33,7 +33,7 @@ def format_champions_table(league: League, standings: list[Standing]) -> list[st
     Returns:
         The lines of a table with one row for each framework that has a rival.
     """
-    lines = [line(["", *_level_titles(league)]), "|---|" + "--:|" * len(league.levels)]
+    lines = [format_row(["", *_level_titles(league)]), "|---|" + "--:|" * len(league.levels)]
     rows: dict[str, list[str]] = {host: [] for host in HOSTS}
     for level in league.levels:
         champions = {host: find_champion(standings, host, level) for host in HOSTS}
@@ -43,7 +43,7 @@ def format_champions_table(league: League, standings: list[Standing]) -> list[st
             rows[host].append(_format_champion(league, champion, level, best))
     for host, cells in rows.items():
         if any(cells):
-            lines.append(line([host, *cells]))
+            lines.append(format_row([host, *cells]))
     return lines
 
 
@@ -105,7 +105,7 @@ def _format_error(league: League, standing: Standing, level: float, best: float 
     rows = standing.rows.get(level, [])
     if not rows:
         return "failed" if standing.failed else ""
-    cell = spread([row["error"] for row in rows], 2)
+    cell = format_spread([row["error"] for row in rows], 2)
     if standing.mean(level, "error") == best:
         cell = f"**{cell}**"
     return cell if league.kind == "weights" else f"{cell} at {standing.mean_reduction(level):.2f}×"
@@ -116,4 +116,5 @@ def _format_own_level(standing: Standing) -> str:
     rows = standing.rows.get(None, [])
     if not rows:
         return ""
-    return f"{spread([row['error'] for row in rows], 2)} at {spread([row['compression'] for row in rows], 0)}×"
+    error = format_spread([row["error"] for row in rows], 2)
+    return f"{error} at {format_spread([row['compression'] for row in rows], 0)}×"

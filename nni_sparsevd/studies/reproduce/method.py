@@ -7,7 +7,7 @@ import torch
 
 from ...files import load_tensors
 from ...posterior import DEFAULT_THRESHOLD, Prior, kl_elements, log_alpha
-from ...report.pictures import BLUE, GREY, ORANGE, figure
+from ...report.pictures import BLUE, GRAY, ORANGE, styled_axes
 
 
 def posterior(run: Path, path: Path) -> None:
@@ -22,8 +22,8 @@ def posterior(run: Path, path: Path) -> None:
     removed = log_alpha(theta, log_sigma2) >= DEFAULT_THRESHOLD
     reach = 1.6 * float(theta[~removed].abs().quantile(0.9)) if (~removed).any() else 0.5
     w = np.linspace(-reach, reach, 2001)
-    with figure(path, 7.0, 3.0) as axes:
-        axes.plot(w, np.minimum(0.02 * reach / np.maximum(np.abs(w), 1e-9), 1), "--", color=GREY, label="prior ∝ 1/|w|")
+    with styled_axes(path, 7.0, 3.0) as axes:
+        axes.plot(w, np.minimum(0.02 * reach / np.maximum(np.abs(w), 1e-9), 1), "--", color=GRAY, label="prior ∝ 1/|w|")
         for kind, chosen, rank, colour in (("kept", ~removed, 0.9, BLUE), ("removed", removed, 0.5, ORANGE)):
             if not chosen.any():
                 continue
@@ -44,8 +44,8 @@ def kl(path: Path) -> None:
         ("log_uniform", "approximation, eq. 14", "--"),
         ("ard", "empirical Bayes", ":"),
     )
-    with figure(path, 7.0, 3.0) as axes:
-        for (prior, label, line), colour in zip(kinds, (BLUE, ORANGE, GREY), strict=True):
+    with styled_axes(path, 7.0, 3.0) as axes:
+        for (prior, label, line), colour in zip(kinds, (BLUE, ORANGE, GRAY), strict=True):
             axes.plot(ratio, kl_elements(ratio, prior), line, color=colour, label=label)
         axes.axvline(DEFAULT_THRESHOLD, color="black", linestyle="--", linewidth=1)
         axes.annotate(" removed", (DEFAULT_THRESHOLD, 4), fontsize=9)

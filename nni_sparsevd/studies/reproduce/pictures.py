@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from ...files import read_json
 from ...posterior import DEFAULT_THRESHOLD
-from ...report.pictures import BLUE, GREY, ORANGE, STYLE, figure
+from ...report.pictures import BLUE, GRAY, ORANGE, STYLE, styled_axes
 from . import animation, method
 from .experiments import Experiment
 from .running import Job
@@ -116,8 +116,8 @@ def tradeoff(there: Material, path: Path) -> None:
 def widths(there: Material, path: Path) -> None:
     """Test error over the weights of the whole network: dense, and Sparse VD with its compression written beside it."""
     runs = sorted((run for of in there.runs.values() for run in of), key=lambda run: int(run["weights"]["total"]))
-    with figure(path, 6.0, 3.4) as axes:
-        for sparse, colour in ((False, GREY), (True, BLUE)):
+    with styled_axes(path, 6.0, 3.4) as axes:
+        for sparse, colour in ((False, GRAY), (True, BLUE)):
             of = [run for run in runs if (run["weights"]["compression"] > 1) == sparse]
             points = [run["weights"]["total"] for run in of], [run["error"] for run in of]
             axes.plot(*points, "o-", color=colour, label="Sparse VD" if sparse else "dense, binary dropout")

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from ...report.tables import line, spread
+from ...report.tables import format_row, format_spread
 from .experiments import Experiment
 
 Run = dict[str, Any]
@@ -13,7 +13,7 @@ Run = dict[str, Any]
 def _learnt(runs: list[Run]) -> str:
     """Error on the training labels at the end of dense training, where there was any."""
     dense = [[row for row in run["epochs"] if row["stage"] == "dense"] for run in runs]
-    return spread([100 * (1 - rows[-1]["train_accuracy"]) for rows in dense], 2) if all(dense) else ""
+    return format_spread([100 * (1 - rows[-1]["train_accuracy"]) for rows in dense], 2) if all(dense) else ""
 
 
 def _by_layer(runs: list[Run], value: Callable[[dict[str, Any]], float], digits: int) -> str:
@@ -27,7 +27,7 @@ def _units(layer: dict[str, Any]) -> float:
 
 
 def _mean(digits: int, value: Callable[[Run], float]) -> Callable[[list[Run]], str]:
-    return lambda runs: spread([value(run) for run in runs], digits)
+    return lambda runs: format_spread([value(run) for run in runs], digits)
 
 
 COLUMNS: dict[str, tuple[str, Callable[[list[Run]], str]]] = {
@@ -60,10 +60,12 @@ def format_table(chosen: Experiment, runs: list[Run]) -> list[str]:
     lines = [f"| | {' | '.join(COLUMNS[key][0] for key in chosen.columns)} |", "|---|" + "--:|" * len(chosen.columns)]
     for name, variant in chosen.variants.items():
         for row in variant.published:
-            lines.append(line([f"{variant.title}: {row.method}", *(getattr(row, key, "") for key in chosen.columns)]))
+            lines.append(
+                format_row([f"{variant.title}: {row.method}", *(getattr(row, key, "") for key in chosen.columns)])
+            )
         if name in there:
             of = there[name]
             cells = [COLUMNS[key][1](of) for key in chosen.columns]
             said = f"**{variant.title}** ({len(of)} seed{'s' if len(of) > 1 else ''})"
-            lines.append(line([said, *(f"**{cell}**" if cell else "" for cell in cells)]))
+            lines.append(format_row([said, *(f"**{cell}**" if cell else "" for cell in cells)]))
     return lines

@@ -1,0 +1,5 @@
+"""The command line: `nni-sparsevd compress | report | check | export | list-models | zoo | reproduce | bench`."""
+
+from .program import main
+
+__all__ = ["main"]

@@ -1,0 +1,74 @@
+"""`compress`: settings in, a run folder with the smaller network out."""
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ..recipe import Recipe, read_recipe
+from ..settings import make_settings
+from .command import Command
+
+
+def add_arguments(parser: ArgumentParser, typed: list[str]) -> None:
+    """Add the run folder's flags and one flag a setting of the recipe."""
+    parser.add_argument("--recipe", type=Path, help="TOML or YAML file of the settings below; flags override it")
+    parser.add_argument("--out", type=Path, required=True, help="run folder to make")
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run folder first")
+    parser.add_class_arguments(Recipe, None)
+    parser.set_defaults(_read_defaults(typed))
+
+
+def _read_defaults(typed: list[str]) -> dict[str, Any]:
+    """Settings of the file that `--recipe` names, under the names of their flags; empty without such a file."""
+    path = _recipe_path(typed)
+    if path is None:
+        return {}
+    defaults: dict[str, Any] = {}
+    for table, value in read_recipe(path).model_dump(mode="json").items():
+        if isinstance(value, dict):
+            defaults |= {f"{table}.{key}": setting for key, setting in value.items()}
+        else:
+            defaults[table] = value
+    return defaults
+
+
+def _recipe_path(typed: list[str]) -> Path | None:
+    """The file after `--recipe`, in either spelling; the last one counts, as for every flag."""
+    path = None
+    for place, argument in enumerate(typed):
+        if argument == "--recipe" and place + 1 < len(typed):
+            path = Path(typed[place + 1])
+        if argument.startswith("--recipe="):
+            path = Path(argument.partition("=")[2])
+    return path
+
+
+def run(arguments: Namespace, command_line: list[str]) -> None:
+    """Train, sparsify, shrink, check and report."""
+    from accelerate import PartialState
+
+    from ..report import write_report
+    from ..results import finish
+    from ..training import compress
+
+    values = arguments.as_dict()
+    recipe = make_settings(Recipe, {key: values[key] for key in Recipe.model_fields})
+    compressed = compress(recipe, arguments.out, command_line, resume=arguments.resume, overwrite=arguments.overwrite)
+    processes = PartialState()
+    # gloo's threads may still hold tensors, and a process that leaves while they do would abort
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
+    if processes.is_main_process:
+        print(finish(compressed, arguments.out))
+        print(f"report: {write_report(arguments.out)}")
+
+
+COMPRESS = Command(
+    name="compress",
+    summary="settings in, sparse and smaller network out",
+    description="Train, sparsify, shrink, check and report: settings in, a run folder out.",
+    add_arguments=add_arguments,
+    run=run,
+)

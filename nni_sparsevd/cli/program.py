@@ -1,0 +1,68 @@
+"""The program: it finds the command, runs it, and turns errors into one line and an exit code."""
+
+import sys
+from importlib.metadata import version
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ..errors import SettingError, SparseVDError
+from .command import Command
+from .compress import COMPRESS
+from .export import EXPORT
+from .messages import shorten, suggest
+from .networks import LIST_MODELS
+from .run_folders import CHECK, REPORT
+from .studies import BENCH, REPRODUCE, ZOO
+
+COMMANDS: dict[str, Command] = {
+    command.name: command for command in (COMPRESS, REPORT, CHECK, LIST_MODELS, ZOO, REPRODUCE, BENCH, EXPORT)
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: What the user typed after the name of the program; by default that of this process.
+
+    Returns:
+        The exit code: 0 done, 1 failed with a message, 2 bad usage, 130 interrupted.
+    """
+    typed = sys.argv[1:] if arguments is None else arguments
+    try:
+        parsed = _build_parser(typed).parse_args(typed)
+        COMMANDS[parsed.subcommand].run(parsed[parsed.subcommand], ["nni-sparsevd", *typed])
+    except (ArgumentError, SettingError) as error:
+        return _fail(suggest(shorten(str(error)), COMMANDS, typed), 2)
+    except SparseVDError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted", 130)
+    except OSError as error:  # disk, memory, permissions: the user needs the file's name, not a traceback
+        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"nni-sparsevd: {message}", file=sys.stderr)
+    return code
+
+
+def _build_parser(typed: list[str]) -> ArgumentParser:
+    """All commands by name, and the arguments of the one that was typed.
+
+    The others stay without arguments: building those of `compress` alone takes longer than the rest of the program's
+    start.
+    """
+    parser = ArgumentParser(
+        prog="nni-sparsevd",
+        description="Networks that learn which of their weights are noise.",
+        exit_on_error=False,
+        allow_abbrev=False,
+        version=version("nni_sparsevd"),
+    )
+    subcommands = parser.add_subcommands()
+    for name, command in COMMANDS.items():
+        subparser = command.parser(typed) if typed[:1] == [name] else command.empty_parser()
+        subcommands.add_subcommand(name, subparser, help=command.summary)
+    return parser
