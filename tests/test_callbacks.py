@@ -103,9 +103,10 @@ def by_hand(steps: int = STEPS) -> Network:
     return network
 
 
-def assert_same(found: nn.Module, expected: nn.Module) -> None:
-    for (name, one), (_, other) in zip(found.state_dict().items(), expected.state_dict().items(), strict=True):
-        torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}", rtol=1e-5, atol=1e-6)
+def assert_same(learned: nn.Module, expected: nn.Module) -> None:
+    expected_state = expected.state_dict()
+    assert list(learned.state_dict()) == list(expected_state)
+    torch.testing.assert_close(dict(learned.state_dict()), dict(expected_state), rtol=1e-5, atol=1e-6)
 
 
 def lightning(
@@ -114,9 +115,14 @@ def lightning(
     module = Module()
     callback = for_lightning.SparseVDCallback(module.network, options.pop("settings", SETTINGS))
     trainer = pytorch_lightning.Trainer(
-        **({"max_epochs": EPOCHS} | options), callbacks=[callback], default_root_dir=folder, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False, logger=False,
-    )  # fmt: skip
+        **({"max_epochs": EPOCHS} | options),
+        callbacks=[callback],
+        default_root_dir=folder,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+    )
     return module, trainer
 
 
@@ -130,10 +136,18 @@ def huggingface(
     network = seeded(Network(), first)
     callback = for_transformers.SparseVDCallback(network, options.pop("settings", SETTINGS))
     arguments = transformers.TrainingArguments(
-        str(folder), per_device_train_batch_size=BATCH, learning_rate=RATE, lr_scheduler_type="constant", optim="sgd",
-        max_grad_norm=0.0, report_to=[], use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+        str(folder),
+        per_device_train_batch_size=BATCH,
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        remove_unused_columns=False,
         **({"num_train_epochs": EPOCHS, "save_strategy": "no", "logging_steps": 4} | options),
-    )  # fmt: skip
+    )
     trainer = transformers.Trainer(network, arguments, train_dataset=data or Points(), callbacks=[callback])
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(Points())  # type: ignore[method-assign]
     return network, trainer
@@ -200,8 +214,8 @@ def test_two_processes_stay_one_network(tmp_path: Path) -> None:
     script.write_text(TOGETHER)
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path]
     subprocess.run(run, check=True, timeout=120, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)})
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
     network, data = Network(), Points()
     regularizer = Regularizer(network, SETTINGS)
     optimizer = torch.optim.SGD(network.parameters(), RATE)
@@ -213,7 +227,7 @@ def test_two_processes_stay_one_network(tmp_path: Path) -> None:
         regularizer.regularize(step / 6, SAMPLES)
         optimizer.step()
     for name, value in network.state_dict().items():
-        torch.testing.assert_close(one[name], value)
+        torch.testing.assert_close(first[name], value)
 
 
 def test_lightning_resumes_as_if_not_interrupted(tmp_path: Path) -> None:
@@ -244,7 +258,7 @@ def test_huggingface_resumes_as_if_not_interrupted(tmp_path: Path) -> None:
     assert_same(again, by_hand())
     (tmp_path / "checkpoint-8" / for_transformers.FILE).unlink()
     _, trainer = huggingface(tmp_path, first=8)
-    with pytest.warns(SparseVDWarning, match="begins anew"):
+    with pytest.warns(SparseVDWarning, match="starts afresh"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
 
 
@@ -263,24 +277,24 @@ def test_an_unknown_number_of_samples_is_said(tmp_path: Path) -> None:
 
 def test_lightning_without_an_end_is_refused(tmp_path: Path) -> None:
     module, trainer = lightning(tmp_path, max_epochs=-1)
-    with pytest.raises(SettingError, match="how long"):
+    with pytest.raises(SettingError, match="max_steps or max_epochs"):
         trainer.fit(module, loader(Points()))
 
 
 def test_states_of_other_networks_are_refused() -> None:
-    one, other = Network(), nn.Linear(3, 2)
-    source, target = Regularizer(one, SETTINGS), Regularizer(other, SETTINGS)
-    one.body(torch.randn(4, 8)).sum().backward()
+    network = Network()
+    source, target = Regularizer(network, SETTINGS), Regularizer(nn.Linear(3, 2), SETTINGS)
+    network.body(torch.randn(4, 8)).sum().backward()
     source.regularize(0.5, SAMPLES)
     with pytest.raises(FileFormatError, match=r"other variances: 0\.exp_avg"):
         target.load_state_(source.state())
     with pytest.raises(FileFormatError, match="other variances"):
         target.load_state_({"weight": torch.zeros(1)})
     with pytest.raises(ModelError, match="variational already"):
-        Regularizer(one, SETTINGS)
-    kept = copy.deepcopy(source.state())
-    source.load_state_(kept)
-    assert all(torch.equal(value, kept[name]) for name, value in source.state().items())
+        Regularizer(network, SETTINGS)
+    saved = copy.deepcopy(source.state())
+    source.load_state_(saved)
+    assert all(torch.equal(value, saved[name]) for name, value in source.state().items())
 
 
 @pytest.mark.parametrize(("host", "package"), [("lightning", "pytorch_lightning"), ("transformers", "transformers")])

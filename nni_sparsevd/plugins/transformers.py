@@ -17,18 +17,31 @@ except ImportError as error:
     raise SettingError(f"{error}: pip install 'nni_sparsevd[evaluators]'") from error
 
 FILE = "sparsevd_variances.safetensors"
-"""Beside the Trainer's own files of a checkpoint."""
+"""Name of our file in a checkpoint's folder, beside the Trainer's own files."""
 
 
 class SparseVDCallback(TrainerCallback):
     """`Trainer(model, ..., callbacks=[SparseVDCallback(model)])`: `model` learns which of its weights are noise.
 
-    Make it before the trainer; gates need `example_inputs`.  The Trainer's own optimizer stays with the weights.  Adds
-    `sparsevd_kl` and `sparsevd_sparsity` to what is logged.  Afterwards `bake_`, `compute_masks` and `shrink` do with
-    `model` what they do with any.
+    Make the callback before the trainer: it gives the layers their posteriors. The Trainer's own optimizer stays with
+    the weights; the KL's gradient is added before each of its steps, and the variances have an optimizer of their own.
+    The KL warms up, and the learning rate of the variances falls to 0, over the Trainer's steps.
 
-    The KL warms up, and the variances' rate falls to 0, over the Trainer's steps.  Raises `SettingError` where the
-    number of samples is not known and `settings.n_train` does not say it.
+    What the Trainer logs of a training gains `sparsevd_kl` (in nats) and `sparsevd_sparsity` (the share of weights that
+    would be removed). Its checkpoints hold the state of the variances' optimizer, and training resumes with it.
+    Afterwards `bake_`, `compute_masks` and `shrink` do with `model` what they do with any variational network.
+
+    Args:
+        model: The network; changed in place.
+        settings: How posteriors are made and trained; None: the defaults. Where `n_train` is missing, the Trainer's
+            data loader is asked.
+        example_inputs: Inputs that `model` accepts; needed where `settings.posterior.granularity` asks for gates.
+
+    Raises:
+        ModelError: No layer can have a posterior, `model` has posteriors already, or gates are asked for and
+            `example_inputs` are missing.
+        SettingError: In training: nobody knows the number of samples.
+        FileFormatError: In training: the checkpoint to resume from is that of another network.
     """
 
     def __init__(
@@ -39,28 +52,38 @@ class SparseVDCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        path = _checkpoint(args, state) / FILE
+        """Put back the state of the checkpoint that training resumes from."""
+        path = _checkpoint_folder(args, state) / FILE
         if path.exists():
             self._regularizer.load_state_(load_tensors(path)[0])
         elif state.global_step:
-            warnings.warn(f"{path} is not there: the variances' Adam begins anew", SparseVDWarning, stacklevel=2)
+            warnings.warn(
+                f"SparseVDCallback: there is no {path}, so the variances' optimizer starts afresh",
+                SparseVDWarning,
+                stacklevel=2,
+            )
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Add the KL's gradient and move the variances."""
         progress = state.global_step / state.max_steps
         self._regularizer.regularize(progress, count_samples(kwargs["train_dataloader"]))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if "loss" in kwargs["logs"]:
-            found = {"sparsevd_kl": float(self._regularizer.kl()), "sparsevd_sparsity": self._regularizer.sparsity()}
-            kwargs["logs"].update(found)
-            state.log_history[-1].update(found)  # a copy, written down before callbacks are asked
+        """Add KL and sparsity to what is logged of a training."""
+        if "loss" not in kwargs["logs"]:  # an evaluation's, or the summary at the end
+            return
+        values = {"sparsevd_kl": float(self._regularizer.kl()), "sparsevd_sparsity": self._regularizer.sparsity()}
+        kwargs["logs"].update(values)
+        state.log_history[-1].update(values)  # the Trainer has made this copy before it asks its callbacks
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write our file into the folder of the checkpoint."""
         if state.is_world_process_zero:
-            save_tensors(self._regularizer.state(), _checkpoint(args, state) / FILE)
+            save_tensors(self._regularizer.state(), _checkpoint_folder(args, state) / FILE)
 
 
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+def _checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """The folder in which the Trainer keeps the checkpoint of the step at hand."""
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

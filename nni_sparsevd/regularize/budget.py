@@ -76,8 +76,7 @@ class BudgetSearch:
 def best_cutoff(scores: Tensor, cost_at: Callable[[float], float], target: float) -> tuple[float, float]:
     """(cutoff, cost there): the score up to which channels are removed so that the cost comes closest to the target.
 
-    The cost falls as the cutoff rises, so bisection finds the place: it needs log2(scores) cuts, where each is a copy
-    of the network, cut and measured.
+    The cost falls as the cutoff rises, so bisection finds the place with about log2(number of scores) cuts.
 
     Args:
         scores: The scores of all channels, any shape.
@@ -87,6 +86,10 @@ def best_cutoff(scores: Tensor, cost_at: Callable[[float], float], target: float
     Returns:
         The best of all cutoffs that were tried, -inf (nothing is removed) included, and its cost.
     """
+    # 1. Why bisection: each cost is that of a copy of the network, cut and measured, so few must do.
+    # 2. Why only scores as cutoffs: between two scores the same channels are removed.
+    # 3. Why the best of all that were tried, and not the last one: a measured latency is noisy, and the cost may rise a
+    #    little where it should fall; then the bisection may have passed by the best place.
     cutoffs = [-math.inf, *scores.unique().tolist()]
     low, high = 0, len(cutoffs) - 1
     costs = {low: cost_at(cutoffs[low]), high: cost_at(cutoffs[high])}

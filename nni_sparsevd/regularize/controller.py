@@ -13,11 +13,6 @@ class Controller:
     The edge is the log alpha of the last channel that must be removed to meet the budget. Its course leads at even
     speed from where the edge is at first to the threshold.
 
-    1. Why the edge, and not what the network would cost if it were cut now: that cost does not move until the first
-       channels reach the threshold; the pressure would grow meanwhile, and then all channels would die at once.
-    2. Why a factor exp(lag / 4), limited to a factor of 2 for each call: a lag of a few units of log alpha is made up
-       within some epochs, and one noisy look at the edge cannot upset the training.
-
     Args:
         threshold: The log alpha that the edge should have at the end.
     """
@@ -35,6 +30,11 @@ class Controller:
             edge: The log alpha of the last channel that must be removed, by the posterior of this moment.
             progress: The part of the training that is done, from 0 to 1.
         """
+        # 1. Why the edge, and not what the network would cost if it were cut now: that cost does not move until the
+        #    first channels reach the threshold. The pressure would grow meanwhile, and then all channels would die at
+        #    once.
+        # 2. Why a step of exp(lag / 4): a lag of a few units of log alpha is made up within some epochs.
+        # 3. Why at most a factor of about 2 in one call: a single noisy look at the edge cannot upset the training.
         if self._start is None:
             self._start = edge
         wanted = self._start + progress * (self._threshold - self._start)
@@ -53,6 +53,8 @@ def regularize_under_pressure_(model: nn.Module, weight: float, pressure: float)
         pressure: The controller's factor.
     """
     posteriors = [module for _, module in named_posteriors(model)]
+    # A weight's posterior has no say about channels where there are gates. Pressed, it would remove weights of channels
+    # that stay.
     has_gates = any(isinstance(module, ChannelGate) for module in posteriors)
     for module in posteriors:
         decides = isinstance(module, ChannelGate) or not has_gates

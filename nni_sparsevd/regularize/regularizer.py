@@ -33,7 +33,9 @@ class Regularizer:
         example_inputs: Inputs that the network accepts; needed where `settings.posterior.granularity` asks for gates.
 
     Raises:
-        ModelError: No layer can have a posterior, or gates are asked for and `example_inputs` are missing.
+        ModelError: No layer can have a posterior, `model` has posteriors already, or gates are asked for and
+            `example_inputs` are missing.
+        SettingError: A pattern in `settings.posterior` matches no layer.
     """
 
     def __init__(
@@ -44,7 +46,8 @@ class Regularizer:
 
     @cached_property
     def _variances(self) -> VarianceOptimizer:
-        """Made at the first step: until then `fully_shard` may replace the parameters by others."""
+        """The optimizer of the variances, made at the first step."""
+        # Not in the constructor: until the first step `fully_shard` may replace the parameters by others.
         return VarianceOptimizer.for_model(self.model, self.settings)
 
     def regularize(self, progress: float, n_train: int | None = None) -> None:
@@ -61,6 +64,7 @@ class Regularizer:
         if not n_train:
             raise SettingError("KL / N needs the number of training samples: pass SparseVDSettings(n_train=...)")
         progress = min(progress, 1.0)
+        # The KL first: the variances' step needs its gradient, and it sets their gradients to None.
         regularize_(self.model, self.settings.kl_weight_now(progress, n_train))
         self._variances.step(progress)
 
@@ -93,6 +97,7 @@ class Regularizer:
         Returns:
             A share from 0 to 1.
         """
+        # An empty layer is no error here: the user wants to see it in the log.
         kept, total = count_weights(self.model, compute_masks(self.model, MaskSettings(allow_empty=True)))
         return 1 - kept / total
 

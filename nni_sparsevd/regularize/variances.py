@@ -24,6 +24,7 @@ class VarianceOptimizer:
 
     def __init__(self, groups: RateGroups, learning_rate: float) -> None:
         self._learning_rate = learning_rate
+        # Adam keeps keys of a group that it does not know: `scale` is ours, and `step` reads it.
         adam_groups = [{"params": parameters, "scale": scale} for parameters, scale in groups if parameters]
         self._optimizer = torch.optim.Adam(adam_groups, lr=learning_rate)
 
@@ -53,6 +54,7 @@ class VarianceOptimizer:
             progress: The part of the training that is done, from 0 to 1; None where the end is not known: the learning
                 rate stays what it is at the start.
         """
+        # The rate falls to 0, so that log alpha has come to rest near the threshold when masks are made of it.
         left = 1.0 if progress is None else 1 - progress
         groups = self._optimizer.param_groups
         for group in groups:
@@ -81,8 +83,12 @@ class VarianceOptimizer:
         for name, value in state.items():
             place, _, key = name.partition(".")
             if place not in shapes or value.shape not in (shapes[place], ()):
-                raise FileFormatError(f"a state of other variances: {name} of shape {tuple(value.shape)}")
+                raise FileFormatError(
+                    f"the state of other variances: {name} of shape {tuple(value.shape)} belongs to no parameter here; "
+                    "load a state that was saved from this network with these settings"
+                )
             memory.setdefault(int(place), {})[key] = value
+        # The groups are those of this optimizer: rates are set at each step, and nothing else in them changes.
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": memory, "param_groups": groups})
 

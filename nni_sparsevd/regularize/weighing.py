@@ -20,16 +20,17 @@ def weigh_by_macs_(model: nn.Module, example_inputs: Tensor) -> None:
 
     The mean factor over all weights stays what it was, and so does the mean over all channels.
 
-    1. A weight of a convolution costs one multiplication for each position of its output.
-    2. A channel costs its part of all layers that write or read it: a first layer may be cheap, and yet what it writes
-       is dear to read.
-    3. Why the square root: in proportion, the layers with the dearest channels would be cut to a few of them before
-       other layers lose any.
-
     Args:
         model: The network with posteriors, changed in place.
         example_inputs: A batch of inputs; the first one is passed through the network.
     """
+    # 1. A weight of a convolution costs one multiplication for each position of its output.
+    # 2. A channel costs its part of all layers that write or read it: a first layer may be cheap, and yet what it
+    #    writes is dear to read.
+    # 3. Why the square root for channels: in proportion, the layers with the dearest channels would be cut to a few of
+    #    them before other layers lose any.
+    # 4. Why weights and channels are scaled apart: they are in different units, and the KL of one weight and of one
+    #    channel should stay as large on average as the settings ask for.
     macs = _count_layer_macs(model, example_inputs)
     macs_by_name = {name: macs[layer] for name, layer in model.named_modules() if layer in macs}
     channel_macs = _count_gate_macs(model, example_inputs, macs_by_name)
@@ -58,6 +59,7 @@ def _count_layer_macs(model: nn.Module, example_inputs: Tensor) -> dict[nn.Modul
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)]
     macs: dict[nn.Module, float] = dict.fromkeys(layers, 0.0)
 
+    # A hook, since a layer that is used several times costs several times.
     def count(layer: Any, inputs: Any, output: Tensor) -> None:
         fan_in = layer.weight.numel() / layer.weight.shape[output_dim(layer)]
         macs[layer] += output[0].numel() * fan_in
@@ -75,18 +77,18 @@ def _count_layer_macs(model: nn.Module, example_inputs: Tensor) -> dict[nn.Modul
 def _count_gate_macs(model: nn.Module, example_inputs: Tensor, macs: dict[str, float]) -> dict[ChannelGate, float]:
     """Gate -> multiply-accumulates of all its channels together.
 
-    A group of channels has a part of the indices of an axis; what the layer spends on the group is that part of the
-    layer's multiply-accumulates. Heads are no indices of any axis: they cost what the layers that write them cost.
-
     Args:
         model: The network with gates.
         example_inputs: A batch of inputs that the network accepts.
         macs: Name of a layer -> its multiply-accumulates.
     """
+    # Heads are no indices of any axis, so the second loop does not reach them: they cost what their writers cost.
     costs = {}
     for _, module in named_posteriors(model):
         if isinstance(module, ChannelGate):
             costs[module] = sum(macs.get(writer, 0.0) for writer in module.writers)
+    # The channels of a group are a part of the indices of each axis that they stand on. What a layer spends on the
+    # group is that part of the layer's multiply-accumulates.
     graph = channel_graph(make_plain_copy(model), example_inputs)
     gate_behind = find_group_gates(model, graph)
     for group in graph.groups:
@@ -98,5 +100,5 @@ def _count_gate_macs(model: nn.Module, example_inputs: Tensor, macs: dict[str, f
             layer_name = axis[0].removesuffix(".weight")
             part = float(np.isin(graph.axes[axis], group.channels).mean())
             spent.append(macs.get(layer_name, 0.0) * part)
-        costs[gate] = sum(spent) or costs[gate]
+        costs[gate] = sum(spent) or costs[gate]  # 0 where the axes are those of parameters that no layer here owns
     return costs

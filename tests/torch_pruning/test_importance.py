@@ -100,7 +100,7 @@ LAWS = {
     "flattened": (Flattened, "first", lambda m: rows(m.first) + columns(m.second).view(2, 8, 4).sum(2)),
 }
 KINDS = (Plain, Residual, Grouped, Depthwise, Transposed, Flattened)
-GRANULARITIES = {**dict.fromkeys(KINDS, ("weight", "both")), Grouped: ("weight",)}  # which no gate silences
+GRANULARITIES = {**dict.fromkeys(KINDS, ("weight", "both")), Grouped: ("weight",)}  # whose channels have no gate
 
 
 def network(kind, granularity="weight"):
@@ -175,15 +175,15 @@ def shares(moments):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("normalizer", [None, *NORMALIZERS])
-def test_reductions_and_normalisers_are_those_of_torch_pruning(reduction, normalizer):
+def test_reductions_and_normalizers_are_those_of_torch_pruning(reduction, normalizer):
     """Its own importance on an ordinary network whose weights are such that a channel's norm is the layer's share."""
     model, twin = network(Plain), Plain()
-    one, other = shares(rows(model.first)), shares(columns(model.second))
+    written, read = shares(rows(model.first)), shares(columns(model.second))
     if reduction == "posterior":
-        one = other = shares(rows(model.first) + columns(model.second)) / 2
+        written = read = shares(rows(model.first) + columns(model.second)) / 2
     with torch.no_grad():
-        twin.first.weight[:] = one[:, None, None, None] / twin.first.weight[0].numel()
-        twin.second.weight[:] = other[:, None, None] / twin.second.weight[:, 0].numel()
+        twin.first.weight[:] = written[:, None, None, None] / twin.first.weight[0].numel()
+        twin.second.weight[:] = read[:, None, None] / twin.second.weight[:, 0].numel()
     same = "sum" if reduction == "posterior" else reduction
     theirs = tp.importance.GroupMagnitudeImportance(1, same, normalizer, target_types=[nn.Conv2d])
     ours = SparseVDImportance(reduction, normalizer)
@@ -213,16 +213,23 @@ def test_variances_and_gates_are_cut_with_their_weights(kind, importance):
     for granularity in GRANULARITIES[kind]:
         model = network(kind, granularity)
         pruner = tp.pruner.BasePruner(
-            model, X, importance(), pruning_ratio=0.5, iterative_steps=2,
-            in_channel_groups={}, out_channel_groups={}, ignored_layers=[[*model.children()][-1]],
-        )  # fmt: skip
+            model,
+            X,
+            importance(),
+            pruning_ratio=0.5,
+            iterative_steps=2,
+            in_channel_groups={},
+            out_channel_groups={},
+            ignored_layers=[[*model.children()][-1]],
+        )
         for _ in range(2):
             pruner.step()
             assert_cut_alike(model)
         assert model.first.out_channels == 4
         model.train()(X).sum().backward()
         svd.kl(model).backward()
-        assert all(one.grad is None or one.grad.shape == one.shape for one in model.parameters())
+        for parameter in model.parameters():
+            assert parameter.grad is None or parameter.grad.shape == parameter.shape
         assert not is_variational(svd.bake_(model))
 
 
@@ -237,9 +244,14 @@ def test_a_variance_of_a_channel_counts_as_its_copies(kind):
                 whole.log_sigma2.copy_(layer.log_sigma2.normal_(-3))
     for model in (shared, copies):
         pruner = tp.pruner.BasePruner(
-            model, X, SparseVDImportance(), pruning_ratio=0.5,
-            in_channel_groups={}, out_channel_groups={}, ignored_layers=[[*model.children()][-1]],
-        )  # fmt: skip
+            model,
+            X,
+            SparseVDImportance(),
+            pruning_ratio=0.5,
+            in_channel_groups={},
+            out_channel_groups={},
+            ignored_layers=[[*model.children()][-1]],
+        )
         pruner.step()
         model.train()(X).sum().backward()
     assert shared.first.out_channels == 4

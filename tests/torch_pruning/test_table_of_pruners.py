@@ -27,11 +27,11 @@ WAYS = (
 )
 
 
-def assert_works(row, name, found):
-    assert {**found, "exact": ""} == WORKS and found["exact"] in NATURE[name], (row, name, found)
+def assert_works(row, name, outcomes):
+    assert {**outcomes, "exact": ""} == WORKS and outcomes["exact"] in NATURE[name], (row, name, outcomes)
     if row.startswith("SparseVDPruner"):
-        assert "temperature" not in found["exact"]
-        assert not (found["exact"] and row.endswith("by itself, gate"))
+        assert "temperature" not in outcomes["exact"]
+        assert not (outcomes["exact"] and row.endswith("by itself, gate"))
 
 
 @pytest.mark.parametrize("row", PART)

@@ -112,5 +112,5 @@ def _rescale_queries_(module: Any, rows: int, factor: float) -> None:
         module.qkv.weight[:rows] *= factor
         if module.qkv.bias is not None:
             module.qkv.bias[:rows] *= factor
-        if isinstance(module.qkv, Variational):
+        if isinstance(module.qkv, Variational):  # sigma is scaled as theta is, so that log alpha stays
             module.qkv.log_sigma2[:rows] += 2 * torch.tensor(factor).log()

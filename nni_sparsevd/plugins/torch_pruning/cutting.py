@@ -34,6 +34,11 @@ def enable() -> None:
     global _enabled
     if _enabled:
         return
+    # 1. Why `Group.prune`: every pruner, and every cut by hand, goes through this one function, and a group knows the
+    #    network. A network without posteriors goes straight on to the host's own function.
+    # 2. Why the function below it is changed only while a group is cut: that function knows which indices stay, but it
+    #    is given a parameter and not a layer. The layers of the group say whose parameter it is.
+    # 3. Why nothing is written on parameters or remembered about them: copies and new parameters would need it, too.
     host_prune = Group.prune
 
     def prune(self: Group, idxs: Any = None, record_history: bool = True) -> None:
@@ -109,12 +114,10 @@ def _find_owner(parameter: Tensor, layers: list[nn.Module]) -> nn.Module | None:
 def _cut_gate_(
     gate: ChannelGate, size: int, kept: list[int], cut: Callable[[nn.Parameter, list[int]], nn.Parameter]
 ) -> None:
-    """Cut the gate of a weight that has `size` output channels, of which `kept` stay.
-
-    1. A gate on several writers is cut with the first of them. With the others its size is another one already.
-    2. A gate on a fused projection scales each of its parts (queries, keys, values), and all parts are cut at the same
-       places. So the indices of the first part are those of the gate.
-    """
+    """Cut the gate of a weight that has `size` output channels, of which `kept` stay."""
+    # 1. A gate on several writers is cut with the first of them. With the others its size is another one already.
+    # 2. A gate on a fused projection scales its parts (queries, keys, values), and all parts are cut at the same
+    #    places. So the indices of the first part are those of the gate.
     if len(gate.mu) * len(gate.parts) != size:
         return
     in_first_part = [index for index in kept if index < len(gate.mu)]

@@ -87,11 +87,12 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
         enable()
         members = list(self._members(group))
         gates = [member for member in members if member.is_gate]
-        members = gates or members
+        members = gates or members  # a gate on the outputs scales all weights of a channel: its alpha is the channel's
         if not members:
             return None
         if self.group_reduction == "posterior":
             total = torch.zeros(2, len(group[0].idxs), dtype=torch.float64, device=members[0].moments.device)
+            # Signal and noise of all weights are added before they are divided, so that large weights count more.
             for member in members:
                 total.index_add_(1, torch.tensor(member.places, device=total.device), member.moments.to(total.device))
             scores = _signal_share(total)

@@ -89,6 +89,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         self._training_steps = training_steps
         self._steps_done = 0
         self._attentions = find_attentions(model)
+        # Before the host's constructor: it traces the network, and must meet the layers and gates that are pruned.
         options = fill_options(options, self._attentions)
         _add_posteriors_(model, self.settings.posterior, example_inputs, find_ignored(options))
         with evaluation_mode(model):  # in which Torch-Pruning leaves a network that it has traced
@@ -104,7 +105,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         if budget is not None:
             assert isinstance(example_inputs, Tensor)
             self._search = BudgetSearch(budget, cost_function(budget.kind, example_inputs), self.model)
-            if budget.kind != "parameters":
+            if budget.kind != "parameters":  # each weight costs the same there
                 weigh_by_macs_(self.model, example_inputs)
 
     def kl(self) -> Tensor:
@@ -121,6 +122,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             return
         progress = self._progress()
         cutoff, _ = self._find_cutoff(self._score_groups(), self._search)
+        # Without a known end the threshold is wanted at once: progress 1.
         self._controller.react(_log_alpha(cutoff), 1.0 if progress is None else progress)
 
     def regularize(self, model: nn.Module | None = None, loss: Tensor | None = None) -> None:
@@ -156,6 +158,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         groups: Iterator[Any] | None = super().step(interactive)
         if groups is not None:
             return groups
+        # The cut has put smaller parameters in the place of those that the optimizer held.
         self._variances = VarianceOptimizer.for_model(self.model, self.settings)
         if self._posterior_decides or self.current_step >= self.iterative_steps:
             self.finish()
@@ -196,7 +199,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         groups = self._score_groups()
         for cut in self._choose_cuts(groups, self._choose_cutoff(groups)):
             group = self.DG.get_pruning_group(cut.layer, cut.function, cut.indices)
-            if self.DG.check_pruning_group(group):
+            if self.DG.check_pruning_group(group):  # else a layer would be left without channels
                 self.num_heads.update(cut.num_heads)
                 yield group
 
@@ -205,6 +208,8 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         scored = []
         for group in self.DG.get_all_groups(self.ignored_layers, self.root_module_types):
             is_attention, projections = self._is_atten_group(group)
+            # The group of an attention gets the projection behind it as its root: that one has each channel once, where
+            # qkv has it three times.
             rooted = self._downstream_node_as_root_if_attention(group) if is_attention else group
             scores = None if rooted is None else self.importance.scores(rooted)
             if scores is not None:
@@ -236,6 +241,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
 
     def _cut_copy(self, groups: list[ScoredGroup], cutoff: float) -> nn.Module:
         """An ordinary copy of the network, cut at this cutoff."""
+        # The graph of the network itself holds its layers, so the copy needs a graph of its own.
         twin = copy.deepcopy(self.model)
         twin_of = dict(zip(self.model.modules(), twin.modules(), strict=True))
         attentions = find_attentions(twin)

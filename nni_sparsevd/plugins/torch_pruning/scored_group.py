@@ -47,12 +47,13 @@ class ScoredGroup:
             The cut, which leaves at least the best channel; None where nothing is removed.
         """
         heads_kept = self._choose_heads(cutoff)
+        # All heads keep the same places, so a place goes only where it is dead in every head that stays.
         best_of_heads = self.scores[heads_kept].amax(0)  # shape: (channels of each,)
         size = len(best_of_heads)
         count = min(int((best_of_heads <= cutoff).sum()), size - 1)
         if round_to:
             kept = math.ceil((size - count) / round_to) * round_to
-            count = max(0, size - kept)
+            count = max(0, size - kept)  # the multiple may be larger than the layer
         removed = torch.zeros_like(self.scores, dtype=torch.bool)
         removed[:, best_of_heads.argsort()[:count]] = True
         removed[~heads_kept] = True

@@ -20,8 +20,10 @@ from nni_sparsevd.regularize import regularize_under_pressure_
 
 def network(width=24):
     torch.manual_seed(0)
-    blocks = [(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()),
-              (nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())]  # fmt: skip
+    blocks = [
+        (nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()),
+        (nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()),
+    ]
     layers = [layer for block in blocks for layer in block]
     return randomize_(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 4)))
 
@@ -41,7 +43,7 @@ def made(model, **options):
 
 
 def train(model, pruner, steps, every=10):
-    """The loop of Torch-Pruning's README for its regularising pruners."""
+    """The loop of Torch-Pruning's README for its regularizing pruners."""
     optimizer = torch.optim.SGD(model.parameters(), 1e-2, momentum=0.9)
     model.train()
     for step in range(steps):
@@ -62,6 +64,10 @@ def drawn(model, low=-6.0, high=3.0):
         for name, parameter in model.named_parameters():
             if name.endswith("log_sigma2"):
                 parameter.copy_(torch.empty(parameter.shape).uniform_(low, high, generator=generator))
+
+
+def gates_of(model):
+    return [module for _, module in named_posteriors(model) if isinstance(module, ChannelGate)]
 
 
 def below(model, threshold):
@@ -93,7 +99,7 @@ def test_it_learns_and_leaves_an_ordinary_network(granularity, variance):
     model(images).sum().backward()
 
 
-def test_the_regulariser_is_the_gradient_of_kl_over_n_after_a_warm_up():
+def test_the_regularizer_is_the_gradient_of_kl_over_n_after_a_warm_up():
     model = network()
     chosen = settings("both").model_copy(update={"warmup": 0.5})
     pruner = made(model, settings=chosen, training_steps=8)
@@ -218,12 +224,15 @@ def test_gates_are_pressed_and_weights_are_not():
     model = network(64)
     pruner = made(model, settings=settings("both"), training_steps=100, budget=Budget(fraction=0.5))
     regularize_under_pressure_(model, 0.5, pressure=3.0)
-    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradients[name] = parameter.grad.clone()
     model.zero_grad()
-    gates = sum(one.kl() for _, one in named_posteriors(model) if isinstance(one, ChannelGate))
+    gates = sum(gate.kl() for gate in gates_of(model))
     (0.5 * (pruner.kl() + 2 * gates)).backward()
-    assert any(".gate." in name for name in found) and "0.log_sigma2" in found
-    torch.testing.assert_close(found, {name: model.get_parameter(name).grad for name in found})
+    assert any(".gate." in name for name in gradients) and "0.log_sigma2" in gradients
+    torch.testing.assert_close(gradients, {name: model.get_parameter(name).grad for name in gradients})
 
 
 def test_the_kl_of_a_costly_layer_weighs_more():
@@ -231,7 +240,7 @@ def test_the_kl_of_a_costly_layer_weighs_more():
     SparseVDPruner(model, batch()[0], settings=settings("weight"), budget=Budget(fraction=0.5))
     layers = (model[0], model[3], model[8])
     first, second, last = (layer.kl_weight for layer in layers)
-    assert first == pytest.approx(second) and first == pytest.approx(64 * last)  # 8 x 8 positions against one
+    assert first == pytest.approx(second) and first == pytest.approx(64 * last)  # 8 x 8 positions against a single one
     sizes = [layer.weight.numel() for layer in layers]
     assert first * sizes[0] + second * sizes[1] + last * sizes[2] == pytest.approx(sum(sizes))
 
@@ -239,7 +248,7 @@ def test_the_kl_of_a_costly_layer_weighs_more():
 def test_a_channel_costs_what_writes_and_what_reads_it():
     model = network()  # two 3x3 convolutions, then a linear layer
     SparseVDPruner(model, batch()[0], settings=settings("gate"), budget=Budget(fraction=0.5), ignored_layers=[model[8]])
-    first, second = (one for _, one in named_posteriors(model) if isinstance(one, ChannelGate))
+    first, second = gates_of(model)
     spent = [layer.weight.numel() * places for layer, places in ((model[0], 64), (model[3], 64), (model[8], 1))]
     expected = (spent[0] + spent[1]) / len(first.mu) / ((spent[1] + spent[2]) / len(second.mu))
     assert first.kl_weight / second.kl_weight == pytest.approx(expected**0.5)
@@ -253,9 +262,13 @@ def test_attention_needs_no_plumbing(ratio):
     model = vision_transformer()
     options = {} if ratio is None else {"prune_num_heads": True, "head_pruning_ratio": 0.34, "prune_head_dims": False}
     pruner = SparseVDPruner(
-        model, torch.randn(2, 3, 64, 64), pruning_ratio=ratio, ignored_layers=[model.head],
-        settings=settings("both", threshold=0.5), **options,
-    )  # fmt: skip
+        model,
+        torch.randn(2, 3, 64, 64),
+        pruning_ratio=ratio,
+        ignored_layers=[model.head],
+        settings=settings("both", threshold=0.5),
+        **options,
+    )
     drawn(model)
     pruner.step()
     attention = model.blocks[0].attn
@@ -312,10 +325,10 @@ def test_cutting_the_dimensions_of_heads_keeps_the_temperature(fused):
     with torch.no_grad():
         attention.qkv.weight[rows] = 0
         attention.qkv.bias[rows] = 0
-    before, found = model(x), find_attentions(model)
+    before, attentions = model(x), find_attentions(model)
     graph = tp.DependencyGraph().build_dependency(model, x)
     graph.get_pruning_group(attention.proj, tp.prune_linear_in_channels, dead).prune()
-    update_attentions_(found, {})
+    update_attentions_(attentions, {})
     assert attention.head_dim == 32
     assert (model.eval()(x) - before).abs().max() < 1e-10 * before.abs().max()
 
@@ -335,14 +348,21 @@ def test_the_readmes_recipe_with_one_changed_line():
     """Torch-Pruning's README: sparse training, its pruner replaced; the rest of the loop is `train`."""
     for make in (
         lambda model, x: tp.pruner.GroupNormPruner(
-            model, x, importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=0.5,
+            model,
+            x,
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=0.5,
             ignored_layers=[model[8]],
         ),
         lambda model, x: SparseVDPruner(
-            model, x, importance=SparseVDImportance(), pruning_ratio=0.5, ignored_layers=[model[8]],
+            model,
+            x,
+            importance=SparseVDImportance(),
+            pruning_ratio=0.5,
+            ignored_layers=[model[8]],
             settings=settings(),
         ),
-    ):  # fmt: skip
+    ):
         model = network()
         pruner = make(model, batch()[0])
         train(model, pruner, 4, every=2)
