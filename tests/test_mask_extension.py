@@ -1,4 +1,4 @@
-"""Masks on the weights that write a channel, extended to all that makes it heard."""
+"""Masks on the weights that write a channel, extended to all that still makes it a constant."""
 
 import copy
 
@@ -39,7 +39,7 @@ def extended(model: nn.Module, masks: dict[str, dict[str, torch.Tensor]]) -> dic
     return extend_masks(model, masks, svd.channel_graph(model, image()))
 
 
-def test_a_channel_is_silent_when_no_weight_writes_it_any_more():
+def test_a_channel_that_no_weight_writes_is_masked_everywhere():
     model = residual()
     masks = without(model, stem=[1, 4, 5], b=[1, 4])
     found = extended(model, masks)
@@ -51,9 +51,9 @@ def test_a_channel_is_silent_when_no_weight_writes_it_any_more():
         assert torch.equal(found[name]["weight"], masks[name]["weight"].float())
     small, plan = svd.shrink(model, image(), found)
     assert plan.removed == 2 and small.stem.out_channels == 4
-    quiet = copy.deepcopy(model)
-    apply_masks_(quiet, found)
-    assert difference(quiet, small, image()) < 1e-10
+    masked = copy.deepcopy(model)
+    apply_masks_(masked, found)
+    assert difference(masked, small, image()) < 1e-10
 
 
 def test_masks_and_model_are_left_alone():

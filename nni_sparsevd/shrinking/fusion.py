@@ -1,4 +1,4 @@
-"""A batch normalisation after a linear map is part of that map: on request, for networks about to be exported."""
+"""A batch normalization after a linear map is part of that map: on request, for networks about to be exported."""
 
 from typing import Any
 
@@ -13,57 +13,98 @@ aten = torch.ops.aten
 
 
 def fuse(model: nn.Module, example_inputs: Inputs) -> nn.Module:
-    """A copy of `model` for evaluation in which convolutions and linear layers do what their batch norms did.
+    """Make a copy for evaluation in which convolutions and linear layers do what their batch norms did.
 
-    W' = W gamma / sqrt(var + eps), b' = (b - mean) gamma / sqrt(var + eps) + beta.  A norm goes where it alone reads a
-    layer that runs once, and leaves its activation behind where it has one inside, as timm's do.  Do this last: a
-    fused network no longer has the modules that training, `save` or another round of shrinking would want.
+    W' = W gamma / sqrt(var + eps) and b' = (b - mean) gamma / sqrt(var + eps) + beta, with the running mean and
+    variance of the batch norm, its scale gamma and its shift beta.
 
-    Raises `TraceError` when the network cannot be traced, `ShrinkError` when the result gives other outputs.
+    A batch norm is fused where it alone reads a layer that runs once.  It leaves its activation behind where it has one
+    inside, as timm's do.  Fuse last: a fused network no longer has the modules that training, `save` or another round
+    of shrinking would want.
+
+    Args:
+        model: Any network.  It is left as it is.
+        example_inputs: One tensor or a tuple of them, as `model` takes them.
+
+    Returns:
+        The fused copy, in evaluation mode.
+
+    Raises:
+        TraceError: The network cannot be traced.
+        ShrinkError: The fused network gives other outputs.
+
+    Example:
+        ```python
+        import torch
+        from torch import nn
+
+        import nni_sparsevd as svd
+
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        images = torch.randn(2, 3, 8, 8)
+        fused = svd.fuse(model, images)
+        assert isinstance(fused[1], nn.Identity) and fused[0].bias is not None
+        torch.testing.assert_close(fused(images), model(images))
+        ```
     """
     fused = copy_model(model).eval()
-    graph = channel_graph(model, example_inputs).trace.graph
-    for node in graph.nodes:
-        if node.target == aten.batch_norm.default and (layer := _layer_before(node)) is not None:
-            norm_name = node.meta["module"]
-            norm: Any = fused.get_submodule(norm_name)
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
-                _absorb_(fused.get_submodule(layer.meta["module"]), norm, 1 if layer.target in TRANSPOSED else 0)
-                _replace_(fused, norm_name, _rest_of(norm))
+    for node in channel_graph(model, example_inputs).trace.graph.nodes:
+        layer = _find_layer_before(node)
+        if layer is None:
+            continue
+        norm_name = node.meta["module"]
+        norm: Any = fused.get_submodule(norm_name)
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+            output_dim = 1 if layer.target in TRANSPOSED else 0
+            _absorb_norm_(fused.get_submodule(layer.meta["module"]), norm, output_dim)
+            _replace_(fused, norm_name, _make_rest(norm))
     result = check(model, fused, example_inputs, rounds=1)
     if not result.ok:
         raise ShrinkError(f"the fused {type(model).__name__} gives other outputs, {result}")
     return fused
 
 
-def _layer_before(norm: Any) -> Any:
-    """The operator that the norm alone reads, if its weight and bias are a module's own and used there only."""
-    layer = norm.args[0]
-    if layer.target not in READERS or len(layer.users) > 1:
+def _find_layer_before(norm: Any) -> Any:
+    """The operator of the layer that a batch norm can be fused into; None for any other operator than such a norm.
+
+    1. The norm alone may read the layer's output: any other reader would see it normalized.
+    2. The layer's weight and bias must be parameters that are used once.  One that runs twice, or that another layer
+       shares, would be changed everywhere.
+    """
+    if norm.target != aten.batch_norm.default:
         return None
-    held = [state for state in layer.args[1:3] if state is not None]
-    own = all(state.op == "get_attr" and "constant" not in state.meta and len(state.users) == 1 for state in held)
-    module = layer.meta["module"]
-    return layer if own and held[0].target == f"{module}.weight" else None
+    layer = norm.args[0]
+    if layer.target not in READERS or len(layer.users) > 1:  # 1
+        return None
+    states = [state for state in layer.args[1:3] if state is not None]
+    for state in states:  # 2
+        if state.op != "get_attr" or "constant" in state.meta or len(state.users) > 1:
+            return None
+    return layer if states[0].target == f"{layer.meta['module']}.weight" else None
 
 
-def _absorb_(layer: Any, norm: Any, dim: int) -> None:
+def _absorb_norm_(layer: Any, norm: Any, output_dim: int) -> None:
+    """Multiply the weight and set the bias in float64, rounded once at the end."""
     factor = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double() * factor
     if norm.weight is not None:
         factor, shift = factor * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
     weight: Tensor = layer.weight
     shape = [1] * weight.dim()
-    shape[dim] = -1
+    shape[output_dim] = -1
     bias = shift if layer.bias is None else shift + layer.bias.double() * factor
     with torch.no_grad():
         weight.copy_(weight.double() * factor.view(shape))
     layer.bias = nn.Parameter(bias.detach().to(weight), requires_grad=weight.requires_grad)
 
 
-def _rest_of(norm: nn.Module) -> nn.Module:
-    inside = [getattr(norm, name, None) for name in ("drop", "act")]
-    rest = [module for module in inside if isinstance(module, nn.Module) and not isinstance(module, nn.Identity)]
+def _make_rest(norm: nn.Module) -> nn.Module:
+    """What a norm does besides normalizing: timm's have dropout and an activation inside."""
+    rest = []
+    for name in ("drop", "act"):
+        module = getattr(norm, name, None)
+        if isinstance(module, nn.Module) and not isinstance(module, nn.Identity):
+            rest.append(module)
     return nn.Sequential(*rest) if rest else nn.Identity()
 
 

@@ -1,6 +1,6 @@
 """A network of other sizes than its original: what to write down of it, and how the original takes that on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -15,70 +15,125 @@ Attributes = dict[str, dict[str, Any]]
 
 
 def read_attributes(model: nn.Module) -> Attributes:
-    """The plain public attributes of every module: `out_channels`, `num_heads`, ..."""
-    return {name: dict(_plain(module)) for name, module in model.named_modules()}
+    """Read the plain public attributes of every module: `out_channels`, `num_heads`, ...
+
+    Args:
+        model: Any network.
+
+    Returns:
+        Module name -> attribute -> value, for numbers, words, None, and tuples and lists of these.
+    """
+    return {name: _read_plain(module) for name, module in model.named_modules()}
 
 
 def read_changed_attributes(model: nn.Module, original: nn.Module) -> Attributes:
-    """Those of them that `original`, a network of the same modules, has too, but otherwise."""
-    originals, found = read_attributes(original), {}
-    for name, now in read_attributes(model).items():
-        before = originals[name]
-        changed = {k: v for k, v in now.items() if k in before and (before[k] != v or type(before[k]) is not type(v))}
+    """Read the plain attributes in which a network differs from its original.
+
+    Args:
+        model: The network, shrunk for instance.
+        original: A network of the same modules.
+
+    Returns:
+        Module name -> attribute -> value in `model`, for attributes that `original` has with another value or type.
+    """
+    originals = read_attributes(original)
+    changes = {}
+    for name, attributes in read_attributes(model).items():
+        changed = {}
+        for key, value in attributes.items():
+            if key in originals[name] and not _is_same(originals[name][key], value):
+                changed[key] = value
         if changed:
-            found[name] = changed
-    return found
+            changes[name] = changed
+    return changes
 
 
-def resize_(model: nn.Module, tensors: Mapping[str, Tensor], sizes: Any, path: Path) -> nn.Module:
-    """Give `model` these tensors, at the sizes that they have, and these attributes, in place; returns it.
+def resize_(model: nn.Module, tensors: Mapping[str, Tensor], attributes: Any, path: Path) -> nn.Module:
+    """Give a network the tensors of a file, at the sizes that they have, and its attributes.
 
-    Raises `FileFormatError`, naming `path`, for anything that is not of this network.  Attributes are set only where
-    the network has them already, and only to values of the same kind: a file cannot add behaviour.
+    Attributes are set only where the network has them already, and only to values of the same kind: a file cannot add
+    behavior.  Parameters that are tied in the network stay tied.
+
+    Args:
+        model: The original, at its full size.  It is changed in place.
+        tensors: Name -> tensor, of any size with the right number of dimensions.  A bias may be new or missing.
+        attributes: Module name -> attribute -> value, as a file has them: nothing of it is trusted.
+        path: The file, for messages.
+
+    Returns:
+        `model`.
+
+    Raises:
+        FileFormatError: A tensor or an attribute is not one of this network, or is missing.
     """
     _put_tensors_(model, tensors, path)
-    _set_attributes_(model, sizes, path)
+    _set_attributes_(model, attributes, path)
     return model
 
 
-def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    for key, value in vars(module).items():
-        values = value if isinstance(value, tuple | list) else (value,)
-        plain = all(isinstance(item, PLAIN) and not isinstance(item, Enum) for item in values)  # some are words, too
-        if plain and not key.startswith("_") and key != "training":
-            yield key, value
+def _read_plain(module: nn.Module) -> dict[str, Any]:
+    return {key: value for key, value in vars(module).items() if _is_plain(key, value)}
+
+
+def _is_plain(key: str, value: object) -> bool:
+    if key.startswith("_") or key == "training":
+        return False
+    for item in value if isinstance(value, tuple | list) else (value,):
+        if not isinstance(item, PLAIN) or isinstance(item, Enum):  # members of an enum may be words or numbers, too
+            return False
+    return True
+
+
+def _is_same(left: object, right: object) -> bool:
+    """Equal and of the same type: True is not 1, and a tuple not a list."""
+    return left == right and type(left) is type(right)
 
 
 def _put_tensors_(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Replace parameters and buffers by those of the file, at their sizes; a bias may be new."""
+    """Replace parameters and buffers by those of the file, at their sizes; a bias may be new or missing.
+
+    Tied parameters are one object under several names.  `successors` knows what has taken the place of each object, so
+    that the second name gets the same one.  A successor is its own successor: a module that stands in the network under
+    two names already holds it when the second name comes.
+    """
     expected = set(model.state_dict())
     missing = sorted(name for name in expected - set(tensors) if not name.endswith("bias"))
     if missing:
         raise FileFormatError(f"{path}: lacks {', '.join(missing[:5])}; is it of another network?")
-    shared: dict[Tensor, nn.Parameter] = {}
-    """What is there now -> what takes its place, wherever it is used: tied parameters and shared modules stay so."""
+    successors: dict[Tensor, nn.Parameter] = {}
     for name, tensor in tensors.items():
-        owner, _, key = name.rpartition(".")
-        try:
-            module = model.get_submodule(owner)
-        except AttributeError:
-            raise FileFormatError(f"{path}: holds {name}, but {type(model).__name__} has no {owner}") from None
-        if key not in module._parameters and key not in module._buffers:
-            raise FileFormatError(f"{path}: holds {name}, but {owner or 'the network'} has no {key}")
-        old = getattr(module, key)
-        if old is not None and old.dim() != tensor.dim():
-            raise FileFormatError(f"{path}: {name} has {tensor.dim()} dimensions, the network's has {old.dim()}")
+        module, key = _find_place(model, name, tensor, path)
         if key in module._buffers:
             module._buffers[key] = tensor
-        elif old in shared:
-            module._parameters[key] = shared[old]
-        else:
-            learns = tensor.is_floating_point() and (old is None or old.requires_grad)
-            new = module._parameters[key] = nn.Parameter(tensor, requires_grad=learns)
-            shared |= {new: new} if old is None else {old: new, new: new}
+            continue
+        old = module._parameters[key]
+        if old is not None and old in successors:
+            module._parameters[key] = successors[old]
+            continue
+        learns = tensor.is_floating_point() and (old is None or old.requires_grad)
+        new = nn.Parameter(tensor, requires_grad=learns)
+        module._parameters[key] = new
+        successors[new] = new
+        if old is not None:
+            successors[old] = new
     for name in expected - set(tensors):
         owner, _, key = name.rpartition(".")
         model.get_submodule(owner)._parameters[key] = None
+
+
+def _find_place(model: nn.Module, name: str, tensor: Tensor, path: Path) -> tuple[nn.Module, str]:
+    """The module and the key of a tensor that the network has, in as many dimensions."""
+    owner, _, key = name.rpartition(".")
+    try:
+        module = model.get_submodule(owner)
+    except AttributeError:
+        raise FileFormatError(f"{path}: holds {name}, but {type(model).__name__} has no {owner}") from None
+    if key not in module._parameters and key not in module._buffers:
+        raise FileFormatError(f"{path}: holds {name}, but {owner or 'the network'} has no {key}")
+    old = getattr(module, key)
+    if old is not None and old.dim() != tensor.dim():
+        raise FileFormatError(f"{path}: {name} has {tensor.dim()} dimensions, the network's has {old.dim()}")
+    return module, key
 
 
 def _set_attributes_(model: nn.Module, attributes: Any, path: Path) -> None:
@@ -88,11 +143,17 @@ def _set_attributes_(model: nn.Module, attributes: Any, path: Path) -> None:
     for name, values in attributes.items():
         if name not in modules or not isinstance(values, dict):
             raise FileFormatError(f"{path}: sets attributes of {name!r}, which {type(model).__name__} does not have")
-        known = dict(_plain(modules[name]))
+        known = _read_plain(modules[name])
         for key, value in values.items():
             if key not in known:
                 raise FileFormatError(f"{path}: sets {name}.{key}, which is no plain attribute there")
-            value = tuple(value) if isinstance(value, list) and isinstance(known[key], tuple) else value
-            if known[key] is not None and not isinstance(value, type(known[key])) and value is not None:
-                raise FileFormatError(f"{path}: sets {name}.{key} to {value!r}, there it is {known[key]!r}")
-            setattr(modules[name], key, value)
+            setattr(modules[name], key, _convert_value(value, known[key], f"{path}: sets {name}.{key}"))
+
+
+def _convert_value(value: Any, known: Any, what: str) -> Any:
+    """The value of a file as the network wants it: JSON has lists for tuples.  None may replace anything, and be."""
+    if isinstance(value, list) and isinstance(known, tuple):
+        value = tuple(value)
+    if known is not None and value is not None and not isinstance(value, type(known)):
+        raise FileFormatError(f"{what} to {value!r}, there it is {known!r}")
+    return value

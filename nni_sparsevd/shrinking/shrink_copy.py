@@ -20,20 +20,51 @@ def shrink(
     round_to: int = 1,
     remember_norms: bool = False,
 ) -> tuple[nn.Module, Plan]:
-    """Remove every channel that can be removed exactly; returns the smaller network and the account of what went.
+    """Make a smaller network that computes the same: every channel is removed that can be removed exactly.
 
-    Any network will do: a variational one is baked first, `masks` (NNI's format) are multiplied in, and plain zeros
-    in the weights count as they are.  `model` itself is untouched.  The result has the original classes, and in
-    evaluation mode the original outputs, which is measured before it is returned.  `round_to` is the multiple of
-    channels to leave, where there are that many, as some hardware likes it.
+    Any network will do, from whatever pruner: the zeros in its weights are the only evidence.  The smaller network has
+    the original classes, and in evaluation mode the original outputs, for every input size that the network accepts;
+    that is measured before it is returned.
 
-    A layer norm mixes channels, so without one of them it would give other values: by default its channels stay.  With
-    `remember_norms` they may go where they are constant; the norm becomes a `RememberingLayerNorm`, which knows what it
-    lost, and the only module whose class is not the original one.
+    Args:
+        model: A network with zeros in its weights, or a variational one, which is baked first.  It is left as it is.
+        example_inputs: One tensor or a tuple of them, as `model` takes them.
+        masks: Masks in NNI's format, {module: {parameter: tensor}}, each in the shape of its parameter.  They are
+            multiplied in first.  For a variational network they replace the decision of its posteriors.
+        round_to: What is left of each channel group is a multiple of this number of channels, where the group had that
+            many: dead channels are kept to fill it up, as some hardware is faster then.
+        remember_norms: Whether a layer norm may lose channels.  It mixes its channels, so without one of them it would
+            give other values: by default they are kept.  If True, channels that are constant are removed, and the norm
+            becomes a `RememberingLayerNorm`, the only module whose class is not the original one.
 
-    Raises `TraceError` when the network cannot be traced, `MaskError` for masks that do not fit, `SettingError` for a
-    `round_to` below 1, `ShrinkError` when the smaller network does not run or gives other outputs (none known: please
-    report it).
+    Returns:
+        The smaller network, and the plan: what was removed, what was kept, and why.
+
+    Raises:
+        TraceError: The network cannot be traced.
+        MaskError: The masks do not fit the network.
+        SettingError: `round_to` is below 1.
+        ShrinkError: The smaller network does not run or gives other outputs.  No such network is known: please report
+            it.
+
+    Example:
+        ```python
+        import timm
+        import torch
+        from torch import nn
+
+        import nni_sparsevd as svd
+
+        model = timm.create_model("resnet10t", num_classes=5).eval()
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):  # any pruner's zeros
+                    module.weight[::2] = module.bias[::2] = 0
+        images = torch.randn(1, 3, 32, 32)
+        small, plan = svd.shrink(model, images)
+        assert plan.removed > 0 and svd.check(model, small, images).ok
+        print(plan)
+        ```
     """
     masked = bake_(copy_model(model), masks)
     graph = channel_graph(masked, example_inputs, remember_norms=remember_norms)
@@ -44,7 +75,21 @@ def shrink(
 def shrink_masked(
     masked: nn.Module, graph: ChannelGraph, example_inputs: Inputs, round_to: int = 1
 ) -> tuple[nn.Module, Plan, CheckResult]:
-    """`shrink` for a network that is baked and masked already; also returns the comparison with it."""
+    """What `shrink` does, for a network that is baked and masked already and whose channel graph is known.
+
+    Args:
+        masked: An ordinary network with zeros in its weights.  It is left as it is.
+        graph: Its channel graph.
+        example_inputs: One tensor or a tuple of them, as the network takes them.
+        round_to: What is left of each channel group is a multiple of this number of channels.
+
+    Returns:
+        The smaller network, the plan, and the comparison of the two networks.
+
+    Raises:
+        SettingError: `round_to` is below 1.
+        ShrinkError: The smaller network does not run or gives other outputs.
+    """
     plan = plan_removal(masked, graph, round_to)
     small = apply_plan_(copy_model(masked), plan)
     try:

@@ -16,34 +16,54 @@ from ...errors import FileFormatError
 from .positions import decode_positions, encode_positions
 from .values import CODINGS, Coding, decode_values, encode_values, fits_half
 
-RAW = {f"raw {str(kind).removeprefix('torch.')}": kind
-       for kind in (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8,
-                    torch.uint8, torch.bool)}  # fmt: skip
+RAW_TYPES = (
+    torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
+    torch.bool,
+)  # fmt: skip
 """Types that are kept byte for byte; float32 is coded."""
+RAW = {f"raw {str(dtype).removeprefix('torch.')}": dtype for dtype in RAW_TYPES}
 HEADER_LIMIT = 1 << 26
 """Bytes of the table of contents, unpacked."""
 EXPANSION = 1 << 12
 """Numbers that a byte may stand for, at most: a file that claims more is no network, but an attack on memory."""
+MAX_DIMENSIONS = 8
+MAX_SIZE = 1 << 40
+"""Upper limit of any size and any length in the table of contents: their products stay far from overflow."""
 
 
 @dataclass(frozen=True)
 class _Row:
-    """Of the table of contents."""
+    """A row of the table of contents."""
 
     name: str
     shape: tuple[int, ...]
     kind: str
-    lengths: tuple[int, int]
-    """Bytes of positions and of values."""
+    """A coding, or "raw TYPE"."""
+    position_bytes: int
+    value_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.position_bytes + self.value_bytes
 
 
 def pack(tensors: Mapping[str, Tensor], coding: Coding, extra: Mapping[str, Any]) -> bytes:
-    """Write `tensors`, and `extra`, which JSON can hold.
+    """Write tensors in few bytes: only what is not zero.
 
-    Weights, of two dimensions and more, have their values in `coding`; where that is not exact, the other numbers are
-    in half precision.  What that cannot hold stays exact.  A negative zero becomes zero.
+    Weights, which have two dimensions or more, have their values in `coding`; if that is not exact, all other float32
+    numbers are in half precision.  A tensor that holds what half precision cannot stays exact.  A negative zero becomes
+    zero.
 
-    Raises `FileFormatError` for so little in so much that `unpack` would refuse it.
+    Args:
+        tensors: Name -> tensor.
+        coding: How the values of weights are written.
+        extra: What else the table of contents holds, as JSON can hold it.
+
+    Returns:
+        The bytes, in the form that docs/files.md describes.
+
+    Raises:
+        FileFormatError: The tensors hold so little that `unpack` would refuse the file, or are of another type.
     """
     table, contents = [], []
     for name, tensor in tensors.items():
@@ -59,34 +79,45 @@ def pack(tensors: Mapping[str, Tensor], coding: Coding, extra: Mapping[str, Any]
 
 
 def unpack(content: memoryview) -> tuple[dict[str, Any], Iterator[tuple[str, Tensor]]]:
-    """(what `pack` was given as `extra`, the tensors one after the other).
+    """Read what `pack` has written.
 
-    Raises `FileFormatError` for anything that `pack` has not written; nothing is believed that could cost more memory
-    than `EXPANSION` numbers a byte.
+    Nothing is believed that could cost more memory than `EXPANSION` numbers for each byte of the file: the table of
+    contents is unpacked up to a limit, and its claims are added up before the first tensor is made.
+
+    Args:
+        content: The bytes.
+
+    Returns:
+        What `pack` was given as `extra`, and the names and tensors, made one after the other.
+
+    Raises:
+        FileFormatError: `pack` has not written this.  For a tensor that is damaged, when its turn comes.
     """
-    header, start = _header(content)
+    header, start = _read_header(content)
     table = header.pop("tensors", None)
     if not isinstance(table, list):
         raise FileFormatError("the table of contents lists no tensors")
-    rows = [_row(row) for row in table]
+    rows = [_read_row(row) for row in table]
     if sum(math.prod(row.shape) for row in rows) > EXPANSION * len(content):
         raise FileFormatError(f"claims to hold more than {EXPANSION} numbers a byte")
-    if start + sum(sum(row.lengths) for row in rows) != len(content) or len({row.name for row in rows}) != len(rows):
+    names = {row.name for row in rows}
+    if start + sum(row.total_bytes for row in rows) != len(content) or len(names) != len(rows):
         raise FileFormatError("the table of contents does not fit the file")
-    return header, _tensors(rows, content[start:])
+    return header, _read_tensors(rows, content[start:])
 
 
-def _tensors(rows: list[_Row], content: memoryview) -> Iterator[tuple[str, Tensor]]:
+def _read_tensors(rows: list[_Row], content: memoryview) -> Iterator[tuple[str, Tensor]]:
     for row in rows:
-        positions, values = content[: row.lengths[0]], content[row.lengths[0] : sum(row.lengths)]
+        positions, values = content[: row.position_bytes], content[row.position_bytes : row.total_bytes]
         try:
             yield row.name, _decode(bytes(positions), bytes(values), row.shape, row.kind)
         except FileFormatError as error:
             raise FileFormatError(f"{row.name}: {error}") from None
-        content = content[sum(row.lengths) :]
+        content = content[row.total_bytes :]
 
 
-def _header(content: memoryview) -> tuple[dict[str, Any], int]:
+def _read_header(content: memoryview) -> tuple[dict[str, Any], int]:
+    """The table of contents, and where it ends."""
     if len(content) < 4:
         raise FileFormatError("is cut off")
     (length,) = struct.unpack("<I", content[:4])
@@ -101,16 +132,20 @@ def _header(content: memoryview) -> tuple[dict[str, Any], int]:
     return header, 4 + length
 
 
-def _row(row: Any) -> _Row:
+def _read_row(row: Any) -> _Row:
     match row:
-        case [str(name), list(shape), str(kind), *lengths] if len(shape) < 9 and len(lengths) == 2:
-            if all(type(size) is int and 0 <= size < 1 << 40 for size in (*shape, *lengths)):
-                return _Row(name, tuple(shape), kind, (lengths[0], lengths[1]))
+        case [str(name), list(shape), str(kind), position_bytes, value_bytes] if len(shape) <= MAX_DIMENSIONS:
+            if all(_is_size(size) for size in (*shape, position_bytes, value_bytes)):
+                return _Row(name, tuple(shape), kind, position_bytes, value_bytes)
     raise FileFormatError(f"the table of contents has the row {str(row)[:80]}")
 
 
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < MAX_SIZE
+
+
 def _encode(value: Tensor, coding: Coding) -> tuple[str, bytes, bytes]:
-    """(kind, positions, values)."""
+    """(kind, positions, values) of one tensor."""
     if value.dtype != torch.float32:
         kind = f"raw {str(value.dtype).removeprefix('torch.')}"
         if kind not in RAW:
@@ -120,22 +155,22 @@ def _encode(value: Tensor, coding: Coding) -> tuple[str, bytes, bytes]:
     kept = matrix != 0
     values, rows = matrix[kept], np.nonzero(kept)[0]
     chosen = coding if value.dim() > 1 or coding == "exact" else "float16"
-    chosen = chosen if fits_half(values) else "exact"
+    if not fits_half(values):
+        chosen = "exact"
     return chosen, encode_positions(kept), encode_values(values, rows, chosen)
 
 
 def _decode(positions: bytes, values: bytes, shape: tuple[int, ...], kind: str) -> Tensor:
     if kind in RAW:
-        count = math.prod(shape)
-        if positions or len(values) != count * RAW[kind].itemsize:
-            raise FileFormatError(f"{count} numbers, {kind}, do not take {len(positions)} and {len(values)} bytes")
+        number = math.prod(shape)
+        if positions or len(values) != number * RAW[kind].itemsize:
+            raise FileFormatError(f"{number} numbers, {kind}, do not take {len(positions)} and {len(values)} bytes")
         return torch.tensor(np.frombuffer(values, np.uint8)).view(RAW[kind]).reshape(shape)
-    coding = next((one for one in CODINGS if one == kind), None)
-    if coding is None:
+    if kind not in CODINGS:
         raise FileFormatError(f"is coded as {kind!r}, which this release does not know")
     matrix = np.zeros(_rows_and_columns(shape), np.float32)
     kept = decode_positions(positions, matrix.shape)
-    matrix[kept] = decode_values(values, np.nonzero(kept)[0], coding)
+    matrix[kept] = decode_values(values, np.nonzero(kept)[0], kind)
     return torch.from_numpy(matrix).reshape(shape)
 
 
