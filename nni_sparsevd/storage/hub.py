@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 PREFIX = "hf-hub:"
-"""Of an address on the hub, as in timm: hf-hub:OWNER/NAME, or hf-hub:OWNER/NAME@REVISION."""
+"""How an address on the hub begins, as in timm: hf-hub:OWNER/NAME, or hf-hub:OWNER/NAME@REVISION."""
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FROM_TIMM = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "mean", "std")
 """What config.json takes over from timm's `pretrained_cfg`: how to make inputs.  The license is for you to choose."""
@@ -40,111 +40,171 @@ def save_folder(
     coding: Coding | None = None,
     measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
 ) -> None:
-    """Write `model` as a new folder: model.safetensors, config.json, README.md; all of it, or nothing.
+    """Write a network as a new folder: model.safetensors, config.json and README.md; all of them, or nothing.
 
-    `name`, `arguments`, `coding` and `measure` are those of `save`.  `preprocessing` is how inputs are made where that
-    is not what timm has for the network: "mean", "std", "input_size" and so on, under timm's names.
+    Args:
+        model: An ordinary network, masked, shrunk or neither.
+        folder: The folder to make.  It may exist if it is empty.
+        name: timm's name of the network before it was shrunk.  Networks that timm made know their name; a network of
+            your own has none.
+        arguments: The arguments that timm builds it with, such as {"num_classes": 10}.
+        preprocessing: How inputs are made, where that is not what timm has for the network: "mean", "std",
+            "input_size" and so on, under timm's names.
+        coding: If given, only what is not zero is written, with values "exact", in "float16", "int8" or "int4".
+        measure: Called on the network as the file gives it back; the numbers that it returns, {name: value}, are
+            written to all three files.
 
-    Raises `SettingError` when the folder is there and not empty, or `preprocessing` has a key that timm does not, or a
-    value that JSON does not; `ModelError` as `save` does.
+    Raises:
+        SettingError: The folder is there and not empty, or `preprocessing` has a key that timm does not have, or a
+            value that JSON cannot hold.
+        ModelError: The network still has posteriors, or is not what `name` and `arguments` build.
+        FileFormatError: The folder cannot be written.
+
+    Example:
+        ```python
+        import timm
+        import torch
+
+        import nni_sparsevd as svd
+
+        model = timm.create_model("resnet10t", num_classes=5).eval()
+        svd.save_folder(model, "resnet", arguments={"num_classes": 5}, preprocessing={"mean": [0.5, 0.5, 0.5]})
+        images = torch.randn(1, 3, 32, 32)
+        assert torch.equal(svd.load("resnet")(images), model(images))
+        ```
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingError(f"{folder}: is there already; delete it, or choose another folder")
-    unknown = sorted(set(preprocessing or {}) - set(FROM_TIMM))
+    preprocessing = dict(preprocessing or {})
+    _validate_preprocessing(preprocessing)
+    with _make_whole(folder) as unfinished:
+        weights = unfinished / WEIGHTS
+        networks.save(model, weights, name=name, arguments=arguments, coding=coding, measure=measure)
+        config = _make_config(model, networks.describe_file(weights), preprocessing)
+        write_json(unfinished / CONFIG, config)
+        write_bytes(unfinished / CARD, _write_card(config, weights.stat().st_size).encode())
+
+
+def push(folder: Path | str, repository: str, *, private: bool = False, revision: str | None = None) -> str:
+    """Upload a folder of `save_folder` to the Hugging Face hub.
+
+    The token is that of `hf auth login`, or of the environment variable HF_TOKEN.
+
+    Args:
+        folder: The folder.  Its three files are uploaded, and nothing else that lies in it.
+        repository: OWNER/NAME on the hub; it is made if it is not there.
+        private: Whether a repository that is made is private.
+        revision: The branch to write to; the main one if None.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        FileFormatError: The folder is none that `save_folder` has written.
+        SettingError: The hub refuses, or cannot be reached.
+    """
+    folder = Path(folder)
+    networks.describe_file(folder / WEIGHTS)
+    with _connect(repository) as api:
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            revision=revision,
+            allow_patterns=[WEIGHTS, CONFIG, CARD],
+            commit_message="Add a network of nni_sparsevd",
+        )
+    return str(commit.commit_url)
+
+
+def fetch_weights(address: str) -> Path:
+    """Download the one file that `load` reads.
+
+    Args:
+        address: hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION.
+
+    Returns:
+        Where the file lies in the hub's cache.
+
+    Raises:
+        SettingError: The hub has no such network, or cannot be reached.
+    """
+    repository, _, revision = address.removeprefix(PREFIX).partition("@")
+    with _connect(address) as api:
+        return Path(api.hf_hub_download(repository, WEIGHTS, revision=revision or None))
+
+
+@contextlib.contextmanager
+def _connect(address: str) -> Iterator["HfApi"]:
+    """The hub; whatever goes wrong there, or on the way, is said under this address."""
+    from huggingface_hub import HfApi  # its HTTP client is not for every import of this package
+
+    try:
+        yield HfApi(library_name="nni_sparsevd")
+    except Exception as error:
+        raise SettingError(f"{address}: the hub says: {describe_error(error)}") from error
+
+
+@contextlib.contextmanager
+def _make_whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill beside `folder`, which takes its name when all went well.
+
+    It lies one level deeper in a temporary folder, so that there is something left to clean up when it has moved.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+            unfinished = Path(place) / folder.name
+            unfinished.mkdir()
+            yield unfinished
+            os.replace(unfinished, folder)
+    except OSError as error:
+        raise FileFormatError(f"{folder}: cannot be written ({error.strerror or error}); nothing was") from error
+
+
+def _validate_preprocessing(preprocessing: dict[str, Any]) -> None:
+    unknown = sorted(set(preprocessing) - set(FROM_TIMM))
     if unknown:
         raise SettingError(f"preprocessing has no {', '.join(unknown)}; it has {', '.join(FROM_TIMM)}")
     try:
         json.dumps(preprocessing)
     except (TypeError, ValueError) as error:
         raise SettingError(f"preprocessing: {error}; give numbers, words and lists") from None
-    with _replacing(folder) as made:
-        networks.save(model, made / WEIGHTS, name=name, arguments=arguments, coding=coding, measure=measure)
-        config = _config(model, networks.describe_file(made / WEIGHTS), preprocessing or {})
-        write_json(made / CONFIG, config)
-        write_bytes(made / CARD, _card(config, (made / WEIGHTS).stat().st_size).encode())
 
 
-def push(folder: Path | str, repository: str, *, private: bool = False, revision: str | None = None) -> str:
-    """Upload a folder of `save_folder` to the hub as OWNER/NAME, which is made if need be; gives the commit's address.
-
-    The token is that of `hf auth login`, or of HF_TOKEN.
-
-    Raises `FileFormatError` when the folder is none of `save_folder`'s, `SettingError` when the hub refuses.
-    """
-    folder = Path(folder)
-    networks.describe_file(folder / WEIGHTS)
-    with _hub(repository) as api:
-        api.create_repo(repository, private=private, exist_ok=True)
-        sent = api.upload_folder(
-            repo_id=repository, folder_path=folder, revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD],
-            commit_message="Add a network of nni_sparsevd",
-        )  # fmt: skip
-    return str(sent.commit_url)
-
-
-def fetch_weights(address: str) -> Path:
-    """Download the one file that `load` reads from hf-hub:OWNER/NAME[@REVISION]; gives its place in the hub's cache.
-
-    Raises `SettingError` when the hub has no such network or cannot be reached.
-    """
-    repository, _, revision = address.removeprefix(PREFIX).partition("@")
-    with _hub(address) as api:
-        return Path(api.hf_hub_download(repository, WEIGHTS, revision=revision or None))
-
-
-@contextlib.contextmanager
-def _hub(what: str) -> Iterator["HfApi"]:
-    from huggingface_hub import HfApi  # its HTTP client is not for every import of this package
-
-    try:
-        yield HfApi(library_name="nni_sparsevd")
-    except Exception as error:  # of the hub, or of the way there
-        raise SettingError(f"{what}: the hub says: {describe_error(error)}") from error
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A folder to fill beside `folder`, which takes its name when all went well."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
-            made = Path(place) / folder.name
-            made.mkdir()
-            yield made
-            os.replace(made, folder)
-    except OSError as error:
-        raise FileFormatError(f"{folder}: cannot be written ({error.strerror or error}); nothing was") from error
-
-
-def _config(model: nn.Module, header: dict[str, Any], preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    known = getattr(model, "pretrained_cfg", None) or {}
-    inputs = {key: known[key] for key in FROM_TIMM if known.get(key) is not None} | dict(preprocessing)
-    classes = getattr(model, "num_classes", None)
+def _make_config(model: nn.Module, header: dict[str, Any], preprocessing: dict[str, Any]) -> dict[str, Any]:
+    """The content of config.json, under timm's keys where timm has one."""
+    timms = getattr(model, "pretrained_cfg", None) or {}
+    inputs = {key: timms[key] for key in FROM_TIMM if timms.get(key) is not None}
+    num_classes = getattr(model, "num_classes", None)
     weights = [parameter.detach() for parameter in model.parameters() if parameter.dim() > 1]
-    return {
+    config = {
         "architecture": header["name"],
         "class": header["class"],
-        "num_classes": classes,
+        "num_classes": num_classes,
         "num_features": getattr(model, "num_features", None),
         "model_args": header["arguments"],
-        "pretrained_cfg": {"num_classes": classes, **inputs},
+        "pretrained_cfg": {"num_classes": num_classes, **inputs, **preprocessing},
         "library_name": "nni_sparsevd",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights": sum(weight.numel() for weight in weights),
         "weights_not_zero": sum(int(weight.count_nonzero()) for weight in weights),
-        **({"measured": header["measured"]} if "measured" in header else {}),
     }
+    if "measured" in header:
+        config["measured"] = header["measured"]
+    return config
 
 
-def _card(config: dict[str, Any], size: int) -> str:
+def _write_card(config: dict[str, Any], file_bytes: int) -> str:
+    """The model card: what the network is, its figures, and how to open it."""
     from huggingface_hub import ModelCardData
 
-    front = ModelCardData(library_name="nni_sparsevd", tags=["pruned", "sparse-variational-dropout"])
+    metadata = ModelCardData(library_name="nni_sparsevd", tags=["pruned", "sparse-variational-dropout"])
     measured = "".join(f"| {name} | {value:g} |\n" for name, value in config.get("measured", {}).items())
     fresh = "" if config["architecture"] else ", model=fresh"
     return f"""---
-{front.to_yaml()}
+{metadata.to_yaml()}
 ---
 
 # {config["architecture"] or config["class"]}, pruned
@@ -154,7 +214,7 @@ def _card(config: dict[str, Any], size: int) -> str:
 | parameters | {config["parameters"]:,} |
 | weights | {config["weights"]:,} |
 | of them not zero | {config["weights_not_zero"]:,} |
-| bytes of `{WEIGHTS}` | {size:,} |
+| bytes of `{WEIGHTS}` | {file_bytes:,} |
 {measured}
 `nni_sparsevd.load(address{fresh})` opens it: the address is this folder, or `hf-hub:` and its name on the hub.
 """

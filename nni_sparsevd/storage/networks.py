@@ -22,10 +22,14 @@ from ..shrinking import RememberingLayerNorm, read_attributes, read_changed_attr
 from .packing import Coding, pack, unpack
 
 FORMAT = "nni_sparsevd.model"
+"""Metadata key of the header."""
 VERSION = 1
 PACKED = "packed"
 """The only tensor of a file that holds packed ones, and what its metadata say then."""
 HEADER = ("class", "name", "arguments", "attributes")
+"""Keys that every header has."""
+MAX_REMEMBERED = 1 << 24
+"""Channels that a norm may remember, at most: a file that claims more would only take memory."""
 
 
 def save(
@@ -37,55 +41,119 @@ def save(
     coding: Coding | None = None,
     measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
 ) -> None:
-    """Write `model` to `path` (.safetensors), whole or not at all.
+    """Write a network to a .safetensors file, whole or not at all; `load` makes a working module of it.
 
-    With a `coding` only what is not zero is written: positions near their entropy, values exact, or in float16, or in
-    int8 or int4 with a scale for each row.  `measure` is called on the network as the file gives it back, and what it
-    finds, an error after quantisation say, is kept in the file (see `described`).
+    Args:
+        model: An ordinary network, masked, shrunk or neither.
+        path: The file to write.  Missing folders are made.
+        name: timm's name of the network before it was shrunk.  Networks that timm made know their name.  A network of
+            your own is saved without: `load(path, model=...)` then wants a fresh instance.
+        arguments: The arguments that timm builds it with, such as {"num_classes": 10}.  The networks of this package
+            know theirs.
+        coding: If given, only what is not zero is written: positions near their entropy, and values "exact", in
+            "float16", or in "int8" or "int4" with a scale for each row.
+        measure: Called on the network as the file gives it back, after quantization say.  The numbers that it returns,
+            {name: value}, are kept in the file; `describe_file` reads them.
 
-    `name` and `arguments` tell how timm builds the network before shrinking; networks made by timm know their name,
-    ours both.  A network of your own is saved without, and `load(path, model=...)` then wants a fresh one.
+    Raises:
+        ModelError: The network still has posteriors, or is not what `name` and `arguments` build.
+        FileFormatError: The file cannot be written; what was there before is intact.
 
-    Raises `ModelError` when the network is still variational, or is not what `name` and `arguments` build.
+    Example:
+        ```python
+        import timm
+        import torch
+
+        import nni_sparsevd as svd
+
+        model = timm.create_model("resnet10t", num_classes=5).eval()
+        svd.save(model, "network.safetensors", arguments={"num_classes": 5}, coding="float16")
+        again = svd.load("network.safetensors")
+        images = torch.randn(1, 3, 32, 32)
+        torch.testing.assert_close(again(images), model(images), rtol=1e-2, atol=1e-2)
+        ```
     """
+    path = Path(path)
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} still has posteriors; save what bake_ or shrink gives back")
+    header = _make_header(model, name, arguments, path)
+    if measure is not None:
+        as_loaded = model if coding is None else _copy_as_packed(model, coding)
+        header["measured"] = dict(measure(as_loaded))
+    tensors = model.state_dict()
+    if coding is None:
+        save_tensors(tensors, path, {FORMAT: json.dumps(header)})
+    else:
+        content = torch.frombuffer(bytearray(pack(tensors, coding, header)), dtype=torch.uint8)
+        save_tensors({PACKED: content}, path, {FORMAT: PACKED})
+
+
+def _make_header(
+    model: nn.Module, name: str | None, arguments: dict[str, Argument] | None, path: Path
+) -> dict[str, Any]:
+    """What the file says besides its tensors: how to build the original, and how it differs."""
     from .. import models  # timm takes seconds to import: not before a network is saved or loaded
 
     name, arguments = models.resolve_origin(model, name, arguments)
-    header: dict[str, Any] = {"version": VERSION, "class": type(model).__name__, "name": name, "arguments": arguments}
-    header["remembering"] = {
-        path: {"channel_dim": module.channel_dim, "removed": module.removed}
-        for path, module in model.named_modules()
-        if isinstance(module, RememberingLayerNorm)
+    remembering = _describe_remembering_norms(model)
+    if name is None:
+        attributes = read_attributes(model)
+    else:
+        original = models.build_model(name, arguments)
+        _put_remembering_norms_(original, remembering, path)
+        _require_same_modules(original, model, f"timm.create_model({name!r}, **{arguments})")
+        attributes = read_changed_attributes(model, original)
+    return {
+        "version": VERSION,
+        "class": type(model).__name__,
+        "name": name,
+        "arguments": arguments,
+        "remembering": remembering,
+        "attributes": attributes,
     }
-    if name is not None:
-        reference = models.build_model(name, arguments)
-        _remember_(reference, header["remembering"], Path(path))
-        _same_skeleton(reference, model, f"timm.create_model({name!r}, **{arguments})")
-        header["attributes"] = read_changed_attributes(model, reference)
-    else:
-        header["attributes"] = read_attributes(model)
-    tensors = model.state_dict()
-    if measure is not None:
-        header["measured"] = dict(measure(model if coding is None else _as_packed(model, coding)))
-    if coding is None:
-        save_tensors(tensors, Path(path), {FORMAT: json.dumps(header)})
-    else:
-        content = torch.frombuffer(bytearray(pack(tensors, coding, header)), dtype=torch.uint8)
-        save_tensors({PACKED: content}, Path(path), {FORMAT: PACKED})
 
 
-def _as_packed(model: nn.Module, coding: Coding) -> nn.Module:
-    twin = copy.deepcopy(model).cpu().eval()
-    twin.load_state_dict(dict(unpack(memoryview(pack(twin.state_dict(), coding, {})))[1]))
-    return twin
+def _describe_remembering_norms(model: nn.Module) -> dict[str, dict[str, int]]:
+    norms = {}
+    for name, module in model.named_modules():
+        if isinstance(module, RememberingLayerNorm):
+            norms[name] = {"channel_dim": module.channel_dim, "removed": module.removed}
+    return norms
+
+
+def _copy_as_packed(model: nn.Module, coding: Coding) -> nn.Module:
+    """The network as a packed file would give it back."""
+    copied = copy.deepcopy(model).cpu().eval()
+    _, tensors = unpack(memoryview(pack(copied.state_dict(), coding, {})))
+    copied.load_state_dict(dict(tensors))
+    return copied
 
 
 def describe_file(path: Path | str) -> dict[str, Any]:
-    """What a file of `save` says of itself: class, name, arguments, attributes, and what was measured.
+    """Read what a file of `save` says of itself.
 
-    Raises `FileFormatError` as `load` does.
+    Args:
+        path: The file.
+
+    Returns:
+        Its header: "class", "name", "arguments" and "attributes" of the network, and what was "measured".
+
+    Raises:
+        FileFormatError: The file is missing, truncated, altered, or of another format or version.
+
+    Example:
+        ```python
+        import torch
+        from torch import nn
+
+        import nni_sparsevd as svd
+
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        svd.save(model, "own.safetensors", measure=lambda network: {"mean": float(network(torch.ones(1, 16)).mean())})
+        header = svd.describe_file("own.safetensors")
+        assert header["class"] == "Sequential" and header["attributes"]["1"]["in_features"] == 16
+        print(header["measured"])
+        ```
     """
     return _read(Path(path))[0]
 
@@ -93,31 +161,37 @@ def describe_file(path: Path | str) -> dict[str, Any]:
 def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     """Read a file of `save` and give back the working module, in evaluation mode.
 
-    `model`, for networks that timm does not know: a fresh, unpruned instance; it is changed in place and returned.
+    Args:
+        path: The file.
+        model: For networks that timm does not know: a fresh, unpruned instance.  It is changed in place.
 
-    Raises `FileFormatError` when the file is missing, truncated, of another format or version, or does not fit.
+    Returns:
+        The network, `model` itself if that was given.
+
+    Raises:
+        FileFormatError: The file is missing, truncated, altered, of another format or version, or does not fit.
     """
     path = Path(path)
     header, tensors = _read(path)
-    kind, name, arguments, sizes = (header[key] for key in HEADER)
+    class_name, name, arguments, attributes = (header[key] for key in HEADER)
     if model is None:
         if name is None:
-            raise FileFormatError(f"{path}: holds a {kind} that timm cannot build; load(path, model=fresh)")
-        model = _build(name, arguments, path)
-    _remember_(model, header.get("remembering", {}), path)
-    resize_(model, tensors, sizes, path)
+            raise FileFormatError(f"{path}: holds a {class_name} that timm cannot build; load(path, model=fresh)")
+        model = _build_original(name, arguments, path)
+    _put_remembering_norms_(model, header.get("remembering", {}), path)
+    resize_(model, tensors, attributes, path)
     return model.eval()
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(header, tensors), packed or not."""
+    """Header and tensors of a file, packed or not."""
     tensors, metadata = load_tensors(path)
     if FORMAT not in metadata:
         raise FileFormatError(f"{path}: plain tensors, not a network written by nni_sparsevd.save")
     try:
         if metadata[FORMAT] == PACKED:
-            header, found = unpack(memoryview(tensors[PACKED].numpy().tobytes()))
-            tensors = dict(found)
+            header, unpacked = unpack(memoryview(tensors[PACKED].numpy().tobytes()))
+            tensors = dict(unpacked)
         else:
             header = json.loads(metadata[FORMAT])
         missing = [key for key in (*HEADER, "version") if key not in header]
@@ -130,8 +204,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def _build(name: Any, arguments: Any, path: Path) -> nn.Module:
-    """The unpruned original.  A file says what to build, never what else to read: no weights, paths or addresses."""
+def _build_original(name: Any, arguments: Any, path: Path) -> nn.Module:
+    """Build the unpruned original.
+
+    A file says what to build, never what else to read: no weights, paths or addresses.
+    """
     from .. import models
 
     if not isinstance(name, str) or not isinstance(arguments, dict):
@@ -145,24 +222,33 @@ def _build(name: Any, arguments: Any, path: Path) -> nn.Module:
         raise FileFormatError(f"{path}: {error}") from error
 
 
-def _remember_(model: nn.Module, norms: Any, path: Path) -> None:
-    """Put norms that remember lost channels in the places of layer norms, and of nothing else."""
+def _put_remembering_norms_(model: nn.Module, norms: Any, path: Path) -> None:
+    """Put norms that remember removed channels in the places of layer norms, and of nothing else."""
     modules = dict(model.named_modules())
     for name, settings in norms.items() if isinstance(norms, dict) else ():
-        known = isinstance(settings, dict) and settings.get("channel_dim") in (-1, 1)
-        if not (known and type(settings.get("removed")) is int and isinstance(modules.get(name), nn.LayerNorm)):
+        norm = modules.get(name)
+        if not (isinstance(norm, nn.LayerNorm) and _is_remembering(settings)):
             raise FileFormatError(f"{path}: makes a norm that remembers of {name!r}: {settings!r}")
         owner, _, key = name.rpartition(".")
-        gone = torch.zeros(min(max(settings["removed"], 0), 2**24))
-        setattr(modules[owner], key, RememberingLayerNorm(modules[name], settings["channel_dim"], gone))  # type: ignore[arg-type]
+        # Only the number counts here: the file's own tensors bring the sums of the removed constants.
+        removed = torch.zeros(min(max(settings["removed"], 0), MAX_REMEMBERED))
+        setattr(modules[owner], key, RememberingLayerNorm(norm, settings["channel_dim"], removed))
 
 
-def _same_skeleton(reference: nn.Module, model: nn.Module, what: str) -> None:
-    expected = {name: type(module).__name__ for name, module in reference.named_modules()}
-    found = {name: type(module).__name__ for name, module in model.named_modules()}
-    for name in [*expected, *found]:
-        if expected.get(name) != found.get(name):
+def _is_remembering(settings: Any) -> bool:
+    """Whether a file's description of a norm that remembers is well-formed."""
+    if not isinstance(settings, dict):
+        return False
+    return settings.get("channel_dim") in (-1, 1) and type(settings.get("removed")) is int
+
+
+def _require_same_modules(original: nn.Module, model: nn.Module, what: str) -> None:
+    """Compare names and classes of all modules; raises `ModelError` at the first difference."""
+    expected = {name: type(module).__name__ for name, module in original.named_modules()}
+    present = {name: type(module).__name__ for name, module in model.named_modules()}
+    for name in [*expected, *present]:
+        if expected.get(name) != present.get(name):
             raise ModelError(
-                f"{what} has {expected.get(name)} where the network has {found.get(name)}, at {name or 'its root'!r}; "
-                "pass the name and arguments that it was made with: save(model, path, name=..., arguments={...})"
+                f"{what} has {expected.get(name)} where the network has {present.get(name)}, at {name or 'its root'!r};"
+                " pass the name and arguments that it was made with: save(model, path, name=..., arguments={...})"
             )

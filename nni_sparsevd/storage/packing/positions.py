@@ -21,8 +21,8 @@ PROBABILITIES = struct.Struct("<3H")
 
 # Why rows, columns and the block are coded one after the other, each with a probability of its own:
 #
-# 1. An ideal coder spends -log2 p bits on a one and -log2 (1 - p) on a zero, the entropy of a coin with probability p.
-#    Coded with a single probability, n rows of m zeros cost as much as any other zeros, n m times.
+# 1. An ideal coder spends -log2 p bits on a one and -log2 (1 - p) on a zero, where p is the share of ones.  With one
+#    share for the whole matrix, each zero of an empty row would cost as much as a zero between two ones.
 # 2. Sparse VD leaves most neurons without any weight.  Telling first which rows and columns hold anything makes an
 #    empty row cost a fraction of one bit, and leaves a block in which ones are more frequent.
 # 3. The reader learns the size of the block from the rows and columns, so nothing else has to be written.
