@@ -67,10 +67,10 @@ def save_folder(
 
         import nni_sparsevd as svd
 
-        model = timm.create_model("resnet10t", num_classes=5).eval()
-        svd.save_folder(model, "resnet", arguments={"num_classes": 5}, preprocessing={"mean": [0.5, 0.5, 0.5]})
+        model = timm.create_model("test_resnet", num_classes=5).eval()
+        svd.save_folder(model, "network", arguments={"num_classes": 5}, preprocessing={"mean": [0.5, 0.5, 0.5]})
         images = torch.randn(1, 3, 32, 32)
-        assert torch.equal(svd.load("resnet")(images), model(images))
+        assert torch.equal(svd.load("network")(images), model(images))
         ```
     """
     folder = Path(folder)

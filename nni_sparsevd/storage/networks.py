@@ -66,7 +66,7 @@ def save(
 
         import nni_sparsevd as svd
 
-        model = timm.create_model("resnet10t", num_classes=5).eval()
+        model = timm.create_model("test_resnet", num_classes=5).eval()
         svd.save(model, "network.safetensors", arguments={"num_classes": 5}, coding="float16")
         again = svd.load("network.safetensors")
         images = torch.randn(1, 3, 32, 32)
@@ -143,13 +143,12 @@ def describe_file(path: Path | str) -> dict[str, Any]:
 
     Example:
         ```python
-        import torch
         from torch import nn
 
         import nni_sparsevd as svd
 
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-        svd.save(model, "own.safetensors", measure=lambda network: {"mean": float(network(torch.ones(1, 16)).mean())})
+        svd.save(model, "own.safetensors", measure=lambda network: {"largest": network[1].weight.max().item()})
         header = svd.describe_file("own.safetensors")
         assert header["class"] == "Sequential" and header["attributes"]["1"]["in_features"] == 16
         print(header["measured"])

@@ -43,7 +43,7 @@ def timm_structure(
 
         import nni_sparsevd as svd
 
-        model = timm.create_model("resnet10t", num_classes=5).eval()
+        model = timm.create_model("test_resnet", num_classes=5).eval()
         with torch.no_grad():
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm2d):
