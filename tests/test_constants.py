@@ -50,8 +50,7 @@ def measure(model: nn.Module) -> tuple[Tensor, Tensor, set[object]]:
         values = find_constants(recorded, {name: value.double() for name, value in states.items()})
         outputs = torch.stack([model(x) for x in draws])
     (result,) = next(node for node in recorded.graph.nodes if node.op == "output").args[0]
-    found = values[result]
-    abstract = found.expand(outputs.shape[1:])
+    abstract = values[result].expand(outputs.shape[1:])
     # a constant may be rounded differently from input to input; what depends on the input differs by far more
     constant = (outputs.amax(0) - outputs.amin(0)) < 1e-12
     real = torch.where(constant, outputs[0], LIVE)

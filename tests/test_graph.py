@@ -70,9 +70,9 @@ def test_concatenation_keeps_its_parts_apart() -> None:
         left=nn.Conv2d(3, 4, 1), right=nn.Conv2d(3, 6, 1), head=nn.Conv2d(10, 2, 1),
     )  # fmt: skip
     graph = channel_graph(model, IMAGE)
-    found = account(graph)
-    assert found["left"] == (4, {"left.weight:0", "left.bias:0", "head.weight:1"}, None)
-    assert found["right"] == (6, {"right.weight:0", "right.bias:0", "head.weight:1"}, None)
+    accounts = account(graph)
+    assert accounts["left"] == (4, {"left.weight:0", "left.bias:0", "head.weight:1"}, None)
+    assert accounts["right"] == (6, {"right.weight:0", "right.bias:0", "head.weight:1"}, None)
     groups = {group.name: group for group in graph.groups}
     assert graph.indices_along(("head.weight", 1), groups["left"].channels).tolist() == [0, 1, 2, 3]
     assert graph.indices_along(("head.weight", 1), groups["right"].channels).tolist() == [4, 5, 6, 7, 8, 9]
@@ -105,11 +105,11 @@ def test_grouped_convolution_loses_whole_groups_and_the_same_position_of_every_g
         first=nn.Conv2d(3, 6, 1), grouped=nn.Conv2d(6, 8, 1, groups=2), head=nn.Conv2d(8, 2, 1),
     )  # fmt: skip
     graph = channel_graph(model, IMAGE)
-    found = account(graph)
+    accounts = account(graph)
     outputs = {"grouped.weight:0", "grouped.bias:0", "head.weight:1"}
-    assert found["first"] == (3, {"first.weight:0", "first.bias:0", "grouped.weight:1"}, None)
-    assert found["grouped"] == (4, outputs, None)
-    assert found["first#2"] == (2, {"first.weight:0", "first.bias:0"} | outputs, None)
+    assert accounts["first"] == (3, {"first.weight:0", "first.bias:0", "grouped.weight:1"}, None)
+    assert accounts["grouped"] == (4, outputs, None)
+    assert accounts["first#2"] == (2, {"first.weight:0", "first.bias:0"} | outputs, None)
     groups = {group.name: group for group in graph.groups}
     position, whole = groups["first"].channels[[1]], groups["first#2"].channels[[1]]
     assert graph.indices_along(("first.weight", 0), position).tolist() == [1, 4]
@@ -122,9 +122,9 @@ def test_grouped_convolution_loses_whole_groups_and_the_same_position_of_every_g
 
 def test_a_transposed_convolution_writes_along_its_second_axis() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 5, 2, 2), nn.PReLU(5), nn.Conv2d(5, 2, 1))
-    found = account(channel_graph(model, IMAGE))
-    assert found["0"] == (4, {"0.weight:0", "0.bias:0", "1.weight:0"}, None)
-    assert found["1"] == (5, {"1.weight:1", "1.bias:0", "2.weight:0", "3.weight:1"}, None)
+    accounts = account(channel_graph(model, IMAGE))
+    assert accounts["0"] == (4, {"0.weight:0", "0.bias:0", "1.weight:0"}, None)
+    assert accounts["1"] == (5, {"1.weight:1", "1.bias:0", "2.weight:0", "3.weight:1"}, None)
 
 
 def test_squeeze_and_excite_has_a_group_of_its_own_and_couples_the_scale() -> None:
@@ -133,10 +133,10 @@ def test_squeeze_and_excite_has_a_group_of_its_own_and_couples_the_scale() -> No
         first=nn.Conv2d(3, 6, 1), down=nn.Conv2d(6, 2, 1), up=nn.Conv2d(2, 6, 1), head=nn.Conv2d(6, 2, 1),
     )  # fmt: skip
     graph = channel_graph(model, IMAGE)
-    found = account(graph)
+    accounts = account(graph)
     coupled = {"first.weight:0", "first.bias:0", "down.weight:1", "up.weight:0", "up.bias:0", "head.weight:1"}
-    assert found["first"] == (6, coupled, None)
-    assert found["down"] == (2, {"down.weight:0", "down.bias:0", "up.weight:1"}, None)
+    assert accounts["first"] == (6, coupled, None)
+    assert accounts["down"] == (2, {"down.weight:0", "down.bias:0", "up.weight:1"}, None)
     # one silent factor silences the product, so the scale needs no gate
     assert [writer.module for writer in graph.groups[0].writers] == ["first"]
 
@@ -189,8 +189,8 @@ def test_an_unknown_operator_pins_only_what_enters_it() -> None:
     model = Net(
         lambda m, x: m.second(F.relu(m.first(x))).cumsum(1), first=nn.Conv2d(3, 4, 1), second=nn.Conv2d(4, 5, 1)
     )
-    found = account(channel_graph(model, IMAGE))
-    assert found["first"][2] is None and found["second"][2] == "cumsum has no rule"
+    accounts = account(channel_graph(model, IMAGE))
+    assert accounts["first"][2] is None and accounts["second"][2] == "cumsum has no rule"
 
 
 def test_a_failing_network_is_a_trace_error_with_the_reason() -> None:

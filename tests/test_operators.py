@@ -1,12 +1,15 @@
 """The table of operators: each row has a rule for channels and a rule for constants, or says why not."""
 
 import inspect
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+import nni_sparsevd as svd
 from nni_sparsevd.graph import NotCovered, call_rule
 from nni_sparsevd.graph.operators import LIVE, OPERATORS, NoRule, Operator
 from nni_sparsevd.graph.operators.elementwise import broadcast_channels, elementwise_channels, pass_value
@@ -116,10 +119,10 @@ def test_an_elementwise_rule_gives_what_pytorch_computes_and_keeps_what_is_live(
     target, row = ROWS[name]
     arguments = arguments_of(target)
     expected = computed(target, arguments)
-    found = call_rule(row.constant_rule, name, call_node(target), *arguments)
-    known = ~found.isnan()
+    value = call_rule(row.constant_rule, name, call_node(target), *arguments)
+    known = ~value.isnan()
     assert known.float().mean() > 0.9  # all but constants at a jump
-    torch.testing.assert_close(found[known], expected[known], rtol=0, atol=0)
+    torch.testing.assert_close(value[known], expected[known], rtol=0, atol=0)
     live = tuple(torch.full_like(GRID, LIVE) if isinstance(argument, Tensor) else argument for argument in arguments)
     assert call_rule(row.constant_rule, name, call_node(target), *live).isnan().all()
 
@@ -140,3 +143,72 @@ def test_a_call_is_compared_with_the_signature_before_it_is_made() -> None:
         call_rule(rule, "relu", "node")
     with pytest.raises(TypeError, match=r"^node$"):
         call_rule(rule, "relu", "node", 1)
+
+
+class Between(nn.Module):
+    """An operator between two convolutions, of which the first writes its channel 2 from its bias alone."""
+
+    def __init__(self, operator: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.operator = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), operator
+        with torch.no_grad():
+            self.first.weight[2] = 0
+            self.first.bias[2] = 0.3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.operator(self.first(x)))
+
+
+FOLLOWING: dict[str, Callable[[Tensor], Tensor]] = {
+    "log_sigmoid": F.logsigmoid,
+    "softsign": F.softsign,
+    "softshrink": lambda x: F.softshrink(x, 0.1),
+    "hardshrink": lambda x: F.hardshrink(x, 0.1),
+    "threshold": lambda x: F.threshold(x, 0.1, -1.0),
+    "logit": lambda x: torch.logit(x.sigmoid()),
+    "nan_to_num": torch.nan_to_num,
+    "round": torch.round,
+    "floor": torch.floor,
+    "sign": torch.sign,
+    "rsub": lambda x: 2 - x,
+    "pow": lambda x: 2**x,
+    "clamp": lambda x: torch.clamp_min(x, torch.tensor(0.1)),
+    "where": lambda x: torch.where(torch.arange(8) > 100, x, x.exp()),
+    "masked_fill": lambda x: x.masked_fill(torch.arange(8) > 100, 0.0),
+    "unfold": lambda x: F.interpolate(x, size=(5, 5), mode="bicubic"),
+    "largest": lambda x: F.adaptive_max_pool2d(x, 2),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_a_constant_is_followed_and_its_channel_removed(name: str) -> None:
+    torch.manual_seed(0)
+    model = Between(FOLLOWING[name]).double().eval()
+    example = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    small, plan = svd.shrink(model, example)
+    assert plan.removed == 1 and small.first.weight.shape[0] == 3
+    assert svd.check(model, small, example).ok
+
+
+class Words(nn.Module):
+    """A table of words, and a residual branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.branch, self.last = nn.Embedding(9, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x: Tensor = self.table(words)
+        return self.last(x + self.branch(x))
+
+
+def test_a_column_of_a_table_that_all_words_share_is_removed() -> None:
+    torch.manual_seed(0)
+    model = Words().eval()
+    with torch.no_grad():
+        model.table.weight[:, 3] = 0.7
+        model.branch.weight[3] = 0
+    words = torch.randint(9, (2, 4))
+    small, plan = svd.shrink(model, words)
+    assert plan.removed == 1 and small.table.embedding_dim == 4
+    torch.testing.assert_close(small(words), model(words))

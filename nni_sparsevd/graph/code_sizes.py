@@ -26,15 +26,13 @@ LEFT_OUT = {aten.contiguous.default, aten.alias.default, aten.clone.default}
 
 
 def resolve_sizes(model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
-    """`graph` with the attributes that have to follow its channels, and with pins where the code cannot follow.
-
-    1. Some channels of every free group are chosen at random, a different number of each: two axes that are equally
-       long after the removal would hide that the code confuses them.
-    2. The smaller network is run.  Where it fails, the channels to blame are pinned, and other channels are chosen.
-    3. A network whose code gives no sizes is not run at all, until it has failed once: code that failed may depend on
-       more than the sizes that it gives.
-    4. Each failure pins at least one channel, so the search ends.
-    """
+    """`graph` with the attributes that have to follow its channels, and with pins where the code cannot follow."""
+    # 1. Some channels of every free group are chosen at random, a different number of each: two axes that are equally
+    #    long after the removal would hide that the code confuses them.
+    # 2. The smaller network is run.  Where it fails, the channels to blame are pinned, and other channels are chosen.
+    # 3. A network whose code gives no sizes is not run at all, until it has failed once: code that failed may depend on
+    #    more than the sizes that it gives.
+    # 4. Each failure pins at least one channel, so the search ends.
     draw = np.random.default_rng(0)
     has_failed = False
     while True:
@@ -160,20 +158,18 @@ class _Suspects:
         self._sizes = _free_sizes(graph, free)
 
     def to_blame(self) -> ChannelIds:
-        """The free channels of the narrowest circle that has any.
-
-        To blame too many would only cost removals, to blame too few costs another trial.  So the circles widen:
-
-        1. sizes that the failed operator is given as plain numbers, which nothing can bring up to date;
-        2. all sizes that it is given: an attribute may also be used for something else;
-        3. the channels of its arguments and its result;
-        4. sizes that are given anywhere in modules of this class: the number may have been computed from one;
-        5. the channels of everything that runs inside these modules.
-        """
-        given = [size for size in self._sizes if size.node in self._failed_nodes]
+        """The free channels of the narrowest circle that has any."""
+        # To blame too many would only cost removals, to blame too few costs another trial.  So the circles widen:
+        #
+        # 1. sizes that the failed operator is given as plain numbers, which nothing can bring up to date;
+        # 2. all sizes that it is given: an attribute may also be used for something else;
+        # 3. the channels of its arguments and its result;
+        # 4. sizes that are given anywhere in modules of this class: the number may have been computed from one;
+        # 5. the channels of everything that runs inside these modules.
+        at_failure = [size for size in self._sizes if size.node in self._failed_nodes]
         circles = (
-            [size.channels for size in given if size.origin not in self._followed],
-            [size.channels for size in given],
+            [size.channels for size in at_failure if size.origin not in self._followed],
+            [size.channels for size in at_failure],
             self._channels_at(self._failed_nodes),
             [size.channels for size in self._sizes if size.node.meta["module"] in self._names],
             self._channels_at(self._nodes_inside()),

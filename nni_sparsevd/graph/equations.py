@@ -144,17 +144,16 @@ class Equations:
     def solve(self) -> tuple[ChannelIds, tuple[Link, ...], Pins]:
         """Solve the equations.
 
-        1. Equal ids are one channel: the connected components of the graph whose edges are the equations.
-        2. Owners of different reshapes that have the same members are one channel, too.  That makes members of their
-           own owners equal, perhaps, where reshapes are chained; so the search is repeated until nothing is new.
-           Without this step a head of the queries and the same head of the keys would be two groups, neither of which
-           could lose anything alone.
-        3. The channel with the last number holds no index.  It stands for whatever never leaves, such as the outputs
-           of a reader that has no channels there.
-
         Returns:
             The channel of each index id, shape (ids,), the links between channels, and the pins of all channels.
         """
+        # 1. Equal ids are one channel: the connected components of the graph whose edges are the equations.
+        # 2. Owners of different reshapes that have the same members are one channel, too.  That makes members of their
+        #    own owners equal, perhaps, where reshapes are chained; so the search is repeated until nothing is new.
+        #    Without this step a head of the queries and the same head of the keys would be two groups, neither of which
+        #    could lose anything alone.
+        # 3. The channel with the last number holds no index.  It stands for whatever never leaves, such as the outputs
+        #    of a reader that has no channels there.
         nothing = np.empty(0, np.int64)
         left, right = np.concatenate([*self._left, nothing]), np.concatenate([*self._right, nothing])
         channel_of = _components(left, right, self.num_ids)

@@ -207,19 +207,17 @@ class ChannelGraph:
 
 
 def _find_groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
-    """Put channels of one kind into a group, in the order in which the network writes them.
-
-    1. A channel touches the axes on which it has an index, and those of the members that leave with it.
-    2. Channels are of one kind when they touch the same axes, own members through the same links, and are free, or
-       pinned for the same reason.  Without the links, heads and the dimensions of heads would be one group, as both
-       touch all rows of the same weights.  Without the reasons, one pinned channel would pin a whole group.
-    3. Channels are compared by random fingerprints, as large networks have too many for sets: each axis, each side of
-       a link and each reason has a random number of 64 bits, and a channel's fingerprint is the sum of its own.
-       Different kinds agree by accident with a probability of about 2^-62 for each pair.
-    4. Members have no group: they leave with their owners only.  A pinned owner has a group only if it is worth a word,
-       because some of its members can leave without it.
-    5. What no operator writes, such as the channels of an input, has no group.
-    """
+    """Put channels of one kind into a group, in the order in which the network writes them."""
+    # 1. A channel touches the axes on which it has an index, and those of the members that leave with it.
+    # 2. Channels are of one kind when they touch the same axes, own members through the same links, and are free, or
+    #    pinned for the same reason.  Without the links, heads and the dimensions of heads would be one group, as both
+    #    touch all rows of the same weights.  Without the reasons, one pinned channel would pin a whole group.
+    # 3. Channels are compared by random fingerprints, as large networks have too many for sets: each axis, each side of
+    #    a link and each reason has a random number of 64 bits, and a channel's fingerprint is the sum of its own.
+    #    Different kinds agree by accident with a probability of about 2^-62 for each pair.
+    # 4. Members have no group: they leave with their owners only.  A pinned owner has a group only if it is worth a
+    #    word, because some of its members can leave without it.
+    # 5. What no operator writes, such as the channels of an input, has no group.
     axes = list(graph.axes)
     first_writer_of: dict[Axis, int] = {}
     for place, writer in enumerate(graph.writers):

@@ -46,19 +46,17 @@ class Link:
 
 
 def owners_with_the_same_members(links: Sequence[Link], num_channels: int) -> tuple[ChannelIds, ChannelIds]:
-    """Pairs of different owners, perhaps of different reshapes, that have exactly the same members.
-
-    Two such owners are one channel: a network that splits heads off for the queries, and again for the keys of the
-    same tensor, has one set of heads.
-
-    Comparing the sets of members of all owners with each other would take quadratic time.  Instead:
-
-    1. Each channel draws a random number of 62 bits.  An owner's fingerprint is the sum of its members' numbers, so
-       equal sets have equal fingerprints, whatever the order.  The sums may overflow; they do so alike.
-    2. Different sets agree by accident with a probability of about 2^-62 for each pair of owners.
-    3. Sorting the fingerprints brings equal ones side by side.  Chains of neighbors are enough, because the caller
-       takes the transitive closure.
-    """
+    """Pairs of different owners, perhaps of different reshapes, that have exactly the same members."""
+    # Two such owners are one channel: a network that splits heads off for the queries, and again for the keys of the
+    # same tensor, has one set of heads.
+    #
+    # Comparing the sets of members of all owners with each other would take quadratic time.  Instead:
+    #
+    # 1. Each channel draws a random number of 62 bits.  An owner's fingerprint is the sum of its members' numbers, so
+    #    equal sets have equal fingerprints, whatever the order.  The sums may overflow; they do so alike.
+    # 2. Different sets agree by accident with a probability of about 2^-62 for each pair of owners.
+    # 3. Sorting the fingerprints brings equal ones side by side.  Chains of neighbors are enough, because the caller
+    #    takes the transitive closure.
     numbers = np.random.default_rng(0).integers(2**62, size=num_channels)
     nothing = np.empty(0, np.int64)
     all_owners, all_fingerprints = [nothing], [nothing]

@@ -34,14 +34,12 @@ class AttentionScale:
 
 
 def find_query_rows(query: Node) -> tuple[str, str | None, IndexIds] | None:
-    """Weight, bias and rows that write `query` and nothing else; None where there are no such rows.
-
-    1. From the queries the operators are followed back to a linear map, as long as they only move elements.
-    2. Nothing else may use what lies on the way, or it would be multiplied, too; only an operator all of whose users
-       take different pieces, as where queries, keys and values are written by one weight, may have several.
-    3. The rows are found by moving their numbers the same way forward: what arrives in the place of the queries is the
-       numbers of the rows that write them.
-    """
+    """Weight, bias and rows that write `query` and nothing else; None where there are no such rows."""
+    # 1. From the queries the operators are followed back to a linear map, as long as they only move elements.
+    # 2. Nothing else may use what lies on the way, or it would be multiplied, too; only an operator all of whose users
+    #    take different pieces, as where queries, keys and values are written by one weight, may have several.
+    # 3. The rows are found by moving their numbers the same way forward: what arrives in the place of the queries is
+    #    the numbers of the rows that write them.
     if len(query.users) > 1:  # as where relative positions are multiplied with the queries, too
         return None
     moves: list[Node] = []

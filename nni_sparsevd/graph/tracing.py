@@ -188,21 +188,19 @@ class _Call:
     """How many nodes the call has made."""
 
 
+# 1. PyTorch hands each operator to `__torch_dispatch__` below the modules and below Python's operators, so nothing
+#    that a network computes escapes, however it is written.
+# 2. A tensor is recognized by its id.  An id names a tensor only while the tensor lives, so the recorder holds every
+#    tensor that it has seen until the run ends.
+# 3. In-place operators make a new node for the tensor that they write to, under the same id: whoever uses the tensor
+#    later gets the new node.  Other tensors that share its memory change, too, but in a way that no node describes.
+#    They are marked as stale, and a stale tensor that is used again becomes a `partial_write`, which no rule covers:
+#    whatever it carries is pinned.
+# 4. Values that depend on the input are marked as live.  An operator that shows Python a value of a live tensor, or
+#    makes a shape of one, is an error: the code could go another way for another input, and one recorded way would
+#    say nothing about it.
 class _Recorder(TorchDispatchMode):
-    """Makes a node of every operator that runs.
-
-    1. PyTorch hands each operator to `__torch_dispatch__` below the modules and below Python's operators, so nothing
-       that a network computes escapes, however it is written.
-    2. A tensor is recognized by its id.  An id names a tensor only while the tensor lives, so the recorder holds every
-       tensor that it has seen until the run ends.
-    3. In-place operators make a new node for the tensor that they write to, under the same id: whoever uses the tensor
-       later gets the new node.  Other tensors that share its memory change, too, but in a way that no node describes.
-       They are marked as stale, and a stale tensor that is used again becomes a `partial_write`, which no rule covers:
-       whatever it carries is pinned.
-    4. Values that depend on the input are marked as live.  An operator that shows Python a value of a live tensor, or
-       makes a shape of one, is an error: the code could go another way for another input, and one recorded way would
-       say nothing about it.
-    """
+    """Makes a node of every operator that runs."""
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -39,14 +39,12 @@ def attention_channels(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> TrackedTensor:
-    """Dimensions of queries and keys are contracted, those of the values are kept, head by head.
-
-    1. Attention divides by the root of the number of dimensions, unless the code gives a scale.  When dimensions leave,
-       the rows that write the queries are multiplied to make up for that; where more than one layer writes the queries,
-       there are no such rows, and the dimensions stay.
-    2. Tokens are no channels: softmax runs over those of the keys.
-    3. Scores share the heads of queries, keys, values and mask; whichever of them knows the heads names them.
-    """
+    """Dimensions of queries and keys are contracted, those of the values are kept, head by head."""
+    # 1. Attention divides by the root of the number of dimensions, unless the code gives a scale.  When dimensions
+    #    leave, the rows that write the queries are multiplied to make up for that; where more than one layer writes the
+    #    queries, there are no such rows, and the dimensions stay.
+    # 2. Tokens are no channels: softmax runs over those of the keys.
+    # 3. Scores share the heads of queries, keys, values and mask; whichever of them knows the heads names them.
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         raise NotCovered("attention with shared keys")
     shape = shape_of(node)

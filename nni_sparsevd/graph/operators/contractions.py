@@ -59,15 +59,13 @@ def _refuse_without_batch(node: Node, x: TrackedTensor, weight: TrackedTensor) -
 def _grouped_channels(
     equations: Equations, node: Node, inputs: IndexIds | None, weight: TrackedTensor, groups: int
 ) -> None:
-    """What a convolution with several groups says of its channels.
-
-    1. Depthwise, with one input in each group: an output lives with its input.
-    2. Otherwise the inputs form a block (group, position in the group), and so do the outputs.  All groups must stay of
-       one size.  So either a whole group leaves, its inputs together with its outputs, or the same position of every
-       group leaves.  That is a link: groups and positions are the owners, inputs (and outputs) their members.
-    3. The second axis of the weight is the positions of the inputs themselves.
-    4. The number of groups is an attribute of the module; it is recorded as a size, so that it follows.
-    """
+    """What a convolution with several groups says of its channels."""
+    # 1. Depthwise, with one input in each group: an output lives with its input.
+    # 2. Otherwise the inputs form a block (group, position in the group), and so do the outputs.  All groups must stay
+    #    of one size.  So either a whole group leaves, its inputs together with its outputs, or the same position of
+    #    every group leaves.  That is a link: groups and positions are the owners, inputs (and outputs) their members.
+    # 3. The second axis of the weight is the positions of the inputs themselves.
+    # 4. The number of groups is an attribute of the module; it is recorded as a size, so that it follows.
     outputs, positions = weight.ids[:2]
     if inputs is None or outputs is None or groups == inputs.size:
         equations.pin(positions, "input axis of a depthwise convolution")
@@ -186,13 +184,11 @@ def convolution_constant(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """What a convolution makes of constants.
-
-    1. A channel counts as constant where it is the same at every place; at a zero-padded border only zero is.
-    2. An output is live if any of its taps reads a live channel; a weight of zero reads nothing.
-    3. Every other output is the bias plus, for each input, the sum of its taps times its constant: away from the border
-       all taps see the same value, so stride and dilation do not matter.
-    """
+    """What a convolution makes of constants."""
+    # 1. A channel counts as constant where it is the same at every place; at a zero-padded border only zero is.
+    # 2. An output is live if any of its taps reads a live channel; a weight of zero reads nothing.
+    # 3. Every other output is the bias plus, for each input, the sum of its taps times its constant: away from the
+    #    border all taps see the same value, so stride and dilation do not matter.
     if x.dim() != weight.dim():
         raise NotCovered("convolution of an input without a batch dimension")
     weight = expand_along(node, weight, *range(weight.dim()), argument=1)
@@ -236,14 +232,12 @@ def _convolve_constants(node: Node, x: Tensor, rows: Tensor, bias: Tensor | None
 
 
 def linear_constant(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What a linear map makes of constants, place by place.
-
-    1. Places (tokens) may differ: x keeps all its leading dimensions, at size 1 where they are alike.
-    2. The product is taken over the columns of the weight that some place gives a constant to; the others add nothing,
-       and the weight may be large.
-    3. An output is live at a place if it reads a channel that is live there.  Places have few patterns of live
-       channels, mostly one, so the weight is searched once for each pattern, not for each place.
-    """
+    """What a linear map makes of constants, place by place."""
+    # 1. Places (tokens) may differ: x keeps all its leading dimensions, at size 1 where they are alike.
+    # 2. The product is taken over the columns of the weight that some place gives a constant to; the others add
+    #    nothing, and the weight may be large.
+    # 3. An output is live at a place if it reads a channel that is live there.  Places have few patterns of live
+    #    channels, mostly one, so the weight is searched once for each pattern, not for each place.
     if x.dim() < 2 or weight.dim() != 2:
         raise NotCovered("linear of a vector, or with a vector as weight")
     weight = expand_along(node, weight, 0, 1, argument=1)

@@ -88,14 +88,12 @@ def same_computation_where_known(node: Node, *arguments: Any, **options: Any) ->
 
 
 def computation_away_from_jumps(node: Node, *arguments: Any, **options: Any) -> Tensor:
-    """The operator itself, where its argument is not near a jump: for operators such as `floor`.
-
-    1. A constant is known up to rounding: the network, in its own order of operations and in float32, may come to
-       a slightly different one.
-    2. On the other side of a jump that difference is no longer slight.  floor(2 - 1e-9) is 1, floor(2) is 2.
-    3. So the operator is computed for arguments moved a little to both sides, too.  Where the results differ by more
-       than the arguments were moved, the constant counts as live.
-    """
+    """The operator itself, where its argument is not near a jump: for operators such as `floor`."""
+    # 1. A constant is known up to rounding: the network, in its own order of operations and in float32, may come to
+    #    a slightly different one.
+    # 2. On the other side of a jump that difference is no longer slight.  floor(2 - 1e-9) is 1, floor(2) is 2.
+    # 3. So the operator is computed for arguments moved a little to both sides, too.  Where the results differ by more
+    #    than the arguments were moved, the constant counts as live.
     value = same_computation_where_known(node, *arguments, **options)
     margin = torch.zeros((), dtype=torch.float64)
     for argument in arguments:

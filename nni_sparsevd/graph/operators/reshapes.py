@@ -24,14 +24,13 @@ SIZES_FIRST = {aten.view.default, aten.reshape.default, aten._unsafe_view.defaul
 
 
 def view_channels(equations: Equations, node: Node, x: TrackedTensor, *settings: Any) -> TrackedTensor:
-    """Axes that are merged or split.
-
-    1. Old and new axes are matched run by run: a run of old axes has as many elements as the run of new axes that it
-       becomes, so nothing crosses from one run to the next.
-    2. The axes of a run are merged into one long axis; see `_merged_axes`.
-    3. The long axis is split into the new axes of the run; see `split_axis`.  One axis in and one out is the same axis.
-    4. A size that the code gives as a number has to follow the axis; it is recorded after the ids along it are known.
-    """
+    """Axes that are merged or split."""
+    # 1. Old and new axes are matched run by run: a run of old axes has as many elements as the run of new axes that it
+    #    becomes, so nothing crosses from one run to the next.
+    # 2. The axes of a run are merged into one long axis; see `_merged_axes`.
+    # 3. The long axis is split into the new axes of the run; see `split_axis`.  One axis in and one out is the same
+    #    axis.
+    # 4. A size that the code gives as a number has to follow the axis; it is recorded after the ids along it are known.
     shape = shape_of(node)
     result: list[IndexIds | None] = [None] * len(shape)
     for old_dims, new_dims in match_axes(x.shape, shape):
@@ -57,15 +56,13 @@ def _sizes_in_code(node: Node, settings: tuple[Any, ...], rank: int) -> tuple[in
 
 
 def _merged_axes(equations: Equations, x: TrackedTensor, dims: Sequence[int]) -> IndexIds | None:
-    """The ids along several axes that become one long axis, shape (product of their sizes,).
-
-    1. An axis without channels, or of size 1, says nothing; if all are such, the long axis has no channels.
-    2. One channel axis among them repeats its ids: all elements of a channel live and die with it.
-    3. Two or more make a new channel for each combination of their ids, linked to these as its owners: an element of
-       the long axis leaves when its head or its dimension leaves.  Combinations are counted by value, not by place, so
-       that an id which an axis has twice gives the same combination twice.
-    """
-    tracked = [dim for dim in dims if x.ids[dim] is not None and x.shape[dim] > 1]
+    """The ids along several axes that become one long axis, shape (product of their sizes,)."""
+    # 1. An axis without channels, or of size 1, says nothing; if all are such, the long axis has no channels.
+    # 2. One channel axis among them repeats its ids: all elements of a channel live and die with it.
+    # 3. Two or more make a new channel for each combination of their ids, linked to these as its owners: an element of
+    #    the long axis leaves when its head or its dimension leaves.  Combinations are counted by value, not by place,
+    #    so that an id which an axis has twice gives the same combination twice.
+    tracked = [dim for dim in dims if _has_channels(x, dim)]
     if not tracked:
         return None
     sizes = [x.shape[dim] for dim in dims]
@@ -81,6 +78,10 @@ def _merged_axes(equations: Equations, x: TrackedTensor, dims: Sequence[int]) ->
     return members[combination_at]
 
 
+def _has_channels(x: TrackedTensor, dim: int) -> bool:
+    return x.ids[dim] is not None and x.shape[dim] > 1
+
+
 def _repeat_over_block(ids: IndexIds | None, position: int, sizes: Sequence[int]) -> IndexIds:
     """The ids of one axis of a block at each place of the block, flat."""
     assert ids is not None  # the caller has chosen axes that are tracked
@@ -91,13 +92,11 @@ def _repeat_over_block(ids: IndexIds | None, position: int, sizes: Sequence[int]
 
 
 def split_axis(equations: Equations, long_axis: IndexIds, sizes: Sequence[int]) -> list[IndexIds | None]:
-    """The ids along each of the axes that a long axis is split into.
-
-    1. One axis stays what it is.
-    2. Where the ids repeat alike along all axes but one, that one gets them back and the others have no channels: so
-       merging channels with places, and splitting them again, gives the same channels.
-    3. Otherwise each axis longer than 1 gets new ids, linked to the ids of the long axis as their owners.
-    """
+    """The ids along each of the axes that a long axis is split into."""
+    # 1. One axis stays what it is.
+    # 2. Where the ids repeat alike along all axes but one, that one gets them back and the others have no channels: so
+    #    merging channels with places, and splitting them again, gives the same channels.
+    # 3. Otherwise each axis longer than 1 gets new ids, linked to the ids of the long axis as their owners.
     if len(sizes) == 1:
         return [long_axis]
     block = long_axis.reshape(sizes)

@@ -5,16 +5,18 @@ from typing import Any
 from . import attention, contractions, elementwise, normalizations, pieces, reductions, reshapes, spatial
 from .rows import ChannelRule, ConstantRule, NoRule, Operator
 
-FAMILIES = (contractions, attention, normalizations, elementwise, reshapes, pieces, reductions, spatial)
+FILES = (contractions, attention, normalizations, elementwise, reshapes, pieces, reductions, spatial)
 
 
 def _rows_by_target() -> dict[Any, Operator]:
     rows: dict[Any, Operator] = {}
-    for family in FAMILIES:
-        for operator in family.OPERATORS:
+    for file in FILES:
+        for operator in file.OPERATORS:
             for target in operator.targets:
                 if target in rows:
-                    raise ValueError(f"{target} has two rows in the table of operators; the second is in {family}")
+                    raise ValueError(
+                        f"{target} has two rows in the table of operators; the second is in {file.__name__}"
+                    )
                 rows[target] = operator
     return rows
 
