@@ -1,6 +1,6 @@
-"""Out of the house: files that other runtimes run, compared with the network before they are given away."""
+"""Export and deploy: files that other runtimes run, compared with the network before they are handed over."""
 
-from .exporting import FORMATS, Comparison, Format, Run, export, opened
+from .exporting import FORMATS, Comparison, Format, Run, export, open_file
 from .runtime import Deployed, open_exported
 from .sparse_inference import Choice, SparseLinear, to_sparse_inference_
 
@@ -14,6 +14,6 @@ __all__ = [
     "SparseLinear",
     "export",
     "open_exported",
-    "opened",
+    "open_file",
     "to_sparse_inference_",
 ]

@@ -1,11 +1,13 @@
 """`export`: write a network for another runtime, run the file there, compare, and only then give it its name."""
 
 import importlib.util
+import math
 import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -16,32 +18,33 @@ from ..nn import is_variational
 from ..shrinking import draw_inputs
 
 TOLERANCE = 1e-4
-"""Largest difference, relative to the largest output."""
+"""Largest difference between two runtimes in float32, relative to the largest output."""
 BATCHES = (1, 2, 3)
+"""Batch sizes that a file with a dynamic batch is compared at."""
 Arrays = tuple[Tensor, ...]
 Run = Callable[[Arrays], Tensor]
-"""A file that runs: inputs -> output."""
+"""What runs a file: from its inputs to its output."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """One runtime."""
+    """A file format, with the runtime that opens it."""
 
     title: str
     module: str
-    """Of this room: has `write(model, inputs, path, dynamic_batch)` and `opened(path)`, which gives a `Run`."""
+    """File of this room with `write(model, inputs, path, dynamic_batch)` and `open_file(path)`, which gives a `Run`."""
     needs: tuple[str, ...]
-    """Packages that must be there."""
+    """Packages that must be installed."""
     install: str
-    """Command that brings them."""
+    """Command that installs them."""
     dynamic: bool
-    """Whether one file serves all batch sizes."""
+    """Whether a file can serve all batch sizes."""
     runs_code: bool = False
     """Whether opening a file can run code that it holds."""
 
     @property
     def missing(self) -> list[str]:
-        """Packages that are not there."""
+        """Needed packages that are not installed."""
         return [name for name in self.needs if importlib.util.find_spec(name) is None]
 
 
@@ -53,83 +56,95 @@ FORMATS = {
         "LiteRT", "litert", ("litert_torch", "ai_edge_litert"), "pip install litert-torch ai-edge-litert", False
     ),
 }
-"""By the file's suffix.  A new runtime is one file and one row."""
+"""Formats by the suffix of their files.  A new runtime is one file of this room and one row here."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Largest difference between the network and the file, over random inputs."""
+    """The network against its exported file, over random inputs."""
 
     format: str
     max_abs: float
+    """Largest absolute difference between two outputs."""
     max_rel: float
-    """Relative to the largest output."""
+    """The same, relative to the largest output."""
     batches: tuple[int, ...]
+    """Batch sizes that were compared."""
     bytes: int
+    """Size of the file."""
 
     @property
     def ok(self) -> bool:
-        """Equal to what float32 allows two runtimes."""
+        """Whether the two agree as closely as float32 lets two runtimes agree."""
         return self.max_rel <= TOLERANCE
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able, with the verdict."""
+        """Give all fields and the verdict, ready for JSON."""
         return {**asdict(self), "ok": self.ok}
 
     def __str__(self) -> str:
         sizes = ", ".join(str(size) for size in self.batches)
-        found = f"largest difference {self.max_abs:.2g} (relative {self.max_rel:.2g}), batches of {sizes}"
-        return f"{self.format}: {self.bytes:,} bytes; {found}"
+        difference = f"largest difference {self.max_abs:.2g} (relative {self.max_rel:.2g}), batches of {sizes}"
+        return f"{self.format}: {self.bytes:,} bytes; {difference}"
 
 
 def export(model: nn.Module, path: Path | str, example_inputs: Inputs, *, dynamic_batch: bool = True) -> Comparison:
-    """Write `model` in the format of the suffix of `path`: .onnx, .pt2, .pte or .tflite.
+    """Write a network for another runtime, run the file there, and compare it with the network.
 
-    With `dynamic_batch` the file takes any batch size, where the format can (.onnx, .pt2); otherwise that of
-    `example_inputs`.  The file is run and compared with the network, in evaluation mode on random inputs; `path`
-    appears when they agree, whole or not at all.  The model is left as it was.
+    The file appears under its name only when both agree, whole or not at all.  The network is left as it was.
 
-    Raises `SettingError` for an unknown suffix or a missing package, with the command that installs it; `ModelError`
-    for a network that is still variational, that the format cannot express, or whose file computes something else.
+    Args:
+        model: A network without posteriors; it is exported in evaluation mode.
+        path: The file to write; its suffix says the format: .onnx, .pt2, .pte or .tflite.
+        example_inputs: A tensor or a tuple of tensors that the network accepts.
+        dynamic_batch: Let the file take any batch size, where the format can (.onnx, .pt2).  Otherwise the batch size
+            is that of `example_inputs`.
+
+    Returns:
+        The comparison of the file with the network on random inputs.
+
+    Raises:
+        SettingError: The suffix is unknown, or a package is missing; the message has the command that installs it.
+        ModelError: The network is still variational, the format cannot express it, or the file computes something else.
     """
     path, inputs = Path(path), as_tuple(example_inputs)
-    chosen = _format(path)
+    chosen = _find_format(path)
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} still has posteriors; export what bake_ or shrink gives back")
-    room = importlib.import_module(f".{chosen.module}", __package__)
     dynamic = dynamic_batch and chosen.dynamic
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder) / path.name
         with evaluation_mode(model):
-            try:
-                room.write(model, _traceable(inputs) if dynamic else inputs, written, dynamic)
-            except ImportError as error:
-                raise SettingError(f"{path}: {chosen.title} lacks {error.name}: {chosen.install}") from None
-            except Exception as error:  # of the exporter, whatever it raises
-                raise ModelError(
-                    f"{chosen.title} cannot express {type(model).__name__}: {describe_error(error)}"
-                ) from error
-            found = _compared(model, room.opened(written), inputs, chosen, dynamic, written)
-        if not found.ok:
-            raise ModelError(f"{path}: the file computes something else than {type(model).__name__}: {found}")
+            _write(model, inputs, written, chosen, dynamic)
+            comparison = _compare(model, open_file(written), inputs, chosen, dynamic, written.stat().st_size)
+        if not comparison.ok:
+            raise ModelError(f"{path}: the file computes something else than {type(model).__name__}: {comparison}")
         os.replace(written, path)
-    return found
+    return comparison
 
 
-def opened(path: Path | str) -> Run:
-    """Run a file of `export` in its runtime: a function from a tuple of inputs to the output.
+def open_file(path: Path | str) -> Run:
+    """Open a file of `export` in its runtime.
 
-    Raises `SettingError` for an unknown suffix or a missing package.
+    Args:
+        path: The file; its suffix says the runtime.
+
+    Returns:
+        A function from a tuple of inputs to the output.
+
+    Raises:
+        SettingError: The suffix is unknown, or a package is missing.
     """
     path = Path(path)
-    run: Run = importlib.import_module(f".{_format(path).module}", __package__).opened(path)
+    run: Run = _module_of(_find_format(path)).open_file(path)
     return run
 
 
-def _format(path: Path) -> Format:
+def _find_format(path: Path) -> Format:
+    """Find the format of the suffix, and see that its packages are there."""
     if path.suffix not in FORMATS:
-        known = ", ".join(f"{suffix} ({one.title})" for suffix, one in FORMATS.items())
+        known = ", ".join(f"{suffix} ({known.title})" for suffix, known in FORMATS.items())
         raise SettingError(f"{path}: no export format has the suffix {path.suffix!r}; there are {known}")
     chosen = FORMATS[path.suffix]
     if chosen.missing:
@@ -137,21 +152,40 @@ def _format(path: Path) -> Format:
     return chosen
 
 
-def _traceable(inputs: Arrays) -> Arrays:
-    """A batch of one would be taken for a constant."""
-    return tuple(value if len(value) > 1 else torch.cat([value, value]) for value in inputs)
+def _module_of(chosen: Format) -> ModuleType:
+    """Import the format's file, which imports its runtime."""
+    return importlib.import_module(f".{chosen.module}", __package__)
 
 
-def _compared(model: nn.Module, run: Run, inputs: Arrays, chosen: Format, dynamic: bool, path: Path) -> Comparison:
+def _write(model: nn.Module, inputs: Arrays, path: Path, chosen: Format, dynamic: bool) -> None:
+    """Write the file; what the exporter raises becomes an error of ours that names the network."""
+    try:
+        # a batch of one would be traced as a constant, and then no other size would be accepted
+        traced = tuple(_at_least_two(value) for value in inputs) if dynamic else inputs
+        _module_of(chosen).write(model, traced, path, dynamic)
+    except ImportError as error:
+        raise SettingError(f"{path.name}: {chosen.title} lacks {error.name}: {chosen.install}") from None
+    except Exception as error:  # exporters raise whatever their tracers raise
+        raise ModelError(f"{chosen.title} cannot express {type(model).__name__}: {describe_error(error)}") from error
+
+
+def _at_least_two(value: Tensor) -> Tensor:
+    return value if len(value) > 1 else torch.cat([value, value])
+
+
+def _compare(model: nn.Module, run: Run, inputs: Arrays, chosen: Format, dynamic: bool, size: int) -> Comparison:
+    """Run both on the same random inputs, at several batch sizes where the file takes them."""
     generator = torch.Generator().manual_seed(0)
-    sizes = BATCHES if dynamic else (len(inputs[0]),)
-    absolute = largest = 0.0
-    for size in sizes:
-        drawn = draw_inputs(inputs, size, generator)
-        batch = tuple(value.to(like.dtype) for value, like in zip(drawn, inputs, strict=True))
+    batches = BATCHES if dynamic else (len(inputs[0]),)
+    largest_difference = largest_output = 0.0
+    for batch in batches:
+        drawn = draw_inputs(inputs, batch, generator)
+        typed = tuple(value.to(like.dtype) for value, like in zip(drawn, inputs, strict=True))
         with torch.no_grad():
-            expected = model(*batch)
-        difference = float((expected - run(batch)).abs().max())
-        absolute = max(absolute, difference if difference == difference else float("inf"))
-        largest = max(largest, float(expected.abs().max()))
-    return Comparison(chosen.title, absolute, absolute / max(largest, 1e-30), sizes, path.stat().st_size)
+            expected = model(*typed)
+        difference = float((expected - run(typed)).abs().max())
+        # max() would drop a NaN, which is the largest difference there is
+        largest_difference = max(largest_difference, float("inf") if math.isnan(difference) else difference)
+        largest_output = max(largest_output, float(expected.abs().max()))
+    relative = largest_difference / max(largest_output, 1e-30)
+    return Comparison(chosen.title, largest_difference, relative, batches, size)

@@ -5,26 +5,38 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..errors import FileFormatError, SettingError, describe_error
-from .exporting import FORMATS, Run, opened
+from .exporting import FORMATS, Run, open_file
 
 
 class Deployed(nn.Module):
-    """Runs the file; has no parameters and no gradient."""
+    """Runs an exported file; it has neither parameters nor gradients.
+
+    Args:
+        run: What runs the file: from a tuple of inputs to the output.
+    """
 
     def __init__(self, run: Run) -> None:
         super().__init__()
         self._run = run
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """What the file makes of the inputs."""
+        """Give the file's output for the inputs."""
         return self._run(inputs)
 
 
 def open_exported(path: Path | str) -> Deployed:
-    """Open a file of `export`, whose suffix tells its runtime.
+    """Open a file of `export` as a module.
 
-    Raises `SettingError` for an unknown suffix or a missing package, and for .pt2, which can run code when it is
-    opened; `FileFormatError` for a file that is missing or that its runtime does not understand.
+    Args:
+        path: The file; its suffix says the runtime.
+
+    Returns:
+        A module that takes the network's inputs and gives its output.
+
+    Raises:
+        SettingError: The suffix is unknown, a package is missing, or the file is a .pt2, which can run code when it is
+            opened.
+        FileFormatError: The file is missing, or its runtime does not understand it.
     """
     path = Path(path)
     known = FORMATS.get(path.suffix)
@@ -33,10 +45,10 @@ def open_exported(path: Path | str) -> Deployed:
     if known is not None and not path.is_file():
         raise FileFormatError(f"{path}: no such file")
     try:
-        return Deployed(opened(path))
+        return Deployed(open_file(path))
     except SettingError:
         raise
-    except Exception as error:  # of the runtime, whatever it raises
+    except Exception as error:  # runtimes raise errors of many types, and none is ours
         raise FileFormatError(
             f"{path}: {FORMATS[path.suffix].title} cannot open it: {describe_error(error)}"
         ) from error

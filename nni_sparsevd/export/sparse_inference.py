@@ -1,4 +1,4 @@
-"""Zeros that cost nothing: linear layers and 1x1 convolutions on a sparse kernel, where it is measured to be faster."""
+"""Zeros that cost nothing: linear layers and 1x1 convolutions on a sparse kernel where it is measured to be faster."""
 
 import warnings
 from dataclasses import dataclass
@@ -12,12 +12,16 @@ from ..measure import measure_latencies
 from ..nn import is_variational
 
 ROUNDS = 15
+"""Interleaved rounds of a comparison of a layer's dense and sparse form."""
 
 
 class SparseLinear(nn.Module):
-    """A linear layer whose weight is kept by rows (CSR) with indices of 32 bits; of a 1x1 convolution, too.
+    """A linear layer whose weight is stored by rows (CSR), with 32-bit indices; it serves 1x1 convolutions, too.
 
-    It computes what the layer did, to rounding, and cannot be trained.
+    It computes what the layer computed, to rounding, and cannot be trained.
+
+    Args:
+        layer: The dense layer; it is not changed.
     """
 
     rows: Tensor
@@ -29,78 +33,100 @@ class SparseLinear(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             weight = layer.weight.detach().flatten(1).to_sparse_csr()
+        # three dense buffers: a sparse parameter can be neither copied nor saved
         self.register_buffer("rows", weight.crow_indices().int())
         self.register_buffer("columns", weight.col_indices().int())
-        self.register_buffer("values", weight.values())  # apart: a sparse parameter can be neither copied nor saved
+        self.register_buffer("values", weight.values())
         self.shape = tuple(weight.shape)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
         self.channel_dim = 1 if isinstance(layer, nn.Conv2d) else -1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features, or channels, in and out; all other dimensions as they are."""
+        """Map the features (of a linear layer) or the channels (of a convolution); other dimensions stay."""
         weight = torch.sparse_csr_tensor(self.rows, self.columns, self.values, self.shape, check_invariants=False)
         features = x.movedim(self.channel_dim, -1)
         columns = features.reshape(-1, features.shape[-1]).t()
-        # the sparse matrix on the left: F.linear has it on the right, and is several times slower
-        flat = torch.mv(weight, columns[:, 0])[None] if columns.shape[1] == 1 else torch.mm(weight, columns).t()
-        flat = flat if self.bias is None else flat + self.bias
+        # The sparse matrix stands on the left.  F.linear puts it on the right, and is several times slower.
+        if columns.shape[1] == 1:
+            flat = torch.mv(weight, columns[:, 0])[None]
+        else:
+            flat = torch.mm(weight, columns).t()
+        if self.bias is not None:
+            flat = flat + self.bias
         return flat.reshape(*features.shape[:-1], -1).movedim(-1, self.channel_dim)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was measured of one layer, on the inputs that it gets."""
+    """What was measured of one layer, on the inputs that reach it."""
 
     layer: str
     zeros: float
-    """Share of its weights."""
+    """Share of its weights that are zero."""
     faster: float
-    """Dense time over sparse time, medians of interleaved rounds on the threads that are set."""
+    """Dense time over sparse time: medians of interleaved rounds, on the threads that are set."""
     converted: bool
 
 
 def to_sparse_inference_(model: nn.Module, example_inputs: Inputs, *, least: float = 1.1) -> list[Choice]:
-    """Put every layer that a sparse kernel makes at least `least` times faster on it, in place.
+    """Replace every layer that a sparse kernel makes faster on this machine, in place.
 
-    Each linear layer and 1x1 convolution is tried on the inputs that it gets from `example_inputs`, on this machine:
-    shape, batch and zeros all matter.  What is converted computes the same to rounding and no longer learns.  Such a
-    network runs in PyTorch only: export the dense one.
+    Each linear layer and 1x1 convolution is timed on the inputs that reach it: shape, batch and zeros all matter.  A
+    converted layer computes the same to rounding and no longer learns.  Such a network runs in PyTorch only; to export
+    it, export the dense one.
 
-    Raises `ModelError` for a network that is still variational.
+    Args:
+        model: A network without posteriors, with zeros in its weights.
+        example_inputs: A tensor or a tuple of tensors of the shapes and batch size that will be used.
+        least: Speed-up from which a layer is converted.
+
+    Returns:
+        What was measured, a row for each layer that was tried.
+
+    Raises:
+        ModelError: The network is still variational.
     """
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} still has posteriors; convert what bake_ or shrink gives back")
-    layers = {name: module for name, module in model.named_modules() if _can(module)}
-    names = {module: name for name, module in layers.items()}
-    seen: dict[str, Tensor] = {}
-
-    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.setdefault(names[module], inputs[0])
-
-    hooks = [module.register_forward_pre_hook(look) for module in layers.values()]
     choices = []
     with evaluation_mode(model), torch.no_grad():
-        try:
-            model(*as_tuple(example_inputs))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for name, x in seen.items():
-            dense = layers[name]
+        for name, x in _record_inputs(model, example_inputs).items():
+            dense = model.get_submodule(name)
+            assert isinstance(dense, nn.Linear | nn.Conv2d)
             sparse = SparseLinear(dense)
             times = measure_latencies({"dense": dense, "sparse": sparse}, x, ROUNDS, torch.get_num_threads())
             faster = times["dense"] / times["sparse"]
             zeros = 1 - int(dense.weight.count_nonzero()) / dense.weight.numel()
             choices.append(Choice(name, zeros, faster, faster >= least))
-            if choices[-1].converted:
+            if faster >= least:
                 owner, _, key = name.rpartition(".")
                 setattr(model.get_submodule(owner), key, sparse)
     return choices
 
 
-def _can(module: nn.Module) -> bool:
+def _record_inputs(model: nn.Module, example_inputs: Inputs) -> dict[str, Tensor]:
+    """The first input of every layer that could be converted, by the layer's name; those never called have none."""
+    layers = {name: module for name, module in model.named_modules() if _is_convertible(module)}
+    names = {module: name for name, module in layers.items()}
+    inputs: dict[str, Tensor] = {}
+
+    def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        inputs.setdefault(names[module], arguments[0])
+
+    hooks = [module.register_forward_pre_hook(record) for module in layers.values()]
+    try:
+        model(*as_tuple(example_inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return inputs
+
+
+def _is_convertible(module: nn.Module) -> bool:
+    """Whether a module is a matrix product: exactly torch's linear layer, or its 1x1 convolution."""
     if type(module) is nn.Linear:
         return True
-    return type(module) is nn.Conv2d and (
-        module.kernel_size == module.stride == (1, 1) and module.groups == 1 and module.padding in (0, (0, 0))
-    )
+    if type(module) is not nn.Conv2d:
+        return False
+    single_taps = module.kernel_size == module.stride == (1, 1) and module.padding in (0, (0, 0))
+    return single_taps and module.groups == 1
