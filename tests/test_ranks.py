@@ -19,7 +19,8 @@ from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Reci
 from nni_sparsevd.settings import PosteriorSettings
 from nni_sparsevd.training import compress
 from nni_sparsevd.training.checkpoint import read_checkpoint
-from nni_sparsevd.training.sharding import _blocks
+from nni_sparsevd.training.sharding import find_blocks
+from nni_sparsevd.training.stages import StageSequence
 
 WORKER = """
 import os, signal, sys, torch
@@ -27,18 +28,18 @@ torch.set_num_threads(1)
 from pathlib import Path
 from nni_sparsevd import recipe, training
 from nni_sparsevd.files import save_tensors
-room = sys.modules["nni_sparsevd.training.stages"]
-def decide(way, model, decide=room._Way._decide):
-    save_tensors(model.state_dict(), Path(sys.argv[2]) / f"rank{way.run.accelerator.process_index}.safetensors")
-    return decide(way, model)
-room._Way._decide = decide
+from nni_sparsevd.training.stages import StageSequence
+def decide(stages, model, decide=StageSequence._decide):
+    save_tensors(model.state_dict(), Path(sys.argv[2]) / f"rank{stages.run.accelerator.process_index}.safetensors")
+    return decide(stages, model)
+StageSequence._decide = decide
 shares = []
-def shared(model, real=training.loop.sharded):
-    parts = real(model)
-    held = sum(value.to_local().numel() for value in parts.parameters())
+def shard_copy(model, real=training.learner.shard_copy):
+    shards = real(model)
+    held = sum(value.to_local().numel() for value in shards.parameters())
     shares.append(held / sum(value.numel() for value in model.parameters()))
-    return parts
-training.loop.sharded = shared
+    return shards
+training.learner.shard_copy = shard_copy
 folder = Path(sys.argv[2]) / "run"
 resume = (folder / "recipe.toml").exists()
 if len(sys.argv) > 3 and os.environ["RANK"] == sys.argv[4]:  # one process is told to stop: all do
@@ -97,14 +98,13 @@ shards = pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
 @shards
 def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: bool) -> None:
     alone: dict[str, Tensor] = {}
-    room = sys.modules["nni_sparsevd.training.stages"]
-    decide = room._Way._decide
+    decide = StageSequence._decide
 
-    def remember(way: Any, model: nn.Module) -> Any:
+    def remember(stages: StageSequence, model: nn.Module) -> Any:
         alone.update({name: value.clone() for name, value in model.state_dict().items()})
-        return decide(way, model)
+        return decide(stages, model)
 
-    monkeypatch.setattr(room._Way, "_decide", remember)
+    monkeypatch.setattr(StageSequence, "_decide", remember)
     compress(full_batches(80), tmp_path / "alone", [])
     write_recipe(full_batches(40, shard), tmp_path / "recipe.toml")
     in_processes(2, tmp_path)
@@ -154,7 +154,7 @@ def test_parts_learn_what_copies_learn(tmp_path: Path) -> None:
 )
 def test_blocks_are_the_outermost_members_of_sequences(name: str, expected: dict[str, int]) -> None:
     model = timm.create_model(name, num_classes=10)
-    assert Counter(type(block).__name__ for block in _blocks(model)) == expected
+    assert Counter(type(block).__name__ for block in find_blocks(model)) == expected
 
 
 @shards

@@ -1,7 +1,6 @@
 """Training: the objective, what stops a run, the choice of the threshold, deciding again."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,14 @@ from nni_sparsevd import data as datasets
 from nni_sparsevd import models
 from nni_sparsevd.errors import FileFormatError, ModelError, SettingError, TrainingError
 from nni_sparsevd.files import load_tensors, save_tensors
+from nni_sparsevd.masks import count_weights
 from nni_sparsevd.nn import Variational, is_variational, named_posteriors
 from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage
 from nni_sparsevd.settings import MaskSettings, PosteriorSettings, make_settings
-from nni_sparsevd.training import choose_threshold, compress, evaluate, loop, threshold
+from nni_sparsevd.training import choose_threshold, compress, evaluate, loop, stages, threshold
 from nni_sparsevd.training.checkpoint import Place, read_checkpoint
 from nni_sparsevd.training.metrics import Metrics
 
-training_compress: Any = sys.modules["nni_sparsevd.training.stages"]  # the function hides the module of its name
 PER_EPOCH = 25  # 1,293 digits to train on, 50 a batch
 
 
@@ -219,14 +218,34 @@ def test_the_largest_compression_within_the_tolerance_wins(
         model.weight.copy_((-0.5 * (0.25 + 0.5 * torch.arange(8))).exp()[None])
     fake_scores(monkeypatch, needed=5)
     data = datasets.load_data(DataSettings())
-    masking = MaskSettings(threshold="held_out", tolerance=tolerance)
-    curve = choose_threshold(model, masking, data, torch.zeros(1, 8))
+    curve = choose_threshold(model, "held_out", MaskSettings(tolerance=tolerance), data, torch.zeros(1, 8))
     assert int((model.log_alpha() < curve.chosen).sum()) == kept
     assert list(curve.thresholds) == sorted(curve.thresholds)
     assert list(curve.compression) == sorted(curve.compression, reverse=True)
-    fixed = choose_threshold(model, MaskSettings(threshold=1.7), data, torch.zeros(1, 8))
+    fixed = choose_threshold(model, 1.7, MaskSettings(), data, torch.zeros(1, 8))
     assert fixed.chosen == 1.7
     assert fixed.accuracy[fixed.thresholds.index(1.7)] == pytest.approx(0.7)
+
+
+def test_the_threshold_of_the_posterior_is_the_one_that_ships(tmp_path: Path) -> None:
+    """What was validated after every epoch, what the curve chose and what the posterior computes: one decision."""
+    settings = recipe(posterior=PosteriorSettings(threshold=1.5), finetune=FinetuneStage())
+    made = compress(settings, tmp_path / "run", [])
+    assert json.loads((tmp_path / "run" / "curve.json").read_text())["chosen"] == 1.5
+    posterior = svd.sparsify_(models.create_model(settings.model, 10, 1, 8), settings.posterior)
+    posterior.load_state_dict(load_tensors(tmp_path / "run" / "posterior.safetensors")[0])
+    expected = svd.compute_masks(posterior)
+    assert made.masks.keys() == expected.keys()
+    for name, targets in expected.items():
+        assert torch.equal(made.masks[name]["weight"], targets["weight"]), name
+    kept, total = count_weights(made.masked, made.masks)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["stage"] == "sparse" and last["sparsity"] == 1 - kept / total
+    images = made.data.normalize(made.data.holdout.images)
+    with torch.no_grad():
+        assert torch.equal(posterior.eval()(images), made.masked(images))
+    at_3 = svd.compute_masks(posterior, MaskSettings(threshold=3.0))
+    assert count_weights(posterior, at_3)[0] > kept
 
 
 def row(stage: str, step: int) -> dict[str, Any]:
@@ -239,11 +258,11 @@ def test_metrics_past_the_resumed_place_are_dropped(tmp_path: Path) -> None:
     with Metrics(tmp_path, console, {}) as metrics:
         for stage in ("dense", "sparse"):
             for step in range(1, 4):
-                metrics.epoch(row(stage, step))
+                metrics.record(row(stage, step))
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"stage": "spar')  # a kill in the middle of a line
     with Metrics(tmp_path, console, {"dense": 99, "sparse": 2}) as metrics:
-        metrics.epoch(row("sparse", 3))
+        metrics.record(row("sparse", 3))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["step"]) for line in lines] == [(s, n) for s in ("dense", "sparse") for n in (1, 2, 3)]
 
@@ -254,7 +273,7 @@ def test_metrics_on_a_full_disk_say_so(tmp_path: Path) -> None:
     with Metrics(tmp_path, Console(quiet=True), {}) as metrics:
         metrics.path = Path("/dev/full")
         with pytest.raises(FileFormatError, match=r"/dev/full.*No space left"):
-            metrics.epoch(row("dense", 1))
+            metrics.record(row("dense", 1))
 
 
 # Layout, snapshots.
@@ -314,14 +333,14 @@ def test_survivors_are_tuned_with_their_noise_at_fixed_masks(
         weights.append((stage.kl_coefficient, epoch))
         return real(stage, epoch)
 
-    real_removal = training_compress.mask_posterior_
+    real_removal = stages.mask_posterior_
 
     def kept(model: nn.Module, masks: Any) -> None:
         real_removal(model, masks)
         noise.append((model, masks))
 
     monkeypatch.setattr(loop, "kl_coefficient_at", watched)
-    monkeypatch.setattr(training_compress, "mask_posterior_", kept)
+    monkeypatch.setattr(stages, "mask_posterior_", kept)
     structure: Any = "unstructured" if granularity == "weight" else "structured"
     one = recipe(
         dense=Stage(epochs=2), finetune=FinetuneStage(epochs=2, variational=True),

@@ -1,13 +1,14 @@
-"""Training: stages of optimisation, the choice of the threshold, checkpoints that resume bit-exactly."""
+"""Training: stages of optimization, the choice of the threshold, checkpoints that resume bit-exactly."""
 
+from .compression import compress
 from .environment import describe_environment
-from .loop import Interrupted
 from .masked_posterior import mask_posterior_
 from .network_files import read_network_
 from .optimizer import build_optimizer, set_learning_rate
 from .schedule import derive_seed, kl_coefficient_at, learning_rate_at
 from .scoring import Score, evaluate, evaluate_baked
-from .stages import Compressed, compress
+from .signals import Interrupted
+from .stages import Compressed
 from .threshold import THRESHOLD_GRID, ThresholdCurve, choose_threshold
 
 __all__ = [

@@ -1,4 +1,8 @@
-"""Where a run stands, in one file: model, optimizer, place.  Written whole or not at all, and never a pickle."""
+"""Where a run stands, in one file: network, optimizer, place. Whole or absent, and never a pickle.
+
+docs/files.md describes the file. It has no state of a random generator: noise, order and augmentation are functions of
+the place (`schedule.derive_seed`).
+"""
 
 import json
 from collections.abc import Iterator
@@ -9,82 +13,95 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler as Scaler
+from torch.amp.grad_scaler import GradScaler
 
 from ..errors import FileFormatError, TrainingError
 from ..files import load_tensors, save_tensors
 from ..shrinking import Attributes, read_attributes, resize_
-from .sharding import like, whole
+from .sharding import gather_whole, shard_like
 
 KEY = "nni_sparsevd.checkpoint"
+"""Metadata key of the header, a JSON object."""
+
+Scalars = dict[str, Any]
+"""Numbers that are no tensors. JSON keeps every bit of them.
+
+`state`: "INDEX.KEY" -> number, of each parameter; `groups`: a table for each group; `scaler`: the loss scaler's state.
+"""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A stage of the run and the optimisation steps that it has done."""
+    """A stage of the run, and the optimization steps that it has done."""
 
     stage: str
     step: int
     per_epoch: int
-    """Steps in an epoch, which more processes make fewer."""
+    """Steps in an epoch; with more processes they are fewer."""
 
-    def among(self, per_epoch: int) -> int:
-        """The step where as much of the stage is done with `per_epoch` steps an epoch; the same one as a rule."""
+    def step_at(self, per_epoch: int) -> int:
+        """The step at which the same part of the stage is done when an epoch has `per_epoch` steps."""
         epochs, rest = divmod(self.step, self.per_epoch)
         return epochs * per_epoch + rest * per_epoch // self.per_epoch
 
 
-Scalars = dict[str, Any]
-"""Numbers of an optimizer that are no tensors, some of them per group: JSON keeps every bit of them."""
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.  No random state: noise and order are functions of the place (see `schedule.derive_seed`)."""
+    """The content of a checkpoint file."""
 
     place: Place
     tensors: dict[str, Tensor]
     scalars: Scalars
     sizes: Attributes = field(default_factory=dict)
-    """Attributes of the modules of a network that is shrunk while it trains, else none."""
+    """Plain attributes of every module, where the network may have been shrunk while it trained; else empty."""
 
     @property
     def running(self) -> Tensor:
-        """The running sums of the epoch, over all processes, shape (3,)."""
+        """Sums over the epoch so far and over all processes: loss, correct answers, images."""
         return self.tensors["running"]
 
     def restore_(self, model: nn.Module) -> None:
-        """Put the network's state back, at the sizes that it had."""
-        with _fitting():
-            if self.sizes:
-                resize_(model, self._under("model."), self.sizes, Path("the checkpoint"))
-            model.load_state_dict(self._under("model."))
+        """Put the network's state back, at the sizes that it had.
 
-    def restore_optimizer_(self, optimizer: torch.optim.Optimizer, scaler: Scaler | None = None) -> None:
-        """Put the optimizer's state back, or this process's part of it, and the scaler's."""
-        with _fitting():
-            optimizer.load_state_dict(self._optimizer_state(optimizer))
+        Raises:
+            TrainingError: The checkpoint is that of another network.
+        """
+        with _naming_the_mismatch():
+            if self.sizes:
+                resize_(model, self._select("model."), self.sizes, Path("the checkpoint"))
+            model.load_state_dict(self._select("model."))
+
+    def restore_optimizer_(self, optimizer: torch.optim.Optimizer, scaler: GradScaler | None = None) -> None:
+        """Put the optimizer's state back, or this process's shard of it, and the loss scaler's.
+
+        Raises:
+            TrainingError: The checkpoint is that of another optimizer or of other parameters.
+        """
+        with _naming_the_mismatch():
+            optimizer.load_state_dict(self._make_optimizer_state(optimizer))
             if scaler is not None:
                 scaler.load_state_dict(self.scalars["scaler"])
 
-    def _under(self, prefix: str) -> dict[str, Tensor]:
+    def _select(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
-    def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, object]:
-        state: dict[int, dict[str, Any]] = {}
+    def _make_optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, object]:
+        """The state dict that `optimizer` loads: its own settings, and what the checkpoint holds of the rest."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for name, value in [*self._under("optimizer.").items(), *self.scalars["state"].items()]:
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in [*self._select("optimizer.").items(), *self.scalars["state"].items()]:
             index, _, key = name.partition(".")
-            mine = like(value, parameters[int(index)]) if isinstance(value, Tensor) else value
-            state.setdefault(int(index), {})[key] = mine
+            shard = shard_like(value, parameters[int(index)]) if isinstance(value, Tensor) else value
+            state.setdefault(int(index), {})[key] = shard
         groups = optimizer.state_dict()["param_groups"]
-        for index, (group, values) in enumerate(zip(groups, self.scalars["groups"], strict=True)):
-            group.update(values, **self._under(f"group.{index}."))
+        for index, (group, scalars) in enumerate(zip(groups, self.scalars["groups"], strict=True)):
+            group.update(scalars, **self._select(f"group.{index}."))
         return {"state": state, "param_groups": groups}
 
 
 @contextmanager
-def _fitting() -> Iterator[None]:
+def _naming_the_mismatch() -> Iterator[None]:
+    """Whatever torch says about state that does not fit becomes our error."""
     try:
         yield
     except (RuntimeError, ValueError, KeyError, IndexError, FileFormatError) as error:
@@ -96,38 +113,73 @@ def take_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     running: Tensor,
-    scaler: Scaler | None = None,
+    scaler: GradScaler | None = None,
     *,
     resized: bool = False,
 ) -> Checkpoint:
-    """Where the run stands now; every process has to ask, for each may hold a part of the optimizer's state.
+    """Make a checkpoint of a run; every process has to call it, for each may hold a shard of the optimizer's state.
 
-    A network that is `resized` has, or may have, other sizes than the recipe gives it.
+    Args:
+        place: Stage and step.
+        model: The whole network.
+        optimizer: The optimizer of its parameters, or of their shards.
+        running: Sums over the epoch so far and over all processes, shape (3,).
+        scaler: The loss scaler (float16), if there is one.
+        resized: Whether the network may have other sizes than the recipe gives it.
+
+    Returns:
+        A checkpoint that shares memory with the network.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    moments = optimizer.state_dict()["state"]
-    state = {f"{i}.{key}": whole(value) for i, values in moments.items() for key, value in values.items()}
-    tensors |= {f"optimizer.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+    state_scalars = {}
+    for index, moments in optimizer.state_dict()["state"].items():
+        for key, shard in moments.items():
+            value = gather_whole(shard)
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                state_scalars[f"{index}.{key}"] = value
+    group_scalars = []
     for index, group in enumerate(optimizer.param_groups):
-        tensors |= {f"group.{index}.{key}": value for key, value in group.items() if isinstance(value, Tensor)}
+        tensor_entries, number_entries = _split_group(group)
+        tensors |= {f"group.{index}.{key}": value for key, value in tensor_entries.items()}
+        group_scalars.append(number_entries)
     tensors["running"] = running
-    scalars: Scalars = {
-        "state": {name: value for name, value in state.items() if not isinstance(value, Tensor)},
-        # some optimizers count their steps in their groups, as a number or a tensor; lists there are settings
-        "groups": [{k: v for k, v in g.items() if isinstance(v, int | float)} for g in optimizer.param_groups],
-        "scaler": {} if scaler is None else scaler.state_dict(),
-    }
+    scaler_state = {} if scaler is None else scaler.state_dict()
+    scalars: Scalars = {"state": state_scalars, "groups": group_scalars, "scaler": scaler_state}
     return Checkpoint(place, tensors, scalars, read_attributes(model) if resized else {})
 
 
+def _split_group(group: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, int | float]]:
+    """(tensors, numbers) of a group: some optimizers count their steps there, as either.
+
+    Lists and strings are passed over: they are parameters and settings, which the recipe gives again.
+    """
+    tensors, numbers = {}, {}
+    for key, value in group.items():
+        if isinstance(value, Tensor):
+            tensors[key] = value
+        elif isinstance(value, int | float):
+            numbers[key] = value
+    return tensors, numbers
+
+
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Replace the one at `path`."""
+    """Write a checkpoint, in place of the one that `path` may hold.
+
+    Raises:
+        FileFormatError: The disk is full, or does not let us write.
+    """
     header = {"place": asdict(checkpoint.place), "scalars": checkpoint.scalars, "sizes": checkpoint.sizes}
     save_tensors(checkpoint.tensors, path, {KEY: json.dumps(header)})
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """Read the checkpoint at `path`, or None where there is none; raises `FileFormatError` for a damaged one."""
+    """Read the checkpoint at `path`; None where there is no file.
+
+    Raises:
+        FileFormatError: The file is damaged, or no checkpoint.
+    """
     if not path.exists():
         return None
     tensors, metadata = load_tensors(path)

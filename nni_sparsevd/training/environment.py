@@ -9,47 +9,62 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("nni_sparsevd", "torch", "timm", "torch-pruning", "nni", "accelerate", "numpy")
+"""Always named, installed or not."""
 RUNTIMES = ("onnxruntime", "executorch", "ai-edge-litert")
-"""Named where they are installed; nothing here needs them."""
+"""Named only where they are installed: no result but those of `export` depends on them."""
 
 
 def describe_environment(command: list[str], seed: int) -> dict[str, object]:
-    """Versions, machine, command and seed: JSON-able."""
-    versions = {package: _version(package) or "not installed" for package in PACKAGES}
-    versions |= {runtime: found for runtime in RUNTIMES if (found := _version(runtime))}
+    """Describe what a result depends on besides its settings.
+
+    Args:
+        command: The command line of the program.
+        seed: The seed of the run.
+
+    Returns:
+        A JSON object: command, seed, versions, machine, processor, threads, GPU, commit of this package.
+    """
+    versions = {package: _find_version(package) or "not installed" for package in PACKAGES}
+    for runtime in RUNTIMES:
+        version = _find_version(runtime)
+        if version is not None:
+            versions[runtime] = version
     return {
         "command": command,
         "seed": seed,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": _find_processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions,
-        "commit": _commit(),
+        "commit": _find_commit(),
     }
 
 
-def _version(package: str) -> str | None:
+def _find_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _processor() -> str:
+def _find_processor() -> str:
+    """The name of the processor; Python itself knows only its family on Linux."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
 
 
-def _commit() -> str | None:
-    """Of this package's own checkout, if it is one."""
+def _find_commit() -> str | None:
+    """The commit of this package's own checkout; None where it is installed otherwise, or git is missing."""
     here = Path(__file__).parent
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() if found.returncode == 0 else None
+    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -1,265 +1,283 @@
-"""The training loop: one stage of optimisation that can be stopped at any step and goes on as if it had not been."""
+"""The training loop: one stage of optimization that can be stopped at any step and goes on as if it had not been."""
 
 import math
-import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ..data import DataSets, augment, to_memory_format
+from ..data import to_memory_format
 from ..errors import TrainingError
-from ..masks import Masks, apply_masks_
+from ..masks import Masks
 from ..nn import is_variational, kl, regularize_
-from ..recipe import Recipe, SparseStage, Stage
+from ..recipe import SparseStage, Stage
+from ..regularize import kl_weight_now
 from ..shrinking import shrink_
+from .batches import Batches
 from .checkpoint import Checkpoint, Place, take_checkpoint, write_checkpoint
-from .metrics import Metrics
+from .learner import Learner
 from .optimizer import build_optimizer, rebuild_optimizer, set_learning_rate
-from .schedule import derive_seed, kl_coefficient_at, learning_rate_at
-from .sharding import agree_, gather_, like, sharded
+from .run import Run
+from .schedule import kl_coefficient_at, learning_rate_at
+from .signals import Interrupted, SignalFlag
 
 LOOK_EVERY = 50
-"""Steps between looks at the loss: each makes the device wait."""
+"""Steps between looks at the loss: each look makes the device wait."""
 AGREE_EVERY = 10
-"""Steps between those after which several processes may save or stop, which they can only do together."""
-EpochEnd = Callable[[int], dict[str, float]]
+"""Steps after which several processes agree whether to save or to stop, which they can only do together."""
+OnEpochEnd = Callable[[int], dict[str, float]]
 """Epochs done -> accuracy and held_out_loss of what would ship, sparsity, compression."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or a termination signal; the checkpoint is written."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What all stages of a run share."""
-
-    recipe: Recipe
-    folder: Path
-    data: DataSets
-    accelerator: Accelerator
-    metrics: Metrics
-
-    @property
-    def checkpoint(self) -> Path:
-        """The file that says where the run stands."""
-        return self.folder / "checkpoint.safetensors"
-
-
-def fit(
+def train_stage(
     run: Run,
     name: str,
     model: nn.Module,
     stage: Stage,
-    epoch_end: EpochEnd,
+    on_epoch_end: OnEpochEnd,
     *,
     masks: Masks | None = None,
     start: Checkpoint | None = None,
 ) -> None:
-    """Train `model` in place through `stage`, from the beginning or from `start`.
+    """Train `model` in place through `stage`, from the beginning or from a checkpoint.
 
-    The objective is mean cross-entropy, plus KL weight * KL / N where the network has posteriors.  With `masks`, what
-    they remove stays zero.  Checkpoints at each epoch's end, every `checkpoint_minutes`, and when interrupted.  With
-    another number of processes than before, training goes on where as many epochs are done; of the one at hand, images
-    may come twice or not at all.
+    The objective is the mean cross-entropy, plus KL weight * KL / N where the network has posteriors and the stage a KL
+    coefficient. Checkpoints are written at the end of each epoch, every `checkpoint_minutes`, and when interrupted.
 
-    Raises `TrainingError` on a loss that is not finite (the last checkpoint is from before), `Interrupted` on Ctrl-C.
+    A stage that is resumed among another number of processes goes on where as much of it is done. Of the epoch at hand,
+    images may then come twice or not at all.
+
+    Args:
+        run: Recipe, folder, data and processes.
+        name: Name of the stage: dense, sparse or finetune.
+        model: The network, on any device; it ends on that of the process.
+        stage: Epochs, optimizer and schedule.
+        on_epoch_end: Called by every process at the end of each epoch, when `model` is up to date.
+        masks: What they remove stays zero.
+        start: The checkpoint of this stage to go on from.
+
+    Raises:
+        TrainingError: The loss or a weight is not finite; the last checkpoint is from before.
+        Interrupted: On Ctrl-C or a termination signal, after the step at hand has been saved.
     """
-    accelerator, data, recipe = run.accelerator, run.data, run.recipe
-    if start is not None:
-        start.restore_(model)
-    model.to(accelerator.device)
-    world, rank = accelerator.num_processes, accelerator.process_index
-    count = len(data.train)
-    per_epoch = max(count // (recipe.data.batch_size * world), 1)
-    split = recipe.shard and world > 1
-    learner = sharded(model) if split else model
-    """What learns: `model`, or this process's part of it, from which `model` is gathered when somebody looks."""
-    optim = build_optimizer(learner, stage, stage.gate_rate if isinstance(stage, SparseStage) else 1.0)
-    step, running = 0, torch.zeros(3, dtype=torch.float64)
-    if start is not None:
-        start.restore_optimizer_(optim, accelerator.scaler)
-        running = start.running.clone() if accelerator.is_main_process else running
-        step = start.place.among(per_epoch)
-    running = running.to(accelerator.device)
-    wrapped = learner if split else _together(model, accelerator)
-    pulled = stage if isinstance(stage, SparseStage) and is_variational(model) else None
-    resized = recipe.sparse.shrink_at is not None and name != "dense"
-    total = stage.epochs * per_epoch
-    held = None if masks is None else _held(learner, masks)
-    saved = began = time.monotonic()
-    worked = time.process_time()
-    order = torch.empty(0)
-
-    def save() -> None:
-        _check_finite(running[0].item(), name, step, run.checkpoint, model)
-        at, everyones = Place(name, step, per_epoch), accelerator.reduce(running.clone())
-        taken = take_checkpoint(at, model, optim, everyones, accelerator.scaler, resized=resized)
-        if accelerator.is_main_process:
-            write_checkpoint(run.checkpoint, taken)
-
-    with _Signals() as signals, run.metrics.stage(name, total, step) as bar:
-        while step < total:
-            epoch, place = divmod(step, per_epoch)
-            if place == 0 or not len(order):
-                generator = torch.Generator().manual_seed(derive_seed(recipe.seed, name, "order", epoch))
-                order = torch.randperm(count, generator=generator)
-            here = (recipe.seed, name, step, rank)
-            rows = order[place * world + rank :: per_epoch * world][: recipe.data.batch_size]
-            generator = torch.Generator().manual_seed(derive_seed(*here, "augment"))
-            images = augment(data.train.images[rows], recipe.data, generator).to(accelerator.device)
-            labels = data.train.labels[rows].to(accelerator.device)
-            torch.manual_seed(derive_seed(*here))
-            learner.train()
-            with accelerator.autocast():
-                logits = wrapped(to_memory_format(data.normalize(images), recipe.channels_last))
-            loss = F.cross_entropy(logits.float(), labels)
-            set_learning_rate(optim, learning_rate_at(stage, step / total))
-            optim.zero_grad()
-            accelerator.backward(loss)
-            if pulled is not None:
-                weight = kl_coefficient_at(pulled, step / per_epoch) / count
-                regularize_(learner, weight if accelerator.scaler is None else weight * accelerator.scaler.get_scale())
-            if accelerator.scaler is None:
-                optim.step()
-            else:  # fp16: the gradients are scaled, and a step that overflowed is left out
-                accelerator.scaler.step(optim)
-                accelerator.scaler.update()
-            if held is not None:
-                apply_masks_(learner, held)
-            step += 1
-            with torch.no_grad():
-                running += torch.stack(
-                    [loss * len(rows), (logits.argmax(1) == labels).sum(), loss.new_tensor(len(rows))]
-                )
-            looked, ends = step % LOOK_EVERY == 0, step % per_epoch == 0
-            if looked or ends:
-                _check_finite(running[0].item(), name, step, run.checkpoint)
-            divergence = _divergence(learner) if pulled is not None and (looked or ends) else 0.0
-            run.metrics.step(bar, f"loss {loss.item():.3f}  kl {divergence:.3g}" if looked else None)
-            if ends:
-                if split:
-                    gather_(model, learner)
-                spent = {"seconds": time.monotonic() - began, "processor_seconds": time.process_time() - worked}
-                _record(run, name, step, per_epoch, running, divergence, stage, epoch_end, spent)
-                running.zero_()
-                if pulled is not None and pulled.shrink_at is not None and step < total:
-                    optim = _shrunk(run, model, pulled, optim)
-                    wrapped = _together(model, accelerator)
-            overdue = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
-            overdue, stops = _agreed(accelerator, overdue, signals.caught, ends or step % AGREE_EVERY == 0)
-            if ends or overdue or stops:
-                if split and not ends:
-                    gather_(model, learner)
-                save()
-                saved = time.monotonic()
-            if stops:
-                raise Interrupted(f"stopped in stage {name} after step {step} of {total}; go on with --resume")
-    if step == 0:
-        save()
+    _StageTrainer(run, name, model, stage, on_epoch_end, masks, start).train()
 
 
-@torch.no_grad()
-def _divergence(model: nn.Module) -> float:
-    return kl(model).item()
+@final
+class _StageTrainer:
+    """The state of one stage in one process.
 
-
-def _together(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """What is called in training: gradients are averaged among processes.
-
-    Not `accelerator.prepare_model`, which would have the network compute in mixed precision wherever it is called.
+    Everything that a step changes is in `_step`, `_sums`, the network and the optimizer, and all four are in the
+    checkpoint. What is random is a function of the step. A resumed run therefore ends with the same bits.
     """
-    if accelerator.num_processes == 1:
-        return model
-    return DistributedDataParallel(model, None if accelerator.device.type == "cpu" else [accelerator.device])
 
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        model: nn.Module,
+        stage: Stage,
+        on_epoch_end: OnEpochEnd,
+        masks: Masks | None,
+        start: Checkpoint | None,
+    ) -> None:
+        self._run, self._name, self._stage, self._on_epoch_end = run, name, stage, on_epoch_end
+        self._recipe, self._accelerator = run.recipe, run.accelerator
+        # The network takes the sizes of the checkpoint before the optimizer is built for its parameters.
+        if start is not None:
+            start.restore_(model)
+        self._batches = Batches(run, name)
+        self._learner = Learner(model, run.accelerator, shard=run.recipe.shard)
+        self._gate_rate = stage.gate_rate if isinstance(stage, SparseStage) else 1.0
+        self._optimizer = build_optimizer(self._learner.trained, stage, self._gate_rate)
+        self._sparse = stage if isinstance(stage, SparseStage) and is_variational(model) else None
+        self._resized = run.recipe.sparse.shrink_at is not None and name != "dense"
+        self._masks = None if masks is None else self._learner.place_masks(masks)
+        self._per_epoch = self._batches.per_epoch
+        self._total = stage.epochs * self._per_epoch
+        self._step = 0
+        self._sums = torch.zeros(3, dtype=torch.float64)
+        """Over the epoch so far and the images of this process: loss, correct answers, images."""
+        if start is not None:
+            self._resume(start)
+        self._sums = self._sums.to(run.accelerator.device)
+        self._began = self._saved = time.monotonic()
+        self._processor_began = time.process_time()
 
-def _shrunk(run: Run, model: nn.Module, stage: SparseStage, optim: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Take out of `model` what has died by now, in place; gives the optimizer of what is left."""
-    if run.accelerator.num_processes > 1:
-        agree_(model)  # constants are made of running statistics
-    example = run.data.normalize(run.data.train.images[:2])
-    masks = run.recipe.masks
-    multiple = masks.block if masks.structure == "n:m" else 1  # or a layer could not be decided in blocks at the end
-    shrink_(model, example, optim, threshold=stage.shrink_at, round_to=multiple)
-    return rebuild_optimizer(optim, model, stage, stage.gate_rate)
+    def _resume(self, start: Checkpoint) -> None:
+        start.restore_optimizer_(self._optimizer, self._accelerator.scaler)
+        self._step = start.place.step_at(self._per_epoch)
+        # The checkpoint has the sums over all processes: one of them takes them on.
+        if self._accelerator.is_main_process:
+            self._sums = start.running.clone()
 
+    def train(self) -> None:
+        """Take all steps that are left; every process has to call it."""
+        with SignalFlag() as signals, self._run.metrics.show_stage(self._name, self._total, self._step) as bar:
+            while self._step < self._total:
+                loss = self._take_step()
+                looks = self._step % LOOK_EVERY == 0
+                ends_epoch = self._step % self._per_epoch == 0
+                divergence = self._check(looks or ends_epoch)
+                self._run.metrics.advance(bar, f"loss {loss.item():.3f}  kl {divergence:.3g}" if looks else None)
+                if ends_epoch:
+                    self._end_epoch(divergence)
+                self._save_or_stop(ends_epoch, signals.raised)
+        # A stage without epochs leaves a checkpoint, too, or resuming would begin with the stage before.
+        if self._step == 0:
+            self._save()
 
-def _held(learner: nn.Module, masks: Masks) -> Masks:
-    """The masks of what this process holds, on its device."""
+    # A step.
 
-    def mine(name: str, key: str, mask: Tensor) -> Tensor:
-        parameter = learner.get_submodule(name).get_parameter(key)
-        return like(mask.to(parameter.device), parameter)
+    def _take_step(self) -> Tensor:
+        """Learn from one batch; returns its mean loss."""
+        images, labels = self._batches.draw(self._step)
+        self._batches.seed_noise(self._step)
+        self._learner.trained.train()
+        with self._accelerator.autocast():
+            inputs = to_memory_format(self._run.data.normalize(images), self._recipe.channels_last)
+            logits = self._learner.forward(inputs)
+        loss = F.cross_entropy(logits.float(), labels)
+        set_learning_rate(self._optimizer, learning_rate_at(self._stage, self._step / self._total))
+        self._optimizer.zero_grad()
+        self._accelerator.backward(loss)
+        self._add_kl_gradient()
+        self._update_weights()
+        self._step += 1
+        with torch.no_grad():
+            correct = (logits.argmax(1) == labels).sum()
+            self._sums += torch.stack([loss * len(labels), correct, loss.new_tensor(len(labels))])
+        return loss
 
-    return {name: {key: mine(name, key, mask) for key, mask in targets.items()} for name, targets in masks.items()}
+    def _add_kl_gradient(self) -> None:
+        """Add the gradient of weight * KL / N after backward: the processes have averaged their gradients by then."""
+        if self._sparse is None:
+            return
+        coefficient = kl_coefficient_at(self._sparse, self._step / self._per_epoch)
+        scaler = self._accelerator.scaler
+        loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        weight = kl_weight_now(coefficient, len(self._run.data.train), loss_scale=loss_scale)
+        regularize_(self._learner.trained, weight)
 
+    def _update_weights(self) -> None:
+        scaler = self._accelerator.scaler
+        if scaler is None:
+            self._optimizer.step()
+        else:
+            # Gradients in float16 are scaled; the scaler leaves a step out when they have overflowed.
+            scaler.step(self._optimizer)
+            scaler.update()
+        # Moments of the optimizer move removed weights even where their gradient is zero.
+        if self._masks is not None:
+            self._learner.apply_masks_(self._masks)
 
-def _agreed(accelerator: Accelerator, overdue: bool, stops: bool, together: bool) -> tuple[bool, bool]:
-    """What one process wants all do, when they look: each has a clock of its own, and a signal may reach only one."""
-    if accelerator.num_processes == 1:
-        return overdue, stops
-    if not together:
-        return False, False
-    wanted = accelerator.reduce(torch.tensor([overdue, stops], device=accelerator.device, dtype=torch.float32))
-    return bool(wanted[0] > 0), bool(wanted[1] > 0)
+    def _check(self, look: bool) -> float:
+        """The KL now, after a look at the loss; 0.0 without a look or without posteriors."""
+        if not look:
+            return 0.0
+        self._refuse_unless_finite(math.isfinite(self._sums[0].item()))
+        if self._sparse is None:
+            return 0.0
+        with torch.no_grad():
+            return kl(self._learner.trained).item()
 
+    # The end of an epoch.
 
-def _check_finite(loss: float, name: str, step: int, path: Path, model: nn.Module | None = None) -> None:
-    """Look at a loss; before a checkpoint at the network too, which its last update may have spoilt."""
-    finite = math.isfinite(loss)
-    if finite and model is not None:
-        state = [value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point()]
-        finite = bool(torch.stack(state).all())
-    if not finite:
+    def _end_epoch(self, divergence: float) -> None:
+        self._learner.gather_()
+        seconds, processor_seconds = time.monotonic() - self._began, time.process_time() - self._processor_began
+        row = self._make_row(divergence)
+        self._refuse_unless_finite(math.isfinite(row["held_out_loss"]))
+        row |= {"seconds": round(seconds, 2), "processor_seconds": round(processor_seconds, 2)}
+        if self._accelerator.is_main_process:
+            self._run.metrics.record(row)
+        self._sums.zero_()
+        if self._sparse is not None and self._sparse.shrink_at is not None and self._step < self._total:
+            self._shrink(self._sparse)
+
+    def _make_row(self, divergence: float) -> dict[str, Any]:
+        """The epoch's row of metrics.jsonl, over all processes."""
+        loss, correct, seen = self._accelerator.reduce(self._sums.clone()).tolist()
+        epoch = self._step // self._per_epoch
+        coefficient = kl_coefficient_at(self._stage, epoch) if isinstance(self._stage, SparseStage) else 0.0
+        return {
+            "stage": self._name,
+            "epoch": epoch,
+            "step": self._step,
+            "loss": loss / seen,
+            "kl": divergence,
+            "kl_weight": coefficient,
+            "learning_rate": learning_rate_at(self._stage, (self._step - 1) / self._total),
+            "train_accuracy": correct / seen,
+            **self._on_epoch_end(epoch),
+        }
+
+    def _shrink(self, stage: SparseStage) -> None:
+        """Remove from the network, in place, the channels that are dead by now."""
+        # Removed channels leave constants, which are made of running statistics: all processes need the same.
+        self._learner.agree_on_statistics_()
+        data, settings = self._run.data, self._recipe.masks
+        # A layer whose inputs do not divide into blocks could not be decided N of M at the end.
+        multiple = settings.block if settings.structure == "n:m" else 1
+        example_inputs = data.normalize(data.train.images[:2])
+        model = self._learner.model
+        shrink_(model, example_inputs, self._optimizer, threshold=stage.shrink_at, round_to=multiple)
+        self._optimizer = rebuild_optimizer(self._optimizer, model, stage, self._gate_rate)
+        self._learner.resized_()
+
+    # Saving and stopping.
+
+    def _save_or_stop(self, ends_epoch: bool, wants_to_stop: bool) -> None:
+        is_due = time.monotonic() - self._saved > 60 * self._recipe.checkpoint_minutes
+        is_due, stops = self._agree(is_due, wants_to_stop, now=ends_epoch or self._step % AGREE_EVERY == 0)
+        if ends_epoch or is_due or stops:
+            # At the end of an epoch the network has been gathered already.
+            if not ends_epoch:
+                self._learner.gather_()
+            self._save()
+            self._saved = time.monotonic()
+        if stops:
+            raise Interrupted(
+                f"stopped in stage {self._name} after step {self._step} of {self._total}; go on with --resume"
+            )
+
+    def _agree(self, is_due: bool, wants_to_stop: bool, *, now: bool) -> tuple[bool, bool]:
+        """(save, stop) as all processes do it: what one of them wants, all do at the next step that asks.
+
+        Each has a clock of its own, and a signal may reach only one of them. Asking makes them wait for each other.
+        """
+        if self._accelerator.num_processes == 1:
+            return is_due, wants_to_stop
+        if not now:
+            return False, False
+        device = self._accelerator.device
+        wishes = self._accelerator.reduce(torch.tensor([is_due, wants_to_stop], device=device, dtype=torch.float32))
+        return bool(wishes[0] > 0), bool(wishes[1] > 0)
+
+    def _save(self) -> None:
+        """Write the checkpoint, unless the network is spoiled: the last update may have done it."""
+        self._refuse_unless_finite(math.isfinite(self._sums[0].item()) and self._network_is_finite())
+        place = Place(self._name, self._step, self._per_epoch)
+        running = self._accelerator.reduce(self._sums.clone())
+        scaler = self._accelerator.scaler
+        taken = take_checkpoint(place, self._learner.model, self._optimizer, running, scaler, resized=self._resized)
+        if self._accelerator.is_main_process:
+            write_checkpoint(self._run.checkpoint, taken)
+
+    def _network_is_finite(self) -> bool:
+        state = self._learner.model.state_dict().values()
+        are_finite = [value.isfinite().all() for value in state if value.is_floating_point()]
+        return bool(torch.stack(are_finite).all())
+
+    def _refuse_unless_finite(self, finite: bool) -> None:
+        if finite:
+            return
+        path = self._run.checkpoint
         kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
         raise TrainingError(
-            f"the loss or the weights are no longer finite in stage {name}, at or before step {step}; {kept}. "
-            f"Lower {name}.learning_rate, or start from a dense network (dense.epochs)"
+            f"the loss or the weights are no longer finite in stage {self._name}, at or before step {self._step}; "
+            f"{kept}. Lower {self._name}.learning_rate, or start from a dense network (dense.epochs)"
         )
-
-
-def _record(
-    run: Run, name: str, step: int, per_epoch: int, running: Tensor, divergence: float, stage: Stage,
-    epoch_end: EpochEnd, spent: dict[str, float],
-) -> None:  # fmt: skip
-    loss, correct, seen = run.accelerator.reduce(running.clone()).tolist()
-    epoch = step // per_epoch
-    row: dict[str, Any] = {
-        "stage": name, "epoch": epoch, "step": step, "loss": loss / seen, "kl": divergence,
-        "kl_weight": kl_coefficient_at(stage, epoch) if isinstance(stage, SparseStage) else 0.0,
-        "learning_rate": learning_rate_at(stage, (step - 1) / (stage.epochs * per_epoch)),
-        "train_accuracy": correct / seen, **epoch_end(epoch), **{key: round(value, 2) for key, value in spent.items()},
-    }  # fmt: skip
-    _check_finite(row["held_out_loss"], name, step, run.checkpoint)
-    if run.accelerator.is_main_process:
-        run.metrics.epoch(row)
-
-
-class _Signals:
-    """Turns Ctrl-C and a termination signal into a flag, so that the step at hand is finished and saved."""
-
-    def __init__(self) -> None:
-        self.caught = False
-
-    def __enter__(self) -> "_Signals":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.caught:  # a second Ctrl-C does not wait
-            raise KeyboardInterrupt
-        self.caught = True

@@ -1,11 +1,11 @@
-"""What a run tells: metrics.jsonl, TensorBoard, and a progress bar or, away from a terminal, a line an epoch."""
+"""The record of a run: metrics.jsonl, TensorBoard, and a progress bar or, away from a terminal, one line per epoch."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -15,11 +15,19 @@ from ..errors import FileFormatError
 from ..files import read_rows, write_bytes
 
 
+@final
 class Metrics:
-    """Appends rows; a resumed run first drops the rows past the place from which it goes on."""
+    """Records one row per epoch; a resumed run first drops the rows beyond the place from which it goes on."""
 
-    def __init__(self, folder: Path, console: Console, keep: dict[str, int], write: bool = True) -> None:
-        """`keep`: last epoch to keep of each stage; rows of other stages go.  Without `write` nothing is told."""
+    def __init__(self, folder: Path, console: Console, keep: Mapping[str, int], write: bool = True) -> None:
+        """Open the record in `folder`.
+
+        Args:
+            folder: The run folder.
+            console: Where progress is shown.
+            keep: Stage -> last epoch whose row stays; rows of other stages are dropped.
+            write: Whether this process records and shows anything.
+        """
         self.path = folder / "metrics.jsonl"
         self.console = console
         self._board = None
@@ -32,7 +40,7 @@ class Metrics:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[news]}"),
+            TextColumn("{task.fields[status]}"),
             console=console,
             disable=not (write and console.is_terminal),
         )
@@ -47,20 +55,24 @@ class Metrics:
             self._board.close()
 
     @contextmanager
-    def stage(self, name: str, steps: int, done: int) -> Iterator[TaskID]:
-        """Show a bar for one stage."""
-        bar = self._progress.add_task(name, total=steps, completed=done, news="")
+    def show_stage(self, name: str, steps: int, done: int) -> Iterator[TaskID]:
+        """Show a bar for a stage of `steps` steps, of which some are `done`; gives the handle of the bar."""
+        bar = self._progress.add_task(name, total=steps, completed=done, status="")
         yield bar
         self._progress.refresh()
 
-    def step(self, bar: TaskID, news: str | None = None) -> None:
-        """Go one step further."""
+    def advance(self, bar: TaskID, status: str | None = None) -> None:
+        """Move a bar one step further, and show `status` behind it; None leaves the text that is there."""
         self._progress.advance(bar)
-        if news is not None:
-            self._progress.update(bar, news=news)
+        if status is not None:
+            self._progress.update(bar, status=status)
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Record a row, to file and TensorBoard, and say it; raises `FileFormatError` where they cannot be written."""
+    def record(self, row: dict[str, Any]) -> None:
+        """Write the row of an epoch to the file and to TensorBoard, and show it.
+
+        Raises:
+            FileFormatError: The row cannot be written.
+        """
         if self._board is None:
             return
         try:

@@ -1,4 +1,7 @@
-"""A network in a file of a run folder: its tensors and, where training shrank it, the sizes of its modules."""
+"""A network in a file of a run folder: its tensors and, where training may have shrunk it, the sizes of its modules.
+
+The recipe of the folder says which network it is, so the file has less to say than one of `storage.save`.
+"""
 
 import json
 from pathlib import Path
@@ -11,17 +14,33 @@ from ..files import load_tensors, save_tensors
 from ..shrinking import read_attributes, resize_
 
 SIZES = "nni_sparsevd.sizes"
+"""Metadata key of the sizes: a JSON object, module name -> attribute -> value."""
 
 
 def write_network(model: nn.Module, path: Path, *, resized: bool = False) -> None:
-    """Write the state of `model`; a network that is `resized` has other sizes than the recipe gives it."""
+    """Write the state of a network.
+
+    Args:
+        model: The network.
+        path: A .safetensors file.
+        resized: Whether the network may have other sizes than the recipe gives it.
+    """
     save_tensors(model.state_dict(), path, {SIZES: json.dumps(read_attributes(model))} if resized else None)
 
 
 def read_network_(model: nn.Module, path: Path) -> nn.Module:
-    """Put what `write_network` wrote into `model`, made by the same recipe, at the sizes that it has there; returns it.
+    """Put the state from a file into a network, in place, at the sizes that it has in the file.
 
-    Raises `FileFormatError` for a file that is missing or damaged, `ModelError` for one of another network.
+    Args:
+        model: A network made by the same recipe.
+        path: A file from `write_network`.
+
+    Returns:
+        `model`.
+
+    Raises:
+        FileFormatError: The file is missing or damaged.
+        ModelError: The file is that of another network.
     """
     tensors, metadata = load_tensors(path)
     if SIZES in metadata:

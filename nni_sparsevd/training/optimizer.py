@@ -1,4 +1,4 @@
-"""The optimizer of a stage: timm's, with decay on weights alone and a rate of their own for gates."""
+"""The optimizer of a stage: timm's, with decay on weights alone and a learning rate of their own for gates."""
 
 import copy
 from typing import Any
@@ -12,25 +12,28 @@ from ..nn import ChannelGate
 from ..recipe import Stage
 
 FUSED = ("adam", "adamw")
+"""Optimizers of torch that can take a whole step in one kernel."""
+SET_BY_STAGE = ("params", "weight_decay", "scale")
+"""Entries of a group that the network and the stage decide; the rest is settings and counts of the optimizer."""
 
 
 def build_optimizer(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim.Optimizer:
-    """Group weights (with decay), all else (without) and gates (without, at `gate_rate` times the rate).
+    """Make the optimizer of `stage`, with up to three groups: weights, gates, and all other parameters.
 
-    Each group remembers its multiple of the learning rate under "scale".  Raises `SettingError` for an optimizer that
-    timm does not know.
+    Only weights decay. Each group remembers its multiple of the learning rate under "scale".
+
+    Args:
+        model: The network; frozen parameters are left out.
+        stage: Names the optimizer and has its learning rate and decay.
+        gate_rate: Learning rate of gates, as a multiple of that of the weights.
+
+    Returns:
+        An optimizer of torch or timm.
+
+    Raises:
+        SettingError: timm does not know the optimizer, or the optimizer refuses its settings.
     """
-    gates = {id(p) for module in model.modules() if isinstance(module, ChannelGate) for p in module.parameters()}
-    weights, others, gated = [], [], []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if id(parameter) in gates:
-            gated.append(parameter)
-        elif parameter.dim() > 1 and not name.endswith("log_sigma2"):
-            weights.append(parameter)
-        else:
-            others.append(parameter)
+    weights, others, gated = _sort_parameters(model)
     groups = [
         {"params": weights, "weight_decay": stage.weight_decay, "scale": 1.0},
         {"params": others, "weight_decay": 0.0, "scale": 1.0},
@@ -46,19 +49,47 @@ def build_optimizer(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> t
         raise SettingError(f"optimizer {stage.optimizer!r}: {error}; timm knows {known}") from None
 
 
+def _sort_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """(weights, others, parameters of gates), as far as they learn."""
+    gate_parameters: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, ChannelGate):
+            gate_parameters.update(id(parameter) for parameter in module.parameters())
+    weights, others, gated = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in gate_parameters:
+            gated.append(parameter)
+        elif parameter.dim() > 1 and not name.endswith("log_sigma2"):
+            weights.append(parameter)
+        else:
+            others.append(parameter)
+    return weights, others, gated
+
+
 def rebuild_optimizer(
     old: torch.optim.Optimizer, model: nn.Module, stage: Stage, gate_rate: float = 1.0
 ) -> torch.optim.Optimizer:
-    """What `build_optimizer` makes of a network that was shrunk, with the memory of its optimizer.
+    """Make the optimizer of a network that was shrunk, with the state that `old` has of its parameters.
 
-    Parameters that shrinking brought (a bias that took up constants) are then where a resumed run has them, too.
+    Shrinking may add parameters (a bias that takes up constants), which `old` has in no group, or in the last place.
+    In the new optimizer all parameters have the order in which a resumed run, which builds it anew, has them.
+
+    Args:
+        old: The optimizer before; it already holds the smaller parameters (`shrink_` sees to that).
+        model: The network after shrinking.
+        stage: What `old` was built with.
+        gate_rate: What `old` was built with.
+
+    Returns:
+        A new optimizer.
     """
     new = build_optimizer(model, stage, gate_rate)
-    counted = {
-        key: value for key, value in old.param_groups[0].items() if key not in ("params", "weight_decay", "scale")
-    }
+    settings = {key: value for key, value in old.param_groups[0].items() if key not in SET_BY_STAGE}
     for group in new.param_groups:
-        group.update(copy.deepcopy(counted))  # some count their steps in their groups, in a tensor of each
+        # Some optimizers count their steps in their groups, in a tensor: each group needs one of its own.
+        group.update(copy.deepcopy(settings))
         for parameter in group["params"]:
             if parameter in old.state:
                 new.state[parameter] = old.state[parameter]
@@ -66,6 +97,11 @@ def rebuild_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set every group to its multiple of `rate`."""
+    """Set the learning rate of every group to its multiple of `rate`.
+
+    Args:
+        optimizer: From `build_optimizer`, or any other: a group without "scale" gets `rate` itself.
+        rate: The learning rate of the weights.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("scale", 1.0)  # the groups of a foreign optimizer have none
+        group["lr"] = rate * group.get("scale", 1.0)

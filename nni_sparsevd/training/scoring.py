@@ -1,4 +1,4 @@
-"""Accuracy and loss of a network on a split."""
+"""Accuracy and loss of a network on a split of the data."""
 
 import copy
 from dataclasses import asdict, dataclass
@@ -14,19 +14,29 @@ from ..masks import Masks
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy in [0, 1] and mean cross-entropy in nats."""
+    """Accuracy in [0, 1] and mean cross-entropy in nats, over `images` images."""
 
     accuracy: float
     loss: float
     images: int
 
     def to_dict(self) -> dict[str, float]:
-        """JSON-able, with the error in percent."""
+        """The score as a JSON object, with the error in percent besides."""
         return {**asdict(self), "error_percent": round(100 * (1 - self.accuracy), 4)}
 
 
 def evaluate(model: nn.Module, data: DataSets, split: Split, batch_size: int = 500) -> Score:
-    """Score `model` in evaluation mode; its mode is left as it was."""
+    """Score a network in evaluation mode; its own mode is left as it was.
+
+    Args:
+        model: A network of the data's classes, on any device.
+        data: Knows how images are normalized.
+        split: Which images: `data.holdout`, `data.test`, `data.train`.
+        batch_size: Images per forward pass; the score does not depend on it, except for rounding.
+
+    Returns:
+        The score over all images of the split.
+    """
     training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -43,5 +53,15 @@ def evaluate(model: nn.Module, data: DataSets, split: Split, batch_size: int = 5
 
 
 def evaluate_baked(model: nn.Module, masks: Masks, data: DataSets, split: Split) -> Score:
-    """Score what would ship: an ordinary copy with the masks multiplied in."""
+    """Score what would ship: an ordinary copy of a variational network, with the masks multiplied in.
+
+    Args:
+        model: The network; it stays as it is.
+        masks: What the copy loses; masks that remove a whole layer are accepted.
+        data: Knows how images are normalized.
+        split: Which images.
+
+    Returns:
+        The score over all images of the split.
+    """
     return evaluate(bake_(copy.deepcopy(model), masks, allow_empty=True), data, split)

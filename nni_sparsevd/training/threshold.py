@@ -1,6 +1,7 @@
-"""The threshold on log alpha, chosen on data that training did not see, from a recorded curve."""
+"""The threshold on log alpha: a number from the settings, or chosen on held-out data from a recorded curve."""
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -11,12 +12,15 @@ from ..settings import MaskSettings
 from .scoring import evaluate_baked
 
 THRESHOLD_GRID = tuple(step / 2 for step in range(13))
-"""0 to 6 in halves: below 0 the signal is stronger than the noise."""
+"""0 to 6 in steps of 0.5: below 0 the signal is stronger than the noise."""
 
 
 @dataclass(frozen=True)
 class ThresholdCurve:
-    """Held-out accuracy and compression (weights in all / weights kept) over thresholds."""
+    """Held-out accuracy and compression of one network over thresholds, and the threshold that was chosen.
+
+    `compression` is weights in all / weights kept.
+    """
 
     thresholds: tuple[float, ...]
     accuracy: tuple[float, ...]
@@ -24,32 +28,52 @@ class ThresholdCurve:
     chosen: float
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
+        """The curve as a JSON object."""
         return asdict(self)
 
 
 def choose_threshold(
-    model: nn.Module, masking: MaskSettings, data: DataSets, example_inputs: Inputs, total: int | None = None
+    model: nn.Module,
+    threshold: float | Literal["held_out"],
+    settings: MaskSettings,
+    data: DataSets,
+    example_inputs: Inputs,
+    *,
+    dense_weights: int | None = None,
 ) -> ThresholdCurve:
-    """Bake and score copies of one trained network at every threshold of the grid; choose as `masking` says.
+    """Score baked copies of a trained network at every threshold of the grid, and choose one of them.
 
-    `total` is how many weights it had before anything was taken out of it; nothing: as many as it has.
+    Args:
+        model: A variational network after training.
+        threshold: A number, which is chosen whatever the curve says; or "held_out", which chooses the largest
+            compression whose held-out accuracy is within `settings.tolerance` of the best on the curve.
+        settings: How log alpha becomes masks. Their own `threshold` and `ratio` do not count here.
+        data: Gives the held-out images.
+        example_inputs: What the network is traced with, for masks of whole channels.
+        dense_weights: How many weights the network had before any were removed, for the compression. Left out: as
+            many as it has here.
 
-    A number is taken as it is.  "held_out" takes the largest compression whose accuracy is within `tolerance` of the
-    best on the curve.
+    Returns:
+        The curve, over the grid and over `threshold` where that is a number.
     """
-    fixed = 3.0 if masking.threshold is None else masking.threshold
-    grid = sorted({*THRESHOLD_GRID, fixed} if isinstance(fixed, float) else THRESHOLD_GRID)
+    fixed = None if threshold == "held_out" else float(threshold)
+    grid = sorted(THRESHOLD_GRID) if fixed is None else sorted({*THRESHOLD_GRID, fixed})
     accuracy, compression = [], []
-    for threshold in grid:
-        setting = masking.model_copy(update={"threshold": threshold, "ratio": None})
-        masks = compute_masks(model, setting, example_inputs=example_inputs)
-        kept, here = count_weights(model, masks)
+    for candidate in grid:
+        at_candidate = settings.model_copy(update={"threshold": candidate, "ratio": None})
+        masks = compute_masks(model, at_candidate, example_inputs=example_inputs)
+        kept, total = count_weights(model, masks)
         accuracy.append(evaluate_baked(model, masks, data, data.holdout).accuracy)
-        compression.append((total or here) / max(kept, 1))
-    if isinstance(fixed, float):
-        chosen = fixed
-    else:
-        enough = [i for i, value in enumerate(accuracy) if value >= max(accuracy) - masking.tolerance]
-        chosen = grid[max(enough, key=lambda i: (compression[i], grid[i]))]
+        compression.append((dense_weights or total) / max(kept, 1))
+    chosen = _choose_by_accuracy(grid, accuracy, compression, settings.tolerance) if fixed is None else fixed
     return ThresholdCurve(tuple(grid), tuple(accuracy), tuple(compression), chosen)
+
+
+def _choose_by_accuracy(
+    thresholds: list[float], accuracy: list[float], compression: list[float], tolerance: float
+) -> float:
+    """The threshold of the largest compression among those that are accurate enough; of equals the highest."""
+    enough = max(accuracy) - tolerance
+    points = zip(accuracy, compression, thresholds, strict=True)
+    accurate = [(compressed, threshold) for reached, compressed, threshold in points if reached >= enough]
+    return max(accurate)[1]

@@ -19,7 +19,6 @@ from .entry import Decide, Prepare, Pruned, Rival, without_preparation
 from .noise import gaussian_dropout, noisy_weights
 from .plain import share_due
 
-HELD_OUT = MaskSettings(threshold="held_out")
 GRADUAL_COEFFICIENT = 5e-4
 """Coefficient of the KL of a network that is cut gradually, at a level at which all weights are kept."""
 
@@ -41,8 +40,8 @@ def train_then_cut(estimator: Estimator, prior: Prior = "log_uniform", tune_with
 
         def decide(level: float | None) -> Pruned:
             if level is None:
-                threshold = choose_threshold(model, HELD_OUT, arena.data, arena.example).chosen
-                mask_settings = HELD_OUT.model_copy(update={"threshold": threshold})
+                curve = choose_threshold(model, "held_out", MaskSettings(), arena.data, arena.example)
+                mask_settings = MaskSettings(threshold=curve.chosen)
             else:
                 mask_settings = MaskSettings(ratio=level)
             masks = compute_masks(model, mask_settings, example_inputs=arena.example)

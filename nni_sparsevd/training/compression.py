@@ -1,0 +1,87 @@
+"""A recipe, run from beginning to end or from where it was interrupted."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from .. import data as datasets
+from .. import models
+from ..errors import SettingError
+from ..recipe import Recipe
+from .checkpoint import Checkpoint, read_checkpoint
+from .metrics import Metrics
+from .run import Run
+from .run_folder import check_folder, prepare_folder
+from .stages import STAGES, Compressed, StageSequence
+from .starting_network import try_recipe
+
+ALL_EPOCHS = 1 << 60
+"""More epochs than any stage has."""
+
+
+def compress(
+    recipe: Recipe, folder: Path, command: list[str], *, resume: bool = False, overwrite: bool = False
+) -> Compressed:
+    """Run `recipe` in `folder`, or go on there where an interrupted run stopped, bit-exactly.
+
+    Whatever happens, the folder holds the last good checkpoint.
+
+    Args:
+        recipe: Network, data, stages and decision.
+        folder: The run folder; docs/files.md describes its files.
+        command: The command line, for the record.
+        resume: Go on with the run in the folder; it must have begun with this recipe.
+        overwrite: Delete the run in the folder, once data and network are known to be good.
+
+    Returns:
+        The dense and the masked network, the masks, and the data.
+
+    Raises:
+        SettingError: The folder is in use, another recipe began there, or settings do not fit this machine.
+        DataError: The data are missing or damaged.
+        ModelError: The network is not known, or does not run on these images.
+        TraceError: The recipe needs channel groups, and the network cannot be traced.
+        FileFormatError: A file of the folder is damaged, or cannot be written.
+        TrainingError: The loss is no longer finite, or everything is removed (collapse).
+        Interrupted: On Ctrl-C or a termination signal, after the step at hand has been saved.
+    """
+    accelerator = _make_accelerator(recipe)
+    check_folder(recipe, folder, resume=resume, overwrite=overwrite)
+    # Every process has to look at the folder before one of them writes there.
+    accelerator.wait_for_everyone()
+    torch.manual_seed(recipe.seed)
+    image_size = recipe.data.image_size or models.find_image_size(recipe.model)
+    data = datasets.load_data(recipe.data, image_size, recipe.seed)
+    model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
+    example_inputs = data.normalize(data.train.images[:2])
+    try_recipe(model, example_inputs, recipe)
+    # Data and network are known to be good: only now may an old run be deleted.
+    if accelerator.is_main_process:
+        prepare_folder(recipe, folder, command, resume=resume, overwrite=overwrite)
+    accelerator.wait_for_everyone()
+    start = read_checkpoint(folder / "checkpoint.safetensors")
+    with Metrics(folder, Console(), _find_rows_to_keep(start), write=accelerator.is_main_process) as metrics:
+        run = Run(recipe, folder, data, accelerator, metrics)
+        return StageSequence(run, example_inputs, start).train(model)
+
+
+def _make_accelerator(recipe: Recipe) -> Accelerator:
+    try:
+        return Accelerator(mixed_precision=recipe.precision)
+    except ValueError as error:
+        # This machine cannot compute in that precision, or this process has begun with another one.
+        raise SettingError(f"precision={recipe.precision!r}: {error}") from None
+
+
+def _find_rows_to_keep(start: Checkpoint | None) -> dict[str, int]:
+    """Stage -> last epoch that is done at the checkpoint; earlier stages are done altogether."""
+    if start is None:
+        return {}
+    place = start.place
+    kept = {}
+    for stage in STAGES[: STAGES.index(place.stage)]:
+        kept[stage] = ALL_EPOCHS
+    kept[place.stage] = place.step // place.per_epoch
+    return kept

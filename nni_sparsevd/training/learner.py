@@ -1,0 +1,67 @@
+"""A network as one of several processes trains it."""
+
+from typing import final
+
+from accelerate import Accelerator
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..masks import Masks, apply_masks_
+from .sharding import broadcast_buffers_, gather_shards_, shard_copy, shard_like
+
+
+@final
+class Learner:
+    """A network in training: alone, as one of equal copies (DDP), or split among the processes (FSDP2).
+
+    Attributes:
+        model: The whole network. When it is split, it is up to date after `gather_` only.
+        trained: The network whose parameters the optimizer moves: `model`, or its copy made of shards.
+        forward: What computes the outputs in training; its backward pass averages gradients over the processes.
+    """
+
+    def __init__(self, model: nn.Module, accelerator: Accelerator, *, shard: bool) -> None:
+        """Move `model` to the device of this process, and split it there if it is to `shard`."""
+        self._accelerator = accelerator
+        self._several = accelerator.num_processes > 1
+        self._sharded = shard and self._several
+        self.model = model.to(accelerator.device)
+        self.trained = shard_copy(model) if self._sharded else model
+        self.forward = self._wrap()
+
+    def _wrap(self) -> nn.Module:
+        # Not `accelerator.prepare_model`: it would have the network compute in mixed precision wherever it is called,
+        # and what is validated outside of training has to be what ships.
+        if self._sharded or not self._several:
+            return self.trained
+        device = self._accelerator.device
+        return DistributedDataParallel(self.trained, None if device.type == "cpu" else [device])
+
+    def resized_(self) -> None:
+        """Follow a change of the sizes of `model`: DistributedDataParallel holds parameters that are gone."""
+        self.forward = self._wrap()
+
+    def gather_(self) -> None:
+        """Bring `model` up to date with what the processes have learned; all of them have to call it."""
+        if self._sharded:
+            gather_shards_(self.model, self.trained)
+
+    def agree_on_statistics_(self) -> None:
+        """Give every process the running statistics of the first: each has those of the images that it saw."""
+        if self._several:
+            broadcast_buffers_(self.model)
+
+    def place_masks(self, masks: Masks) -> Masks:
+        """The masks on this process's device, cut to its shards of the parameters."""
+        placed: Masks = {}
+        for name, targets in masks.items():
+            module = self.trained.get_submodule(name)
+            placed[name] = {}
+            for key, mask in targets.items():
+                parameter = module.get_parameter(key)
+                placed[name][key] = shard_like(mask.to(parameter.device), parameter)
+        return placed
+
+    def apply_masks_(self, placed_masks: Masks) -> None:
+        """Zero what the masks from `place_masks` remove."""
+        apply_masks_(self.trained, placed_masks)
