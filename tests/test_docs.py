@@ -126,8 +126,8 @@ def test_published_rows_are_written_once():
     """Papers are named in the recipes of the experiments, and in no script that makes tables."""
     papers = {
         paper.method
-        for name in reproduce.names()
-        for variant in reproduce.experiment(name).variants.values()
+        for name in reproduce.list_experiments()
+        for variant in reproduce.read_experiment(name).variants.values()
         for paper in variant.published
     }
     scripts = "\n".join(path.read_text() for path in (ROOT / "docs" / "tables").glob("*.py"))

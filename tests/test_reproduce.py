@@ -20,9 +20,9 @@ from nni_sparsevd import cli, models
 from nni_sparsevd.errors import SettingError
 from nni_sparsevd.files import read_json
 from nni_sparsevd.studies.reproduce import experiments
-from nni_sparsevd.studies.reproduce.calibration import scores
+from nni_sparsevd.studies.reproduce.calibration import score_predictions
 from nni_sparsevd.studies.reproduce.experiments import list_experiments, read_experiment
-from nni_sparsevd.studies.reproduce.gathering import _spent
+from nni_sparsevd.studies.reproduce.gathering import sum_processor_seconds
 from nni_sparsevd.studies.reproduce.running import jobs_of
 from nni_sparsevd.studies.reproduce.tables import format_table
 
@@ -119,7 +119,7 @@ def test_an_experiment_is_run_shown_and_kept_though_a_run_fails(made: tuple[Path
 
 def test_processor_seconds_add_up_over_stages_and_resumptions() -> None:
     rows = [("dense", 3.0), ("dense", 5.0), ("sparse", 7.0), ("sparse", 14.0), ("sparse", 6.0), ("sparse", 12.0)]
-    assert _spent([{"stage": stage, "processor_seconds": value} for stage, value in rows]) == 5 + 14 + 12
+    assert sum_processor_seconds([{"stage": stage, "processor_seconds": value} for stage, value in rows]) == 5 + 14 + 12
 
 
 def test_measures_of_a_run_are_those_of_its_networks(made: tuple[Path, int, str]) -> None:
@@ -202,7 +202,7 @@ def test_scores_by_hand() -> None:
     sure, unsure = torch.tensor([0.95, 0.05]), torch.tensor([0.55, 0.45])
     probabilities = torch.cat([sure.expand(10, 2), unsure.expand(10, 2)]).double()
     labels = torch.tensor([0] * 9 + [1] + [0] * 5 + [1] * 5)
-    made = scores(probabilities, labels)
+    made = score_predictions(probabilities, labels)
     assert made["error"] == pytest.approx(30.0)
     assert made["ece"] == pytest.approx(100 * (0.5 * 0.05 + 0.5 * 0.05), rel=1e-4)
     logs = np.log([0.95] * 9 + [0.05] + [0.55] * 5 + [0.45] * 5)

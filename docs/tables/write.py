@@ -164,7 +164,7 @@ def reproduced(name: str) -> list[str]:
 
 def measured(name: str, variant: str) -> list[str]:
     runs = read(RESULTS / "reproduce_mnist.json")["runs"]
-    return reproduce.MEASURES[name].table([run for run in runs if run["variant"] == variant])
+    return reproduce.MEASURES[name].format_table([run for run in runs if run["variant"] == variant])
 
 
 def alone(table: Callable[[Any], list[str]]) -> list[str]:

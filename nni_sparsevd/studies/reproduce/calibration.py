@@ -1,4 +1,4 @@
-"""How well predictions know their own errors: one network against many drawn from the posterior, on harder images."""
+"""Calibration on harder and harder images: one network against the mean of many drawn from the posterior."""
 
 import statistics
 from collections.abc import Callable
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from ...predictive import predict
-from .finished import Finished
+from .finished import FinishedRun
 
 IMAGES = 2000
-"""Test images; each is seen in every condition."""
+"""Number of test images; each is seen in every condition."""
 SAMPLES = 20
+"""Networks that are drawn from a posterior."""
 BINS = 15
+"""Bins of the expected calibration error."""
 
 CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "as they are": lambda images: images,
@@ -27,39 +29,41 @@ CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "noise of 0.4": lambda images: transform.gaussian_noise(images, sigma=0.4),
     "inverted": transform.invert,
 }
-"""What is done to images in [0, 1]."""
+"""Name of a condition -> what it does to images in [0, 1]."""
 
 
-def measure_calibration(done: Finished) -> list[dict[str, Any]]:
+def measure_calibration(run: FinishedRun) -> list[dict[str, Any]]:
     """Score four predictors of a finished run under every condition.
 
-    dense: the network before Sparse VD; shrunk: the one that ships; posterior and pruned posterior: the mean over
-    networks drawn from each.
+    The predictors are "dense", the network before Sparse VD; "shrunk", the network that ships; "posterior" and "pruned
+    posterior", the mean over networks drawn from each.
     """
-    data = done.data
     predictors: dict[str, Callable[[Tensor], Tensor]] = {
-        "dense": lambda inputs: _alone(done.dense, inputs),
-        "shrunk": lambda inputs: _alone(done.small, inputs),
-        "posterior": lambda inputs: predict(done.posterior, inputs, SAMPLES).probabilities,
-        "pruned posterior": lambda inputs: predict(done.posterior, inputs, SAMPLES, done.masks).probabilities,
+        "dense": lambda inputs: _predict_once(run.dense, inputs),
+        "shrunk": lambda inputs: _predict_once(run.small, inputs),
+        "posterior": lambda inputs: predict(run.posterior, inputs, SAMPLES).probabilities,
+        "pruned posterior": lambda inputs: predict(run.posterior, inputs, SAMPLES, run.masks).probabilities,
     }
-    torch.manual_seed(done.recipe.seed)
-    images, labels = data.test.images[:IMAGES].float() / 255, data.test.labels[:IMAGES]
+    torch.manual_seed(run.recipe.seed)
+    images, labels = run.data.test.images[:IMAGES].float() / 255, run.data.test.labels[:IMAGES]
     rows = []
     for condition, change in CONDITIONS.items():
-        inputs = data.normalize(change(images))
+        inputs = run.data.normalize(change(images))
         for name, predictor in predictors.items():
-            rows.append({"condition": condition, "predictor": name, **scores(predictor(inputs), labels)})
+            scores = score_predictions(predictor(inputs), labels)
+            rows.append({"condition": condition, "predictor": name, **scores})
     return rows
 
 
-def _alone(model: nn.Module, inputs: Tensor) -> Tensor:
+def _predict_once(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Probabilities of the classes, (images, classes), in float64."""
     with torch.inference_mode():
-        return model.eval()(inputs).double().softmax(-1)  # type: ignore[no-any-return]
+        probabilities: Tensor = model.eval()(inputs).double().softmax(-1)
+    return probabilities
 
 
-def calibration_table(runs: list[dict[str, Any]]) -> list[str]:
-    """Lines of a Markdown table for the runs of one variant: error, NLL and ECE of each predictor, means over seeds."""
+def format_calibration(runs: list[dict[str, Any]]) -> list[str]:
+    """Lines of a Markdown table of one variant: error, NLL and ECE of each predictor, means over seeds."""
     rows = [row for run in runs for row in run["calibration"]]
     predictors = list(dict.fromkeys(row["predictor"] for row in rows))
     lines = [f"| images | {' | '.join(predictors)} |", "|---|" + "--:|" * len(predictors)]
@@ -73,12 +77,21 @@ def calibration_table(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def scores(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
-    """Error in percent, negative log-likelihood and mean entropy in nats, expected calibration error in percent."""
-    error = multiclass_calibration_error(probabilities.float(), labels, probabilities.shape[1], BINS, "l1")
+def score_predictions(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    """Score predicted probabilities.
+
+    Args:
+        probabilities: Of the classes, (images, classes), float64.
+        labels: The right classes, (images,).
+
+    Returns:
+        "error", in percent; "nll", the negative log-likelihood, and "entropy", its mean, in nats; "ece", the expected
+        calibration error, in percent.
+    """
+    calibration_error = multiclass_calibration_error(probabilities.float(), labels, probabilities.shape[1], BINS, "l1")
     return {
         "error": 100 * float((probabilities.argmax(1) != labels).double().mean()),
         "nll": float(F.nll_loss(probabilities.clamp_min(1e-12).log(), labels)),
-        "ece": 100 * float(error),
+        "ece": 100 * float(calibration_error),
         "entropy": float(torch.special.entr(probabilities).sum(1).mean()),
     }

@@ -11,6 +11,7 @@ from ...settings import Settings, make_settings
 
 FOLDER = files(__package__) / "recipes"
 Table = dict[str, Any]
+"""Part of a recipe, as in TOML."""
 Picture = Literal["progress", "log_alpha", "weights", "widths", "tradeoff", "posterior", "kl"]
 
 
@@ -22,24 +23,24 @@ class Published(Settings):
     error: str = ""
     """Test error in percent."""
     sparsity: str = ""
-    """Per layer, percent of the weights removed."""
+    """Percent of the weights removed, layer by layer."""
     compression: str = ""
-    """Weights in all / weights kept."""
+    """All weights over kept weights."""
     units: str = ""
-    """Units that are left, layer by layer."""
+    """Channels of convolutions and neurons of dense layers that are kept, layer by layer."""
     macs: str = ""
-    """How many times fewer multiply-accumulates."""
+    """Multiply-accumulates of the dense network over those that are left."""
 
 
 class Variant(Settings):
     """One row of the results: what differs from the experiment's recipe."""
 
     title: str
-    """As the table calls it."""
+    """The variant as the table calls it."""
     recipe: Table = Field(default_factory=dict)
     """Settings that differ, in the shape of a recipe."""
     seeds: tuple[int, ...] | None = None
-    """Where they are not the experiment's."""
+    """Seeds, where they differ from the experiment's."""
     published: tuple[Published, ...] = ()
     """Rows of the papers to stand beside it."""
 
@@ -52,46 +53,73 @@ class Experiment(Settings):
     about: str
     """A paragraph: what is reproduced, how, and what differs from the paper."""
     columns: tuple[str, ...]
-    """Columns of its table (see `table.COLUMNS`)."""
+    """Columns of its table, keys of `tables.COLUMNS`."""
     pictures: tuple[Picture, ...] = ()
     """Pictures of its page."""
     measures: tuple[Literal["tradeoff", "calibration"], ...] = ()
-    """What is measured on finished runs, besides."""
+    """What is measured on finished runs, besides what they record."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every variant."""
     like: str | None = None
-    """Experiment whose recipe the one below changes."""
+    """Name of another experiment, from whose recipe this one starts."""
     recipe: Table = Field(default_factory=dict)
-    """What all variants share."""
+    """Settings that all variants share."""
     variants: dict[str, Variant] = Field(min_length=1)
-    """By name, in the order of the table."""
+    """Name -> variant, in the order of the table."""
 
     def recipe_of(self, variant: str, seed: int, data: Path) -> Recipe:
-        """Give the recipe of one run; its paths are taken from the folder `data`."""
-        settings = make_settings(Recipe, merged(self.recipe, self.variants[variant].recipe) | {"seed": seed})
-        return settings.model_copy(update={"data": settings.data.resolve_paths(data)})
+        """Build the recipe of one run.
+
+        Args:
+            variant: Name of the variant.
+            seed: Seed of the run.
+            data: Folder that the recipe's paths are relative to.
+
+        Returns:
+            The recipe, with paths that can be opened from here.
+
+        Raises:
+            SettingError: The variant's settings are not those of a recipe.
+        """
+        recipe = make_settings(Recipe, merge_tables(self.recipe, self.variants[variant].recipe) | {"seed": seed})
+        return recipe.model_copy(update={"data": recipe.data.resolve_paths(data)})
 
     def seeds_of(self, variant: str) -> tuple[int, ...]:
         """Seeds of one variant."""
         return self.variants[variant].seeds or self.seeds
 
 
-def merged(shared: Table, own: Table) -> Table:
-    """`shared` with what `own` says instead, table by table."""
-    return shared | {
-        key: merged(shared[key], value) if isinstance(value, dict) and isinstance(shared.get(key), dict) else value
-        for key, value in own.items()
-    }
+def merge_tables(shared: Table, own: Table) -> Table:
+    """`shared` with the values of `own` in place of its own; tables inside are merged the same way."""
+    merged = dict(shared)
+    for key, value in own.items():
+        before = shared.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            merged[key] = merge_tables(before, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def list_experiments() -> list[str]:
-    """Experiments that there are."""
+    """Names of the committed experiments."""
     return list_bundled_settings(FOLDER)
 
 
 def read_experiment(name: str) -> Experiment:
-    """Read the experiment `name`; raises `SettingError` where there is none."""
-    found = read_bundled_settings(FOLDER, Experiment, name)
-    if found.like is None:
-        return found
-    return found.model_copy(update={"recipe": merged(read_experiment(found.like).recipe, found.recipe)})
+    """Read a committed experiment.
+
+    Args:
+        name: One of `list_experiments`.
+
+    Returns:
+        The experiment, with the whole recipe in it where it starts from another experiment's.
+
+    Raises:
+        SettingError: No experiment has this name, or a key of its file is wrong.
+    """
+    experiment = read_bundled_settings(FOLDER, Experiment, name)
+    if experiment.like is None:
+        return experiment
+    base = read_experiment(experiment.like)
+    return experiment.model_copy(update={"recipe": merge_tables(base.recipe, experiment.recipe)})

@@ -1,4 +1,4 @@
-"""A finished run, brought back from its folder: its data and its networks."""
+"""A finished run, read back from its folder: its data and its networks."""
 
 import copy
 from dataclasses import dataclass
@@ -17,28 +17,43 @@ from ...training import read_network_
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a run folder of `compress` holds."""
+class FinishedRun:
+    """What a run folder of `compress` holds; all networks are in evaluation mode."""
 
     recipe: Recipe
+    """The settings of the run."""
     data: datasets.DataSets
+    """The data sets of the run."""
     dense: nn.Module
-    """Before the sparse stage."""
+    """The network before the sparse stage."""
     posterior: nn.Module
-    """At the end of the sparse stage, variational."""
+    """The variational network at the end of the sparse stage."""
     masks: Masks
+    """What was removed."""
     small: nn.Module
-    """What ships."""
+    """The network that ships."""
 
 
-def open_finished(run: Path) -> Finished:
-    """Read a run folder; raises `FileFormatError` naming the file that is missing or damaged."""
-    recipe = read_recipe(run / "recipe.toml")
+def open_finished(folder: Path) -> FinishedRun:
+    """Read a run folder of `compress`.
+
+    Args:
+        folder: The folder of the run.
+
+    Returns:
+        The data and the networks of the run.
+
+    Raises:
+        FileFormatError: A file of the run is missing or damaged; the message names it.
+        DataError: The data sets are no longer where the recipe says.
+    """
+    recipe = read_recipe(folder / "recipe.toml")
     data = datasets.load_data(recipe.data, recipe.data.image_size, recipe.seed)
     model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
     dense = copy.deepcopy(model)
-    read_network_(dense, run / "dense.safetensors")
+    read_network_(dense, folder / "dense.safetensors")
     sparsify_(model, recipe.posterior, example_inputs=data.normalize(data.train.images[:2]))
-    read_network_(model, run / "posterior.safetensors")
-    masks = unflatten_masks(load_tensors(run / "masks.safetensors")[0])
-    return Finished(recipe, data, dense.eval(), model.eval(), masks, load(run / "small.safetensors"))
+    read_network_(model, folder / "posterior.safetensors")
+    masks = unflatten_masks(load_tensors(folder / "masks.safetensors")[0])
+    small = load(folder / "small.safetensors")
+    return FinishedRun(recipe, data, dense.eval(), model.eval(), masks, small)

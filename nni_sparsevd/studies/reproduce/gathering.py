@@ -4,18 +4,30 @@ from typing import Any
 
 from ...files import read_json, read_rows
 from .experiments import Experiment
-from .measures import measured
+from .measures import measure_run
 from .running import Job
 
-HISTORY = ("stage", "epoch", "accuracy", "compression", "loss", "train_accuracy")
+EPOCH_KEYS = ("stage", "epoch", "accuracy", "compression", "loss", "train_accuracy")
+"""What is taken from each epoch of a run."""
 
 
-def gather(chosen: Experiment, jobs: list[Job]) -> list[dict[str, Any]]:
-    """One row a finished run: what it reached and how it got there.  Raises `FileFormatError` for a damaged file."""
-    return [_row(job) | measured(job.folder, chosen.measures) for job in jobs if job.done]
+def gather_runs(experiment: Experiment, jobs: list[Job]) -> list[dict[str, Any]]:
+    """What each finished run reached and how it got there.
+
+    Args:
+        experiment: The experiment, whose measures are taken where a run does not have them yet.
+        jobs: Runs of the experiment, finished or not.
+
+    Returns:
+        One row for each finished run.
+
+    Raises:
+        FileFormatError: A file of a finished run is missing or damaged.
+    """
+    return [_summarize_run(job) | measure_run(job.folder, experiment.measures) for job in jobs if job.done]
 
 
-def _row(job: Job) -> dict[str, Any]:
+def _summarize_run(job: Job) -> dict[str, Any]:
     result = read_json(job.folder / "result.json")
     epochs = read_rows(job.folder / "metrics.jsonl")
     dense, small = result["size"]["dense"], result["size"]["shrunk"]
@@ -32,17 +44,22 @@ def _row(job: Job) -> dict[str, Any]:
         "macs": [dense["macs"], small["macs"]],
         "latency_ms": [dense["latency_ms"], small["latency_ms"]],
         "check": result["check"],
-        "epochs": [{key: row[key] for key in HISTORY} for row in epochs],
-        "processor_seconds": _spent(epochs),
+        "epochs": [{key: epoch[key] for key in EPOCH_KEYS} for epoch in epochs],
+        "processor_seconds": sum_processor_seconds(epochs),
         "environment": read_json(job.folder / "environment.json"),
     }
 
 
-def _spent(epochs: list[dict[str, Any]]) -> float:
-    """Processor seconds of all stages; the clock begins again at each stage, and where a run was resumed."""
+def sum_processor_seconds(epochs: list[dict[str, Any]]) -> float:
+    """Processor seconds of all stages of a run.
+
+    The clock of an epoch begins again with each stage, and in the middle of a stage where a run was resumed: then it
+    stands lower than at the epoch before.
+    """
     total, before, stage = 0.0, 0.0, ""
-    for row in epochs:
-        now = row["processor_seconds"]
-        total += now - before if row["stage"] == stage and now >= before else now
-        before, stage = now, row["stage"]
+    for epoch in epochs:
+        now = epoch["processor_seconds"]
+        clock_goes_on = epoch["stage"] == stage and now >= before
+        total += now - before if clock_goes_on else now
+        before, stage = now, epoch["stage"]
     return round(total, 1)

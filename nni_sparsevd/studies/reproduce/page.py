@@ -7,47 +7,64 @@ from ...errors import SettingError, SparseVDError
 from ...files import write_bytes, write_json
 from ...training.environment import describe_environment
 from .experiments import Experiment, read_experiment
-from .gathering import gather
+from .gathering import gather_runs
 from .measures import MEASURES
-from .pictures import draw
-from .running import check, jobs_of, run
-from .tables import by_variant, format_table
+from .pictures import draw_pictures
+from .running import check_recipes, jobs_of, run_jobs
+from .tables import format_table, group_by_variant
 
 
 def reproduce_experiment(
     name: str, data: Path, out: Path, command: list[str], at_once: int = 1, seeds: tuple[int, ...] | None = None
 ) -> Path:
-    """Run what is missing of the experiment `name` below `out`, and make its page anew; returns the page.
+    """Run what is missing of an experiment, and make its page anew.
 
-    `data` holds the data sets (MNIST/raw, cifar10/*.tar).  Raises `SettingError` for an unknown name, seeds that the
-    experiment does not have, or a folder that holds another recipe's run; `SparseVDError` when a run failed.
+    Args:
+        name: Name of the experiment, one of `list_experiments`.
+        data: Folder of the data sets: `MNIST/raw`, `cifar10/*.tar`.
+        out: Folder in which the experiment has a folder of its own name.
+        command: The command line, for the record.
+        at_once: Number of runs at the same time.
+        seeds: Which seeds to run; None for all. The page shows every run that is there.
+
+    Returns:
+        The path of the page, in Markdown.
+
+    Raises:
+        SettingError: The experiment is unknown or does not have these seeds, or a folder holds a run of another recipe.
+        SparseVDError: A run failed; the page shows the others.
+        FileFormatError: A file of a finished run is damaged.
     """
-    chosen = read_experiment(name)
+    experiment = read_experiment(name)
     folder = out / name
-    every, wanted = jobs_of(chosen, folder), jobs_of(chosen, folder, seeds)
-    if not wanted:
-        known = sorted({job.seed for job in every})
+    all_jobs = jobs_of(experiment, folder)
+    jobs = jobs_of(experiment, folder, seeds)
+    if not jobs:
+        known = sorted({job.seed for job in all_jobs})
         raise SettingError(f"seeds: {name} has the seeds {known}, found {list(seeds or ())}")
+    check_recipes(experiment, all_jobs)
+    failed = run_jobs(experiment, jobs, data, at_once)
     page = folder / f"{name}.md"
-    check(chosen, every)
-    failed = run(chosen, wanted, data, at_once)
-    rows = gather(chosen, every)
-    if rows:  # what is there is shown, also when a run failed
-        values = {"experiment": name, "environment": describe_environment(command, rows[0]["seed"]), "runs": rows}
-        write_json(folder / f"{name}.json", values)
-        pictures = draw(chosen, rows, every, folder)
-        write_bytes(page, "\n".join(_page(chosen, rows, pictures)).encode())
+    runs = gather_runs(experiment, all_jobs)
+    if runs:
+        results = {"experiment": name, "environment": describe_environment(command, runs[0]["seed"]), "runs": runs}
+        write_json(folder / f"{name}.json", results)
+        pictures = draw_pictures(experiment, runs, all_jobs, folder)
+        write_bytes(page, "\n".join(_format_page(experiment, runs, pictures)).encode())
     if failed:
-        told = "; ".join(f"{job.name}: {job.last_words()} (see {job.log})" for job in failed)
-        raise SparseVDError(f"{len(failed)} of {len(wanted)} runs failed: {told}")
+        reasons = "; ".join(f"{job.name}: {job.last_line()} (see {job.log})" for job in failed)
+        raise SparseVDError(f"{len(failed)} of {len(jobs)} runs failed: {reasons}")
     return page
 
 
-def _page(chosen: Experiment, runs: list[dict[str, Any]], pictures: list[Path]) -> list[str]:
-    lines = [f"# {chosen.title}", "", chosen.about.strip(), "", *format_table(chosen, runs), ""]
+def _format_page(experiment: Experiment, runs: list[dict[str, Any]], pictures: list[Path]) -> list[str]:
+    """Lines of the page: the table, the pictures, and a table for each measure and variant."""
+    lines = [f"# {experiment.title}", "", experiment.about.strip(), "", *format_table(experiment, runs), ""]
     for picture in pictures:
         lines += [f"![{picture.stem}]({picture.name})", ""]
-    for measure in (MEASURES[name] for name in chosen.measures):
-        for name, of in by_variant(chosen, runs).items():
-            lines += [f"## {chosen.variants[name].title}: {measure.heading}", "", *measure.table(of), ""]
+    for measure_name in experiment.measures:
+        measure = MEASURES[measure_name]
+        for variant, runs_of_variant in group_by_variant(experiment, runs).items():
+            title = experiment.variants[variant].title
+            lines += [f"## {title}: {measure.heading}", "", *measure.format_table(runs_of_variant), ""]
     return lines

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ...errors import SettingError
 from ...recipe import Recipe, read_recipe, write_recipe
-from ..processes import stop_at_exit
+from ..processes import check_jobs, stop_at_exit
 from .experiments import Experiment
 
-POLL = 0.2  # seconds
+POLL = 0.2
+"""Seconds between two looks at the processes."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,21 @@ class Job:
     """One variant with one seed, and where it runs."""
 
     variant: str
+    """Name of the variant."""
     seed: int
+    """One of the variant's seeds."""
     folder: Path
+    """The folder of the run."""
 
     @property
     def name(self) -> str:
-        """As its folder is called."""
+        """Name of the run, which is that of its folder."""
         return self.folder.name
+
+    @property
+    def started(self) -> bool:
+        """Whether its first file is there."""
+        return (self.folder / "recipe.toml").exists()
 
     @property
     def done(self) -> bool:
@@ -36,30 +45,46 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What it said."""
+        """Path of what the run prints."""
         return self.folder.with_suffix(".log")
 
-    def last_words(self) -> str:
-        """The last line of its log."""
+    def last_line(self) -> str:
+        """The last line of the log that is not empty."""
         lines = [line for line in self.log.read_text().splitlines() if line.strip()]
-        return lines[-1] if lines else "said nothing"
+        return lines[-1] if lines else "printed nothing"
 
 
-def jobs_of(chosen: Experiment, folder: Path, seeds: tuple[int, ...] | None = None) -> list[Job]:
-    """All runs of an experiment, or those with `seeds`; seed by seed, so that a table can be made early."""
-    pairs = [(seed, variant) for variant in chosen.variants for seed in chosen.seeds_of(variant)]
-    ordered = sorted(pairs, key=lambda pair: pair[0])
-    return [Job(variant, seed, folder / f"{variant}-{seed}") for seed, variant in ordered if not seeds or seed in seeds]
+def jobs_of(experiment: Experiment, folder: Path, seeds: tuple[int, ...] | None = None) -> list[Job]:
+    """The runs of an experiment, seed by seed, so that a table of all variants is there early.
 
-
-def run(chosen: Experiment, jobs: list[Job], data: Path, at_once: int) -> list[Job]:
-    """Run what is not done, `at_once` at a time with one thread each; returns those that failed.
-
-    Raises `SettingError` for another number than 1 or more.  An interruption reaches the runs, which write checkpoints:
-    the same call goes on from there.
+    Args:
+        experiment: The experiment.
+        folder: Folder of the experiment, in which each run has a folder.
+        seeds: Which seeds; None for all.
     """
-    if at_once < 1:
-        raise SettingError(f"jobs: 1 or more, found {at_once}")
+    pairs = [(seed, variant) for variant in experiment.variants for seed in experiment.seeds_of(variant)]
+    pairs.sort(key=lambda pair: pair[0])  # the sort is stable, so variants stay in the experiment's order
+    return [Job(variant, seed, folder / f"{variant}-{seed}") for seed, variant in pairs if not seeds or seed in seeds]
+
+
+def run_jobs(experiment: Experiment, jobs: list[Job], data: Path, at_once: int) -> list[Job]:
+    """Run the jobs that are not done, each in a process with one thread.
+
+    An interruption reaches the processes, which write checkpoints: the same call resumes them.
+
+    Args:
+        experiment: The experiment.
+        jobs: Runs of the experiment.
+        data: Folder of the data sets.
+        at_once: Number of processes that run at the same time.
+
+    Returns:
+        The jobs that failed.
+
+    Raises:
+        SettingError: `at_once` is less than 1.
+    """
+    check_jobs(at_once)
     waiting = [job for job in jobs if not job.done]
     running: dict[subprocess.Popen[bytes], Job] = {}
     failed: list[Job] = []
@@ -74,41 +99,50 @@ def run(chosen: Experiment, jobs: list[Job], data: Path, at_once: int) -> list[J
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.pop(0)
-                print(f"{job.name}: {'goes on' if _begun(job) else 'begins'}; {job.log}", flush=True)
-                running[_start(chosen, job, data)] = job
+                print(f"{job.name}: {'goes on' if job.started else 'begins'}; {job.log}", flush=True)
+                running[_start_process(experiment, job, data)] = job
             time.sleep(POLL)
-            for process in [process for process in running if process.poll() is not None]:
+            ended = [process for process in running if process.poll() is not None]
+            for process in ended:
                 job = running.pop(process)
-                failed += [] if process.returncode == 0 else [job]
-                print(f"{job.name}: {'done' if process.returncode == 0 else 'failed'}", flush=True)
+                succeeded = process.returncode == 0
+                if not succeeded:
+                    failed.append(job)
+                print(f"{job.name}: {'done' if succeeded else 'failed'}", flush=True)
     return failed
 
 
-def _begun(job: Job) -> bool:
-    return (job.folder / "recipe.toml").exists()
+def check_recipes(experiment: Experiment, jobs: list[Job]) -> None:
+    """Check that the folders of the jobs hold runs of the experiment's present recipes.
 
+    Where the data lies may differ.
 
-def check(chosen: Experiment, jobs: list[Job]) -> None:
-    """Raise `SettingError` where a folder holds a run of other settings than its job's; where data lies is none."""
+    Raises:
+        SettingError: A folder holds a run with other settings.
+    """
     for job in jobs:
-        now = chosen.recipe_of(job.variant, job.seed, Path())
-        if _begun(job) and _portable(read_recipe(job.folder / "recipe.toml")) != _portable(now):
+        if not job.started:
+            continue
+        expected = experiment.recipe_of(job.variant, job.seed, Path())
+        if _without_paths(read_recipe(job.folder / "recipe.toml")) != _without_paths(expected):
             raise SettingError(
                 f"{job.folder}: its run has other settings than {job.name} has now; delete it, or choose another --out"
             )
 
 
-def _portable(recipe: Recipe) -> Recipe:
+def _without_paths(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": None, "test": None})})
 
 
-def _start(chosen: Experiment, job: Job, data: Path) -> subprocess.Popen[bytes]:
+def _start_process(experiment: Experiment, job: Job, data: Path) -> subprocess.Popen[bytes]:
     recipe = job.folder.with_suffix(".toml")
-    write_recipe(chosen.recipe_of(job.variant, job.seed, data), recipe)
+    write_recipe(experiment.recipe_of(job.variant, job.seed, data), recipe)
     command = [sys.executable, "-m", "nni_sparsevd", "compress", "--recipe", str(recipe), "--out", str(job.folder)]
-    command += ["--resume"] if _begun(job) else []
+    if job.started:
+        command.append("--resume")
     with open(job.log, "ab") as log:
-        # a group of its own: Ctrl-C comes to it once, from here
+        # In a session of its own a process does not get the terminal's Ctrl-C, which `stop` passes on: without it, the
+        # process would be interrupted twice, the second time while it writes its checkpoint.
         return subprocess.Popen(
             command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, start_new_session=True
         )

@@ -1,4 +1,4 @@
-"""timm's architecture modules, and of each the smallest network."""
+"""timm's architecture modules, and the smallest network of each."""
 
 import fnmatch
 from collections.abc import Iterator
@@ -10,47 +10,62 @@ import torch
 from torch import nn
 
 from ...errors import SettingError
+from ...measure import count_parameters
 
 SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
-"""Sides of images that are tried, from the smallest, for networks that take any."""
+"""Sides of the images that are tried, from the smallest, with networks that take any size."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """The smallest network of a family, and the sides of images to try with it."""
+    """The smallest network of a family, and the inputs to try with it."""
 
     family: str
+    """Name of the architecture module of timm."""
     model: str
+    """Name of the network in timm."""
     channels: int
+    """Channels of its input."""
     sizes: tuple[int, ...]
+    """Sides of the images to try, from the smallest; a single one where the network takes no other."""
     layer_norms: bool = False
-    """Whether it has any."""
+    """Whether the network has layer norms."""
 
 
 def list_families(pattern: str = "*") -> list[str]:
-    """Names of timm's modules that register networks; `pattern` is a shell pattern, or several with commas.
+    """Names of timm's modules that register networks.
 
-    Raises `SettingError` when none matches.
+    Args:
+        pattern: A shell pattern, or several with commas.
+
+    Returns:
+        The names that match, in timm's order.
+
+    Raises:
+        SettingError: No module matches.
     """
-    patterns = pattern.split(",")
-    own = [name for name in timm.list_modules() if find_spec(f"timm.models.{name}")]  # others may have been added
-    found = [name for name in own if any(fnmatch.fnmatch(name, one.strip()) for one in patterns)]
-    if not found:
+    patterns = [part.strip() for part in pattern.split(",")]
+    # A user's own code may have registered networks under other modules; `find_spec` knows timm's.
+    families = [name for name in timm.list_modules() if find_spec(f"timm.models.{name}")]
+    matching = [name for name in families if any(fnmatch.fnmatch(name, part) for part in patterns)]
+    if not matching:
         raise SettingError(f"families: no architecture module of timm matches {pattern!r}")
-    return found
+    return matching
 
 
-def smallest(family: str) -> Member:
-    """The member with the fewest parameters, counted without making any."""
-    return min(_members(family), key=lambda found: found[0])[1]
+def find_smallest(family: str) -> Member:
+    """The network of a family with the fewest parameters, counted without making their values."""
+    _, member = min(_count_members(family), key=lambda counted: counted[0])
+    return member
 
 
-def _members(family: str) -> Iterator[tuple[int, Member]]:
+def _count_members(family: str) -> Iterator[tuple[int, Member]]:
+    """The number of parameters of each network of a family, and the network."""
     for name in timm.list_models(module=family):
         with torch.device("meta"):
             model = timm.create_model(name)
-        entry = timm.get_pretrained_cfg(name)
-        channels, *_, side = entry.input_size if entry else (3, 224, 224)
-        sizes = (side,) if entry and entry.fixed_input_size else SIZES
-        norms = any(isinstance(module, nn.LayerNorm) for module in model.modules())
-        yield sum(parameter.numel() for parameter in model.parameters()), Member(family, name, channels, sizes, norms)
+        config = timm.get_pretrained_cfg(name)
+        channels, *_, side = config.input_size if config else (3, 224, 224)
+        sizes = (side,) if config and config.fixed_input_size else SIZES
+        has_layer_norms = any(isinstance(module, nn.LayerNorm) for module in model.modules())
+        yield count_parameters(model), Member(family, name, channels, sizes, has_layer_norms)

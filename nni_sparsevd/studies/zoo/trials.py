@@ -1,12 +1,14 @@
-"""One network of the zoo: kill channels, shrink, compare."""
+"""One trial of the zoo: mask channels of a network, shrink it, and compare the two."""
 
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...errors import TraceError
@@ -18,148 +20,210 @@ from ...testing import randomize_, settle_
 from .families import Member
 
 MASK_KINDS = ("half", "random", "remember")
+"""Kinds of masks; see `Row.mask_kind`."""
 TRIES = 3
-"""Sizes of the input with which a network may leave parameters without effect before the smallest is taken."""
+"""Number of input sizes that may leave parameters without effect before the smallest is taken all the same."""
+KEYS_IN_FILES = {"mask_kind": "kill", "masked": "killed", "without_effect": "deaf"}
+"""Fields of `Row` whose keys in files differ from their names: published results have these keys."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one network under one mask."""
+    """What became of one network under one kind of masks."""
 
     family: str
+    """Name of the architecture module of timm."""
     model: str
-    kill: str
-    """"half": every second channel of every removable group, with everything that makes it heard.  "random": every
-    channel with a probability drawn for its group, by its weights alone, so that biases and shifts go on.  "remember":
-    "half" with layer norms that may remember what they lose, for networks that have layer norms."""
+    """Name of the network in timm."""
+    mask_kind: str
+    """"half": every second channel of every removable group, with all parameters that write it or shift it.
+    "random": every channel with a probability that is drawn for its group, by its weights alone, so that its biases and
+    shifts stay and it carries a constant. "remember": "half" with layer norms that may remember the channels that they
+    lose, for networks that have layer norms."""
     verdict: str
     """"exact", or what went wrong and where."""
     input_size: int = 0
+    """Side of the images."""
     groups: int = 0
+    """Channel groups."""
     free_groups: int = 0
-    killed: int = 0
+    """Channel groups that are not pinned."""
+    masked: int = 0
+    """Masked channels."""
     removed: int = 0
+    """Removed channels."""
     again: int = 0
-    """Found by planning a second time: where a grouped convolution was left with one group, its channels are freer."""
+    """Channels that planning a second time would remove: where a grouped convolution is left with one group, its
+    channels are freer than before."""
     parameters: tuple[int, int] = (0, 0)
-    """Before and after."""
+    """Number of parameters before and after."""
     macs: tuple[int, int] = (0, 0)
+    """Multiply-accumulates of one image before and after."""
     max_rel_64: float = float("nan")
+    """Largest difference between the outputs in float64, as a part of the largest output."""
     max_rel_32: float = float("nan")
+    """The same in float32."""
     noise_32: float = float("nan")
-    """What float32 alone does to the masked network, relative as well."""
+    """What float32 by itself does to the masked network's outputs, as a part of the largest output."""
     max_rel_gradient: float | None = None
-    """Of the parameters that survive, in training and evaluation mode; not for "random", where constants are left."""
-    deaf: tuple[str, ...] = ()
-    """Surviving parameters of which no element changes the output."""
+    """Largest difference between the gradients of the parameters that survive, in training and evaluation mode, as a
+    part of the largest gradient; None for "random", whose constants have gradients that the small network lacks."""
+    without_effect: tuple[str, ...] = ()
+    """Names of the surviving parameters of which no element changes the output."""
     seconds: float = 0.0
-    """Tracing, planning and shrinking, without the comparison."""
+    """Time to trace, plan and shrink, without the comparison."""
     reasons: dict[str, int] = field(default_factory=dict)
-    """Why channels are not free, or stayed though dead, and of how many groups."""
+    """Why channels are pinned, or stayed though dead -> number of groups."""
 
-    def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """The row as it is in a file."""
+        return {KEYS_IN_FILES.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Row":
+        """Read a row of a file."""
+        names = {key: name for name, key in KEYS_IN_FILES.items()}
+        return cls(**{names.get(key, key): value for key, value in values.items()})
 
 
-def run_trial(member: Member, kill: str, seed: int) -> Row:
-    """Shrink one network; one that cannot be traced gets a row that says why."""
-    family = member.family
+def run_trial(member: Member, mask_kind: str, seed: int) -> Row:
+    """Mask channels of a network, shrink it, and compare the two.
+
+    Args:
+        member: The network, and the inputs to try with it.
+        mask_kind: One of `MASK_KINDS`.
+        seed: Seed of weights, masks and inputs.
+
+    Returns:
+        The row; for a network that cannot be traced it says why.
+    """
     torch.manual_seed(seed)
     model = randomize_(timm.create_model(member.model), seed).double().eval()
     try:
-        example = _input(model, member, seed)
+        example = _find_input(model, member, seed)
     except TraceError as error:
-        return Row(family, member.model, kill, f"not traced: {error}")
-    began = time.perf_counter()
-    graph = channel_graph(model, example, remember_norms=kill == "remember")
-    seconds = time.perf_counter() - began
-    masks, killed = mask_channels(model, graph, kill, seed)
+        return Row(member.family, member.model, mask_kind, f"not traced: {error}")
+    remember_norms = mask_kind == "remember"
+    started = time.perf_counter()
+    graph = channel_graph(model, example, remember_norms=remember_norms)
+    tracing_seconds = time.perf_counter() - started
+    masks, masked = mask_channels(model, graph, mask_kind, seed)
     apply_masks_(model, masks)
-    began = time.perf_counter()
+    started = time.perf_counter()
     plan = plan_removal(model, graph)
     small = apply_plan_(copy_model(model), plan)
-    seconds += time.perf_counter() - began
+    shrinking_seconds = time.perf_counter() - started
     result = check(model, small, example, rounds=1, seed=seed)
-    again = make_plan(small, example, remember_norms=kill == "remember").removed
-    verdict = "exact" if result.ok else f"different: {result}"
+    gradient = None if mask_kind == "random" else _largest_gradient_difference(model, small, plan, example, seed)
     return Row(
-        family,
+        member.family,
         member.model,
-        kill,
-        verdict,
+        mask_kind,
+        verdict="exact" if result.ok else f"different: {result}",
         input_size=example.shape[-1],
         groups=len(graph.groups),
         free_groups=sum(not group.pinned for group in graph.groups),
-        killed=killed,
+        masked=masked,
         removed=plan.removed,
-        again=again,
+        again=make_plan(small, example, remember_norms=remember_norms).removed,
         parameters=(count_parameters(model), count_parameters(small)),
-        macs=(_macs(model, example), _macs(small, example)),
+        macs=(count_macs(model, example[:1]), count_macs(small, example[:1])),
         max_rel_64=result.max_rel_64,
         max_rel_32=result.max_rel_32,
-        max_rel_gradient=None if kill == "random" else _gradients(model, small, plan, example, seed),
+        max_rel_gradient=gradient,
         noise_32=result.noise_32,
-        deaf=parameters_without_effect(small, example, seed),
-        seconds=seconds,
+        without_effect=find_parameters_without_effect(small, example, seed),
+        seconds=tracing_seconds + shrinking_seconds,
         reasons=dict(Counter(group.reason for group in plan.groups if group.reason)),
     )
 
 
-def _input(model: nn.Module, member: Member, seed: int) -> Tensor:
-    """The smallest input on which every parameter matters, or else that the network takes; norms settled on it."""
-    found = None
+def _find_input(model: nn.Module, member: Member, seed: int) -> Tensor:
+    """An input on which the comparison says much, (2, channels, side, side), with the norms settled on it.
+
+    1. A parameter without effect on the output is not tested. On small images there are such parameters, where a
+       feature map has shrunk to one position. So the smallest input on which every parameter has an effect is taken.
+    2. Some networks have parameters without effect on every input. After a few sizes the smallest is taken.
+    """
+    smallest = None
     tried = 0
     for side in member.sizes:
         example = torch.zeros(2, member.channels, side, side, dtype=torch.float64)
         try:
             channel_graph(model, example)
         except TraceError:
-            if side == member.sizes[-1] and found is None:
+            if side == member.sizes[-1] and smallest is None:
                 raise
             continue
         settle_(model, example, seed)
-        found = example if found is None else found
+        if smallest is None:
+            smallest = example
         tried += 1
-        if not parameters_without_effect(model, example, seed):
+        if not find_parameters_without_effect(model, example, seed):
             return example
         if tried == TRIES:
             break
-    assert found is not None
-    settle_(model, found, seed)
-    return found
+    assert smallest is not None
+    settle_(model, smallest, seed)
+    return smallest
 
 
-def mask_channels(model: nn.Module, graph: ChannelGraph, kill: str, seed: int) -> tuple[Masks, int]:
-    """Masks that kill channels of every removable group, and how many; no axis loses all."""
+def mask_channels(model: nn.Module, graph: ChannelGraph, mask_kind: str, seed: int) -> tuple[Masks, int]:
+    """Mask channels of every removable group, but never all channels of an axis.
+
+    Args:
+        model: The network; it stays as it is.
+        graph: Its channel groups.
+        mask_kind: One of `MASK_KINDS`.
+        seed: Seed of "random".
+
+    Returns:
+        The masks, and the number of masked channels.
+    """
     draw = np.random.default_rng(seed)
     masks: Masks = {}
-    killed = 0
-    gone = np.zeros(graph.num_channels, np.bool_)
+    masked = 0
+    removed = np.zeros(graph.count, np.bool_)
     for group in graph.groups:
         if group.pinned or len(group) < 2:
             continue
-        dead = np.arange(len(group)) % 2 == 1
-        if kill == "random":
-            dead = draw.random(len(group)) < draw.uniform(0.1, 0.9)
-            dead[draw.integers(len(group))] = False
-        both = gone.copy()
-        both[graph.with_members(group.channels[dead])] = True
-        if any(both[graph.axes[axis]].all() for axis in group.axes):  # with those of heads that are gone already
+        dead = _choose_channels(draw, len(group), mask_kind)
+        # A channel may share an axis with channels of other groups, heads for example, that are masked already.
+        removed_with_group = removed.copy()
+        removed_with_group[graph.with_members(group.channels[dead])] = True
+        if any(removed_with_group[graph.axes[axis]].all() for axis in group.axes):
             continue
-        gone = both
+        removed = removed_with_group
         mask_group_channels_(masks, model, graph, group, group.channels[dead])
-        killed += int(dead.sum())
-    if kill == "random":
-        masks = {name: {"weight": own["weight"]} for name, own in masks.items() if own.get("weight", _NONE).dim() > 1}
-    return masks, killed
+        masked += int(dead.sum())
+    if mask_kind == "random":
+        masks = _keep_weight_masks(masks)
+    return masks, masked
 
 
-_NONE = torch.empty(0)
+def _choose_channels(draw: np.random.Generator, count: int, mask_kind: str) -> NDArray[np.bool_]:
+    """Which channels of a group are masked, (count,); at least one is not."""
+    if mask_kind != "random":
+        return np.arange(count) % 2 == 1
+    dead: NDArray[np.bool_] = draw.random(count) < draw.uniform(0.1, 0.9)
+    dead[draw.integers(count)] = False
+    return dead
 
 
-def parameters_without_effect(model: nn.Module, example: Tensor, seed: int) -> tuple[str, ...]:
-    """Parameters of which no element changes the output on random inputs: a comparison says nothing about them."""
+def _keep_weight_masks(masks: Masks) -> Masks:
+    """The masks of weights of more than one dimension: biases, and scales and shifts of norms, stay."""
+    weight_masks: Masks = {}
+    for name, targets in masks.items():
+        if "weight" in targets and targets["weight"].dim() > 1:
+            weight_masks[name] = {"weight": targets["weight"]}
+    return weight_masks
+
+
+def find_parameters_without_effect(model: nn.Module, example: Tensor, seed: int) -> tuple[str, ...]:
+    """Names of the parameters of which no element changes the output on random inputs.
+
+    A comparison of outputs says nothing about these parameters.
+    """
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(example.shape, generator=generator, dtype=torch.float64)
     clear_caches_(model)
@@ -167,16 +231,12 @@ def parameters_without_effect(model: nn.Module, example: Tensor, seed: int) -> t
     output = model(inputs)
     weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
     gradients = torch.autograd.grad((output * weights).sum(), list(parameters.values()), allow_unused=True)
-    clear_caches_(model)  # tables made with gradients
-    return tuple(
-        name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None or not gradient.any()
-    )
+    clear_caches_(model)  # of tables that this pass has made, with its graph
+    pairs = zip(parameters, gradients, strict=True)
+    return tuple(name for name, gradient in pairs if gradient is None or not gradient.any())
 
 
-def _gradients(model: nn.Module, small: nn.Module, plan: Plan, example: Tensor, seed: int) -> float:
-    modes = (True, False)
-    return max(gradient_difference(model, small, plan, example, training=mode, seed=seed) for mode in modes)
-
-
-def _macs(model: nn.Module, example: Tensor) -> int:
-    return count_macs(model, example[:1])
+def _largest_gradient_difference(model: nn.Module, small: nn.Module, plan: Plan, example: Tensor, seed: int) -> float:
+    """The larger one of the differences in training and in evaluation mode."""
+    differences = [gradient_difference(model, small, plan, example, training=mode, seed=seed) for mode in (True, False)]
+    return max(differences)
