@@ -1,5 +1,6 @@
 """The zoo: rows that are kept, limits that end a family, and a table that hides nothing."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from nni_sparsevd import cli
 from nni_sparsevd.files import read_json, write_json
 from nni_sparsevd.studies.zoo import Limits, format_summary, format_table, run_zoo
-from nni_sparsevd.studies.zoo.families import list_families, smallest
+from nni_sparsevd.studies.zoo.families import find_smallest, list_families
 from nni_sparsevd.studies.zoo.trials import Row
 
 Printed = pytest.CaptureFixture[str]
@@ -17,7 +18,7 @@ Printed = pytest.CaptureFixture[str]
 def test_families_are_timms_own_modules() -> None:
     assert len(list_families()) > 90 and "resnet" in list_families() and "models" not in list_families()
     assert list_families("resnet,vgg*") == ["resnet", "vgg"]
-    member = smallest("starnet")
+    member = find_smallest("starnet")
     assert (member.model, member.sizes[0], member.layer_norms) == ("starnet_s050", 64, False)
 
 
@@ -63,10 +64,17 @@ def test_wrong_flags(tmp_path: Path, capsys: Printed, flags: list[str], message:
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def row(family: str, kill: str, **values: Any) -> dict[str, Any]:
-    sizes = {"removed": 5, "killed": 5, "parameters": (10, 5), "macs": (10, 2)}
+def test_published_rows_keep_their_keys() -> None:
+    published = read_json(Path(__file__).parents[1] / "docs" / "results" / "zoo.json")["rows"]
+    assert len(published) > 100
+    for record in published:
+        assert json.loads(json.dumps(Row.from_dict(record).to_dict())) == record
+
+
+def row(family: str, mask_kind: str, **values: Any) -> dict[str, Any]:
+    sizes = {"removed": 5, "masked": 5, "parameters": (10, 5), "macs": (10, 2)}
     settled = {"verdict": "exact", "max_rel_64": 1e-16, "max_rel_32": 1e-7, **sizes}
-    return Row(family, f"{family}_s", kill, **{**settled, **values}).to_dict()
+    return Row(family, f"{family}_s", mask_kind, **{**settled, **values}).to_dict()
 
 
 def test_the_summary_counts_what_the_rows_say() -> None:
@@ -77,7 +85,7 @@ def test_the_summary_counts_what_the_rows_say() -> None:
             "kept",
             "half",
             removed=0,
-            killed=0,
+            masked=0,
             max_rel_32=2e-5,
             max_rel_gradient=0.5,
             reasons={"lstm has no rule": 4, "output of the network": 1},

@@ -1,93 +1,130 @@
-"""The zoo as a table: a line a family, with all its masks."""
+"""The zoo as a table: one line for each family, with all its kinds of masks."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...shrinking import TOLERANCE_32
+from .trials import Row
 
 GRADIENT = 1e-8
-"""Differences between gradients that are still rounding."""
+"""Relative differences between gradients up to this are rounding."""
 Record = dict[str, Any]
-"""A `Row` as it is on disk."""
+"""A row as it is in a file."""
 
 
-def format_summary(rows: Sequence[Record]) -> str:
-    """How many families shrink exactly, and what became of the others."""
-    families = _by_family(rows)
-    exactly = {name: own for name, own in families.items() if all(row["verdict"] == "exact" for row in own)}
-    kept = [name for name, own in exactly.items() if not all(row["killed"] for row in own)]
-    smaller = [name for name in exactly if name not in kept and all(row["removed"] for row in exactly[name])]
-    others = [name for name in families if name not in smaller and name not in kept]
-    exact = [row for row in rows if row["verdict"] == "exact"]
-    worst = {key: max((row[key] for row in exact), default=0.0) for key in ("max_rel_64", "max_rel_32")}
-    noisy = list(dict.fromkeys(row["family"] for row in exact if row["max_rel_32"] > TOLERANCE_32))
-    compared = [row for row in exact if row["max_rel_gradient"] is not None]
-    other = list(dict.fromkeys(row["family"] for row in compared if row["max_rel_gradient"] > GRADIENT))
-    twice = list(dict.fromkeys(row["family"] for row in rows if row["again"]))
+def format_summary(records: Sequence[Record]) -> str:
+    """How many families shrink exactly, and what became of the others.
+
+    Args:
+        records: Rows of a results file.
+
+    Returns:
+        Several lines of text.
+    """
+    rows = [Row.from_dict(record) for record in records]
+    families = _group_by_family(rows)
+    smaller, whole, others = _sort_families(families)
+    exact = [row for row in rows if row.verdict == "exact"]
+    worst_64 = max((row.max_rel_64 for row in exact), default=0.0)
+    worst_32 = max((row.max_rel_32 for row in exact), default=0.0)
+    noisy = [row.family for row in exact if row.max_rel_32 > TOLERANCE_32]
+    other_gradients = [row.family for row in exact if (row.max_rel_gradient or 0.0) > GRADIENT]
+    not_complete = [row.family for row in rows if row.again]
     lines = [
         f"{len(smaller)} of {len(families)} families shrink exactly under every mask",
-        f"{len(kept)} keep all channels under some mask, for the reasons given: {_named(kept)}",
-        f"{len(others)} others: {_named(others)}",
-        f"largest relative difference of those that are exact: {worst['max_rel_64']:.1e} in float64, "
-        f"{worst['max_rel_32']:.1e} in float32 (above {TOLERANCE_32:g}, and then within twice what float32 does to the "
-        f"masked network by itself: {_named(noisy)})",
-        f"gradients differ by more than {GRADIENT:g} of the largest in {_named(other)}",
-        f"planning again finds more in {_named(twice)}, where a grouped convolution was left with one group",
+        f"{len(whole)} keep all channels under some mask, for the reasons given: {_join_names(whole)}",
+        f"{len(others)} others: {_join_names(others)}",
+        f"largest relative difference of those that are exact: {worst_64:.1e} in float64, "
+        f"{worst_32:.1e} in float32 (above {TOLERANCE_32:g}, and then within twice what float32 does to the "
+        f"masked network by itself: {_join_names(noisy)})",
+        f"gradients differ by more than {GRADIENT:g} of the largest in {_join_names(other_gradients)}",
+        f"planning again finds more in {_join_names(not_complete)}, "
+        "where a grouped convolution was left with one group",
     ]
     return "\n".join(lines)
 
 
-def format_table(rows: Sequence[Record]) -> list[str]:
-    """Markdown: what is left of parameters and MACs under "half · random · remember", and the largest differences."""
+def format_table(records: Sequence[Record]) -> list[str]:
+    """What is left of parameters and MACs under "half · random · remember", and the largest differences.
+
+    Args:
+        records: Rows of a results file.
+
+    Returns:
+        Lines of a Markdown table, with one row for each family.
+    """
     lines = [
-        "| family: smallest member, input | free groups | removed of killed | parameters | MACs | float64 | float32 "
+        "| family: smallest member, input | free groups | removed of masked | parameters | MACs | float64 | float32 "
         "| gradients | s | reasons |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
-    for family, own in _by_family(rows).items():
-        first = own[0]
-        if any(row["verdict"] != "exact" for row in own):
-            wrong = "; ".join(f"{row['kill']}: {row['verdict']}" for row in own)
-            lines.append(f"| {family}: {first['model']} | | | | | | | | | **{wrong}** |")
-            continue
-        lines.append(
-            f"| {family}: {first['model']}, {first['input_size']} | {first['free_groups']} of {first['groups']} | "
-            + " · ".join(f"{row['removed']:,} of {row['killed']:,}" for row in own)
-            + " | "
-            + " · ".join(_share(row["parameters"]) for row in own)
-            + " | "
-            + " · ".join(_share(row["macs"]) for row in own)
-            + " | "
-            + " | ".join(_largest(own, key) for key in ("max_rel_64", "max_rel_32", "max_rel_gradient"))
-            + f" | {max(row['seconds'] for row in own):.1f} | {_reasons(own)} |"
-        )
+    for family, rows in _group_by_family(Row.from_dict(record) for record in records).items():
+        if all(row.verdict == "exact" for row in rows):
+            lines.append(_format_exact(family, rows))
+        else:
+            verdicts = "; ".join(f"{row.mask_kind}: {row.verdict}" for row in rows)
+            lines.append(f"| {family}: {rows[0].model} | | | | | | | | | **{verdicts}** |")
     return lines
 
 
-def _named(families: Sequence[str]) -> str:
-    return ", ".join(families) or "none"
+def _sort_families(families: dict[str, list[Row]]) -> tuple[list[str], list[str], list[str]]:
+    """Names of the families that become smaller, that stay whole under some mask, and all others."""
+    smaller, whole, others = [], [], []
+    for name, rows in families.items():
+        if any(row.verdict != "exact" for row in rows):
+            others.append(name)
+        elif any(row.masked == 0 for row in rows):
+            whole.append(name)
+        elif all(row.removed for row in rows):
+            smaller.append(name)
+        else:
+            others.append(name)
+    return smaller, whole, others
 
 
-def _by_family(rows: Iterable[Record]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
+def _format_exact(family: str, rows: list[Row]) -> str:
+    first = rows[0]
+    cells = [
+        f"{family}: {first.model}, {first.input_size}",
+        f"{first.free_groups} of {first.groups}",
+        " · ".join(f"{row.removed:,} of {row.masked:,}" for row in rows),
+        " · ".join(_format_share(row.parameters) for row in rows),
+        " · ".join(_format_share(row.macs) for row in rows),
+        f"{max(row.max_rel_64 for row in rows):.0e}",
+        f"{max(row.max_rel_32 for row in rows):.0e}",
+        f"{max(row.max_rel_gradient or 0.0 for row in rows):.0e}",
+        f"{max(row.seconds for row in rows):.1f}",
+        _format_reasons(first),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _join_names(families: Sequence[str]) -> str:
+    """The names with commas, each once."""
+    return ", ".join(dict.fromkeys(families)) or "none"
+
+
+def _group_by_family(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    families: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row["family"], []).append(row)
-    return found
+        families.setdefault(row.family, []).append(row)
+    return families
 
 
-def _share(pair: Sequence[int]) -> str:
-    return f"{pair[1] / pair[0]:.2f}"
+def _format_share(before_and_after: Sequence[int]) -> str:
+    before, after = before_and_after
+    return f"{after / before:.2f}"
 
 
-def _largest(rows: Iterable[Record], key: str) -> str:
-    return f"{max((row[key] for row in rows if row[key] is not None), default=0.0):.0e}"
+def _format_reasons(row: Row) -> str:
+    """Why groups are pinned, each reason once with its number of groups.
 
-
-def _reasons(rows: Iterable[Record]) -> str:
-    """Why groups are not free; that the output is one is no news."""
-    found: dict[str, int] = {}
-    for reason, count in next(iter(rows))["reasons"].items():
+    Two reasons are left out: that the output of the network is pinned is no news, and "constant, but" is about single
+    dead channels that stay in a group that is not pinned.
+    """
+    counts: dict[str, int] = {}
+    for reason, count in row.reasons.items():
         short = reason.split(": removing")[0]
         if short != "output of the network" and "constant, but" not in short:
-            found[short] = found.get(short, 0) + count
-    return "; ".join(f"{reason} ({count})" for reason, count in found.items())
+            counts[short] = counts.get(short, 0) + count
+    return "; ".join(f"{reason} ({count})" for reason, count in counts.items())

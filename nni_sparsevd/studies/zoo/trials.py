@@ -183,7 +183,7 @@ def mask_channels(model: nn.Module, graph: ChannelGraph, mask_kind: str, seed: i
     draw = np.random.default_rng(seed)
     masks: Masks = {}
     masked = 0
-    removed = np.zeros(graph.count, np.bool_)
+    removed = np.zeros(graph.num_channels, np.bool_)
     for group in graph.groups:
         if group.pinned or len(group) < 2:
             continue
@@ -204,7 +204,8 @@ def mask_channels(model: nn.Module, graph: ChannelGraph, mask_kind: str, seed: i
 def _choose_channels(draw: np.random.Generator, count: int, mask_kind: str) -> NDArray[np.bool_]:
     """Which channels of a group are masked, (count,); at least one is not."""
     if mask_kind != "random":
-        return np.arange(count) % 2 == 1
+        every_second: NDArray[np.bool_] = np.arange(count) % 2 == 1
+        return every_second
     dead: NDArray[np.bool_] = draw.random(count) < draw.uniform(0.1, 0.9)
     dead[draw.integers(count)] = False
     return dead
