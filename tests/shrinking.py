@@ -38,9 +38,9 @@ def outputs(model: nn.Module, like: Tensor, seed: int = 0) -> Tensor:
 
 def difference(left: nn.Module, right: nn.Module, like: Tensor) -> float:
     """Largest difference, relative to the largest output."""
-    expected, found = outputs(left, like), outputs(right, like)
-    assert expected.shape == found.shape and expected.isfinite().all()
-    return float((expected - found).abs().max() / expected.abs().max())
+    expected, computed = outputs(left, like), outputs(right, like)
+    assert expected.shape == computed.shape and expected.isfinite().all()
+    return float((expected - computed).abs().max() / expected.abs().max())
 
 
 def assert_law(model: nn.Module, like: Tensor) -> tuple[nn.Module, svd.Plan]:

@@ -42,12 +42,12 @@ READERS = {
 
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize("activation", [nn.Sigmoid, nn.ReLU, nn.GELU, nn.Tanh])
-def test_all_but_one_constant_go(kind, activation):
+def test_all_but_one_constant_are_removed(kind, activation):
     model = plain(READERS[kind](), activation())
     small, plan = assert_law(model, image())
     assert_sensitive(model, image())
     assert small.first.out_channels == 6 and plan.groups[0].dead == 1
-    carried = 1 if activation is nn.ReLU else 2  # one is 0 behind a ReLU, and goes by itself
+    carried = 1 if activation is nn.ReLU else 2  # one is 0 behind a ReLU, and is removed by itself
     reason = f"1 constant, but not at the zero-padded border that reader sees, and carries {carried} more"
     assert plan.groups[0].reason == reason
     for size in (3, 5, 11, 16):
@@ -80,7 +80,7 @@ def test_each_reader_has_its_own_constants():
 
 
 def test_one_that_is_nothing_to_a_reader_cannot_carry_for_it():
-    """Behind a ReLU the first constant is 0: another one carries, and the first one goes with them."""
+    """Behind a ReLU the first constant is 0: another one carries, and the first one is removed with them."""
     model = plain(nn.Conv2d(8, 5, 3, padding=1), nn.ReLU())
     with torch.no_grad():
         model.norm.bias[1] = -2.0
@@ -107,7 +107,7 @@ def test_a_residual_stream_has_one_carrier():
     assert small.stem.out_channels == small.a.out_channels == small.a.in_channels == small.b.in_channels == 6
 
 
-def test_what_the_carried_alone_read_goes_too():
+def test_what_the_carried_alone_read_is_removed_too():
     """Channels that only constant channels read have nothing to do any more."""
     model = prepared(
         Net(

@@ -42,27 +42,27 @@ def extended(model: nn.Module, masks: dict[str, dict[str, torch.Tensor]]) -> dic
 def test_a_channel_that_no_weight_writes_is_masked_everywhere():
     model = residual()
     masks = without(model, stem=[1, 4, 5], b=[1, 4])
-    found = extended(model, masks)
+    extended_masks = extended(model, masks)
     for name in ("norm", "norm_b"):
         for key in ("weight", "bias"):
-            assert (found[name][key] == 0).nonzero().flatten().tolist() == [1, 4]  # b still writes 5
+            assert (extended_masks[name][key] == 0).nonzero().flatten().tolist() == [1, 4]  # b still writes 5
     for name in ("stem", "b"):
-        assert (found[name]["bias"] == 0).nonzero().flatten().tolist() == [1, 4]
-        assert torch.equal(found[name]["weight"], masks[name]["weight"].float())
-    small, plan = svd.shrink(model, image(), found)
+        assert (extended_masks[name]["bias"] == 0).nonzero().flatten().tolist() == [1, 4]
+        assert torch.equal(extended_masks[name]["weight"], masks[name]["weight"].float())
+    small, plan = svd.shrink(model, image(), extended_masks)
     assert plan.removed == 2 and small.stem.out_channels == 4
     masked = copy.deepcopy(model)
-    apply_masks_(masked, found)
+    apply_masks_(masked, extended_masks)
     assert difference(masked, small, image()) < 1e-10
 
 
 def test_masks_and_model_are_left_alone():
     model = residual()
     before, masks = copy.deepcopy(model.state_dict()), without(model, stem=[1], b=[1])
-    given = copy.deepcopy(masks)
+    before_masks = copy.deepcopy(masks)
     extended(model, masks)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(torch.equal(masks[name]["weight"], given[name]["weight"]) for name in given)
+    assert all(torch.equal(masks[name]["weight"], before_masks[name]["weight"]) for name in before_masks)
 
 
 def test_nothing_is_added_where_a_weight_still_writes():
@@ -74,8 +74,8 @@ def test_the_output_of_the_network_and_a_last_channel_stay():
     model = residual()
     assert set(extended(model, without(model, head=[0]))) == {"head"}
     masks = without(model, stem=[0, 1, 2, 3, 4], b=[0, 1, 2, 3, 4])
-    found = extended(model, masks)
-    assert found["norm"]["weight"].tolist() == [0, 0, 0, 0, 0, 1]
+    extended_masks = extended(model, masks)
+    assert extended_masks["norm"]["weight"].tolist() == [0, 0, 0, 0, 0, 1]
 
 
 def test_masks_that_do_not_fit_are_named():

@@ -60,10 +60,10 @@ def test_what_is_no_float32_weight_is_kept_byte_for_byte(coding: str) -> None:
         "scalar": torch.tensor(7),
         "none": torch.zeros(0, 3, dtype=torch.int64),
     }
-    found = back(tensors, coding)
-    assert found.keys() == tensors.keys()
+    unpacked = back(tensors, coding)
+    assert unpacked.keys() == tensors.keys()
     for name, value in tensors.items():
-        assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
+        assert unpacked[name].dtype == value.dtype and torch.equal(unpacked[name], value), name
 
 
 LOSS = {"float16": 2**-11, "int8": 0.5 / 127 + 2**-10, "int4": 0.5 / 7 + 2**-10}
@@ -74,24 +74,24 @@ LOSS = {"float16": 2**-11, "int8": 0.5 / 127 + 2**-10, "int4": 0.5 / 7 + 2**-10}
 @pytest.mark.parametrize("shape", [(50, 40), (12, 7, 3, 3)])
 def test_what_a_coding_loses_is_bounded_row_by_row(coding: str, shape: tuple[int, ...]) -> None:
     value = sparse(*shape, density=0.3) * torch.logspace(-3, 3, shape[0]).view(-1, *[1] * (len(shape) - 1))
-    found = back({"a": value}, coding)["a"]
+    unpacked = back({"a": value}, coding)["a"]
     largest = value.abs().flatten(1).amax(1)
-    assert ((found - value).abs().flatten(1).amax(1) <= LOSS[coding] * largest).all()
-    assert not found[value == 0].any()
+    assert ((unpacked - value).abs().flatten(1).amax(1) <= LOSS[coding] * largest).all()
+    assert not unpacked[value == 0].any()
 
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_what_half_precision_cannot_hold_stays_exact(coding: str) -> None:
     odd = torch.tensor([[float("inf"), 1e38, 0.0], [float("nan"), -1e-40, 2.0]])
     tensors = {"weight": odd, "running_var": torch.tensor([1e6, 1.0])}
-    found = back(tensors, coding)
+    unpacked = back(tensors, coding)
     for name, value in tensors.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(unpacked[name], value, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_negative_zero_becomes_zero() -> None:
-    found = back({"a": torch.tensor([[-0.0, 1.0]])}, "exact")["a"]
-    assert not torch.signbit(found).any()
+    unpacked = back({"a": torch.tensor([[-0.0, 1.0]])}, "exact")["a"]
+    assert not torch.signbit(unpacked).any()
 
 
 # Size.
@@ -171,7 +171,7 @@ def test_what_is_measured_is_of_the_network_as_the_file_gives_it(tmp_path: Path,
     model, image = masked(), torch.randn(1, 3, 32, 32)
     before = copy.deepcopy(model.state_dict())
     path = tmp_path / "net.safetensors"
-    svd.save(model, path, coding=coding, measure=lambda given: {"first_logit": float(given(image)[0, 0])})
+    svd.save(model, path, coding=coding, measure=lambda network: {"first_logit": float(network(image)[0, 0])})
     assert svd.describe_file(path)["measured"] == {"first_logit": float(svd.load(path)(image)[0, 0])}
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -263,8 +263,8 @@ def test_fuzzing_ends_in_tensors_or_in_our_own_error() -> None:
                 packed = zlib.compress(json.dumps(changed).encode())
                 content = bytearray(struct.pack("<I", len(packed)) + packed + rest)
         try:
-            found = dict(unpack(memoryview(bytes(content)))[1])
-            assert sum(value.numel() for value in found.values()) <= SMALLEST * len(content)
+            unpacked = dict(unpack(memoryview(bytes(content)))[1])
+            assert sum(value.numel() for value in unpacked.values()) <= SMALLEST * len(content)
         except FileFormatError:
             refused += 1
     assert refused > count / 2

@@ -23,7 +23,7 @@ from nni_sparsevd.graph import channel_graph
 from nni_sparsevd.masks import apply_masks_
 from nni_sparsevd.shrinking import apply_plan_
 from nni_sparsevd.shrinking.plan_file import decode_plan, encode_plan
-from nni_sparsevd.studies.zoo.trials import killing
+from nni_sparsevd.studies.zoo.trials import mask_channels
 
 
 def folding() -> nn.Module:
@@ -58,7 +58,7 @@ def attention() -> nn.Module:
 def masked_attention() -> nn.Module:
     """Half of the heads, of their dimensions, of the hidden neurons and of the width are dead."""
     model = attention()
-    apply_masks_(model, killing(model, channel_graph(model, image(32), remember_norms=True), "half", 0)[0])
+    apply_masks_(model, mask_channels(model, channel_graph(model, image(32), remember_norms=True), "half", 0)[0])
     return model
 
 

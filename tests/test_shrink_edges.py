@@ -1,4 +1,4 @@
-"""Where shrinking usually goes wrong: constants, sharing, refusals, masks, training on."""
+"""Where shrinking usually goes wrong: constants, sharing, pins, masks, training on."""
 
 import copy
 from collections.abc import Callable
@@ -157,9 +157,9 @@ def test_norms_over_channels_keep_them(norm: nn.Module, reason: str) -> None:
 
 def test_layer_norm_keeps_its_channels_but_not_those_inside_a_block() -> None:
     _, plan = assert_law(prepared(SMALL["tokens"](), "rows"), image())
-    found = {group.name: group for group in plan.groups}
-    assert found["embed"].removed == 0 and "layer_norm over the channels" in found["embed"].reason
-    assert found["up"].removed == 4 and found["up"].reason == ""
+    groups = {group.name: group for group in plan.groups}
+    assert groups["embed"].removed == 0 and "layer_norm over the channels" in groups["embed"].reason
+    assert groups["up"].removed == 4 and groups["up"].reason == ""
 
 
 def test_a_size_written_in_the_forward_pass_keeps_its_channels() -> None:
@@ -234,8 +234,8 @@ def test_gradients_of_what_is_left_are_those_of_the_masked_network() -> None:
     small, plan = svd.shrink(model, image())
     assert plan.removed == 5
     x = torch.randn(3, 3, 8, 8).double()
-    for one in (model, small):
-        one.train()(x).square().sum().backward()
+    for network in (model, small):
+        network.train()(x).square().sum().backward()
     kept = {
         axis: sorted(set(range(model.get_parameter(axis[0]).shape[axis[1]])) - set(cut))
         for axis, cut in plan.cuts.items()

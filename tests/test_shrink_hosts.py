@@ -139,16 +139,16 @@ def test_the_width_of_a_transformer_goes_where_norms_may_remember(name: str, tmp
     arguments = {"img_size": 32, "depth": 2} if name.startswith("deit") else {}
     model = small_swin() if name == "swin" else prepared(timm.create_model(name, num_classes=10, **arguments))
     graph = channel_graph(model, image(32), remember_norms=True)
-    masks, killed = mask_channels(model, graph, "half", 0)
+    masks, dead = mask_channels(model, graph, "half", 0)
     apply_masks_(model, masks)
     kept, plan = svd.shrink(model, image(32))
     small, more = svd.shrink(model, image(32), remember_norms=True)
-    assert plan.removed < more.removed == killed
+    assert plan.removed < more.removed == dead
     assert difference(model, small, image(32)) < 1e-10
     result = svd.check(model, small, image(32))
     assert result.ok and result.max_rel_32 < 1e-5
     assert sum(p.numel() for p in small.parameters()) < 0.7 * sum(p.numel() for p in kept.parameters())
-    # the statistics really depend on what is gone: an ordinary norm in its place is wrong
+    # the statistics really depend on what is removed: an ordinary norm in its place is wrong
     norms = [name for name, module in small.named_modules() if isinstance(module, RememberingLayerNorm)]
     forgetful = copy.deepcopy(small)
     forgetful.get_submodule(norms[0]).removed = 0

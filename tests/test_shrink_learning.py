@@ -1,4 +1,4 @@
-"""`shrink_`: a network that is still learning loses what has died, and nothing else changes."""
+"""`shrink_`: a network that is still learning loses what is dead, and nothing else changes."""
 
 import copy
 from collections.abc import Callable
@@ -43,21 +43,21 @@ NETWORKS = {
 }
 
 
-def killed_(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Drown about half of the channels, in rows and columns of weights and in gates; the rest survives."""
+def remove_half_(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Let posteriors remove about half of the channels, in rows and columns of weights and in gates."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for _, one in named_posteriors(model):
-            if isinstance(one, ChannelGate):
-                one.mu.copy_(torch.rand(one.mu.shape, generator=draw) + 0.5)
-                one.log_sigma2[torch.rand(one.mu.shape, generator=draw) < 0.5] = 5.0
-            elif isinstance(one, Variational):
-                for dim in range(min(one.weight.dim(), 2)):
-                    dead = torch.rand(one.weight.shape[dim], generator=draw) < 0.4
-                    if one.log_sigma2.shape == one.weight.shape:
-                        one.log_sigma2.movedim(dim, 0)[dead] = 12.0
+        for _, module in named_posteriors(model):
+            if isinstance(module, ChannelGate):
+                module.mu.copy_(torch.rand(module.mu.shape, generator=draw) + 0.5)
+                module.log_sigma2[torch.rand(module.mu.shape, generator=draw) < 0.5] = 5.0
+            elif isinstance(module, Variational):
+                for dim in range(min(module.weight.dim(), 2)):
+                    dead = torch.rand(module.weight.shape[dim], generator=draw) < 0.4
+                    if module.log_sigma2.shape == module.weight.shape:
+                        module.log_sigma2.movedim(dim, 0)[dead] = 12.0
                     else:
-                        one.weight.movedim(dim, 0)[dead] *= 1e-9
+                        module.weight.movedim(dim, 0)[dead] *= 1e-9
     return model
 
 
@@ -67,7 +67,7 @@ def killed_(model: nn.Module, seed: int = 0) -> nn.Module:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_stay_and_channels_go(name: str, granularity: str, variance: str) -> None:
     model, x = NETWORKS[name]()
-    killed_(svd.sparsify_(model, example_inputs=x, granularity=granularity, variance=variance))
+    remove_half_(svd.sparsify_(model, example_inputs=x, granularity=granularity, variance=variance))
     before, size = outputs(model, x), sum(p.numel() for p in model.parameters())
     classes = [(key, type(module)) for key, module in model.named_modules()]
     plan = shrink_(model, x)
@@ -113,11 +113,11 @@ def test_a_step_afterwards_is_the_step_that_would_have_been(chosen: str) -> None
     step(model, optimizer, x)
     step(*left, x)
     small, large = dict(model.named_parameters()), dict(left[0].named_parameters())
-    for name in (one for one in small if not one.endswith("log_sigma2")):
+    for name in (key for key in small if not key.endswith("log_sigma2")):
         rows = torch.ones(large[name].shape, dtype=torch.bool)
         for dim in range(large[name].dim()):
-            gone = plan.cuts.get((name, dim), range(0, large[name].shape[dim], 2) if name.endswith("mu") else ())
-            rows.movedim(dim, 0)[list(gone)] = False
+            removed = plan.cuts.get((name, dim), range(0, large[name].shape[dim], 2) if name.endswith("mu") else ())
+            rows.movedim(dim, 0)[list(removed)] = False
         torch.testing.assert_close(small[name].flatten(), large[name][rows], rtol=1e-9, atol=1e-12)
 
 
@@ -134,7 +134,7 @@ def test_a_born_bias_learns() -> None:
     body = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 5, bias=False), nn.ReLU(), nn.Linear(5, 3))
     model, x = prepared(body), torch.randn(2, 6, dtype=torch.float64)
     svd.sparsify_(model)
-    killed_(model)
+    remove_half_(model)
     optimizer = torch.optim.Adam([{"params": model[:2].parameters()}, {"params": model[2:].parameters(), "lr": 1e-4}])
     before = outputs(model, x)
     shrink_(model, x, optimizer)
@@ -174,7 +174,7 @@ def test_nothing_dead_changes_nothing() -> None:
     svd.sparsify_(model, example_inputs=x, granularity="gate")
     held = list(model.parameters())
     assert shrink_(model, x, torch.optim.Adam(model.parameters())).removed == 0
-    assert all(one is other for one, other in zip(model.parameters(), held, strict=True))
+    assert all(now is before for now, before in zip(model.parameters(), held, strict=True))
 
 
 def test_a_gate_on_parts_is_refused() -> None:
@@ -186,7 +186,7 @@ def test_a_gate_on_parts_is_refused() -> None:
 
 
 def test_a_threshold_of_its_own_spares_what_may_come_back() -> None:
-    """Above it a channel goes; between the gates' own threshold and it a channel stays, and is still cut when asked."""
+    """Above it a channel is removed; between the gates' own threshold and it a channel is kept, until asked for."""
     model, x = NETWORKS["resnet18"]()
     svd.sparsify_(model, example_inputs=x, granularity="gate")
     gates = [module for _, module in named_posteriors(model) if isinstance(module, ChannelGate)]

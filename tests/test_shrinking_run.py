@@ -24,7 +24,7 @@ def one_thread() -> None:
 
 
 def recipe(**changes: object) -> Recipe:
-    """Gates on a residual network, of which about a third are gone before the last epoch."""
+    """Gates on a residual network, of which about a third are removed before the last epoch."""
     parts = {
         "model": ModelSettings(name="resnet18_small", arguments={"channels": [8, 8, 16, 16]}),
         "data": DataSettings(batch_size=25, limit=1000, holdout=0.2),

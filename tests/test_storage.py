@@ -77,8 +77,8 @@ def assert_same(saved: nn.Module, loaded: nn.Module, x: Tensor) -> None:
     assert [n for n, _ in saved.named_parameters()] == [n for n, _ in loaded.named_parameters()]
     saved = copy.deepcopy(saved).eval()
     with torch.no_grad():
-        expected, found = saved(x), loaded(x)
-    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max() and expected.std() > 0
+        expected, computed = saved(x), loaded(x)
+    assert (computed - expected).abs().max() <= 1e-6 * expected.abs().max() and expected.std() > 0
 
 
 TIMM: dict[str, tuple[str, dict[str, Any], int]] = {

@@ -19,8 +19,6 @@ SIZES_OF_HEADS = ("num_features", "head_hidden_size", "in_features", "embed_dim"
 def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
     """Make a network smaller in place, as a plan says.
 
-    The order matters: constants are folded and merged while all columns are still there, then everything is cut.
-
     Args:
         model: The masked network that the plan was made for, or a fresh copy of it, in this process or another one.
             Its tensors are compared by name and shape.  That its weights have their zeros where the plan was made
@@ -34,6 +32,8 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
         ShrinkError: The plan was made for another network; the message names the tensor.  Nothing is changed then.
     """
     refuse_misfit(model, plan)
+    # The order matters: constants are folded and merged while all columns are still there, then everything is cut.
+    # timm's sizes of heads are recognized by their value before the cut, and set after it.
     states = dict(named_states(model))
     for bias, added in plan.folds.items():
         _fold_(model, states.get(bias), bias, added, plan)
@@ -69,7 +69,7 @@ def _fold_(model: nn.Module, bias: Tensor | None, name: str, added: Tensor, plan
 
 
 def _merge_(weight: Tensor, dim: int, merges: tuple[Merge, ...]) -> None:
-    columns = weight.data.double().movedim(dim, 0)
+    columns = weight.data.double().movedim(dim, 0)  # float64: a weight that takes over several is rounded once
     for merge in merges:
         columns[merge.into] += merge.factor * columns[merge.source]
     weight.data = columns.movedim(0, dim).to(weight.dtype).contiguous()

@@ -19,7 +19,7 @@ Needs = list[tuple[Reading, NDArray[np.bool_]]]
 
 
 class Carriers:
-    """Which channel class carries the constant of which; at first every class carries its own."""
+    """Which channel carries the constant of which; at first every channel carries its own."""
 
     def __init__(self, graph: ChannelGraph, readings: list[Reading]) -> None:
         self._groups = [group for group in graph.groups if not group.pinned]
@@ -27,15 +27,13 @@ class Carriers:
         self._carrier = np.arange(graph.num_channels)
 
     def needed(self, removed: Flags) -> Iterator[ChannelIds]:
-        """For each reader, the classes that its kept outputs need: the carriers of what they take.
-
-        Reader by reader, and not all at once: the caller takes back from `removed` what one reader needs before the
-        next one is asked, so that a single pass follows a long chain.
-        """
+        """For each reader, the channels that its kept outputs need: the carriers of what they take."""
+        # Reader by reader, and not all at once: the caller takes back from `removed` what one reader needs before the
+        # next one is asked, so that a single pass follows a long chain.
         return (self._carrier[reading.needed_inputs(removed)] for reading in self._readings)
 
     def count_carried(self, channels: ChannelIds) -> int:
-        """How many other classes these ones carry."""
+        """How many other channels these ones carry."""
         return int(np.isin(self._carrier, channels).sum() - channels.size)
 
     def carry_(self, removed: Flags) -> bool:
@@ -52,16 +50,15 @@ class Carriers:
         return new
 
     def _carry_in_group_(self, group: ChannelGroup, removed: Flags, needs: Needs) -> bool:
-        """Choose the carrier of one group.
-
-        1. Only channels that bring a constant to every reader can be carried: NaN stands for anything else.
-        2. A carrier must bring something to every reader to which any of the carried ones does.  A reader that gets 0
-           from it, as behind a ReLU, has no factor c_k / 0.
-        3. Of those, the one whose smallest constant is largest is taken: the factors, and the rounding errors that
-           they multiply, are then as small as they can be.
-        """
+        """Choose the carrier of one group; False where nothing new can be carried."""
+        # 1. Only channels that bring a constant to every reader can be carried: NaN stands for anything else.
+        # 2. A carrier must bring something to every reader to which any of the carried ones does.  A reader that gets
+        #    0 from it, as behind a ReLU, would need the factor c_k / 0.
+        # 3. Of those, the one whose smallest constant is largest is taken: the factors, and the rounding errors that
+        #    they multiply, are then as small as they can be.
+        # 4. What carries already is a candidate again, but what is carried is none: its carrier stands for it.
         kept = group.channels[~removed[group.channels]]
-        candidates = kept[self._carrier[kept] == kept]
+        candidates = kept[self._carrier[kept] == kept]  # 4
         brings = self._constants(candidates, needs)
         is_constant = ~np.isnan(brings).any(0)  # 1
         candidates, brings = candidates[is_constant], brings[:, is_constant]
@@ -77,10 +74,10 @@ class Carriers:
         return True
 
     def _constants(self, channels: ChannelIds, needs: Needs) -> NDArray[np.float64]:
-        """What each class brings to each reader that needs any of them, shape (readers, classes).
+        """What each channel brings to each reader that needs any of them, shape (readers, channels).
 
-        0 where a class brings nothing, or the reader's bias absorbs it.  NaN where nothing can be put in its place: it
-        depends on the input, it enters the reader in several places, or another reader has the same weight.
+        0 where a channel brings nothing, or the reader's bias absorbs it.  NaN where nothing can be put in its place:
+        it depends on the input, it enters the reader in several places, or another reader has the same weight.
         """
         column = np.full(self._carrier.size, -1)
         column[channels] = np.arange(channels.size)

@@ -101,10 +101,12 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
     example = as_tuple(example_inputs)
     batches = [draw_inputs(example, size, generator) for _ in range(rounds) for size in BATCH_SIZES]
     batches += _draw_larger_images(model, example, generator)
+    # Copies in float64 tell a wrong removal from rounding; copies in float32 show what users will see.
     exact, exact_small = (_all_outputs(network, torch.float64, batches) for network in (model, small))
     rounded, rounded_small = (_all_outputs(network, torch.float32, batches) for network in (model, small))
     in_64, in_32 = _largest_differences(exact, exact_small), _largest_differences(rounded, rounded_small)
     noise_32 = _largest_differences(exact, rounded)[1]
+    # A folded bias is rounded when it is stored: networks in float32 cannot agree better than that, even in float64.
     parameters = [*model.parameters(), *small.parameters()]
     return CheckResult(
         *in_64,
@@ -180,6 +182,7 @@ def _query_factor(plan: Plan, name: str, like: Tensor) -> Tensor:
     for scaling in plan.scales:
         if name in (scaling.weight, scaling.bias):
             removed = plan.cuts.get((name, 0), ())
+            # Rows are counted before the cut, so the factors are made at the old size and cut as the weight was.
             rows = torch.ones(1 + max(*scaling.rows, len(like) + len(removed) - 1))
             rows[list(scaling.rows)] = (scaling.after / scaling.before) ** 0.5
             left = rows[kept_indices(len(rows), removed)].to(like)

@@ -65,12 +65,10 @@ def fuse(model: nn.Module, example_inputs: Inputs) -> nn.Module:
 
 
 def _find_layer_before(norm: Any) -> Any:
-    """The operator of the layer that a batch norm can be fused into; None for any other operator than such a norm.
-
-    1. The norm alone may read the layer's output: any other reader would see it normalized.
-    2. The layer's weight and bias must be parameters that are used once.  One that runs twice, or that another layer
-       shares, would be changed everywhere.
-    """
+    """The operator of the layer that a batch norm can be fused into; None for any other operator than such a norm."""
+    # 1. The norm alone may read the layer's output: any other reader would see it normalized.
+    # 2. The layer's weight and bias must be parameters that are used once.  Those of a layer that runs twice, or that
+    #    shares them with another layer, would be changed for all uses.
     if norm.target != aten.batch_norm.default:
         return None
     layer = norm.args[0]

@@ -26,9 +26,9 @@ class Accountant:
         self._graph, self._readings, self._carriers = graph, readings, carriers
         self._removed, self._last = removed, last
         self._read = np.zeros(graph.num_channels, np.bool_)
-        """Classes from which a kept output takes anything."""
+        """Channels from which a kept output takes anything."""
         self._live = np.zeros(graph.num_channels, np.bool_)
-        """Classes that bring any reader something that depends on the input."""
+        """Channels that bring any reader something that depends on the input."""
         for reading in readings:
             self._read[reading.inputs[reading.is_read(removed)]] = True
             self._live[reading.inputs[reading.used.any(0) & np.isnan(reading.constant)]] = True
@@ -39,9 +39,10 @@ class Accountant:
         with_members = np.zeros(self._graph.num_channels, np.bool_)
         with_members[self._graph.with_members(kept)] = True
         readers = [reading for reading in self._readings if with_members[reading.inputs].any()]
+        # A group that no layer reads is an output of the network: it is not unread.
         dead = kept[:0]
         if readers:
-            dead = kept[~self._any_element(kept, self._read)]
+            dead = kept[~self._any_member(kept, self._read)]
         reasons = []
         if group.pinned:
             reasons.append(group.pinned)
@@ -49,6 +50,7 @@ class Accountant:
             for why, is_obstacle in OBSTACLES:
                 constant = self._held_constants(kept, readers, is_obstacle)
                 if constant.size:
+                    # A constant is no work either, so the channel is dead, though a reader takes it.
                     reasons.append(self._explain(constant, readers, why, is_obstacle))
                     dead = np.union1d(dead, constant)
             if with_members[self._last].any():
@@ -86,7 +88,7 @@ class Accountant:
         reason = f"{constant.size} constant, but {why.format(', '.join(dict.fromkeys(names)))}"
         return f"{reason}, and carries {carried} more" if carried else reason
 
-    def _any_element(self, channels: ChannelIds, flags: Flags) -> Flags:
-        """Flag the classes of which any element is flagged."""
+    def _any_member(self, channels: ChannelIds, flags: Flags) -> Flags:
+        """Flag the channels of which any member is flagged: a head is read when any of its dimensions is."""
         flagged: Flags = self._graph.reach[channels] @ flags.astype(np.int64) > 0
         return flagged

@@ -32,6 +32,7 @@ def _compare_shapes(model: nn.Module, plan: Plan) -> str | None:
             return f"{name} is missing"
         if shapes[name] != shape:
             return f"{name} has the shape {shapes[name]}, the plan was made for {shape}"
+    # A tensor that the plan does not know may read channels that are about to be removed.
     unknown = sorted(set(shapes) - set(plan.shapes))
     return f"{unknown[0]} is unknown to the plan" if unknown else None
 

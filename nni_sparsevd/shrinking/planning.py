@@ -103,24 +103,24 @@ def _states_on_cpu(model: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Removal:
-    """The classes to remove, and what was found on the way."""
+    """The channels to remove, and what was decided on the way."""
 
     graph: ChannelGraph
     """With a pin for everything that the network's code cannot follow."""
     carriers: Carriers
     removed: Flags
     last: np.ndarray
-    """Classes that are kept only because an axis would have been empty."""
+    """Channels that are kept only because an axis would have been empty."""
 
 
 def _find_removal(model: nn.Module, graph: ChannelGraph, readings: list[Reading], round_to: int) -> _Removal:
-    """The largest removal that is exact, and that the network's own code can follow.
-
-    1. Carriers are chosen among the constants that had to be kept, so a removal without them comes first.  What they
-       carry can be removed next, which may free further constants: repeat until no channel carries more.
-    2. The code may be unable to follow these numbers of channels, though it followed others when the graph was made.
-       The graph then comes back with more pins, and everything is found anew: a pin only ever adds to what is needed.
-    """
+    """The largest removal that is exact, and that the network's own code can follow."""
+    # 1. Carriers are chosen among the constants that had to be kept, so a removal without them comes first.  What they
+    #    carry can be removed next, which may free further constants: repeat until no channel carries more.
+    # 2. The code may be unable to follow these numbers of channels, though it followed others when the graph was made.
+    #    The graph then comes back with more pins, and carriers are chosen anew: one may have carried for a channel that
+    #    is kept now.
+    # 3. Both loops end: each turn carries or pins at least one channel more.
     while True:
         carriers = Carriers(graph, readings)
         removed, last = largest_removal(graph, readings, carriers, round_to)
@@ -146,7 +146,7 @@ def _plan_folds(readings: list[Reading], removed: Flags) -> dict[str, Tensor]:
     for reading in readings:
         if reading.reader and reading.reader.bias and removed[reading.inputs].any():
             added = reading.folded_constants(removed)
-            if added.any():
+            if added.any():  # a dead channel is often 0: no layer should get a bias for that
                 folds[reading.reader.bias] = added
     return folds
 
@@ -154,10 +154,10 @@ def _plan_folds(readings: list[Reading], removed: Flags) -> dict[str, Tensor]:
 def _plan_sizes(model: nn.Module, graph: ChannelGraph, removed: Flags) -> tuple[SizeChange, ...]:
     changes = []
     for size in graph.size_attributes:
-        gone = removed[size.channels]
-        if gone.any():
+        is_removed = removed[size.channels]
+        if is_removed.any():
             module, attribute, position = size.origin
-            changes.append(SizeChange(module, attribute, position, int(gone.size), int((~gone).sum())))
+            changes.append(SizeChange(module, attribute, position, int(is_removed.size), int((~is_removed).sum())))
     return tuple(changes)
 
 
@@ -174,8 +174,8 @@ def _plan_scales(graph: ChannelGraph, removed: Flags) -> tuple[QueryScaling, ...
 def _plan_norms(graph: ChannelGraph, values: dict[Node, Any], removed: Flags) -> dict[str, NormMemory]:
     norms = {}
     for norm in graph.remembering_norms:
-        gone = removed[norm.channels]
-        if gone.any():
-            constants = find_arriving_constants(norm, values)[torch.from_numpy(gone)]
+        is_removed = removed[norm.channels]
+        if is_removed.any():
+            constants = find_arriving_constants(norm, values)[torch.from_numpy(is_removed)]
             norms[norm.module] = NormMemory(norm.channel_dim, constants)
     return norms

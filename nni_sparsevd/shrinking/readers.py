@@ -105,7 +105,7 @@ def find_readings(graph: ChannelGraph, states: dict[str, Tensor], values: dict[N
         alone = reader.weight is not None and shared.count(states[reader.weight].data_ptr()) == 1
         readings.append(_read_with_weight(reader, values, alone))
     readings = [replace(reading, foldable=_foldable(reading, readings)) for reading in readings]
-    never = graph.num_channels - 1
+    never = graph.num_channels - 1  # the channel that is never removed: it reads what the network itself needs
     products = [_read_product(product, values, never) for product in graph.products]
     norms = [_read_norm(norm, values, never) for norm in graph.remembering_norms]
     return readings + products + norms
@@ -119,6 +119,7 @@ def find_arriving_constants(norm: RememberingNorm, values: dict[Node, Any]) -> T
 
 def _read_with_weight(reader: Reader, values: dict[Node, Any], alone: bool) -> Reading:
     node: Any = reader.node
+    # A channel that carries different constants at different places is no constant to its reader.
     carried = constant_at_reader(node, values[node.args[0]])
     constant = torch.where((carried == carried[:1]).all(0), carried[0], torch.nan)
     weight = values[node.args[1]].expand(node.args[1].meta["val"].shape)
@@ -138,16 +139,14 @@ def _read_with_weight(reader: Reader, values: dict[Node, Any], alone: bool) -> R
 
 
 def _foldable(reading: Reading, readings: list[Reading]) -> NDArray[np.bool_]:
-    """Channels whose constant this reader's bias may absorb, shape (channels,).
-
-    The bias is changed once, so the change has to be right for everything that the bias is added to:
-
-    1. There must be a bias, or a place for one.
-    2. Only readers may use the bias.  Another operator that uses it would see the change, too.
-    3. Readers that share the bias must share the weight: what a channel adds to an output is weight times constant.
-    4. A weight that runs several times, on different inputs, must receive the same constant each time.
-    5. The weight must not depend on the input, as where it is computed from it: what it adds is no constant then.
-    """
+    """Channels whose constant this reader's bias may absorb, shape (channels,)."""
+    # The bias is changed once, so the change has to be right for everything that the bias is added to:
+    #
+    # 1. There must be a bias, or a place for one.
+    # 2. Only readers may use the bias.  Another operator that uses it would see the change, too.
+    # 3. Readers that share the bias must share the weight: what a channel adds to an output is weight times constant.
+    # 4. A weight that runs several times, on different inputs, must receive the same constant each time.
+    # 5. The weight must not depend on the input, as where it is computed from it: what it adds is no constant then.
     nowhere = np.zeros(reading.constant.size, bool)
     reader = reading.reader
     assert reader is not None
@@ -178,7 +177,7 @@ def _bias_users(readers: list[Reader]) -> set[Node]:
 def _spread_groups(used: Tensor, inputs: int) -> NDArray[np.bool_]:
     """The matrix of a grouped weight, shape (outputs, inputs of a group), over all `inputs`."""
     groups = inputs // used.shape[1]
-    if groups > 1:
+    if groups > 1:  # each group of outputs reads its own inputs only: blocks on the diagonal
         used = torch.block_diag(*used.byte().chunk(groups)) > 0
     spread: NDArray[np.bool_] = used.numpy()
     return spread
@@ -211,6 +210,7 @@ def _zero_channels(product: Product, values: dict[Node, Any]) -> Tensor:
     node: Any = product.node
     rank = node.meta["val"].dim()
     zero = torch.zeros((), dtype=torch.bool)
+    # Zero times anything finite is zero, so a channel counts only where neither factor is zero at every other place.
     for argument, dim in zip(node.args[:2], product.dims, strict=True):
         factor = values[argument].movedim(dim, -1)
         factor = factor.reshape(*(1,) * (rank - factor.dim()), *factor.shape)

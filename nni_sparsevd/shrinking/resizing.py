@@ -90,12 +90,12 @@ def _is_same(left: object, right: object) -> bool:
 
 
 def _put_tensors_(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Replace parameters and buffers by those of the file, at their sizes; a bias may be new or missing.
-
-    Tied parameters are one object under several names.  `successors` knows what has taken the place of each object, so
-    that the second name gets the same one.  A successor is its own successor: a module that stands in the network under
-    two names already holds it when the second name comes.
-    """
+    """Replace parameters and buffers by those of the file, at their sizes; a bias may be new or missing."""
+    # 1. Tied parameters are one object under several names.  `successors` knows what has taken the place of each
+    #    object, so that the second name gets the same one.
+    # 2. A successor is its own successor: a module that stands in the network under two names already holds it when the
+    #    second name comes.
+    # 3. A bias may be missing: a layer works without one.  Any other tensor that is missing means another network.
     expected = set(model.state_dict())
     missing = sorted(name for name in expected - set(tensors) if not name.endswith("bias"))
     if missing:

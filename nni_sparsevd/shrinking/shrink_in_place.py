@@ -99,15 +99,15 @@ def _use_threshold(model: nn.Module, threshold: float | None) -> Iterator[None]:
 
 
 def _shrink_(model: nn.Module, example_inputs: Inputs, optimizer: torch.optim.Optimizer | None, round_to: int) -> Plan:
-    """Plan on a baked copy, then carry the plan out on the posteriors.
-
-    1. What a posterior removes, the baked copy has as zeros: it is planned, shrunk and compared there, so that `model`
-       is only touched when all went well.
-    2. A plan for baked weights is not yet one for posteriors.  log sigma^2 and gates have to lose the same channels;
-       means below the threshold count as 0 when one channel takes over others; log alpha has to stay where means are
-       multiplied; and a bias that a gate scales afterwards absorbs a constant that is divided by the gate.
-    3. After that, no weight that carries for others may count as removed.
-    """
+    """Plan on a baked copy, then carry the plan out on the posteriors."""
+    # 1. What a posterior removes, the baked copy has as zeros.  The removal is planned, carried out and compared there,
+    #    so that `model` is only touched when all went well.
+    # 2. A plan for baked weights is not yet one for posteriors:
+    #    a. log sigma^2 and gates have to lose the same channels;
+    #    b. what counts as removed must be 0 before one channel takes over others;
+    #    c. log alpha has to stay where means are multiplied;
+    #    d. a bias that a gate scales afterwards absorbs a constant divided by the gate.
+    # 3. After that, no weight that carries for others may count as removed.
     sites = list(gate_sites(model))
     for name, _, gate in sites:
         if len(gate.parts) > 1:
@@ -117,14 +117,14 @@ def _shrink_(model: nn.Module, example_inputs: Inputs, optimizer: torch.optim.Op
     small, plan, _ = shrink_masked(masked, channel_graph(masked, example_inputs), example_inputs, round_to)
 
     before = dict(named_states(model))
-    cuts = {**plan.cuts, **_find_posterior_cuts(model, plan.cuts, sites)}
+    cuts = {**plan.cuts, **_find_posterior_cuts(model, plan.cuts, sites)}  # 2a
     for (name, dim), merges in plan.merges.items():
-        _clear_removed_(_owner(model, name), dim, merges)
-    _keep_log_alpha_(model, plan)
-    folds = _divide_by_gates(plan.folds, sites)
+        _clear_removed_(_owner(model, name), dim, merges)  # 2b
+    _keep_log_alpha_(model, plan)  # 2c
+    folds = _divide_by_gates(plan.folds, sites)  # 2d
     apply_plan_(model, replace(plan, cuts=cuts, folds=folds, shapes=read_shapes(model)))
     for name, _ in plan.merges:
-        _keep_carriers_(_owner(model, name), small.get_parameter(name))
+        _keep_carriers_(_owner(model, name), small.get_parameter(name))  # 3
     if optimizer is not None:
         _follow_(optimizer, before, dict(named_states(model)), cuts)
     return plan
@@ -180,24 +180,23 @@ def _clear_removed_(layer: nn.Module, dim: int, merges: tuple[Merge, ...]) -> No
 
 
 def _keep_carriers_(layer: nn.Module, baked: Tensor) -> None:
-    """Lower log sigma^2 where a weight carries for others but would count as removed.
-
-    1. The mean of such a weight has changed, and log alpha = log sigma^2 - log mean^2 with it: it may stand above the
-       threshold now, and the outputs would not be what they were.
-    2. One below the threshold is far enough to be kept, and near enough to be removed later if it is noise.
-    3. Where outputs have one variance each, it has to be low enough for the smallest of these weights.  Others of the
-       same output fall below the threshold with it, and would come back: their means are set to 0.
-    """
+    """Lower log sigma^2 where a weight carries for others but would count as removed."""
+    # 1. The mean of such a weight has changed, and log alpha = log sigma^2 - log mean^2 with it: it may stand above the
+    #    threshold now, and the outputs would not be what they were.
+    # 2. One below the threshold is low enough for the weight to be kept, and high enough for it to be removed later, if
+    #    it turns out to be noise.
+    # 3. Where outputs have one variance each, it has to be low enough for the smallest of these weights.  Others of the
+    #    same output fall below the threshold with it, and would come back: their means are set to 0.
     if not isinstance(layer, Variational):
         return
     lost = (baked.to(layer.weight.device) != 0) & ~layer.mask()
-    below = layer.weight.detach().square().log() + (layer.threshold - 1)
+    below = layer.weight.detach().square().log() + (layer.threshold - 1)  # 2
     if layer.log_sigma2.shape == below.shape:
         layer.log_sigma2.data = torch.where(lost, below, layer.log_sigma2.data)
         return
     shared = [dim for dim in range(below.dim()) if dim != output_dim(layer)]
     lowest = torch.where(lost, below, math.inf).amin(shared, keepdim=True)
-    layer.weight.data.masked_fill_(~layer.mask() & ~lost, 0.0)
+    layer.weight.data.masked_fill_(~layer.mask() & ~lost, 0.0)  # 3
     layer.log_sigma2.data = layer.log_sigma2.data.minimum(lowest)
 
 
@@ -221,10 +220,8 @@ def _follow_(optimizer: torch.optim.Optimizer, before: dict[str, Tensor], after:
 def _find_born_biases(
     parameters: list[Tensor], before: dict[str, Tensor], after: dict[str, Tensor]
 ) -> list[nn.Parameter]:
-    """Biases that absorbed constants where there was none, for layers whose weight is among these parameters.
-
-    A new bias learns in its weight's group: with the same learning rate and decay.
-    """
+    """Biases that absorbed constants where there was none, for layers whose weight is among these parameters."""
+    # A new bias learns in the group of its layer's weight: with that learning rate and that decay.
     held = {id(parameter) for parameter in parameters}
     born = []
     for name, value in after.items():
@@ -237,12 +234,11 @@ def _find_born_biases(
 def _cut_memory(
     memory: dict[str, object], parameter: Tensor, cuts: list[tuple[int, Sequence[int]]]
 ) -> dict[str, object]:
-    """What an optimizer remembers of a parameter, without the removed channels; empty where it has to begin anew.
-
-    Memory in the parameter's shape is cut as the parameter is, and single numbers, such as counts of steps, stay.
-    Memory in another shape cannot be cut: Adafactor keeps one number for each row and for each column, each of which
-    has seen all the others.  Half of a memory would be worse than none, so all of that parameter is forgotten.
-    """
+    """What an optimizer remembers of a parameter, without the removed channels; empty where it has to begin anew."""
+    # 1. Memory in the parameter's shape is cut as the parameter is.  Single numbers, such as counts of steps, stay.
+    # 2. Memory in another shape cannot be cut.  Adafactor keeps one number for each row, a mean over all columns, and
+    #    one for each column, a mean over all rows: the removed ones cannot be taken out of these means.
+    # 3. Half of a memory is worse than none, as the optimizer believes to be past its first step: all is forgotten.
     if cuts and any(_is_factored(value, parameter) for value in memory.values()):
         return {}
     smaller: dict[str, object] = {}
