@@ -56,34 +56,81 @@ __all__ = [
 
 
 def named_posteriors(model: nn.Module) -> Iterator[tuple[str, Variational | ChannelGate]]:
-    """Every layer and gate with a posterior, by name, each once however often it is used."""
+    """Walk over every layer and gate with a posterior, each once however often the network uses it.
+
+    Args:
+        model: The network.
+
+    Yields:
+        The name of the module, and the module.
+    """
     for name, module in model.named_modules():
         if isinstance(module, Variational | ChannelGate):
             yield name, module
 
 
 def kl(model: nn.Module) -> Tensor:
-    """KL of all posteriors of `model` from their priors, in nats: a scalar with gradient.
+    """KL of all posteriors of a network from their priors.
 
-    The training objective is mean loss + kl(model) / N, N training samples.  Raises `ModelError` without posteriors.
+    The training objective is mean loss + kl(model) / N with N training samples (the paper, eq. 2-3).
+
+    Args:
+        model: A variational network.
+
+    Returns:
+        A scalar with gradient, in nats.
+
+    Raises:
+        ModelError: The network has no posterior.
+
+    Example:
+        ```python
+        import nni_sparsevd as svd
+        import torch
+        from torch import nn
+
+        model = svd.sparsify_(nn.Linear(8, 2))
+        x, y = torch.randn(16, 8), torch.randint(2, (16,))
+        loss = nn.functional.cross_entropy(model(x), y) + svd.kl(model) / 60_000
+        loss.backward()
+        ```
     """
     return torch.stack([module.kl() for module in _posteriors(model)]).sum()
 
 
 def regularize_(model: nn.Module, weight: float) -> None:
-    """Add the gradient of weight * kl(model) to what `loss.backward()` has left; `weight` is 1 / N, or a part of it.
+    """Add the gradient of `weight * kl(model)` to the `.grad` of the parameters.
 
-    The same as `kl` in the loss for half of its cost: neither its value nor a graph is made.  Call it once a step,
-    between the last `backward` and the optimizer; where gradients still carry a loss scaler's factor, it belongs in
-    `weight`.  Processes that average their gradients have done so by then, and all add the same.  Raises `ModelError`
-    without posteriors.
+    The same as `kl` in the loss for half of its cost: neither the value nor a graph is made.  Call it once per step,
+    after the last `backward` and before the optimizer's step.  With several processes, gradients are averaged by then,
+    and every process adds the same.
+
+    Args:
+        model: A variational network.
+        weight: 1 / N with N training samples, or a part of it; where gradients still carry the factor of a loss scaler,
+            times that factor.
+
+    Raises:
+        ModelError: The network has no posterior.
+
+    Example:
+        ```python
+        import nni_sparsevd as svd
+        import torch
+        from torch import nn
+
+        model = svd.sparsify_(nn.Linear(8, 2))
+        x, y = torch.randn(16, 8), torch.randint(2, (16,))
+        nn.functional.cross_entropy(model(x), y).backward()
+        svd.regularize_(model, 1 / 60_000)
+        ```
     """
     for module in _posteriors(model):
         module.add_kl_gradient_(weight)
 
 
 def _posteriors(model: nn.Module) -> list[Variational | ChannelGate]:
-    found = [module for _, module in named_posteriors(model)]
-    if not found:
+    posteriors = [module for _, module in named_posteriors(model)]
+    if not posteriors:
         raise ModelError(f"{type(model).__name__} has no posterior; call sparsify_ first")
-    return found
+    return posteriors

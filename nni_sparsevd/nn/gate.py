@@ -14,11 +14,12 @@ from ..settings import PosteriorSettings
 class ChannelGate(nn.Module):
     """z = N(mu, exp(log_sigma2)) per channel, multiplied into the outputs of the modules that it is attached to.
 
-    Placed after the normalisation, on the last writers of a coupled channel group, z = 0 silences the channel for good.
-    A gate on several writers is one posterior: its KL counts once; each writer and sample draws its own noise.
+    Placed after the normalization, on the last writers of a coupled channel group, z = 0 makes the channel dead at
+    every reader.  A gate on several writers is one posterior: its KL counts once; each writer and sample draws its own
+    noise.
 
-    `parts` are for layers that write several things at once, such as queries, keys and values: the same gate scales
-    each part that is True.
+    `parts` are for layers that write several things at once, such as queries, keys and values: the outputs are then as
+    many blocks of channels as there are parts, and the gate scales each block whose part is True.
     """
 
     def __init__(
@@ -30,6 +31,15 @@ class ChannelGate(nn.Module):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """Make a gate whose means are 1.
+
+        Args:
+            channels: Number of channels.
+            settings: Settings of the posterior; None: the defaults.
+            parts: Which blocks of the outputs the gate scales.
+            device: Device of the parameters.
+            dtype: Type of the parameters.
+        """
         super().__init__()
         self.settings = settings or PosteriorSettings()
         self.mu = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
@@ -38,7 +48,7 @@ class ChannelGate(nn.Module):
         self.kl_weight = 1.0
         self.parts = parts
         self.writers: tuple[str, ...] = ()
-        """Names of the layers whose channels it gates."""
+        """Names of the layers whose channels the gate scales."""
 
     def extra_repr(self) -> str:
         return f"{len(self.mu)}"
@@ -48,11 +58,15 @@ class ChannelGate(nn.Module):
         return elements.log_alpha(self.mu, self.log_sigma2)
 
     def kl(self) -> Tensor:
-        """KL of all channels from the prior, times `kl_weight`: a scalar."""
+        """KL of all channels from the prior, times `kl_weight`: a scalar, in nats."""
         return self.kl_weight * divergence.kl(self.mu, self.log_sigma2, self.settings.prior)
 
     def add_kl_gradient_(self, weight: float) -> None:
-        """Add the gradient of `weight` times the KL to what backward has left."""
+        """Add the gradient of `weight` times the KL to the `.grad` of both parameters.
+
+        Args:
+            weight: Factor on the gradient, beside `kl_weight`.
+        """
         divergence.add_kl_gradient_(self.mu, self.log_sigma2, weight * self.kl_weight, self.settings.prior)
 
     def mask(self) -> Tensor:
@@ -60,11 +74,31 @@ class ChannelGate(nn.Module):
         return self.log_alpha() < self.threshold
 
     def repeat_over_parts(self, values: Tensor, dim: int = 0) -> Tensor:
-        """One value a channel of the gate -> one a channel of what it scales: 1 in the parts that it leaves alone."""
-        return torch.cat([values if scaled else torch.ones_like(values) for scaled in self.parts], dim)
+        """Repeat values of the gate's channels for every part of the outputs, with 1 for parts that it leaves alone.
+
+        Args:
+            values: One value per channel of the gate along `dim`.
+            dim: The dimension of the channels.
+
+        Returns:
+            One value per output channel along `dim`.
+        """
+        ones = torch.ones_like(values)
+        return torch.cat([values if scaled else ones for scaled in self.parts], dim)
 
     def forward(self, x: Tensor, dim: int = 1) -> Tensor:
-        """Scale dimension `dim` of x: in training by a fresh z per sample, else by the mean of what is kept."""
+        """Scale the channels of `x`: in training by a fresh z per sample, in evaluation by the means that are kept.
+
+        Args:
+            x: Outputs of a layer, shape (batch, ...), with the channels along `dim`.
+            dim: The dimension of the channels.
+
+        Returns:
+            A tensor in the shape of `x`.
+
+        Raises:
+            ModelError: `x` has another number of channels.
+        """
         if x.shape[dim] != len(self.mu) * len(self.parts):
             raise ModelError(
                 f"a gate of {len(self.mu)} channels in {len(self.parts)} parts met {tuple(x.shape)}, channels at "
@@ -82,20 +116,33 @@ class ChannelGate(nn.Module):
         return x * self.repeat_over_parts(z, dim).to(x.dtype)
 
     def attach_(self, site: nn.Module, dim: int) -> None:
-        """Gate the outputs of `site`: as its child "gate" and a forward hook (a deep copy takes both along)."""
+        """Gate the outputs of a module, as its child "gate" and a forward hook; a deep copy takes both along.
+
+        Args:
+            site: The module.
+            dim: The dimension of the channels in its outputs.
+
+        Raises:
+            ModelError: The module is a Sequential, which would run the gate as a layer, or has a `gate` already.
+        """
         if isinstance(site, nn.Sequential) or hasattr(site, "gate"):
             reason = "would run it as a layer" if isinstance(site, nn.Sequential) else "has a `gate` already"
             raise ModelError(f"a gate cannot be attached to this {type(site).__name__}, which {reason}")
         site.register_module("gate", self)
-        site.register_forward_hook(partial(self._hook, dim=dim))
+        site.register_forward_hook(partial(self._scale_output, dim=dim))
 
     def detach_(self, site: nn.Module) -> None:
-        """Undo `attach_`."""
+        """Undo `attach_`.
+
+        Args:
+            site: The module that the gate was attached to.
+        """
         del site._modules["gate"]
         for key, hook in list(site._forward_hooks.items()):
             if isinstance(hook, partial) and getattr(hook.func, "__self__", None) is self:
                 del site._forward_hooks[key]
 
-    def _hook(self, site: nn.Module, inputs: Any, output: Tensor, *, dim: int) -> Tensor:
+    def _scale_output(self, site: nn.Module, inputs: Any, output: Tensor, *, dim: int) -> Tensor:
+        """The forward hook."""
         gated: Tensor = self(output, dim)
         return gated

@@ -1,4 +1,6 @@
-"""Variational twins of torch's layers: the same names, arguments and state-dict keys, plus `log_sigma2`."""
+"""Variational twins of torch's layers: the same names, arguments and state-dict keys, and one parameter more,
+`log_sigma2`.
+"""
 
 from functools import partial
 
@@ -41,15 +43,15 @@ class Conv3d(Variational, nn.Conv3d):
 
 
 class _Transposed(Variational):
-    """What the transposed convolutions share: the output size is settled before the weight is used."""
+    """What the transposed convolutions share: the output size is computed before the weight is used."""
 
     def _transpose(self, x: Tensor, output_size: list[int] | None, dims: int) -> Tensor:
         padding = self._output_padding(  # type: ignore[operator]
             x, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
         )
         function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
-        settings = {name: getattr(self, name) for name in ("stride", "padding", "groups", "dilation")}
-        return self.compute_output(partial(function, output_padding=padding, **settings), x)
+        options = {name: getattr(self, name) for name in ("stride", "padding", "groups", "dilation")}
+        return self.compute_output(partial(function, output_padding=padding, **options), x)
 
 
 class ConvTranspose1d(_Transposed, nn.ConvTranspose1d):
@@ -74,12 +76,22 @@ class ConvTranspose3d(_Transposed, nn.ConvTranspose3d):
 
 
 class Embedding(Variational, nn.Embedding):
-    """`torch.nn.Embedding` with a posterior on every weight.  A padding row is looked up without noise."""
+    """`torch.nn.Embedding` with a posterior on every weight but those of the padding row.
 
-    bias = None  # the others have one, and the mixin asks
+    As in torch, the padding row is a constant: it is looked up without noise, has no KL, and is never removed.
+    """
+
+    bias = None  # the mixin hands `self.bias` to every layer's operation
 
     def add_posterior_(self, settings: PosteriorSettings) -> None:
-        """As in the mixin; options that change the weight in the forward pass are refused."""
+        """Add `log_sigma2` and the settings, in place.
+
+        Args:
+            settings: Settings of the posterior.
+
+        Raises:
+            SettingError: An option of the embedding changes the weight in the forward pass, or makes sparse gradients.
+        """
         for option in ("max_norm", "scale_grad_by_freq", "sparse"):
             if getattr(self, option):
                 raise SettingError(f"Embedding({option}={getattr(self, option)}) cannot carry a posterior; exclude it")
@@ -96,30 +108,36 @@ class Embedding(Variational, nn.Embedding):
         return F.embedding(indices, weight, self.padding_idx)
 
     def kl(self) -> Tensor:
-        """Without the padding row, which is a constant: a KL would move it."""
+        """KL of all weights but those of the padding row, times `kl_weight`: a scalar, in nats."""
         if self.padding_idx is None:
             return super().kl()
-        rows = (slice(self.padding_idx), slice(self.padding_idx + 1, None))
+        before, after = slice(self.padding_idx), slice(self.padding_idx + 1, None)
         log_sigma2 = self.log_sigma2.expand_as(self.weight)
-        parts = [divergence.kl(self.weight[part], log_sigma2[part], self.settings.prior) for part in rows]
-        return self.kl_weight * (parts[0] + parts[1])
+        kl_before = divergence.kl(self.weight[before], log_sigma2[before], self.settings.prior)
+        kl_after = divergence.kl(self.weight[after], log_sigma2[after], self.settings.prior)
+        return self.kl_weight * (kl_before + kl_after)
 
     def add_kl_gradient_(self, weight: float) -> None:
-        """Without the padding row."""
+        """Add the gradient of `weight` times the KL to the `.grad` of both parameters.
+
+        Args:
+            weight: Factor on the gradient, beside `kl_weight`.
+        """
         if self.padding_idx is None:
             super().add_kl_gradient_(weight)
         else:
             divergence.backpropagate_if_trainable(weight * self.kl())
 
     def log_alpha(self) -> Tensor:
-        """As in the mixin, with the padding row at the lowest number: it is never removed."""
+        """Log sigma^2 - log theta^2, in the shape of the weight; the lowest number in the padding row."""
         values = super().log_alpha()
         if self.padding_idx is None:
             return values
-        row = torch.arange(len(values), device=values.device) == self.padding_idx
-        return values.masked_fill(row[:, None], torch.finfo(values.dtype).min)
+        is_padding = torch.arange(len(values), device=values.device) == self.padding_idx
+        return values.masked_fill(is_padding[:, None], torch.finfo(values.dtype).min)
 
 
+# One entry per layer: the contract test of `nni_sparsevd.testing` runs over all of them.
 VARIATIONAL: dict[type[nn.Module], type[Variational]] = {
     nn.Linear: Linear,
     nn.Conv1d: Conv1d,
@@ -130,19 +148,34 @@ VARIATIONAL: dict[type[nn.Module], type[Variational]] = {
     nn.ConvTranspose3d: ConvTranspose3d,
     nn.Embedding: Embedding,
 }
-PLAIN = {variational: plain for plain, variational in VARIATIONAL.items()}
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {variational: plain for plain, variational in VARIATIONAL.items()}
 
 
 def is_convertible(module: nn.Module) -> bool:
-    """Whether `module` is exactly one of torch's layers, whose weight is its own parameter.
+    """Whether `module` is exactly one of torch's layers, with a weight that is its own parameter.
 
-    A subclass may use its weight in a way of its own; torch's weight_norm and pruning compute it before every call.
+    1. A subclass may use its weight in another way than the layer that it inherits from.
+    2. torch's weight_norm and pruning compute the weight anew before every call, and would overwrite what is removed.
+
+    Args:
+        module: Any module.
     """
     return type(module) in VARIATIONAL and "weight" in module._parameters
 
 
 def to_variational_(module: nn.Module, settings: PosteriorSettings) -> Variational:
-    """Switch an ordinary layer to its variational twin, in place."""
+    """Switch an ordinary layer to its variational twin, in place.
+
+    Args:
+        module: A layer for which `is_convertible` is true.
+        settings: Settings of the posterior.
+
+    Returns:
+        `module`.
+
+    Raises:
+        SettingError: The layer cannot carry a posterior; it is then what it was.
+    """
     module.__class__ = VARIATIONAL[type(module)]  # type: ignore[assignment]
     assert isinstance(module, Variational)
     try:
@@ -154,7 +187,14 @@ def to_variational_(module: nn.Module, settings: PosteriorSettings) -> Variation
 
 
 def to_plain_(module: Variational) -> nn.Module:
-    """Switch a variational layer back, in place: the mean stays, the posterior goes."""
+    """Switch a variational layer back to torch's, in place, with the means as its weights.
+
+    Args:
+        module: A variational layer.
+
+    Returns:
+        `module`.
+    """
     module.__class__ = PLAIN[type(module)]  # type: ignore[assignment]
     for name in ("log_sigma2", "settings", "threshold", "kl_weight"):
         delattr(module, name)

@@ -17,23 +17,36 @@ def is_variational(model: nn.Module) -> bool:
 
 
 def gate_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module, ChannelGate]]:
-    """(name of the layer or norm that a gate scales, the module that it hooks on, the gate), for every site.
+    """Walk over every place where a gate is attached.
 
-    The two differ for timm's norms with an activation inside: the gate hooks on the empty slot between the two.
+    Args:
+        model: The network.
+
+    Yields:
+        The name of the layer or norm whose channels the gate scales, the module that the gate is attached to, and the
+        gate. The first two differ for timm's norms with an activation inside: the gate is attached to the empty slot
+        between norm and activation.
     """
     for name, site in model.named_modules(remove_duplicate=False):
         gate = site._modules.get("gate")
         if isinstance(gate, ChannelGate):
-            own = isinstance(getattr(site, "weight", None), Tensor)
-            yield (name if own else name.rpartition(".")[0]), site, gate
+            site_has_weight = isinstance(getattr(site, "weight", None), Tensor)
+            yield (name if site_has_weight else name.rpartition(".")[0]), site, gate
 
 
 def to_plain_network_(model: nn.Module) -> nn.Module:
-    """Fold every gate's mean into what it follows and make every layer ordinary, masking nothing; returns `model`."""
-    for scaled, site, gate in list(gate_sites(model)):
+    """Make every layer ordinary again, in place, and mask nothing.
+
+    Args:
+        model: The network. The mean of every gate is multiplied into the layer or norm that the gate scales.
+
+    Returns:
+        `model`.
+    """
+    for scaled_name, site, gate in list(gate_sites(model)):
         gate.detach_(site)
-        layer = model.get_submodule(scaled)
-        scale_channels_(layer, gate.repeat_over_parts(gate.mu), (layer,))
+        scaled = model.get_submodule(scaled_name)
+        scale_channels_(scaled, gate.repeat_over_parts(gate.mu), (scaled,))
     for module in list(model.modules()):
         if isinstance(module, Variational):
             to_plain_(module)
@@ -41,19 +54,31 @@ def to_plain_network_(model: nn.Module) -> nn.Module:
 
 
 def scale_channels_(layer: nn.Module, scale: Tensor, holders: tuple[nn.Module, ...]) -> None:
-    """Scale the output channels of a layer, or scale and shift of a norm, in place; `scale` has the shape (channels,).
+    """Scale the output channels of a layer, or scale and shift of a norm, in place.
 
-    Weight and bias are taken from the first of `holders` that has them as parameters.
+    Args:
+        layer: The layer or norm.
+        scale: Factors, shape (channels,).
+        holders: Modules that may hold weight and bias of the layer; the first that has a parameter of the name counts.
     """
     with torch.no_grad():
         for key, dim in (("weight", output_dim(layer)), ("bias", 0)):
-            parameter = next((found for holder in holders if (found := holder._parameters.get(key)) is not None), None)
-            if parameter is not None:
-                shape = [1] * parameter.dim()
-                shape[dim] = -1
-                parameter.mul_(scale.to(parameter).view(shape))
+            parameter = _first_parameter(holders, key)
+            if parameter is None:
+                continue
+            shape = [1] * parameter.dim()
+            shape[dim] = -1
+            parameter.mul_(scale.to(parameter).view(shape))
+
+
+def _first_parameter(modules: tuple[nn.Module, ...], key: str) -> nn.Parameter | None:
+    for module in modules:
+        parameter = module._parameters.get(key)
+        if parameter is not None:
+            return parameter
+    return None
 
 
 def make_plain_copy(model: nn.Module) -> nn.Module:
-    """An ordinary, unmasked copy."""
+    """Make an ordinary copy of a network, without masks; the network stays as it is."""
     return to_plain_network_(copy.deepcopy(model))

@@ -14,131 +14,164 @@ CHUNK_SIZE = 1 << 16
 
 
 def kl(theta: Tensor, log_sigma2: Tensor, prior: Prior = "log_uniform") -> Tensor:
-    """Sum of the KL of every weight from the prior: a scalar, with the closed-form gradient in theta and log_sigma2.
+    """Sum of the KL of every weight from the prior, with the gradient in closed form.
 
-    `log_sigma2` has the shape of theta, or 1 in some dimensions: one for all weights along them.  Computed in float32
-    or wider also under autocast.  The gradient with respect to theta is finite at 0.
+    The result is computed in float32 or wider, under autocast too.  The gradient with respect to `theta` is finite
+    where `theta` is 0.  Parameters may be split among processes (FSDP2): the value is then that of the whole tensor,
+    and each process gets the gradient of its own part.
 
-    Of parameters that several processes share (FSDP2), each works on its part: the gradient is that part's, the value
-    that of the whole.
+    Args:
+        theta: Means of the weights, any shape.
+        log_sigma2: Logarithm of the variances, in the shape of `theta`, or with size 1 in some dimensions: one variance
+            for all weights along these.
+        prior: The prior.
+
+    Returns:
+        A scalar, in nats.
     """
-    if hasattr(theta, "to_local"):  # a DTensor, whose module takes a second to import
-        return _of_parts(theta, log_sigma2, prior)
+    if hasattr(theta, "to_local"):  # isinstance(theta, DTensor) would import its module, which takes a second
+        return _kl_of_sharded(theta, log_sigma2, prior)
     if log_sigma2.shape != theta.shape and not has_one_value_per_row(log_sigma2, theta):
         log_sigma2 = log_sigma2.expand_as(theta)
     return _KL.apply(theta, log_sigma2, prior)  # type: ignore[no-any-return]
 
 
 def add_kl_gradient_(theta: Tensor, log_sigma2: Tensor, weight: float, prior: Prior = "log_uniform") -> None:
-    """`(weight * kl(theta, log_sigma2, prior)).backward()` for about half of its cost.
+    """Add the gradient of `weight * kl(theta, log_sigma2, prior)` to the `.grad` of both parameters.
 
-    Straight into the `.grad` of two parameters, without the value and without memory for it.  Where they are no
-    parameters of one floating-point type and layout it is what the line above says.
+    The same as `(weight * kl(theta, log_sigma2, prior)).backward()` for about half of its cost: neither the value nor
+    the graph of autograd is made.  Tensors for which that is impossible (frozen, not leaves, in half precision, of
+    different memory layouts) go through `backward` instead.
+
+    Args:
+        theta: Means of the weights, any shape.
+        log_sigma2: Logarithm of the variances, in the shape of `theta`, or with size 1 in some dimensions.
+        weight: Factor on the gradient; with 0 nothing is done.
+        prior: The prior.
     """
     if not weight:
         return
-    there = _in_place(theta, log_sigma2)
-    if there is None:
+    views = _views_of_memory(theta, log_sigma2)
+    if views is None:
         backpropagate_if_trainable(weight * kl(theta, log_sigma2, prior))
         return
     with torch.no_grad(), torch.autocast(theta.device.type, enabled=False):
-        for mean, noise, to_mean, to_noise in _parts(*there):
-            square = _square(mean)
-            slope, _ = _terms(prior, square, noise)
-            # d KL / d theta = -2 slope / theta, with the guard of log_alpha: 0 at theta = 0, as by symmetry it must be
-            to_mean.addcmul_(mean / square, slope, value=-2 * weight)
-            to_noise.add_(slope if to_noise.shape == slope.shape else slope.sum(1, keepdim=True), alpha=weight)
+        for means, noises, mean_grads, noise_grads in _split_into_chunks(*views):
+            square = _guarded_square(means)
+            slope, _ = _slope_and_sum(prior, square, noises)
+            # d KL / d theta = -2 slope / theta.  Written as theta / theta^2 with the guard of log_alpha in the
+            # denominator, it is 0 at theta = 0, as it must be by symmetry.
+            mean_grads.addcmul_(means / square, slope, value=-2 * weight)
+            per_row = noise_grads.shape != slope.shape
+            noise_grads.add_(slope.sum(1, keepdim=True) if per_row else slope, alpha=weight)
 
 
 def backpropagate_if_trainable(objective: Tensor) -> None:
-    """Its gradient, where it has one: nothing of a frozen layer's."""
+    """Backpropagate from a scalar; do nothing where everything that it was computed from is frozen."""
     if objective.requires_grad:
         objective.backward()  # type: ignore[no-untyped-call]
 
 
-def _in_place(theta: Tensor, log_sigma2: Tensor) -> list[Tensor] | None:
-    """Both and their gradients as they lie in memory, contiguous; None where they cannot be worked on like that.
+def _views_of_memory(theta: Tensor, log_sigma2: Tensor) -> list[Tensor] | None:
+    """Both parameters and both gradients, each as a contiguous view that can be written into; None if there is none.
 
-    Of parameters that several processes share, this process's part: nobody else need know.
+    Why each condition is needed:
+
+    1. One type of at least 32 bits: the computation runs in the parameters' own memory, without a wider copy.
+    2. Leaves that learn: other tensors have no `.grad` to add to.
+    3. The same placements: of parameters that are split among processes, each process works on its own part, so the
+       parts must lie side by side.
+    4. One order of dimensions in memory: chunks of the four views must hold the same weights.
     """
-    both = (theta, log_sigma2)
+    parameters = (theta, log_sigma2)
     if theta.dtype != log_sigma2.dtype or theta.dtype not in (torch.float32, torch.float64):
         return None
-    if not all(value.is_leaf and value.requires_grad for value in both):
+    if not all(parameter.is_leaf and parameter.requires_grad for parameter in parameters):
         return None
-    for value in both:
-        if value.grad is None:
-            value.grad = torch.zeros_like(value)
-    four = [value.detach() for value in (*both, theta.grad, log_sigma2.grad) if value is not None]
-    if any(getattr(value, "placements", None) != getattr(theta, "placements", None) for value in four):
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    tensors = [value.detach() for value in (*parameters, theta.grad, log_sigma2.grad) if value is not None]
+    placements = getattr(theta, "placements", None)
+    if any(getattr(tensor, "placements", None) != placements for tensor in tensors):
         return None
-    mine = [value.to_local() if hasattr(value, "to_local") else value for value in four]
-    if mine[1].shape != mine[0].shape and not has_one_value_per_row(mine[1], mine[0]):
+    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    local_theta, local_log_sigma2 = local[0], local[1]
+    if local_log_sigma2.shape != local_theta.shape and not has_one_value_per_row(local_log_sigma2, local_theta):
         return None
-    order = sorted(range(theta.dim()), key=mine[0].stride, reverse=True)  # channels last: the channels
-    there = [value.permute(order) for value in mine]
-    return there if all(value.is_contiguous() for value in there) else None
+    # Dimensions by falling stride: a tensor that is channels last becomes contiguous, too.
+    order = sorted(range(theta.dim()), key=local_theta.stride, reverse=True)
+    views = [tensor.permute(order) for tensor in local]
+    return views if all(view.is_contiguous() for view in views) else None
 
 
-def _of_parts(theta: Any, log_sigma2: Any, prior: Prior) -> Tensor:
-    """The KL of weights of which this process holds some."""
+def _kl_of_sharded(theta: Any, log_sigma2: Any, prior: Prior) -> Tensor:
+    """The KL of weights that are split among processes, with the gradient of this process's part."""
     from torch.distributed.tensor import DTensor, Partial
 
     kinds = [Partial() if placement.is_shard() else placement for placement in theta.placements]
     if log_sigma2.shape[0] == theta.shape[0]:
-        noise = log_sigma2.to_local()
-    else:  # one for all rows: everyone needs it, and everyone has a part of its gradient
-        noise = log_sigma2.full_tensor(grad_placements=kinds)
-    own = kl(theta.to_local(), noise, prior)
+        local_log_sigma2 = log_sigma2.to_local()
+    else:  # one variance for all rows: every process needs it, and each computes a part of its gradient
+        local_log_sigma2 = log_sigma2.full_tensor(grad_placements=kinds)
+    own = kl(theta.to_local(), local_log_sigma2, prior)
     whole = DTensor.from_local(own.detach(), theta.device_mesh, kinds).full_tensor()
-    return own + (whole - own.detach())
+    return own + (whole - own.detach())  # the value of the whole, the gradient of this part
 
 
 class _KL(torch.autograd.Function):
-    """Value and both gradients in one go over the weights; autograd through the formula takes about ten times as long.
+    """Value and both gradients in one pass over the weights; autograd through the formula takes ten times as long.
 
     With r = d KL / d log alpha:  d KL / d log_sigma2 = r  and  d KL / d theta = -2 r / theta.
     """
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, log_sigma2: Tensor, prior: Prior) -> Tensor:
-        mean, noise = _wide(theta), _wide(log_sigma2)
-        slope = torch.empty_like(mean)
-        total = mean.new_zeros((), dtype=torch.float64 if mean.device.type == "cpu" else mean.dtype)
+        wide_theta, wide_noise = _widen(theta), _widen(log_sigma2)
+        slope = torch.empty_like(wide_theta)
+        on_cpu = wide_theta.device.type == "cpu"
+        total = wide_theta.new_zeros((), dtype=torch.float64 if on_cpu else wide_theta.dtype)
+        finite_noise = wide_noise.clamp_max(80.0)  # e^80 is finite in float32
         with torch.autocast(theta.device.type, enabled=False):
-            for means, noises, slopes in _parts(mean, noise.clamp_max(80.0), slope):  # e^80 is finite in float32
-                found, value = _terms(prior, _square(means), noises)
-                slopes.copy_(found)
-                total += value()
-        ctx.save_for_backward(mean, slope)
+            for means, noises, slopes in _split_into_chunks(wide_theta, finite_noise, slope):
+                chunk_slope, compute_sum = _slope_and_sum(prior, _guarded_square(means), noises)
+                slopes.copy_(chunk_slope)
+                total += compute_sum()
+        ctx.save_for_backward(wide_theta, slope)
         ctx.dtypes, ctx.noise_shape = (theta.dtype, log_sigma2.dtype), log_sigma2.shape
-        return total.to(mean.dtype)
+        return total.to(wide_theta.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        mean, slope = ctx.saved_tensors
-        pull, along = torch.empty_like(mean), mean.new_empty(ctx.noise_shape)
-        with torch.autocast(mean.device.type, enabled=False):
-            for theta, r, to_theta, to_noise in _parts(mean, slope, pull, along):
-                own = to_noise.shape == r.shape
-                scaled = torch.mul(r, grad, out=to_noise) if own else r * grad
-                if not own:
-                    torch.sum(scaled, 1, keepdim=True, out=to_noise)
-                # -2 r theta / theta^2, with the guard of log_alpha: it is 0 at theta = 0, as by symmetry it must be
-                torch.mul(theta, scaled, out=to_theta).div_(_square(theta)).mul_(-2)
-        return pull.to(ctx.dtypes[0]), along.to(ctx.dtypes[1]), None
+        theta, slope = ctx.saved_tensors
+        theta_grad, noise_grad = torch.empty_like(theta), theta.new_empty(ctx.noise_shape)
+        with torch.autocast(theta.device.type, enabled=False):
+            for means, slopes, mean_grads, noise_grads in _split_into_chunks(theta, slope, theta_grad, noise_grad):
+                if noise_grads.shape == slopes.shape:
+                    scaled = torch.mul(slopes, grad, out=noise_grads)
+                else:
+                    scaled = slopes * grad
+                    torch.sum(scaled, 1, keepdim=True, out=noise_grads)
+                # -2 r theta / theta^2, guarded as in add_kl_gradient_
+                torch.mul(means, scaled, out=mean_grads).div_(_guarded_square(means)).mul_(-2)
+        return theta_grad.to(ctx.dtypes[0]), noise_grad.to(ctx.dtypes[1]), None
 
 
-def _wide(value: Tensor) -> Tensor:
+def _widen(value: Tensor) -> Tensor:
+    """A contiguous tensor of at least 32 bits, without gradient."""
     return value.detach().to(torch.promote_types(value.dtype, torch.float32)).contiguous()
 
 
-def _square(theta: Tensor) -> Tensor:
+def _guarded_square(theta: Tensor) -> Tensor:
+    """theta^2 plus the smallest normal number: the guard that keeps log alpha finite."""
     return torch.addcmul(theta.new_full((), torch.finfo(theta.dtype).tiny), theta, theta)
 
 
-def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same piece of each; whole rows where one of the tensors holds one number a row."""
+def _split_into_chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split contiguous tensors into chunks that hold the same weights.
+
+    The first tensor holds one number per weight.  Where another holds one number per row, chunks are whole rows.
+    """
     count = max(tensors[0].numel(), 1)
     size = CHUNK_SIZE if tensors[0].device.type == "cpu" else count
     if all(tensor.numel() == tensors[0].numel() for tensor in tensors):
@@ -147,25 +180,36 @@ def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.view(len(tensor), -1).split(rows) for tensor in tensors), strict=True)
 
 
-def _terms(prior: Prior, square: Tensor, log_sigma2: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    """Slope d KL / d log alpha of some weights, and what gives the sum of their KL; `square` is theta^2, guarded.
+def _slope_and_sum(prior: Prior, square: Tensor, log_sigma2: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Slope d KL / d log alpha of some weights, and a function that computes the sum of their KL.
 
-    The same as `kl_slope` and `kl_elements` (a test holds them together) in as few operations as torch has for it, and
-    without log1p and softplus, which cost ten times a logarithm:
-    log(1 + 1/alpha) = log(theta^2 + sigma^2) - log sigma^2.
+    The values are those of `kl_slope` and `kl_elements` (a test compares them), in as few operations as torch has for
+    them:
+
+    1. log1p and softplus cost ten times a logarithm, so the formulas are rewritten with
+       log(1 + 1/alpha) = log(theta^2 + sigma^2) - log sigma^2.
+    2. The sum is a function of its own because `add_kl_gradient_` needs the slope alone.
+    3. The slope is made in buffers of its own: the sum still reads `gate` and `total` later.
+
+    Args:
+        prior: The prior.
+        square: theta^2, guarded.
+        log_sigma2: Logarithm of the variances, in the shape of `square` or one per row.
     """
     if prior == "log_uniform_exact":
         ratio = log_sigma2 - square.log()
         return kl_slope(ratio, prior), lambda: kl_elements(ratio, prior).sum()
-    both = log_sigma2.exp()
-    both = both.add_(square) if both.shape == square.shape else both + square
+    total = log_sigma2.exp()
+    total = total.add_(square) if total.shape == square.shape else total + square  # theta^2 + sigma^2
     copies = square.numel() // max(log_sigma2.numel(), 1)
 
-    def ard() -> Tensor:
-        return 0.5 * (both.log().sum() - log_sigma2.sum() * copies)
+    def compute_ard_sum() -> Tensor:
+        return 0.5 * (total.log().sum() - log_sigma2.sum() * copies)
 
     if prior == "ard":
-        return (square / both).mul_(-0.5), ard  # 1 / alpha over 1 + 1 / alpha is 1 / (1 + alpha)
+        # 1 / alpha over 1 + 1 / alpha is 1 / (1 + alpha) = theta^2 / (theta^2 + sigma^2)
+        return (square / total).mul_(-0.5), compute_ard_sum
     gate = torch.add(square.new_full((), K2), log_sigma2 - square.log(), alpha=K3).sigmoid_()
-    rest = torch.addcmul(gate, gate, gate, value=-1).mul_(-K1 * K3)
-    return rest.addcdiv_(square, both, value=-0.5), lambda: ard() + K1 * (gate.numel() - gate.sum())
+    gate_slope = torch.addcmul(gate, gate, gate, value=-1).mul_(-K1 * K3)
+    slope = gate_slope.addcdiv_(square, total, value=-0.5)
+    return slope, lambda: compute_ard_sum() + K1 * (gate.numel() - gate.sum())

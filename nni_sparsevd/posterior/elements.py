@@ -1,7 +1,7 @@
 """The mathematics of a Gaussian weight posterior N(theta, sigma^2): log alpha, three KL terms, relevance.
 
-Pure tensor functions.  log alpha = log sigma^2 - log theta^2; a weight drowns in its own noise as it grows.  Every KL
-here is shifted by a constant so that it goes to 0 as log alpha -> infinity, where the prior has won.
+Pure tensor functions.  log alpha = log sigma^2 - log theta^2: the larger it is, the more of the weight is noise.  Every
+KL here is shifted by a constant so that it goes to 0 as log alpha -> infinity, where posterior and prior agree.
 
 Molchanov, Ashukha, Vetrov: Variational Dropout Sparsifies Deep Neural Networks, ICML 2017 (below: the paper).
 """
@@ -20,35 +20,69 @@ K1, K2, K3 = 0.63576, 1.87320, 1.48695
 
 
 def log_alpha(theta: Tensor, log_sigma2: Tensor) -> Tensor:
-    """Log sigma^2 - log theta^2, elementwise, float32 or wider; finite for theta = 0 (at most log_sigma2 + 87)."""
-    # float16's smallest number, 6e-5, would hide every weight below 0.008
+    """Logarithm of the noise-to-signal ratio of each weight: log alpha = log sigma^2 - log theta^2.
+
+    Args:
+        theta: Means of the weights, any shape.
+        log_sigma2: Logarithm of the variances, in the shape of `theta` or broadcastable to it.
+
+    Returns:
+        A tensor in the shape of `theta`, float32 or wider; finite also where theta is 0 (at most log_sigma2 + 87 in
+        float32).
+    """
+    # In float16 the guard below would be 6e-5, the smallest number, and would hide every weight below 0.008.
     wide = torch.promote_types(theta.dtype, torch.float32)
     theta, log_sigma2 = theta.to(wide), log_sigma2.to(wide)
     return log_sigma2 - (theta.square() + torch.finfo(theta.dtype).tiny).log()
 
 
 def group_log_alpha(theta: Tensor, log_sigma2: Tensor, dim: int | list[int]) -> Tensor:
-    """log(sum sigma^2 / sum theta^2) over `dim`: the log alpha of everything summed over, as one."""
+    """Log alpha of all weights of a channel together: log(sum sigma^2 / sum theta^2).
+
+    Args:
+        theta: Means of the weights, any shape.
+        log_sigma2: Logarithm of the variances, in the shape of `theta` or broadcastable to it.
+        dim: The dimensions to sum over.
+
+    Returns:
+        A tensor in the shape of `theta` without the dimensions `dim`.
+    """
     signal = theta.square().sum(dim) + torch.finfo(theta.dtype).tiny
     return log_sigma2.expand_as(theta).logsumexp(dim) - signal.log()
 
 
 def snr(theta: Tensor, log_sigma2: Tensor) -> Tensor:
-    """Signal-to-noise ratio |theta| / sigma; log alpha = -2 log snr."""
+    """Signal-to-noise ratio |theta| / sigma of each weight; log alpha = -2 log snr.
+
+    Args:
+        theta: Means of the weights, any shape.
+        log_sigma2: Logarithm of the variances, in the shape of `theta` or broadcastable to it.
+
+    Returns:
+        A tensor in the shape of `theta`.
+    """
     return theta.abs() * (-0.5 * log_sigma2).exp()
 
 
-def has_one_value_per_row(noise: Tensor, theta: Tensor) -> bool:
-    """Whether sigma^2, or its logarithm, is one number for each row of theta."""
-    return noise.shape[:1] == theta.shape[:1] and noise.numel() == len(noise)
+def has_one_value_per_row(shared: Tensor, theta: Tensor) -> bool:
+    """Whether `shared` (sigma^2 or its logarithm) holds exactly one number for each row of `theta`."""
+    return shared.shape[:1] == theta.shape[:1] and shared.numel() == len(shared)
 
 
 def kl_elements(log_alpha: Tensor, prior: Prior = "log_uniform") -> Tensor:
-    """KL of each weight.
+    """KL of each weight from the prior.
 
-    log_uniform: the paper's approximation, eq. 14 (error below 0.009).
-    log_uniform_exact: 2 * integral of Dawson over [0, t], t = 1 / sqrt(2 alpha); the integral of `kl_slope`.
-    ard: empirical Bayes, log(1 + 1/alpha) / 2 (Kharitonov et al. 2018).
+    - log_uniform: the paper's approximation, eq. 14 (error below 0.009).
+    - log_uniform_exact: 2 * integral of Dawson's function over [0, t], t = 1 / sqrt(2 alpha); the integral of
+      `kl_slope`.
+    - ard: empirical Bayes, log(1 + 1/alpha) / 2 (Kharitonov et al. 2018).
+
+    Args:
+        log_alpha: Log alpha of each weight, any shape.
+        prior: The prior.
+
+    Returns:
+        A tensor in the shape of `log_alpha`, in nats, never negative; 0 at infinity.
     """
     if prior == "log_uniform":
         return K1 * torch.sigmoid(-K2 - K3 * log_alpha) + 0.5 * F.softplus(-log_alpha)
@@ -58,9 +92,17 @@ def kl_elements(log_alpha: Tensor, prior: Prior = "log_uniform") -> Tensor:
 
 
 def kl_slope(log_alpha: Tensor, prior: Prior = "log_uniform") -> Tensor:
-    """D KL / d log alpha of each weight: never positive, in closed form.
+    """Derivative of the KL of each weight with respect to its log alpha, in closed form.
 
-    log_uniform_exact: -t Dawson(t), t = |theta| / (sqrt(2) sigma) = 1 / sqrt(2 alpha) (Hron et al. 2017, eq. 8).
+    For log_uniform_exact it is -t Dawson(t), t = |theta| / (sqrt(2) sigma) = 1 / sqrt(2 alpha) (Hron et al. 2017,
+    eq. 8); for the other priors it is the derivative of the formula in `kl_elements`.
+
+    Args:
+        log_alpha: Log alpha of each weight, any shape.
+        prior: The prior.
+
+    Returns:
+        A tensor in the shape of `log_alpha`, never positive.
     """
     if prior == "log_uniform":
         gate = torch.sigmoid(-K2 - K3 * log_alpha)
@@ -72,5 +114,5 @@ def kl_slope(log_alpha: Tensor, prior: Prior = "log_uniform") -> Tensor:
 
 
 def _t(log_alpha: Tensor) -> Tensor:
-    """|theta| / (sqrt(2) sigma)."""
+    """Signal-to-noise ratio over sqrt(2): t = |theta| / (sqrt(2) sigma) = 1 / sqrt(2 alpha)."""
     return (-0.5 * (log_alpha + math.log(2))).exp()
