@@ -22,15 +22,40 @@ def sparsify_(
     example_inputs: Inputs | None = None,
     **keywords: object,
 ) -> nn.Module:
-    """Give the layers of `model` a posterior, in place; returns `model`.
+    """Give the layers of a network a posterior, in place.
 
-    Settings come as one `PosteriorSettings` or as its keys: `sparsify_(model, estimator="weight", exclude=["head"])`.
-    Weight posteriors replace linear, convolution, transposed convolution and embedding layers; parameters stay the
-    same objects, so an optimizer made before still holds them.  Gates need `example_inputs`: the network is traced,
-    and each coupled channel group gets one gate, after the normalisation behind each of its last writers.
+    Linear, convolution, transposed convolution and embedding layers become variational. Their parameters stay the same
+    objects, so an optimizer made before still holds them, but it does not hold the new ones. With gates, the network is
+    traced, and each coupled channel group gets one gate, after the normalization behind each of its last writers.
 
-    Raises `SettingError` for an unknown key or a pattern that matches nothing, `ModelError` when there is nothing to
-    convert or the model is variational already.
+    Law: `bake_` undoes it. With nothing removed, the network then computes what it computed before, with its own
+    classes and state-dict keys.
+
+    Args:
+        model: Any network.
+        settings: What is learned, and about which layers; None: the defaults.
+        example_inputs: Inputs of the network: a tensor, or a tuple or dictionary of them; needed for gates only.
+        keywords: Fields of `PosteriorSettings`, instead of `settings`: `sparsify_(model, exclude=["head"])`.
+
+    Returns:
+        `model`.
+
+    Raises:
+        SettingError: Both `settings` and keywords, an unknown keyword or a wrong value, a pattern that matches no
+            module, gates without `example_inputs`, or a layer that cannot carry a posterior.
+        ModelError: The network is variational already, or has no layer or channel group to convert.
+        TraceError: The network cannot be traced with `example_inputs`.
+
+    Example:
+        ```python
+        import nni_sparsevd as svd
+        import torch
+        from torch import nn
+
+        model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        svd.sparsify_(model, granularity="gate", example_inputs=torch.zeros(1, 8))
+        optimizer = torch.optim.Adam(model.parameters())
+        ```
     """
     if settings is not None and keywords:
         keys = ", ".join(keywords)
@@ -38,105 +63,192 @@ def sparsify_(
     chosen = make_settings(PosteriorSettings, keywords) if settings is None else settings
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} is variational already; bake_ it first")
-    _check_patterns(model, (*chosen.include, *chosen.exclude, *chosen.kl_weights, *chosen.estimators))
-    names = [name for name, module in model.named_modules() if _selected(name, module, chosen)]
-    layers = [name for name in names if is_convertible(model.get_submodule(name))]
-    if not layers:
-        kinds = ", ".join(sorted(kind.__name__ for kind in VARIATIONAL))
-        raise ModelError(f"{type(model).__name__} has no layer to convert among those selected; known are {kinds}")
+    layers = _select_layers(model, chosen)
     if chosen.granularity in ("gate", "both"):
-        _attach_gates(model, chosen, example_inputs, set(layers))
+        _attach_gates_(model, chosen, example_inputs, set(layers))
     if chosen.granularity in ("weight", "both"):
         for name in layers:
-            layer = model.get_submodule(name)
-            estimator = _last(chosen.estimators, name, layer, chosen.estimator)
-            layer = to_variational_(layer, chosen.model_copy(update={"estimator": estimator}))
-            layer.kl_weight = find_kl_weight(name, layer, chosen)
+            _add_posterior_(model.get_submodule(name), name, chosen)
     return model
 
 
+def _select_layers(model: nn.Module, settings: PosteriorSettings) -> list[str]:
+    """Names of the layers that can be converted and that the settings select; raises where there are none."""
+    _check_patterns(model, (*settings.include, *settings.exclude, *settings.kl_weights, *settings.estimators))
+    layers = []
+    for name, module in model.named_modules():
+        if is_convertible(module) and _is_selected(name, module, settings):
+            layers.append(name)
+    if not layers:
+        kinds = ", ".join(sorted(kind.__name__ for kind in VARIATIONAL))
+        raise ModelError(f"{type(model).__name__} has no layer to convert among those selected; known are {kinds}")
+    return layers
+
+
+def _add_posterior_(layer: nn.Module, name: str, settings: PosteriorSettings) -> None:
+    estimator = _last_match(settings.estimators, name, layer, settings.estimator)
+    layer = to_variational_(layer, settings.model_copy(update={"estimator": estimator}))
+    layer.kl_weight = find_kl_weight(name, layer, settings)
+
+
+# Patterns.
+
+
 def _matches(pattern: str, name: str, module: nn.Module) -> bool:
-    return fnmatchcase(name, pattern) or any(kind.__name__ == pattern for kind in type(module).__mro__[:-2])
+    """Whether a pattern fits the name of a module, or is the name of its type or of one that it inherits from."""
+    if fnmatchcase(name, pattern):
+        return True
+    types = type(module).__mro__[:-2]  # without nn.Module and object
+    return any(kind.__name__ == pattern for kind in types)
 
 
 def _check_patterns(model: nn.Module, patterns: tuple[str, ...]) -> None:
     modules = dict(model.named_modules())
     for pattern in patterns:
         if not any(_matches(pattern, name, module) for name, module in modules.items()):
-            some = ", ".join(name for name, module in modules.items() if is_convertible(module))
-            raise SettingError(f"no module of {type(model).__name__} matches {pattern!r}; its layers are: {some[:600]}")
+            layers = ", ".join(name for name, module in modules.items() if is_convertible(module))
+            raise SettingError(
+                f"no module of {type(model).__name__} matches {pattern!r}; its layers are: {layers[:600]}"
+            )
 
 
-def _selected(name: str, module: nn.Module, settings: PosteriorSettings) -> bool:
-    included = not settings.include or any(_matches(pattern, name, module) for pattern in settings.include)
-    return included and not any(_matches(pattern, name, module) for pattern in settings.exclude)
+def _is_selected(name: str, module: nn.Module, settings: PosteriorSettings) -> bool:
+    if any(_matches(pattern, name, module) for pattern in settings.exclude):
+        return False
+    return not settings.include or any(_matches(pattern, name, module) for pattern in settings.include)
+
+
+def _last_match(entries: dict[str, T], name: str, module: nn.Module, default: T) -> T:
+    """The last entry whose name, pattern or type is this module's."""
+    for pattern, entry in reversed(entries.items()):
+        if _matches(pattern, name, module):
+            return entry
+    return default
 
 
 def find_kl_weight(name: str, module: nn.Module, settings: PosteriorSettings) -> float:
-    """Factor on the KL of this module: the last entry of `kl_weights` that matches it, else 1."""
-    return _last(settings.kl_weights, name, module, 1.0)
+    """Find the factor on the KL of a module.
+
+    Args:
+        name: The name of the module.
+        module: The module.
+        settings: The settings, whose `kl_weights` are asked.
+
+    Returns:
+        The last entry that matches the module, else 1.
+    """
+    return _last_match(settings.kl_weights, name, module, 1.0)
 
 
-def _last(entries: dict[str, T], name: str, module: nn.Module, otherwise: T) -> T:
-    """Give the last of the entries whose name, pattern or type is this module's."""
-    found = [entry for pattern, entry in entries.items() if _matches(pattern, name, module)]
-    return found[-1] if found else otherwise
+# Gates.
 
 
-def _attach_gates(
+def _attach_gates_(
     model: nn.Module, settings: PosteriorSettings, example_inputs: Inputs | None, layers: set[str]
 ) -> None:
     if example_inputs is None:
         raise SettingError(f"granularity={settings.granularity!r} traces the network: pass example_inputs")
     groups = find_gateable_groups(channel_graph(model, example_inputs), layers)
     if not groups:
-        raise ModelError(f"{type(model).__name__} has no channel group that a gate could silence")
+        raise ModelError(f"{type(model).__name__} has no channel group that a gate could remove")
     for group in groups:
         attach_gate_(model, settings, group)
 
 
 def find_gateable_groups(graph: ChannelGraph, layers: set[str]) -> list[ChannelGroup]:
-    """The groups that a gate can silence: free, written by these layers alone, each of which writes nothing else."""
-    found = []
+    """Find the channel groups that a gate can remove.
+
+    A group qualifies when it is not pinned, when all its writers are among `layers`, and when each writer writes this
+    group and nothing else: otherwise something would keep the channel alive behind the gate.
+
+    Args:
+        graph: The channel graph of a network.
+        layers: Names of the layers that may be gated.
+
+    Returns:
+        The groups, in the order of the graph.
+    """
+    gateable = []
     for group in graph.groups:
-        written = [writer.module in layers for writer in group.writers]
-        whole = all(np.array_equal(graph.axes[writer.axis], group.channels) for writer in group.writers)
-        if not group.pinned and written and all(written) and whole:
-            found.append(group)
-    return found
+        if group.pinned or not group.writers:
+            continue
+        if not all(writer.module in layers for writer in group.writers):
+            continue
+        if all(np.array_equal(graph.axes[writer.axis], group.channels) for writer in group.writers):
+            gateable.append(group)
+    return gateable
 
 
 def attach_gate_(model: nn.Module, settings: PosteriorSettings, group: ChannelGroup) -> ChannelGate:
-    """Put one gate behind every last writer of a group, after its normalisation; returns it."""
-    like = model.get_submodule(group.writers[0].module).weight
-    gate = ChannelGate(len(group), settings, device=like.device, dtype=like.dtype)  # type: ignore[arg-type]
+    """Attach one gate behind every last writer of a channel group, after its normalization.
+
+    Args:
+        model: The network.
+        settings: Settings of the posterior.
+        group: The channel group.
+
+    Returns:
+        The gate.
+
+    Raises:
+        ModelError: A module that the gate would be attached to has a `gate` already, or is a Sequential.
+    """
+    weight = model.get_submodule(group.writers[0].module).get_parameter("weight")
+    gate = ChannelGate(len(group), settings, device=weight.device, dtype=weight.dtype)
     gate.kl_weight = find_kl_weight(group.module, model.get_submodule(group.module), settings)
     gate.writers = tuple(writer.module for writer in group.writers)
     for writer in group.writers:
-        gate.attach_(_site(model.get_submodule(writer.site)), writer.channel_dim)
+        gate.attach_(_find_site(model.get_submodule(writer.site)), writer.channel_dim)
     return gate
 
 
-def _site(module: nn.Module) -> nn.Module:
-    """Where the gate hooks on.  timm's norms with an activation inside have an empty slot between the two."""
+def _find_site(module: nn.Module) -> nn.Module:
+    """The module to attach a gate to.
+
+    timm's norms with an activation inside have an empty slot, `drop`, between the two. There the gate can be multiplied
+    into the norm when it is baked; behind the activation it could not.
+    """
     slot = getattr(module, "drop", None)
-    return slot if isinstance(slot, nn.Identity) and isinstance(getattr(module, "act", None), nn.Module) else module
+    has_activation = isinstance(getattr(module, "act", None), nn.Module)
+    return slot if isinstance(slot, nn.Identity) and has_activation else module
 
 
 def bake_(model: nn.Module, masks: Masks | None = None, *, allow_empty: bool = False) -> nn.Module:
-    """Make every layer ordinary again, in place, with masks multiplied in; returns `model`.
+    """Make every layer of a network ordinary again, in place, with zeros where the masks remove.
 
-    Without `masks` each layer and gate is cut at its own threshold, as in evaluation mode.  `masks` replace that, may
-    name ordinary layers too, and what they do not name is kept whole.  Gates are folded into the normalisation or
-    layer that they follow.  Works on any network: one without posteriors just gets the masks.
+    Gates are multiplied into the normalization or layer that they follow. Networks without posteriors only get the
+    masks.
 
-    Raises `MaskError` for masks that name no module or parameter, have the wrong shape, hold other values than 0 and
-    1, or remove a whole layer unless `allow_empty`.
+    Law: in evaluation mode a variational network computes exactly what `bake_(model)` computes.
+
+    Args:
+        model: Any network.
+        masks: What to keep and remove; they may name ordinary layers too, and what they do not name is kept whole.
+            None: every layer and gate is cut at its own threshold, as in evaluation mode.
+        allow_empty: Accept masks that remove a whole layer.
+
+    Returns:
+        `model`.
+
+    Raises:
+        MaskError: A mask names no module or parameter, has another shape than the parameter, holds other values than 0
+            and 1, or removes a whole layer without `allow_empty`. The network is then what it was.
+
+    Example:
+        ```python
+        import nni_sparsevd as svd
+        from torch import nn
+
+        model = svd.sparsify_(nn.Sequential(nn.Linear(8, 2)))
+        svd.bake_(model, svd.compute_masks(model, ratio=0.5))
+        assert type(model[0]) is nn.Linear and model[0].weight.count_nonzero() == 8
+        ```
     """
-    if masks is None:
-        masks = compute_masks(model) if is_variational(model) else {}
-    else:
+    if masks is not None:
         validate_masks(model, masks, allow_empty=allow_empty)
+        chosen = masks
+    else:
+        chosen = compute_masks(model) if is_variational(model) else {}
     to_plain_network_(model)
-    apply_masks_(model, masks)
+    apply_masks_(model, chosen)
     return model

@@ -1,8 +1,20 @@
-"""What goes wrong, by kind.  Every message names the module, key or file, what was found, and what to do."""
+"""Our errors, by kind.  Every message names the module, key or file, says what was found, and what to do."""
 
 
 class SparseVDError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Example:
+        ```python
+        import nni_sparsevd as svd
+        from torch import nn
+
+        try:
+            svd.kl(nn.Linear(2, 2))
+        except svd.SparseVDError as error:
+            print(error)  # Linear has no posterior; call sparsify_ first
+        ```
+    """
 
 
 class SettingError(SparseVDError, ValueError):
@@ -10,7 +22,7 @@ class SettingError(SparseVDError, ValueError):
 
 
 class ModelError(SparseVDError):
-    """A network cannot be built, or has nothing in it that the call could work on."""
+    """A network cannot be built, or it has nothing that the call could work on."""
 
 
 class DataError(SparseVDError):
@@ -22,7 +34,7 @@ class MaskError(SparseVDError, ValueError):
 
 
 class TraceError(SparseVDError):
-    """A network could not be traced, so nothing can be said about its channels."""
+    """A network cannot be traced, so nothing can be said about its channels."""
 
 
 class ShrinkError(SparseVDError):
@@ -30,7 +42,7 @@ class ShrinkError(SparseVDError):
 
 
 class TrainingError(SparseVDError):
-    """Training diverged, collapsed, or was asked to go on from something that does not fit."""
+    """Training diverged or collapsed, or was asked to continue from files that do not fit."""
 
 
 class FileFormatError(SparseVDError):
@@ -38,15 +50,28 @@ class FileFormatError(SparseVDError):
 
 
 def describe_error(error: Exception) -> str:
-    """First line of what somebody else's code raised, the next too after a colon; its kind, where it says nothing."""
-    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
+    """Describe an error of another library in one line.
+
+    Args:
+        error: The error.
+
+    Returns:
+        The first line of its message, with the second line where the first ends in a colon; the name of its class where
+        it has no message.
+    """
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    if lines[0].endswith(":") and len(lines) > 1:
+        return f"{lines[0]} {lines[1].strip()}"
+    return lines[0]
 
 
 def summarize_error(error: Exception) -> str:
-    """Kind and first line of what somebody else's code raised: for a row that has to say it."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    """Summarize an error of another library for a table: the name of its class and the first line of its message."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 class SparseVDWarning(UserWarning):
-    """Something was done that is probably not what was meant."""
+    """The package does something that the caller probably did not mean."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place and renamed.  Tensors as safetensors, never pickled."""
+"""Files that are whole or absent: written under another name, then renamed.  Tensors as safetensors, never pickled."""
 
 import json
 import os
@@ -16,15 +16,20 @@ from torch import Tensor
 from .errors import FileFormatError
 
 PARTIAL_SUFFIX = ".part"
-"""How the names of files end that are being written."""
+"""Suffix of files that are being written."""
 DIGEST = "nni_sparsevd.digest"
-"""Metadata key of the tensors' digest: safetensors checks its header, not a byte that flips inside a tensor."""
+"""Metadata key of the digest of all tensors: safetensors checks its header, but no byte inside a tensor."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to a temporary file in the same folder, flush it to disk, rename it to `path`.
+    """Write a file whole or not at all: to a temporary file in the same folder, flushed to disk, then renamed.
 
-    Raises `FileFormatError` where the disk is full or the folder cannot be written; `path` is then what it was.
+    Args:
+        path: The file; its folder is made where it is missing.
+        content: What to write.
+
+    Raises:
+        FileFormatError: The disk is full, or the folder cannot be written. The file is then what it was.
     """
     temporary = None
     try:
@@ -40,50 +45,88 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise FileFormatError(
             f"{path}: cannot be written ({error.strerror}); what was there before is intact"
         ) from error
-    finally:  # also when a second Ctrl-C comes while writing
+    finally:  # a second Ctrl-C while writing must not leave the temporary file, either
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
 
 
 def delete_partial_files(folder: Path) -> None:
-    """Delete what a kill in the middle of `write_bytes` has left in `folder`."""
+    """Delete the temporary files that a kill in the middle of `write_bytes` has left in a folder."""
     for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON."""
+    """Write a value as indented JSON, whole or not at all.
+
+    Args:
+        path: The file.
+        value: What `json` can write.
+
+    Raises:
+        FileFormatError: The file cannot be written.
+    """
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; raises `FileFormatError` naming the file when it is missing or not JSON."""
-    return _reading(path, lambda: json.loads(path.read_text()))
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        FileFormatError: The file is missing or is not JSON.
+    """
+    return _read_or_raise(path, lambda: json.loads(path.read_text()))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics file, [] where there is none; a last line cut off by a kill is left out."""
+    """Read a metrics file, one JSON object per line.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The rows; none where there is no file. A last line that a kill has cut off is left out.
+
+    Raises:
+        FileFormatError: Another line is not JSON.
+    """
     if not path.exists():
         return []
     rows = []
     lines = path.read_text().split("\n")
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
         try:
-            if line:
-                rows.append(json.loads(line))
+            rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            if number < len(lines) - 1:
-                raise FileFormatError(f"{path}: line {number + 1} is not JSON ({error})") from None
+            if number < len(lines):
+                raise FileFormatError(f"{path}: line {number} is not JSON ({error})") from None
     return rows
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors.  Shared memory is written once a name; a negative zero becomes zero."""
+    """Write tensors as safetensors, whole or not at all.
+
+    Args:
+        tensors: Name -> tensor. Tensors that share memory are written under each name; a negative zero becomes zero.
+        path: The file.
+        metadata: Key -> text, for the header of the file.
+
+    Raises:
+        FileFormatError: The file cannot be written.
+    """
     clean = {name: _clean(tensor) for name, tensor in tensors.items()}
-    write_bytes(path, save(clean, {**(metadata or {}), DIGEST: _digest(clean)}))
+    write_bytes(path, save(clean, {**(metadata or {}), DIGEST: _compute_digest(clean)}))
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def _compute_digest(tensors: Mapping[str, Tensor]) -> str:
     digest = blake2b(digest_size=16)
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
@@ -93,6 +136,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _clean(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, in memory of its own, without negative zeros."""
     value = tensor.detach().cpu().contiguous().clone()
     return value + 0 if value.is_floating_point() else value
 
@@ -100,19 +144,26 @@ def _clean(tensor: Tensor) -> Tensor:
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors and metadata of a safetensors file.
 
-    Raises `FileFormatError` for a file that is missing, truncated, of another format (a pickle, say), or, where
-    `save_tensors` wrote it, altered in any byte of a tensor.
+    Args:
+        path: The file.
+
+    Returns:
+        Name -> tensor, and the metadata of the header.
+
+    Raises:
+        FileFormatError: The file is missing, truncated or of another format (a pickle, say), or a byte of a tensor has
+            changed since `save_tensors` wrote it.
     """
 
     def read() -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
-            # cloned: tensors of a mapped file lie at odd addresses, where some kernels round differently
+            # Cloned, because tensors of a mapped file lie at odd addresses, where some kernels round differently.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
 
-    tensors, metadata = _reading(path, read)
+    tensors, metadata = _read_or_raise(path, read)
     expected = metadata.pop(DIGEST, None)
-    if expected is not None and expected != _digest(tensors):
+    if expected is not None and expected != _compute_digest(tensors):
         raise FileFormatError(f"{path}: altered since it was written: its tensors do not match their digest")
     return tensors, metadata
 
@@ -120,7 +171,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 T = TypeVar("T")
 
 
-def _reading(path: Path, read: Callable[[], T]) -> T:
+def _read_or_raise(path: Path, read: Callable[[], T]) -> T:
+    """Call `read`; whatever it raises becomes a `FileFormatError` that names the file."""
     try:
         return read()
     except FileNotFoundError:
@@ -135,7 +187,7 @@ def _reading(path: Path, read: Callable[[], T]) -> T:
 
 
 def _is_pickle(path: Path) -> bool:
-    """torch.save writes a zip archive, older versions and pickle itself a protocol byte."""
+    """Whether a file is pickled: torch.save writes a zip archive, its older versions and pickle a protocol byte."""
     with open(path, "rb") as file:
         start = file.read(2)
-    return start in (b"PK",) or start[:1] == b"\x80"
+    return start == b"PK" or start[:1] == b"\x80"

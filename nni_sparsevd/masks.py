@@ -11,7 +11,19 @@ from .posterior import group_log_alpha
 from .settings import MaskSettings, make_settings
 
 Masks = dict[str, dict[str, Tensor]]
-"""NNI's format: {module name: {"weight" or "bias": tensor of 0 and 1 in the target's shape}}."""
+"""Masks in the format of NNI: {module name: {"weight" or "bias": tensor of 0 and 1 in the target's shape}}.
+
+Example:
+    ```python
+    import nni_sparsevd as svd
+    import torch
+    from torch import nn
+
+    masks: svd.Masks = {"0": {"weight": torch.eye(4)}}
+    model = svd.bake_(nn.Sequential(nn.Linear(4, 4)), masks)
+    assert model[0].weight.count_nonzero() == 4
+    ```
+"""
 
 
 def compute_masks(
@@ -21,15 +33,41 @@ def compute_masks(
     example_inputs: Inputs | None = None,
     **keywords: object,
 ) -> Masks:
-    """What to keep (1) and what to remove (0) of a variational network.
+    """Decide what to keep (1) and what to remove (0) of a variational network.
 
-    Without settings: every weight and gate whose log alpha reaches its layer's threshold goes, which is what the
-    network computes in evaluation mode.  `structure="structured"` decides on whole output channels: over coupled groups
-    when `example_inputs` are given (then nothing else of a removed channel is left, so `shrink` can take it out), layer
-    by layer otherwise; the most relevant channel of a group stays unless `allow_empty`.  `structure="n:m"` keeps the
-    `keep` most relevant of every `block` weights along the input axis.
+    By default every weight and gate whose log alpha reaches the threshold of its layer is removed, which is what the
+    network computes in evaluation mode.
 
-    Raises `ModelError` for a network without posteriors, `SettingError` for settings that do not go together.
+    - `structure="structured"` removes whole output channels. With `example_inputs` it decides over coupled channels,
+      and masks everything that writes a removed channel, so that `shrink` can remove the channel; without them it
+      decides layer by layer. The most relevant channel of a group stays unless `allow_empty`.
+    - `structure="n:m"` keeps the `keep` most relevant of every `block` weights along the input axis.
+
+    Args:
+        model: A variational network; it stays as it is.
+        settings: How to decide; None: the defaults.
+        example_inputs: Inputs of the network: a tensor, or a tuple or dictionary of them.
+        keywords: Fields of `MaskSettings`, instead of `settings`: `compute_masks(model, ratio=0.9)`.
+
+    Returns:
+        {module name: {"weight" or "bias": tensor of 0 and 1 in the shape of the parameter}}.
+
+    Raises:
+        SettingError: Both `settings` and keywords, an unknown keyword or a wrong value, `threshold="held_out"` (which
+            needs data), or more weights to keep than a block has.
+        ModelError: The network has no posterior, or no channel group that could be removed.
+        TraceError: The network cannot be traced with `example_inputs`.
+
+    Example:
+        ```python
+        import nni_sparsevd as svd
+        import torch
+        from torch import nn
+
+        model = svd.sparsify_(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)))
+        masks = svd.compute_masks(model, structure="structured", ratio=0.5, example_inputs=torch.zeros(1, 8))
+        assert masks["0"]["bias"].sum() == 3
+        ```
     """
     if settings is not None and keywords:
         keys = ", ".join(keywords)
@@ -40,64 +78,51 @@ def compute_masks(
     if not is_variational(model):
         raise ModelError(f"{type(model).__name__} has no posterior; call sparsify_ and train it first")
     with torch.no_grad():
-        if chosen.structure == "structured":
-            if example_inputs is None:
-                return _layer_masks(model, chosen)
-            return _group_masks(model, channel_graph(make_plain_copy(model), example_inputs), chosen)
-        layers = {name: m for name, m in model.named_modules() if isinstance(m, Variational)}
-        scores = {name: layer.log_alpha() for name, layer in layers.items()}
+        if chosen.structure == "unstructured":
+            return _weight_masks(model, chosen)
         if chosen.structure == "n:m":
-            axes = {name: 1 - output_dim(layer) for name, layer in layers.items()}
-            return {name: {"weight": _n_of_m(score, axes[name], chosen)} for name, score in scores.items()}
-        kept = _cut(scores, chosen, {name: layer.threshold for name, layer in layers.items()})
-        masks: Masks = {name: {"weight": keep.float()} for name, keep in kept.items()}
-        for scaled, _, gate in gate_sites(model):
-            _silence(masks, model, scaled, gate.repeat_over_parts(_gate_cut(gate, chosen)))
-        return masks
+            return _block_masks(model, chosen)
+        if example_inputs is None:
+            return _layer_channel_masks(model, chosen)
+        return _group_channel_masks(model, channel_graph(make_plain_copy(model), example_inputs), chosen)
 
 
-def _cut(scores: dict[str, Tensor], chosen: MaskSettings, own: dict[str, float]) -> dict[str, Tensor]:
-    """Keep (True) what scores below the threshold, or all but a fraction `ratio` of the highest scores."""
+# What all structures share.
+
+
+def _find_variational(model: nn.Module) -> dict[str, Variational]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, Variational)}
+
+
+def _threshold(chosen: MaskSettings, own_threshold: float) -> float:
+    """The threshold that was asked for, or else the layer's own."""
+    return chosen.threshold if isinstance(chosen.threshold, float) else own_threshold
+
+
+def _select_kept(
+    scores: dict[str, Tensor], chosen: MaskSettings, own_thresholds: dict[str, float]
+) -> dict[str, Tensor]:
+    """True where the score is below the threshold, or for all but a fraction `ratio` with the highest scores."""
     if chosen.ratio is None:
-        return {name: score < _limit(chosen, own[name]) for name, score in scores.items()}
+        return {name: score < _threshold(chosen, own_thresholds[name]) for name, score in scores.items()}
     if chosen.scope == "layer":
         return {name: _all_but_highest(score, chosen.ratio) for name, score in scores.items()}
     together = torch.cat([score.flatten() for score in scores.values()])
-    pieces = _all_but_highest(together, chosen.ratio).split([score.numel() for score in scores.values()])
+    sizes = [score.numel() for score in scores.values()]
+    pieces = _all_but_highest(together, chosen.ratio).split(sizes)
     return {name: piece.view_as(scores[name]) for name, piece in zip(scores, pieces, strict=True)}
 
 
 def _all_but_highest(score: Tensor, ratio: float) -> Tensor:
-    """Exactly round(ratio * size) False, at the highest scores; ties fall to the later index."""
+    """False at exactly round(ratio * size) places, those of the highest scores; among equals at the later ones."""
     kept = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
     order = score.flatten().argsort(stable=True)
     kept[order[: score.numel() - round(ratio * score.numel())]] = True
     return kept.view_as(score)
 
 
-def _gate_cut(gate: ChannelGate, chosen: MaskSettings) -> Tensor:
-    """A ratio speaks of weights, so gates keep to the threshold."""
-    return gate.log_alpha() < _limit(chosen, gate.threshold)
-
-
-def _limit(chosen: MaskSettings, own: float) -> float:
-    """The threshold asked for, or else a layer's own."""
-    return chosen.threshold if isinstance(chosen.threshold, float) else own
-
-
-def _n_of_m(score: Tensor, axis: int, chosen: MaskSettings) -> Tensor:
-    """Keep the `keep` lowest of every `block` along the input axis; a layer whose inputs do not divide stays whole."""
-    if chosen.keep > chosen.block:
-        raise SettingError(f"masks.keep: {chosen.keep} of every {chosen.block} weights cannot be kept")
-    if score.dim() < 2 or score.shape[axis] % chosen.block:
-        return torch.ones_like(score)
-    blocks = score.movedim(axis, -1).unflatten(-1, (-1, chosen.block))
-    kept = torch.zeros_like(blocks).scatter_(-1, blocks.argsort(dim=-1, stable=True)[..., : chosen.keep], 1.0)
-    return kept.flatten(-2).movedim(-1, axis).contiguous()
-
-
-def _silence(masks: Masks, model: nn.Module, name: str, kept: Tensor) -> None:
-    """Zero the outputs of a layer, or scale and shift of a norm, where `kept` is False."""
+def _mask_outputs_(masks: Masks, model: nn.Module, name: str, kept: Tensor) -> None:
+    """Mask the outputs of a layer, or scale and shift of a norm, where `kept` is False; on top of masks it has."""
     module = model.get_submodule(name)
     targets = masks.setdefault(name, {})
     for key in ("weight", "bias"):
@@ -110,96 +135,162 @@ def _silence(masks: Masks, model: nn.Module, name: str, kept: Tensor) -> None:
         targets[key] = targets[key] * mask if key in targets else mask.clone()
 
 
-# Structured: one score a channel.
+# Single weights, and N of M.
 
 
-def _layer_masks(model: nn.Module, chosen: MaskSettings) -> Masks:
-    """Output channels of each layer by itself, and gates."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, Variational)}
-    scores = {name: _row_log_alpha(layer) for name, layer in layers.items()}
-    own = {name: layer.threshold for name, layer in layers.items()}
+def _weight_masks(model: nn.Module, chosen: MaskSettings) -> Masks:
+    layers = _find_variational(model)
+    scores = {name: layer.log_alpha() for name, layer in layers.items()}
+    thresholds = {name: layer.threshold for name, layer in layers.items()}
+    kept = _select_kept(scores, chosen, thresholds)
+    masks: Masks = {name: {"weight": kept_weights.float()} for name, kept_weights in kept.items()}
+    for scaled, _, gate in gate_sites(model):
+        # A ratio counts weights, so it does not apply to gates: they keep to the threshold.
+        kept_channels = gate.log_alpha() < _threshold(chosen, gate.threshold)
+        _mask_outputs_(masks, model, scaled, gate.repeat_over_parts(kept_channels))
+    return masks
+
+
+def _block_masks(model: nn.Module, chosen: MaskSettings) -> Masks:
+    masks: Masks = {}
+    for name, layer in _find_variational(model).items():
+        input_dim = 1 - output_dim(layer)
+        masks[name] = {"weight": _keep_n_of_m(layer.log_alpha(), input_dim, chosen)}
+    return masks
+
+
+def _keep_n_of_m(score: Tensor, axis: int, chosen: MaskSettings) -> Tensor:
+    """Keep the `keep` lowest of every `block` along an axis; a layer that is no whole number of blocks stays whole."""
+    if chosen.keep > chosen.block:
+        raise SettingError(f"masks.keep: {chosen.keep} of every {chosen.block} weights cannot be kept")
+    if score.dim() < 2 or score.shape[axis] % chosen.block:
+        return torch.ones_like(score)
+    blocks = score.movedim(axis, -1).unflatten(-1, (-1, chosen.block))
+    lowest = blocks.argsort(dim=-1, stable=True)[..., : chosen.keep]
+    kept = torch.zeros_like(blocks).scatter_(-1, lowest, 1.0)
+    return kept.flatten(-2).movedim(-1, axis).contiguous()
+
+
+# Whole channels: one score per channel.
+
+
+def _layer_channel_masks(model: nn.Module, chosen: MaskSettings) -> Masks:
+    """Masks of output channels of each layer by itself, and of the channels of gates."""
+    scores: dict[str, Tensor] = {}
+    thresholds: dict[str, float] = {}
+    for name, layer in _find_variational(model).items():
+        inputs = [dim for dim in range(layer.weight.dim()) if dim != output_dim(layer)]
+        scores[name] = group_log_alpha(layer.weight, layer.log_sigma2, inputs)
+        thresholds[name] = layer.threshold
     gates = {name: gate for name, _, gate in gate_sites(model)}
     for name, gate in gates.items():
-        scores[name], own[name] = gate.log_alpha(), gate.threshold
+        scores[name], thresholds[name] = gate.log_alpha(), gate.threshold
     masks: Masks = {}
-    for name, kept in _cut(scores, chosen, own).items():
-        _silence(masks, model, name, gates[name].repeat_over_parts(kept) if name in gates else kept)
+    for name, kept in _select_kept(scores, chosen, thresholds).items():
+        _mask_outputs_(masks, model, name, gates[name].repeat_over_parts(kept) if name in gates else kept)
+    return masks
+
+
+def _group_channel_masks(model: nn.Module, graph: ChannelGraph, chosen: MaskSettings) -> Masks:
+    """Masks of coupled channels, by the log alpha of their gate, or of all the weights that write them."""
+    gates = find_group_gates(model, graph)
+    scores: dict[str, Tensor] = {}
+    thresholds: dict[str, float] = {}
+    for group in graph.groups:
+        if group.pinned:
+            continue
+        gate = gates.get(group.name)
+        score = _group_score(model, graph, group) if gate is None else gate.log_alpha()
+        if score is not None:
+            scores[group.name] = score
+            thresholds[group.name] = _group_threshold(model, group, gate)
+    if not scores:
+        raise ModelError(f"{type(model).__name__} has no channel group with a posterior that could be removed")
+    kept_by_group = _select_kept(scores, chosen, thresholds)
+    masks: Masks = {}
+    for group in graph.groups:
+        if group.name not in kept_by_group:
+            continue
+        kept = kept_by_group[group.name]
+        if not chosen.allow_empty and not kept.any():
+            kept = scores[group.name] == scores[group.name].min()  # the most relevant channel stays
+        mask_group_channels_(masks, model, graph, group, group.channels[~kept.cpu().numpy()])
     return masks
 
 
 def find_group_gates(model: nn.Module, graph: ChannelGraph) -> dict[str, ChannelGate]:
-    """Name of a channel group -> the gate behind its writers, where it has one; `graph` is that of the plain copy."""
-    gates = {writer: gate for _, _, gate in gate_sites(model) for writer in gate.writers}
-    found = {group.name: [gates[w.module] for w in group.writers if w.module in gates] for group in graph.groups}
-    return {name: behind[0] for name, behind in found.items() if behind}
+    """Find the gate of each channel group that has one.
 
+    Args:
+        model: A variational network.
+        graph: The channel graph of its plain copy.
 
-def _group_masks(model: nn.Module, graph: ChannelGraph, chosen: MaskSettings) -> Masks:
-    """Coupled channels by the log alpha of their gate, or of all the weights that write them."""
-    gates, scores, own = find_group_gates(model, graph), {}, {}
+    Returns:
+        Name of a channel group -> the gate behind its writers.
+    """
+    gate_of_writer: dict[str, ChannelGate] = {}
+    for _, _, gate in gate_sites(model):
+        gate_of_writer.update(dict.fromkeys(gate.writers, gate))
+    group_gates: dict[str, ChannelGate] = {}
     for group in graph.groups:
-        gate = gates.get(group.name)
-        score = _group_score(model, graph, group) if gate is None else gate.log_alpha()
-        if not group.pinned and score is not None:
-            scores[group.name] = score
-            modules = [model.get_submodule(name.rpartition(".")[0]) for name, _ in group.axes]
-            own[group.name] = next(m.threshold for m in [gate, *modules] if isinstance(m, ChannelGate | Variational))
-    if not scores:
-        raise ModelError(f"{type(model).__name__} has no channel group with a posterior that could be removed")
-    kept = {name: keep if chosen.allow_empty else _never_empty(keep, scores[name])
-            for name, keep in _cut(scores, chosen, own).items()}  # fmt: skip
-    masks: Masks = {}
-    for group in graph.groups:
-        if group.name in kept and not group.pinned:
-            mask_group_channels_(masks, model, graph, group, group.channels[~kept[group.name].cpu().numpy()])
-    return masks
+        for writer in group.writers:
+            if writer.module in gate_of_writer:
+                group_gates.setdefault(group.name, gate_of_writer[writer.module])
+    return group_gates
 
 
-def _never_empty(kept: Tensor, score: Tensor) -> Tensor:
-    """The most relevant channel of a group stays."""
-    return kept if kept.any() else score == score.min()
-
-
-def _row_log_alpha(layer: Variational) -> Tensor:
-    dims = [dim for dim in range(layer.weight.dim()) if dim != output_dim(layer)]
-    return group_log_alpha(layer.weight, layer.log_sigma2, dims)
+def _group_threshold(model: nn.Module, group: ChannelGroup, gate: ChannelGate | None) -> float:
+    """The threshold of the gate of a group, or of the first variational layer in it."""
+    if gate is not None:
+        return gate.threshold
+    modules = (model.get_submodule(name.rpartition(".")[0]) for name, _ in group.axes)
+    return next(module.threshold for module in modules if isinstance(module, Variational))
 
 
 def _group_score(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> Tensor | None:
-    """log(sum sigma^2 / sum theta^2) over every variational weight that writes into the group, per channel."""
-    mean = variance = None
+    """log(sum sigma^2 / sum theta^2) per channel over all variational weights that write it; None without any."""
+    signal = torch.zeros(len(group), dtype=torch.float64)
+    noise = torch.zeros(len(group), dtype=torch.float64)
+    has_posterior = False
     for name, dim in group.axes:
-        module = model.get_submodule(name.rpartition(".")[0])
-        if not isinstance(module, Variational) or not name.endswith(".weight") or dim != output_dim(module):
+        layer = model.get_submodule(name.rpartition(".")[0])
+        if not isinstance(layer, Variational) or not name.endswith(".weight") or dim != output_dim(layer):
             continue
+        has_posterior = True
         position = torch.from_numpy(graph.positions_in_group((name, dim), group))
         inside = position >= 0
-        others = [d for d in range(module.weight.dim()) if d != dim]
-        squares = module.weight.detach().double().square().sum(others).cpu()
-        noise = module.log_sigma2.detach().double().exp().expand_as(module.weight).sum(others).cpu()
-        size = len(group)
-        mean = torch.zeros(size, dtype=torch.float64) if mean is None else mean
-        variance = torch.zeros(size, dtype=torch.float64) if variance is None else variance
-        mean.index_add_(0, position[inside], squares[inside])
-        variance.index_add_(0, position[inside], noise[inside])
-    if mean is None or variance is None:
+        inputs = [d for d in range(layer.weight.dim()) if d != dim]
+        squares = layer.weight.detach().double().square().sum(inputs).cpu()
+        variances = layer.log_sigma2.detach().double().exp().expand_as(layer.weight).sum(inputs).cpu()
+        signal.index_add_(0, position[inside], squares[inside])
+        noise.index_add_(0, position[inside], variances[inside])
+    if not has_posterior:
         return None
-    return variance.log() - (mean + torch.finfo(torch.float64).tiny).log()
+    return noise.log() - (signal + torch.finfo(torch.float64).tiny).log()
 
 
 def mask_group_channels_(
     masks: Masks, model: nn.Module, graph: ChannelGraph, group: ChannelGroup, removed: np.ndarray
 ) -> None:
-    """Everything that writes a removed channel, or shifts it on its way: weights, biases, norms, positions, scales."""
-    read = {(reader.weight, reader.input_dim) for reader in graph.readers}
+    """Mask everything that writes a removed channel or shifts it on its way, in place.
+
+    Weights, biases, norms, position embeddings and layer scales are masked; what only reads the channel is not.
+
+    Args:
+        masks: The masks to extend; targets without a mask get one.
+        model: The network.
+        graph: Its channel graph.
+        group: The channel group.
+        removed: The channels to remove, from `group.channels`.
+    """
+    reading_axes = {(reader.weight, reader.input_dim) for reader in graph.readers}
     for name, dim in group.axes:
-        module = model.get_submodule(name.rpartition(".")[0])
-        key = name.rpartition(".")[2]
-        parameter = module._parameters.get(key)
-        if parameter is None or (name, dim) in read:
+        module_name, _, key = name.rpartition(".")
+        parameter = model.get_submodule(module_name)._parameters.get(key)
+        if parameter is None or (name, dim) in reading_axes:
             continue
         indices = torch.from_numpy(graph.indices_along((name, dim), removed))
-        mask = masks.setdefault(name.rpartition(".")[0], {}).setdefault(key, torch.ones(parameter.shape))
+        mask = masks.setdefault(module_name, {}).setdefault(key, torch.ones(parameter.shape))
         mask.index_fill_(dim, indices, 0.0)
 
 
@@ -207,7 +298,12 @@ def mask_group_channels_(
 
 
 def apply_masks_(model: nn.Module, masks: Masks) -> None:
-    """Zero what `masks` remove, in place; a masked weight is +0.0, never -0.0."""
+    """Set what masks remove to zero, in place.
+
+    Args:
+        model: The network. What is removed becomes +0.0, never -0.0, also where it was infinite.
+        masks: The masks, valid for this network.
+    """
     with torch.no_grad():
         for name, targets in masks.items():
             module = model.get_submodule(name)
@@ -217,47 +313,71 @@ def apply_masks_(model: nn.Module, masks: Masks) -> None:
 
 
 def validate_masks(model: nn.Module, masks: Masks, *, allow_empty: bool = False) -> None:
-    """Raise `MaskError` unless every mask names a parameter, fits it, holds 0 and 1 only and leaves something."""
+    """Check that every mask names a parameter, fits it, holds only 0 and 1, and keeps something.
+
+    Args:
+        model: The network.
+        masks: The masks.
+        allow_empty: Accept masks that remove a whole layer.
+
+    Raises:
+        MaskError: A mask does not pass. The message names its module and parameter.
+    """
     modules = dict(model.named_modules())
     for name, targets in masks.items():
         if name not in modules:
             raise MaskError(f"masks: {type(model).__name__} has no module {name!r}")
         for key, mask in targets.items():
-            parameter = modules[name]._parameters.get(key)
-            if parameter is None:
-                raise MaskError(f"masks: {name} ({type(modules[name]).__name__}) has no parameter {key!r}")
-            if mask.shape != parameter.shape:
-                raise MaskError(
-                    f"masks: {name}.{key} has the shape {tuple(parameter.shape)}, its mask {tuple(mask.shape)}"
-                )
-            if not ((mask == 0) | (mask == 1)).all():
-                raise MaskError(f"masks: the mask of {name}.{key} holds other values than 0 and 1")
-            if key == "weight" and not allow_empty and not mask.any():
-                raise MaskError(
-                    f"masks: the mask of {name}.weight removes the whole layer; keep something of it, or pass "
-                    "allow_empty=True for a network whose output no longer depends on its input"
-                )
+            _validate_mask(modules[name], name, key, mask, allow_empty)
+
+
+def _validate_mask(module: nn.Module, name: str, key: str, mask: Tensor, allow_empty: bool) -> None:
+    parameter = module._parameters.get(key)
+    if parameter is None:
+        raise MaskError(f"masks: {name} ({type(module).__name__}) has no parameter {key!r}")
+    if mask.shape != parameter.shape:
+        raise MaskError(f"masks: {name}.{key} has the shape {tuple(parameter.shape)}, its mask {tuple(mask.shape)}")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise MaskError(f"masks: the mask of {name}.{key} holds other values than 0 and 1")
+    if key == "weight" and not allow_empty and not mask.any():
+        raise MaskError(
+            f"masks: the mask of {name}.weight removes the whole layer; keep some of its weights, or pass "
+            "allow_empty=True for a network whose output no longer depends on its input"
+        )
 
 
 def count_weights(model: nn.Module, masks: Masks) -> tuple[int, int]:
-    """(weights that `masks` keep, weights in all), over all weights of more than one dimension."""
+    """Count weights: those of more than one dimension, without biases and norms.
+
+    Args:
+        model: The network.
+        masks: The masks; a weight without a mask is kept whole.
+
+    Returns:
+        How many weights the masks keep, and how many there are.
+    """
     kept = total = 0
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
-        if weight is not None and weight.dim() > 1:
-            total += weight.numel()
-            mask = masks.get(name, {}).get("weight")
-            kept += weight.numel() if mask is None else int(mask.count_nonzero())
+        if weight is None or weight.dim() < 2:
+            continue
+        total += weight.numel()
+        mask = masks.get(name, {}).get("weight")
+        kept += weight.numel() if mask is None else int(mask.count_nonzero())
     return kept, total
 
 
 def flatten_masks(masks: Masks) -> dict[str, Tensor]:
-    """Masks as they are saved: {"module.target": uint8 tensor}."""
-    return {f"{name}.{key}": mask.to(torch.uint8) for name, targets in masks.items() for key, mask in targets.items()}
+    """Flatten masks to the form in which they are saved: {"module.target": uint8 tensor}."""
+    flat: dict[str, Tensor] = {}
+    for name, targets in masks.items():
+        for key, mask in targets.items():
+            flat[f"{name}.{key}"] = mask.to(torch.uint8)
+    return flat
 
 
 def unflatten_masks(tensors: dict[str, Tensor]) -> Masks:
-    """The inverse of `flatten`."""
+    """Undo `flatten_masks`."""
     masks: Masks = {}
     for path, mask in tensors.items():
         name, _, key = path.rpartition(".")

@@ -14,23 +14,57 @@ from .nn import ChannelGate, is_variational, named_posteriors
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predictive distribution of a classifier, over networks drawn from its posterior."""
+    """The predictive distribution of a classifier, over networks drawn from its posterior.
+
+    Example:
+        ```python
+        import nni_sparsevd as svd
+        import torch
+        from torch import nn
+
+        model = svd.sparsify_(nn.Linear(8, 3))
+        prediction = svd.predict(model, torch.randn(5, 8))
+        assert (prediction.disagreement <= prediction.entropy).all()
+        ```
+    """
 
     probabilities: Tensor
-    """Mean over the networks, shape (inputs, classes)."""
+    """Mean of the class probabilities over the networks, shape (inputs, classes)."""
     entropy: Tensor
-    """Of that mean, in nats, shape (inputs,): all that is uncertain."""
+    """Entropy of that mean, in nats, shape (inputs,): the whole uncertainty."""
     disagreement: Tensor
-    """Mutual information of class and weights, in nats, shape (inputs,): what the networks disagree on.
+    """Mutual information of class and weights, in nats, shape (inputs,): the part of the entropy on which the networks
+    disagree.
 
     The rest of the entropy is what each network by itself is unsure of.
     """
 
 
 def sample_network(model: nn.Module, masks: Masks | None = None) -> nn.Module:
-    """Draw an ordinary network from the posterior of `model`, which stays as it is; what `masks` remove is zero.
+    """Draw an ordinary network from the posterior of a variational one.
 
-    Uses torch's global random state.  Raises `ModelError` without posteriors, `MaskError` for masks that do not fit.
+    The random numbers come from torch's global generator.
+
+    Args:
+        model: A variational network; it stays as it is.
+        masks: What to set to zero in the drawn network; None: nothing.
+
+    Returns:
+        A new network with ordinary layers.
+
+    Raises:
+        ModelError: The network has no posterior.
+        MaskError: The masks do not fit the network.
+
+    Example:
+        ```python
+        import nni_sparsevd as svd
+        from torch import nn
+
+        model = svd.sparsify_(nn.Linear(8, 3))
+        drawn = svd.sample_network(model, svd.compute_masks(model))
+        assert type(drawn) is nn.Linear
+        ```
     """
     if not is_variational(model):
         raise ModelError(f"{type(model).__name__} has no posterior to draw from; call sparsify_ first")
@@ -43,21 +77,43 @@ def sample_network(model: nn.Module, masks: Masks | None = None) -> nn.Module:
 
 
 def predict(model: nn.Module, inputs: Tensor, samples: int = 20, masks: Masks | None = None) -> Prediction:
-    """Predict the classes of `inputs` by `samples` networks drawn from the posterior, each in evaluation mode.
+    """Predict classes with networks drawn from the posterior, each in evaluation mode.
 
-    `model` returns logits of shape (inputs, classes).  With `masks` the pruned posterior speaks.  Raises `ModelError`
-    without posteriors or for less than one sample.
+    Args:
+        model: A variational network that returns logits of shape (inputs, classes); it stays as it is.
+        inputs: Inputs of the network, shape (inputs, ...).
+        samples: How many networks to draw.
+        masks: What to set to zero in the drawn networks; None: nothing.
+
+    Returns:
+        Class probabilities, entropy and disagreement for each input.
+
+    Raises:
+        ModelError: The network has no posterior, or `samples` is less than 1.
+        MaskError: The masks do not fit the network.
+
+    Example:
+        ```python
+        import nni_sparsevd as svd
+        import torch
+        from torch import nn
+
+        model = svd.sparsify_(nn.Linear(8, 3))
+        prediction = svd.predict(model, torch.randn(5, 8), samples=10)
+        assert prediction.probabilities.shape == (5, 3)
+        ```
     """
     if samples < 1:
         raise ModelError(f"samples: at least one network must be drawn, found {samples}")
-    total = own = torch.zeros(())
+    probabilities = own_entropy = torch.zeros(())
     with torch.no_grad():
         for _ in range(samples):
             logits = sample_network(model, masks).eval()(inputs).double()
-            total = total + logits.softmax(-1) / samples
-            own = own + _entropy(logits.softmax(-1)) / samples
-    entropy = _entropy(total)
-    return Prediction(total, entropy, (entropy - own).clamp_min(0))
+            probabilities = probabilities + logits.softmax(-1) / samples
+            own_entropy = own_entropy + _entropy(logits.softmax(-1)) / samples
+    entropy = _entropy(probabilities)
+    # Rounding may leave a mutual information of 0 slightly below 0.
+    return Prediction(probabilities, entropy, (entropy - own_entropy).clamp_min(0))
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
