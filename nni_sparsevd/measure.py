@@ -84,6 +84,25 @@ def measure_latencies(
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
+def cost_function(kind: CostKind, example_inputs: Tensor) -> Callable[[nn.Module], float]:
+    """The function that measures the cost of a network, as a budget wants it.
+
+    Args:
+        kind: What is measured: multiply-accumulates, parameters, or the latency on one thread in milliseconds.
+        example_inputs: A batch of inputs; the network is measured on the first one.
+
+    Returns:
+        A function: network -> cost.
+
+    """
+    example = example_inputs[:1]
+    if kind == "parameters":
+        return count_parameters
+    if kind == "macs":
+        return lambda model: count_macs(model, example)
+    return lambda model: measure_latencies({"": model}, example, rounds=15)[""]
+
+
 def _measure_seconds(model: nn.Module, example_inputs: Tensor, repeats: int) -> float:
     """Mean seconds of a forward pass."""
     began = time.perf_counter()
