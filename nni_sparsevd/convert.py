@@ -34,7 +34,7 @@ def sparsify_(
     Args:
         model: Any network.
         settings: What is learned, and about which layers; None: the defaults.
-        example_inputs: Inputs of the network: a tensor, or a tuple or dictionary of them; needed for gates only.
+        example_inputs: Inputs of the network: one tensor, or a tuple of them; needed for gates only.
         keywords: Fields of `PosteriorSettings`, instead of `settings`: `sparsify_(model, exclude=["head"])`.
 
     Returns:

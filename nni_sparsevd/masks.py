@@ -46,7 +46,7 @@ def compute_masks(
     Args:
         model: A variational network; it stays as it is.
         settings: How to decide; None: the defaults.
-        example_inputs: Inputs of the network: a tensor, or a tuple or dictionary of them.
+        example_inputs: Inputs of the network: one tensor, or a tuple of them.
         keywords: Fields of `MaskSettings`, instead of `settings`: `compute_masks(model, ratio=0.9)`.
 
     Returns:
