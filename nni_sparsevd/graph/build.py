@@ -11,6 +11,7 @@ from .code_sizes import resolve_sizes
 from .equations import TrackedTensor
 from .groups import ChannelGraph, CodeSize, Product, Reader, RememberingNorm, Writer
 from .links import ChannelIds, IndexIds
+from .operators import channel_dim
 from .scales import AttentionScale, find_query_rows
 from .tracing import Inputs, Trace, trace
 from .walk import Walk
@@ -88,7 +89,7 @@ def _solve_readers(
     readers = []
     for reading in walk.readings:
         node = reading.node
-        dim = -1 if node.target == aten.linear.default else 1
+        dim = channel_dim(node)
         outputs = value_channels[node][dim]
         if outputs is None:
             outputs = np.full(node.meta["val"].shape[dim], never)

@@ -34,6 +34,11 @@ class TrackedTensor:
     ids: tuple[IndexIds | None, ...]
 
 
+def repeat_ids(ids: IndexIds | None, times: int) -> IndexIds | None:
+    """Each id `times` times in a row: copies live and die together."""
+    return None if ids is None else np.repeat(ids, times)
+
+
 @dataclass(frozen=True)
 class Contraction:
     """A sum of products over channels of two computed tensors, the first two arguments of `node`."""

@@ -20,6 +20,7 @@ from .operators import (
     TRANSPOSED,
     NotCovered,
     call_rule,
+    channel_dim,
     find_channel_rule,
     operator_name,
     shape_of,
@@ -117,7 +118,7 @@ class Walk:
         x, weight = arguments[0], arguments[1]
         # A depthwise convolution passes channels on, so the writers before it need no gate of their own.
         depthwise = node.target in CONVOLUTIONS and weight.shape[1] == 1 and x.shape[1] > 1
-        inputs = x.ids[-1] if node.target == aten.linear.default else x.ids[1]
+        inputs = x.ids[channel_dim(node)]
         name = self._recorded.state(node.args[1])
         if not depthwise:
             self.last_writers |= self._sources[node]
@@ -150,7 +151,7 @@ class Walk:
             norm = self._recorded.state(users[0].args[1])
             if norm is not None:
                 return norm.rpartition(".")[0], 1
-        return weight.rpartition(".")[0], -1 if node.target == aten.linear.default else 1
+        return weight.rpartition(".")[0], channel_dim(node)
 
 
 def _channel_inputs(node: Node) -> list[Node]:

@@ -1,14 +1,14 @@
 """Operators that contract channels with a weight: convolutions, linear maps, and the columns of a table."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-from ..equations import Equations, RecordedSize, TrackedTensor
+from ..equations import Equations, RecordedSize, TrackedTensor, repeat_ids
 from ..links import IndexIds
 from .abstract_values import LIVE, expand_along, full_shape, make_uniform
 from .rows import NotCovered, Operator, operator_name, shape_of
@@ -21,6 +21,11 @@ CONVOLUTIONS = {
 TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 READERS = CONVOLUTIONS | TRANSPOSED | {aten.linear.default}
 """Operators that read channels with a weight, their second argument, and write new channels."""
+
+
+def channel_dim(reader: Node) -> int:
+    """The dimension of a reader's input and output that the channels are in."""
+    return -1 if reader.target == aten.linear.default else 1
 
 
 # How channels pass.
@@ -69,7 +74,7 @@ def _grouped_channels(
     outputs, positions = weight.ids[:2]
     if inputs is None or outputs is None or groups == inputs.size:
         equations.pin(positions, "input axis of a depthwise convolution")
-        repeated = inputs if inputs is None else np.repeat(inputs, weight.shape[0] // groups)
+        repeated = repeat_ids(inputs, weight.shape[0] // groups)
         equations.equate(repeated, outputs, "depthwise convolution of something that is no channel")
         return
     group = equations.new_ids(groups)
@@ -137,7 +142,12 @@ def pads_zeros(node: Node) -> bool:
     if isinstance(padding, str):
         kernel = full_shape(node, argument=1)[2:]
         return padding != "valid" and any(size > 1 for size in kernel)
-    return any(padding if isinstance(padding, list | tuple) else [padding])
+    return is_padded(padding)
+
+
+def is_padded(padding: int | Sequence[int]) -> bool:
+    """Whether a padding, one number for all axes or one for each, is anything but zero."""
+    return any(padding) if isinstance(padding, list | tuple) else bool(padding)
 
 
 def constant_at_reader(node: Node, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ..equations import Equations, TrackedTensor
+from ..equations import Equations, TrackedTensor, repeat_ids
 from ..links import IndexIds
 from .abstract_values import compress, expand_along, full_shape
 from .elementwise import broadcast_channels
@@ -295,8 +295,7 @@ def repeat_interleave_channels(
     if dim is None:
         raise NotCovered("repeat_interleave of all elements")
     ids = list(x.ids)
-    along = ids[dim]
-    ids[dim] = None if along is None else np.repeat(along, times)
+    ids[dim] = repeat_ids(ids[dim], times)
     return TrackedTensor(shape_of(node), tuple(ids))
 
 

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ..equations import Equations, TrackedTensor
+from ..equations import Equations, TrackedTensor, repeat_ids
 from ..links import IndexIds
 from .abstract_values import LIVE, compress, expand_along, full_shape, keep_zeros, live_like, make_uniform
+from .contractions import is_padded
 from .reshapes import split_axis
 from .rows import NoRule, NotCovered, Operator, operator_name, shape_of
 
@@ -115,11 +115,6 @@ def unfold_channels(
     return TrackedTensor(shape_of(node), (*kept, None))
 
 
-def repeat_ids(ids: IndexIds | None, times: int) -> IndexIds | None:
-    """Each id `times` times in a row: the copies live and die together."""
-    return None if ids is None else np.repeat(ids, times)
-
-
 # How constants pass.
 
 
@@ -147,8 +142,7 @@ def average_pool_constant(
 ) -> Tensor:
     """An average over equal values is that value, unless zeros of the padding count or the divisor is another."""
     x = _make_places_uniform(node, x)
-    pads = any(padding if isinstance(padding, list | tuple) else [padding])
-    if divisor_override is not None or (pads and count_include_pad):
+    if divisor_override is not None or (is_padded(padding) and count_include_pad):
         return keep_zeros(x)
     return x
 
@@ -190,7 +184,7 @@ def pixel_unshuffle_constant(node: Node, x: Tensor, factor: int) -> Tensor:
 def im2col_constant(node: Node, x: Tensor, kernel: Sequence[int], dilation: Any, padding: Any, stride: Any) -> Tensor:
     """A constant channel becomes rows of that constant, unless zeros are padded around it."""
     x = expand_along(node, make_uniform(x, (x.dim() - 2, x.dim() - 1)), -3).squeeze(-1)
-    if any(padding if isinstance(padding, list | tuple) else [padding]):
+    if is_padded(padding):
         x = keep_zeros(x)
     return compress(x.repeat_interleave(prod(kernel), -2))
 
