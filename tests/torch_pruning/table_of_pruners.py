@@ -27,7 +27,7 @@ COLUMNS = ("runs", "forward", "backward", "exact")
 SIZE, CLASSES, BATCH = 64, 10, 4
 TOLERANCE = 1e-10
 UNREACHED = "not reached"
-FAMILIES = (tp.pruner.BasePruner, tp.pruner.BNScalePruner, tp.pruner.GroupNormPruner, tp.pruner.GrowingRegPruner)
+PRUNERS = (tp.pruner.BasePruner, tp.pruner.BNScalePruner, tp.pruner.GroupNormPruner, tp.pruner.GrowingRegPruner)
 MODES: dict[str, dict[str, Any]] = {
     "local": {},
     "global_pruning": {"global_pruning": True},
@@ -45,7 +45,7 @@ Kept = dict[str, list[int]]
 class Row:
     """A pruner and its importance."""
 
-    family: type
+    pruner: type
     importance: Callable[[], Any]
     options: dict[str, Any] = field(default_factory=lambda: {"pruning_ratio": 0.5})
     granularity: str = ""
@@ -58,10 +58,10 @@ class Row:
         return "pruning_ratio" not in self.options and self.granularity == "gate"
 
 
-def in_every_mode(name: str, family: type, importance: Callable[[], Any], granularity: str = "") -> dict[str, Row]:
+def in_every_mode(name: str, pruner: type, importance: Callable[[], Any], granularity: str = "") -> dict[str, Row]:
     return {
-        f"{name}, {family.__name__}, {mode}": Row(
-            family, importance, {"pruning_ratio": 0.5, **options}, granularity, mode == "interactive"
+        f"{name}, {pruner.__name__}, {mode}": Row(
+            pruner, importance, {"pruning_ratio": 0.5, **options}, granularity, mode == "interactive"
         )
         for mode, options in MODES.items()
     }
@@ -94,8 +94,8 @@ BUILT_IN: dict[str, Row] = {
 OURS: dict[str, Row] = {
     **{
         key: row
-        for family in FAMILIES
-        for key, row in in_every_mode("SparseVDImportance", family, SparseVDImportance, "weight").items()
+        for pruner in PRUNERS
+        for key, row in in_every_mode("SparseVDImportance", pruner, SparseVDImportance, "weight").items()
     },
     **{
         f"SparseVDImportance({key}={getattr(value, '__name__', value)}), BasePruner": Row(
@@ -122,49 +122,50 @@ def network(name: str) -> nn.Module:
 def draw_(model: nn.Module) -> None:
     """Log alpha at random: the same for a channel in all layers that it goes through, so that whole channels are noise.
 
-    The share of the signal of a channel with many writers would else be about the same for all.
+    With a log alpha of its own for each weight, channels with many weights would all have about the same share of
+    signal.
     """
     level = torch.empty(4096).uniform_(-6, 6, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        for _, one in named_posteriors(model):
-            if isinstance(one, ChannelGate):
-                one.log_sigma2.copy_(level[: len(one.mu)])
+        for _, module in named_posteriors(model):
+            if isinstance(module, ChannelGate):
+                module.log_sigma2.copy_(level[: len(module.mu)])
             else:
-                rows, columns, *rest = one.weight.shape
+                rows, columns, *rest = module.weight.shape
                 noise = (level[:rows, None] + level[:columns]).view(rows, columns, *[1] * len(rest))
-                one.log_sigma2.copy_(one.weight.square().mean().log() + noise)
+                module.log_sigma2.copy_(module.weight.square().mean().log() + noise)
 
 
 class Case:
-    """A pruner on a network, and the ordinary network in which the same channels are silent."""
+    """A pruner on a network, and the ordinary network in which the same channels are zero."""
 
     def __init__(self, row: Row, name: str) -> None:
         self.row = row
-        # ours folds gates and temperatures, so its weights are rounded; some built-ins know float32 alone
-        dtype = torch.float64 if row.family is SparseVDPruner else torch.float32
+        # Our pruner folds gates and temperatures into weights, which rounds them; some built-ins know float32 alone.
+        dtype = torch.float64 if row.pruner is SparseVDPruner else torch.float32
         self.model = network(name).to(dtype)
         self.x = torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(dtype)
         self.labels = torch.arange(BATCH) % CLASSES
-        self.heads = {one.module.qkv: one.heads for one in find_attentions(self.model)}
+        self.heads = {attention.module.qkv: attention.heads for attention in find_attentions(self.model)}
         self.size = count_parameters(self.model)
         self.kept: Kept = {}
         self.importance = row.importance()
         options = {**row.options, "ignored_layers": [self.model.get_classifier()]}
-        if row.family is SparseVDPruner:
+        if row.pruner is SparseVDPruner:
             settings = SparseVDSettings(n_train=1000, posterior={"granularity": row.granularity})
             options["settings"] = settings
         else:
             if row.granularity:
                 svd.sparsify_(self.model, granularity=row.granularity, example_inputs=self.x)
-            # the defaults of these are shared between all pruners of a process
+            # Torch-Pruning's defaults of these are shared between all pruners of a process, which write into them.
             options |= {"num_heads": dict(self.heads), "in_channel_groups": {}, "out_channel_groups": {}}
-        self.pruner = row.family(self.model, self.x, importance=self.importance, **options)
+        self.pruner = row.pruner(self.model, self.x, importance=self.importance, **options)
         draw_(self.model)
 
     def run(self) -> None:
-        """Two steps of training with the regulariser, what the importance has to see, and the cut."""
+        """Two steps of training with the regularizer, what the importance has to see, and the cut."""
         self._train()
-        self._look()
+        self._prepare_importance()
         self.before = copy.deepcopy(self.model)
         with recorded_cuts(self.model) as cuts:
             for _ in range(self.pruner.iterative_steps):
@@ -174,11 +175,11 @@ class Case:
                 else:
                     self.pruner.step()
         self.cuts = cuts
-        if self.row.family is not SparseVDPruner:
-            self._tell_attentions()
+        if self.row.pruner is not SparseVDPruner:
+            self._update_attentions()
             svd.bake_(self.model)
         assert not any(isinstance(module, Variational | ChannelGate) for module in self.model.modules())
-        assert count_parameters(self.model) < 0.95 * self.size, "nothing is gone"
+        assert count_parameters(self.model) < 0.95 * self.size, "nothing was removed"
 
     def _train(self) -> None:
         optimizer = torch.optim.SGD(self.model.parameters(), 1e-4)
@@ -187,14 +188,14 @@ class Case:
         for _ in range(2):
             optimizer.zero_grad()
             F.cross_entropy(self.model(self.x), self.labels).backward()
-            if self.row.family is not tp.pruner.BasePruner:  # which has none
+            if self.row.pruner is not tp.pruner.BasePruner:  # which has none
                 self.pruner.regularize(self.model)
             optimizer.step()
             if isinstance(self.pruner, tp.pruner.GrowingRegPruner):
                 self.pruner.update_reg()
 
-    def _look(self) -> None:
-        """As the documents of Torch-Pruning and its examples do for importances that need data."""
+    def _prepare_importance(self) -> None:
+        """Do what Torch-Pruning's documents and examples do for importances that need data."""
         self.model.zero_grad()
         if isinstance(self.importance, tp.importance.ActivationImportance):
             with torch.no_grad(), self.importance.compute_importance(self.model):
@@ -214,12 +215,13 @@ class Case:
             self.importance.step()
             self.importance._rm_hooks(self.model)
 
-    def _tell_attentions(self) -> None:
-        """As its examples for transformers do: what attention remembers of its sizes."""
-        for one in find_attentions(self.model):
-            one.module.num_heads = self.pruner.num_heads[one.module.qkv]
-            one.module.head_dim = one.module.qkv.out_features // (3 * one.module.num_heads)
-            one.module.attn_dim = one.module.num_heads * one.module.head_dim
+    def _update_attentions(self) -> None:
+        """Do what Torch-Pruning's examples for transformers do with the sizes that attention remembers."""
+        for attention in find_attentions(self.model):
+            module = attention.module
+            module.num_heads = self.pruner.num_heads[module.qkv]
+            module.head_dim = module.qkv.out_features // (3 * module.num_heads)
+            module.attn_dim = module.num_heads * module.head_dim
 
     def forward(self) -> None:
         output = self.model.eval()(self.x)
@@ -229,31 +231,37 @@ class Case:
         model = copy.deepcopy(self.model).train()
         model.zero_grad()
         model(self.x).square().sum().backward()
-        missing = [name for name, one in model.named_parameters() if one.grad is None or one.grad.shape != one.shape]
-        assert not missing, f"no gradient for {missing[0]}"
+        for name, parameter in model.named_parameters():
+            has_gradient = parameter.grad is not None and parameter.grad.shape == parameter.shape
+            assert has_gradient, f"no gradient for {name}"
 
     def exact(self) -> None:
-        """Raises `AssertionError` saying what changed besides the silence of the removed channels."""
-        found = outputs(self.model, self.x)
+        """Raise `AssertionError` saying what changed besides the removed channels, which should have become zero.
+
+        The reference is the network before the cut with these channels set to zero. Two differences have a name: a
+        LayerNorm computes its statistics from other channels ("mixes"), and an attention divides its scores by another
+        root ("temperature"). Each is put into the reference where the outputs differ; then they must agree.
+        """
+        computed = outputs(self.model, self.x)
         if self.row.gates_decide:
-            off = distance(found, outputs(self.before, self.x))
-            assert off < TOLERANCE, f"differs by {off:.1e}"
+            error = distance(computed, outputs(self.before, self.x))
+            assert error < TOLERANCE, f"differs by {error:.1e}"
             return
         reference = svd.bake_(copy.deepcopy(self.before)).double()
-        kept = remove_noise_(reference, self.cuts)
-        explained: list[str] = []
-        off = distance(found, outputs(reference, self.x))
-        for reason, mend_ in (("mixes", normalise_over_kept_), ("temperature", heat_attentions_)):
-            if off >= TOLERANCE and mend_(reference, kept):
-                off = distance(found, outputs(reference, self.x))
-                explained.append(reason)
-        assert off < TOLERANCE, f"differs by {off:.1e}"
-        assert not explained, ", ".join(explained)
+        kept = zero_cut_channels_(reference, self.cuts)
+        explanations: list[str] = []
+        error = distance(computed, outputs(reference, self.x))
+        for reason, explain_ in (("mixes", normalize_over_kept_), ("temperature", heat_attentions_)):
+            if error >= TOLERANCE and explain_(reference, kept):
+                error = distance(computed, outputs(reference, self.x))
+                explanations.append(reason)
+        assert error < TOLERANCE, f"differs by {error:.1e}"
+        assert not explanations, ", ".join(explanations)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Output channels of a module, or elements of a parameter, that have gone: as numbered when they went."""
+    """Output channels of a module, or elements of a parameter, that were removed, as numbered before this cut."""
 
     name: str
     dim: int
@@ -262,18 +270,22 @@ class Cut:
 
 @contextmanager
 def recorded_cuts(model: nn.Module) -> Iterator[list[Cut]]:
-    """All that Torch-Pruning removes from outputs meanwhile.  Readers go along, and change nothing that is silent."""
+    """All that Torch-Pruning removes from outputs inside the block.
+
+    What reads the removed channels is not recorded: it multiplies zeros.
+    """
     cuts: list[Cut] = []
     call = Dependency.__call__
 
     def recording(self: Dependency, idxs: list[Any]) -> Any:
         target = self.target.module
         is_parameter = isinstance(target, nn.Parameter)
-        # operations without weights stand in the graph as modules of their own
+        # Operations without weights stand in the graph as modules of their own.
         if is_parameter or (hasattr(target, "weight") and not self.handler.__name__.endswith("in_channels")):
             named = model.named_parameters() if is_parameter else model.named_modules()
-            name = next(name for name, one in named if one is target)
-            cuts.append(Cut(name, self.target.pruning_dim, [int(getattr(one, "idx", one)) for one in idxs]))
+            name = next(name for name, owner in named if owner is target)
+            indices = [int(getattr(index, "idx", index)) for index in idxs]  # some are Torch-Pruning's hybrid indices
+            cuts.append(Cut(name, self.target.pruning_dim, indices))
         return call(self, idxs)
 
     Dependency.__call__ = recording
@@ -284,26 +296,35 @@ def recorded_cuts(model: nn.Module) -> Iterator[list[Cut]]:
 
 
 @torch.no_grad()
-def remove_noise_(model: nn.Module, cuts: list[Cut]) -> Kept:
-    """Zero what was cut; returns what is left of each module's channels."""
-    modules, tensors, kept = dict(model.named_modules()), dict(model.named_parameters()), {}
+def zero_cut_channels_(model: nn.Module, cuts: list[Cut]) -> Kept:
+    """Set what was cut to zero; returns name -> output channels that are left, by their original numbers."""
+    kept: Kept = {}
     for cut in cuts:
-        module = modules.get(cut.name)
-        held = [(tensors[cut.name], cut.dim)] if module is None else [
-            (tensor, output_dim(module) if key == "weight" else 0)
-            for key in ("weight", "bias", "running_mean")
-            if (tensor := getattr(module, key, None)) is not None
-        ]  # fmt: skip
-        left = kept.setdefault(cut.name, list(range(held[0][0].shape[held[0][1]])))
-        gone = [left[index] for index in cut.indices]
-        for tensor, dim in held:
-            tensor.index_fill_(dim, torch.tensor(gone), 0)
-        kept[cut.name] = [index for index in left if index not in set(gone)]
+        tensors = tensors_with_channels(model, cut)
+        first, first_dim = tensors[0]
+        left = kept.setdefault(cut.name, list(range(first.shape[first_dim])))
+        removed = [left[index] for index in cut.indices]
+        for tensor, dim in tensors:
+            tensor.index_fill_(dim, torch.tensor(removed), 0)
+        kept[cut.name] = [index for index in left if index not in removed]
     return kept
 
 
-def normalise_over_kept_(model: nn.Module, kept: Kept) -> bool:
-    """Let each LayerNorm see only the channels that are left; whether there was one to tell."""
+def tensors_with_channels(model: nn.Module, cut: Cut) -> list[tuple[Tensor, int]]:
+    """(tensor, its dimension of the channels) of the module or parameter that was cut."""
+    module = dict(model.named_modules()).get(cut.name)
+    if module is None:
+        return [(model.get_parameter(cut.name), cut.dim)]
+    tensors = []
+    for key in ("weight", "bias", "running_mean"):
+        tensor = getattr(module, key, None)
+        if tensor is not None:
+            tensors.append((tensor, output_dim(module) if key == "weight" else 0))
+    return tensors
+
+
+def normalize_over_kept_(model: nn.Module, kept: Kept) -> bool:
+    """Let each LayerNorm see only the channels that are left; returns whether there is such a LayerNorm."""
     cut = [(name, norm) for name, norm in model.named_modules() if isinstance(norm, nn.LayerNorm) and name in kept]
     for name, norm in cut:
         index, dim = torch.tensor(kept[name]), 1 if "2d" in type(norm).__name__ else -1
@@ -319,15 +340,18 @@ def normalise_over_kept_(model: nn.Module, kept: Kept) -> bool:
 
 @torch.no_grad()
 def heat_attentions_(model: nn.Module, kept: Kept) -> bool:
-    """Divide scores by the root of the smaller heads' dimension; whether there was an attention to tell."""
-    names = {module: name for name, module in model.named_modules()}
-    cut = [one.module for one in find_attentions(model) if names[one.module.qkv] in kept]
-    for attention in cut:
-        rows = attention.qkv.out_features
-        factor = (rows / len(kept[names[attention.qkv]])) ** 0.5
-        attention.qkv.weight[: rows // 3] *= factor
-        attention.qkv.bias[: rows // 3] *= factor
-    return bool(cut)
+    """Divide scores by the root of the smaller heads' dimension; returns whether there is such an attention."""
+    is_cut = False
+    for attention in find_attentions(model):
+        name, projection = f"{attention.name}.qkv", attention.module.qkv
+        if name not in kept:
+            continue
+        is_cut = True
+        rows = projection.out_features
+        factor = (rows / len(kept[name])) ** 0.5
+        projection.weight[: rows // 3] *= factor
+        projection.bias[: rows // 3] *= factor
+    return is_cut
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
@@ -335,32 +359,32 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
         return copy.deepcopy(model).double().eval()(x.double())
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
+def distance(computed: Tensor, expected: Tensor) -> float:
     """Largest difference, as a part of the largest output."""
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+    return ((computed - expected).abs().max() / expected.abs().max()).item()
 
 
 def outcome(row: str, name: str) -> dict[str, str]:
     """For each column: empty where it works, else what went wrong."""
     torch.manual_seed(0)
-    found = dict.fromkeys(COLUMNS, UNREACHED)
+    outcomes = dict.fromkeys(COLUMNS, UNREACHED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             case = Case(ROWS[row], name)
             case.run()
         except Exception as error:
-            return {**found, "runs": summarize_error(error)}
-        found["runs"] = ""
+            return {**outcomes, "runs": summarize_error(error)}
+        outcomes["runs"] = ""
         for column in COLUMNS[1:]:
             try:
                 getattr(case, column)()
-                found[column] = ""
+                outcomes[column] = ""
             except Exception as error:
-                found[column] = summarize_error(error)
+                outcomes[column] = summarize_error(error)
                 if column == "forward":
                     break
-    return found
+    return outcomes
 
 
 def summarize_error(error: Exception) -> str:

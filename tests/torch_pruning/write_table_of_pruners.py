@@ -11,16 +11,18 @@ from nni_sparsevd.training.environment import describe_environment
 
 
 def main(path: Path) -> None:
-    """Rows that the file has already are not done again."""
-    done = read_json(path)["networks"] if path.exists() else {}
+    """Run the rows that the file does not have yet, and write the file after each."""
+    networks = read_json(path)["networks"] if path.exists() else {}
     command = ["tests/torch_pruning/write_table_of_pruners.py", str(path)]
     for name in NETWORKS:
-        found = done.setdefault(name, {})
+        outcomes = networks.setdefault(name, {})
         for row in ROWS:
-            if row not in found:
-                found[row] = outcome(row, name)
-                done[name] = {one: found[one] for one in ROWS if one in found}
-                write_json(path, {"environment": describe_environment(command, 0), "networks": done})
+            if row in outcomes:
+                continue
+            outcomes[row] = outcome(row, name)
+            # In the order of the table, whatever was there before.
+            networks[name] = {key: outcomes[key] for key in ROWS if key in outcomes}
+            write_json(path, {"environment": describe_environment(command, 0), "networks": networks})
 
 
 if __name__ == "__main__":

@@ -30,12 +30,15 @@ def enable() -> None:
     Making or using a `SparseVDImportance` or a `SparseVDPruner` calls this function. Call it yourself only if you prune
     a network that has posteriors with nothing but Torch-Pruning's own pruners and importances. A second call does
     nothing. Networks without posteriors are cut as Torch-Pruning cuts them.
+
+    What is cut along is what belongs to a group of the dependency graph. Torch-Pruning's functions for a single layer,
+    such as `tp.prune_conv_out_channels(layer, idxs)`, cut the weight alone.
     """
     global _enabled
     if _enabled:
         return
-    # 1. Why `Group.prune`: every pruner, and every cut by hand, goes through this one function, and a group knows the
-    #    network. A network without posteriors goes straight on to the host's own function.
+    # 1. Why `Group.prune`: all pruners cut through this one function, and a group knows the network. A network without
+    #    posteriors goes straight on to the host's own function.
     # 2. Why the function below it is changed only while a group is cut: that function knows which indices stay, but it
     #    is given a parameter and not a layer. The layers of the group say whose parameter it is.
     # 3. Why nothing is written on parameters or remembered about them: copies and new parameters would need it, too.
