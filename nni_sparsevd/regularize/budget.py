@@ -61,7 +61,7 @@ class BudgetSearch:
         """Cost of the network before anything is removed."""
 
     def find_cutoff(self, scores: Tensor, cut_at: Callable[[float], nn.Module]) -> tuple[float, float]:
-        """(the score up to which channels are removed so that the budget is met most closely, the cost then).
+        """Find the score up to which channels must be removed so that the network comes closest to the budget.
 
         Args:
             scores: The scores of all channels, any shape; a low score is removed first.
@@ -74,7 +74,7 @@ class BudgetSearch:
 
 
 def best_cutoff(scores: Tensor, cost_at: Callable[[float], float], target: float) -> tuple[float, float]:
-    """(cutoff, cost there): the score up to which channels are removed so that the cost comes closest to the target.
+    """Find the score up to which channels must be removed so that the cost comes closest to the target.
 
     The cost falls as the cutoff rises, so bisection finds the place with about log2(number of scores) cuts.
 
@@ -84,7 +84,7 @@ def best_cutoff(scores: Tensor, cost_at: Callable[[float], float], target: float
         target: The cost to come close to.
 
     Returns:
-        The best of all cutoffs that were tried, -inf (nothing is removed) included, and its cost.
+        The cutoff, -inf where it is best to remove nothing, and the cost of the network that is cut there.
     """
     # 1. Why bisection: each cost is that of a copy of the network, cut and measured, so few must do.
     # 2. Why only scores as cutoffs: between two scores the same channels are removed.

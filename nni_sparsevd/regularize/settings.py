@@ -17,7 +17,8 @@ class SparseVDSettings(Settings):
     posterior: PosteriorSettings = PosteriorSettings()
     """Prior, noise estimator, granularity (weight, gate, both), first log sigma^2 and threshold on log alpha."""
     n_train: PositiveInt | None = None
-    """Number N of training samples in loss + KL / N; None: the host's data loader or evaluator is asked."""
+    """Number N of training samples in loss + KL / N; None: the data loader or the evaluator is asked, where a host has
+    one, and NNI's pruner falls back on the samples of the run."""
     kl_coefficient: NonNegativeFloat = 1.0
     """Weight of the KL in units of 1/N; 1 is the evidence lower bound."""
     warmup: Fraction = 0.2
