@@ -34,7 +34,7 @@ def train(model, optimizer, training_step, lr_scheduler=None, max_steps=None, ma
                 return
 
 
-model = create_model("resnet10t", num_classes=10)
+model = create_model("test_resnet", num_classes=10)
 print("parameters before:", sum(parameter.numel() for parameter in model.parameters()))
 
 config_list = [{"op_types": ["Conv2d"], "exclude_op_names_re": ["conv1.*"], "sparse_ratio": 0.5}]
