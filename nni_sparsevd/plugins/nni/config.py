@@ -68,7 +68,7 @@ def _check_entry(where: str, raw_entry: Any, model: nn.Module, ratios: Ratios) -
     """Check one entry by itself, and its ratios with those of earlier entries; returns what it selects."""
     entry = parse_entry(where, raw_entry)
     _check_selection(where, entry, model)
-    modules, public_keys, _ = select_modules_by_config(model, dict(raw_entry))
+    modules, public_keys, _ = select_modules_by_config(model, raw_entry)
     if not modules:
         keys = [f"{key}={raw_entry[key]}" for key in raw_entry if key.startswith(("op_", "exclude_"))]
         raise SettingError(f"{where}: selects no module of {type(model).__name__}: {', '.join(keys)}")

@@ -97,6 +97,7 @@ class _ConcreteTracer(Tracer):
             for parameter in parameters
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
         ]
+        # A forward that takes *args has no names for the rest of the inputs.
         names += [f"input_{index}" for index in range(len(names), len(self.positional))]
         self.inputs = dict(zip(names, self.positional, strict=False)) | self.named
         arguments: dict[str, Any] = {}
@@ -127,6 +128,8 @@ class _ConcreteTracer(Tracer):
             return operator.attrgetter(name)(self.root)
         args, kwargs = map_arg((node.args, node.kwargs), self.values.__getitem__)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        # Autograd counts the in-place changes of every tensor.  A node that changes an argument has an effect without
+        # having a user, and must not be taken for dead code.
         versions = [tensor._version for tensor in tensors]
         if node.op == "call_module":
             value = self.root.get_submodule(name)(*args, **kwargs)

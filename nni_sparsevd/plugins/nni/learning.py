@@ -52,7 +52,7 @@ class Learning:
         self._settings, self._kl, self._renew_masks = settings, kl, renew_masks
         self._evaluator, self._epochs, self._step = evaluator, epochs, 0
         self._n_train: int | None = None
-        self._estimated = self._interval < 1
+        self._estimated = self._interval < 1  # the number of steps will be worked out from the epochs
         self._variances = VarianceOptimizer(rated, settings.learning_rate)
         evaluator.patch_loss(self._add_kl)
         evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
@@ -77,6 +77,7 @@ class Learning:
         """N of KL / N.  Where only the number of epochs is known, this also counts the steps until the masks."""
         known = self._settings.n_train or _known_size(self._evaluator)
         if self._epochs is not None and self._estimated:
+            # NNI's evaluators count epochs but do not say how many steps an epoch has.
             if known is None:
                 raise SettingError(
                     "SparseVDPruner: how many steps has an epoch? pass SparseVDSettings(n_train=...), or give "
@@ -100,7 +101,7 @@ class Learning:
         return self._settings.kl_weight_now(self._step / self._last_step, n_train)
 
     def _after_step(self) -> None:
-        if self._step >= self._last_step:
+        if self._step >= self._last_step:  # the masks are final, and the training goes on with the weights alone
             return
         self._variances.step(self._step / self._last_step)
         self._step += 1

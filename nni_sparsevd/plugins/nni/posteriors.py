@@ -39,6 +39,10 @@ class TargetPosterior:
         else:
             log_sigma2 = torch.full_like(self.theta, settings.init_log_sigma2)
         self._wrapper.register_parameter(self._name, nn.Parameter(log_sigma2, requires_grad=True))
+        # There are two places where noise can enter.
+        # 1. In the layer's outputs, where we know how variances propagate through the layer: this samples every image
+        #    by itself, with less variance in the gradient.
+        # 2. In the target itself, through NNI's table of apply methods: this works for every kind of module.
         if has_twin and settings.estimator != "weight":
             self._wrapper.module_forward = self._local_forward
         else:
@@ -131,10 +135,13 @@ class TargetPosterior:
             output: Tensor = self._plain_forward(x, *rest)
             return output
 
+        # A masked weight has no noise: NNI has masked the mean only.  `bypass` leaves both as they are.
         sigma2 = self._noise().exp()
         if self._plain_method != "bypass":
             sigma2 = sigma2 * self.space.mask
         squared = None if x.is_floating_point() else x  # the indices of an embedding
+        # The two passes of the operation put different tensors in the place of the parameters.  At the end, even
+        # after an error, the masked ones are back where NNI has put them.
         try:
             return local_reparameterization(
                 operation, x, weight, sigma2, bias, self.settings.estimator, x_squared=squared
@@ -147,7 +154,7 @@ class TargetPosterior:
 def apply_methods(patch: Patch) -> None:
     """Enter an apply method that draws beside each of NNI's own, as its Slim and Movement pruners have theirs."""
     for name in ("bypass", "mul", "add"):
-
+        # `plain` is bound as a default: a closure would see the loop's last name in all three functions.
         def apply_to_sample(target: Tensor, space: Any, plain: str = name) -> Tensor:
             masked: Tensor = pruning_apply_methods[plain](space.sparse_vd.draw(target), space)
             return masked

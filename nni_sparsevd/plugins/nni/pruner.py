@@ -70,6 +70,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         *,
         settings: SparseVDSettings | None = None,
     ) -> None:
+        # The repairs come first: nearly everything below runs NNI's code.
         enable_once()
         self.settings = settings or SparseVDSettings()
         posterior = self.settings.posterior
@@ -81,8 +82,10 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
             places = find_places(model, config_list, evaluator, posterior.granularity)
         super().__init__(model, config_list, evaluator, existed_wrappers)
         self.training_steps = training_steps
-        self.interval_steps = -1 if training_steps is None else training_steps  # schedules set these two
+        # NNI's schedules read and set these two: masks are renewed `total_times` times, every `interval_steps` steps.
+        self.interval_steps = -1 if training_steps is None else training_steps
         self.total_times = 1
+        # NNI's order follows the hash seed of the process; what is learned, and a saved state, must not.
         self._module_wrappers: dict[str, ModuleWrapper] = in_model_order(self._module_wrappers, model)
         self._target_spaces: Spaces = in_model_order(self._target_spaces, model)
         self._members = settle_(self._target_spaces, self.settings.share_at_threshold)
@@ -168,9 +171,11 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         gate = self.gates.by_layer.get(self._module(name)) if target == "weight" else None
         if gate is not None:
             return gate.log_alpha().detach().double().view(-1, *[1] * (space.target.dim() - 1))
+        # The members of a dependency group decide as one: the evidence of a channel is that of all its writers.
         members = [member.sparse_vd.sum_powers() for member in self._members[name, target]]
         signal = torch.stack([signal for signal, _ in members]).sum(0)
         noise = torch.stack([noise for _, noise in members]).sum(0)
+        # `tiny` keeps the log alpha of a block of zeros finite, so that it can be ranked and checked for nan.
         return noise.log() - (signal + torch.finfo(torch.float64).tiny).log()
 
     # ---- NNI's pipeline: data, metrics, masks
@@ -219,7 +224,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         steps = self.training_steps if max_steps is None and max_epochs is None else max_steps
         if steps is None and max_epochs is None:
             raise SettingError("SparseVDPruner: how long? give training_steps=, or compress(max_steps=...)")
-        if self.interval_steps < 0 and steps is not None:
+        if self.interval_steps < 0 and steps is not None:  # no schedule and no training_steps: one mask, at the end
             self.interval_steps = steps
         self._epochs = max_epochs
         self._fusion_compress(steps, max_epochs)
@@ -268,6 +273,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         masks = self._generate_sparsity(self._calculate_metrics(log_alpha))
         self.update_masks(masks)
         self._decided = log_alpha
+        # A gate's mean goes into the weights, so it has to be folded while the masks say which channels it closes.
         kept = {}
         for name, target, space in active(self._target_spaces):
             if target == "weight" and space.mask.dim() > 1:

@@ -36,6 +36,7 @@ def settle_(spaces: Spaces, threshold: float) -> Members:
             if space.align is not None and _follows_single_weights(space, targets):
                 space._setting["align"] = None
     _set_missing_ratios_(list(prunable.values()), threshold)
+    # Before thresholds take the group ids away: the members still share one metric, so a threshold cuts them alike.
     members = {key: _members_of_group(space, list(prunable.values())) for key, space in prunable.items()}
     for space in prunable.values():
         if space.sparse_threshold is not None:
