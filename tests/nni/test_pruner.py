@@ -223,7 +223,8 @@ def test_noise_on_an_embedding_leaves_its_padding_alone():
         with_posterior({"op_types": ["Embedding"]}, model, estimator=estimator, variance=variance)
         tokens = torch.tensor([[0, 3]])
         first, second = model(tokens), model(tokens)
-        assert torch.allclose(first[0, 0], torch.zeros(8), atol=2e-4)
+        # Local noise has a standard deviation of 1e-4 where the variance is 0, for the sake of its gradient.
+        assert torch.allclose(first[0, 0], torch.zeros(8), atol=6e-4)
         assert not torch.equal(first[0, 1], second[0, 1])
         assert not hasattr(model[0], "bias")
 
