@@ -20,82 +20,117 @@ from .shrinking import CheckResult, Plan, check, shrink
 from .storage import load, save
 from .training import Compressed, Score, evaluate
 
+FILES = {"dense": "dense.safetensors", "masked": "masked.safetensors", "shrunk": "small.safetensors"}
+"""Network, as result.json names it -> its file in the run folder."""
 
-def finish(done: Compressed, folder: Path) -> str:
-    """Shrink, check, save and measure: small.safetensors, plan.json, result.json.  Returns a summary.
 
-    Raises `ShrinkError` when the small network is not the masked one.
+def finish_run(compressed: Compressed, folder: Path) -> str:
+    """Shrink the masked network, check the small one, measure all, and write masked, small, plan.json and result.json.
+
+    Args:
+        compressed: What `compress` has returned.
+        folder: The folder of that run.
+
+    Returns:
+        A summary of several lines.
+
+    Raises:
+        ShrinkError: The small network does not compute what the masked one computes.
+        TraceError: The network cannot be traced.
+        FileFormatError: A file cannot be written.
     """
     began = time.monotonic()
-    small, plan = shrink(done.masked, done.example_inputs)
-    result = check(done.masked, small, done.example_inputs)
+    small, plan = shrink(compressed.masked, compressed.example_inputs)
+    result = check(compressed.masked, small, compressed.example_inputs)
     if not result.ok:
         raise ShrinkError(f"{folder}: {result}")
-    save(done.masked, folder / "masked.safetensors")
-    save(small, folder / "small.safetensors")
+    save(compressed.masked, folder / FILES["masked"])
+    save(small, folder / FILES["shrunk"])
     plan.save(folder / "plan.json")
-    account = _since_dense(plan, done)
-    networks = {"dense": done.dense, "masked": done.masked, "shrunk": small}
-    scores = {name: evaluate(network, done.data, done.data.test) for name, network in networks.items()}
+    account = _account_from_dense(plan, compressed)
+    networks = {"dense": compressed.dense, "masked": compressed.masked, "shrunk": small}
+    data = compressed.data
+    scores = {name: evaluate(network, data, data.test) for name, network in networks.items()}
+    environment = read_json(folder / "environment.json")
     values = {
-        "input": list(done.example_inputs.shape[1:]),
+        "input": list(compressed.example_inputs.shape[1:]),
         "test": {name: score.to_dict() for name, score in scores.items()},
-        "layers": _layers(done.dense, done.masked, small),
-        "weights": _weights(done),
-        "size": _sizes(networks, folder, done.example_inputs[:1]),
+        "layers": _describe_layers(compressed.dense, compressed.masked, small),
+        "weights": _count_all_weights(compressed),
+        "size": _measure_sizes(networks, folder, compressed.example_inputs[:1]),
         "check": result.to_dict(),
         "plan": account.to_rows(),
         "shrinking_seconds": round(time.monotonic() - began, 2),
-        **{key: read_json(folder / "environment.json")[key] for key in ("command", "seed", "threads")},
+        "command": environment["command"],
+        "seed": environment["seed"],
+        "threads": environment["threads"],
     }
     write_json(folder / "result.json", values)
-    return _summary(values, account, result, scores)
+    return _summarize(values, account, result, scores)
 
 
-def _since_dense(plan: Plan, done: Compressed) -> Plan:
-    """The account of all channels that the dense network has, some of which may have gone while it trained."""
-    before = {group.name: len(group) for group in channel_graph(done.dense, done.example_inputs).groups}
+def _account_from_dense(plan: Plan, compressed: Compressed) -> Plan:
+    """The plan with the channels that the network has lost while it trained counted as removed.
+
+    The plan itself begins with the masked network, which `sparse.shrink_at` may have made smaller already.
+    """
+    dense_graph = channel_graph(compressed.dense, compressed.example_inputs)
+    dense_channels = {group.name: len(group) for group in dense_graph.groups}
     groups = []
     for group in plan.groups:
-        gone = before.get(group.name, group.channels) - group.channels
-        groups.append(replace(group, channels=group.channels + gone, removed=group.removed + gone))
+        removed_before = dense_channels.get(group.name, group.channels) - group.channels
+        channels, removed = group.channels + removed_before, group.removed + removed_before
+        groups.append(replace(group, channels=channels, removed=removed))
     return replace(plan, groups=tuple(groups))
 
 
-def _layers(dense: nn.Module, masked: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
-    """Weights of each layer before Sparse VD and left; inputs that it reads and outputs that it has, once shrunk."""
+def _describe_layers(dense: nn.Module, masked: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
+    """For each layer: its weights before Sparse VD, those kept, and the inputs and outputs left after shrinking."""
     rows = []
-    for name, module in dense.named_modules():
-        weight = module._parameters.get("weight")
-        if weight is not None and weight.dim() > 1:
-            kept = int(masked.get_submodule(name).get_parameter("weight").count_nonzero())
-            left, out = small.get_submodule(name)._parameters["weight"], output_dim(module)
-            assert left is not None  # layers are never removed, only channels
-            read = [dim for dim in range(left.dim()) if dim != 1 - out]
-            rows.append({"name": name, "shape": list(weight.shape), "weights": weight.numel(), "kept": kept,
-                         "sparsity": 1 - kept / weight.numel(),
-                         "inputs": int((left != 0).any(read).sum()), "outputs": left.shape[out]})  # fmt: skip
+    for name, layer in dense.named_modules():
+        weight = layer._parameters.get("weight")
+        # Norms and biases have one dimension: they are not counted as weights anywhere.
+        if weight is None or weight.dim() < 2:
+            continue
+        kept = int(masked.get_submodule(name).get_parameter("weight").count_nonzero())
+        small_weight = small.get_submodule(name).get_parameter("weight")
+        out = output_dim(layer)
+        all_but_inputs = [dim for dim in range(small_weight.dim()) if dim != 1 - out]
+        row = {
+            "name": name,
+            "shape": list(weight.shape),
+            "weights": weight.numel(),
+            "kept": kept,
+            "sparsity": 1 - kept / weight.numel(),
+            "inputs": int((small_weight != 0).any(all_but_inputs).sum()),
+            "outputs": small_weight.shape[out],
+        }
+        rows.append(row)
     return rows
 
 
-def _weights(done: Compressed) -> dict[str, float]:
-    kept, total = count_weights(done.masked, done.masks)[0], count_weights(done.dense, {})[1]
+def _count_all_weights(compressed: Compressed) -> dict[str, float]:
+    """Weights of the dense network, and those that are kept of them."""
+    kept = count_weights(compressed.masked, compressed.masks)[0]
+    total = count_weights(compressed.dense, {})[1]
     return {"total": total, "kept": kept, "compression": total / max(kept, 1)}
 
 
-def _sizes(networks: dict[str, nn.Module], folder: Path, example: Tensor) -> dict[str, dict[str, float]]:
-    times = measure_latencies(networks, example)
-    files = {"dense": "dense", "masked": "masked", "shrunk": "small"}
-    return {
-        name: {
-            "parameters": count_parameters(network), "macs": count_macs(network, example),
-            "file_bytes": (folder / f"{files[name]}.safetensors").stat().st_size, "latency_ms": times[name],
+def _measure_sizes(networks: dict[str, nn.Module], folder: Path, example: Tensor) -> dict[str, dict[str, float]]:
+    """Network -> parameters, MACs of one image, bytes of its file, and the latency of one image."""
+    latencies = measure_latencies(networks, example)
+    sizes = {}
+    for name, network in networks.items():
+        sizes[name] = {
+            "parameters": count_parameters(network),
+            "macs": count_macs(network, example),
+            "file_bytes": (folder / FILES[name]).stat().st_size,
+            "latency_ms": latencies[name],
         }
-        for name, network in networks.items()
-    }  # fmt: skip
+    return sizes
 
 
-def _summary(values: dict[str, Any], plan: Plan, result: CheckResult, scores: dict[str, Score]) -> str:
+def _summarize(values: dict[str, Any], plan: Plan, result: CheckResult, scores: dict[str, Score]) -> str:
     size, weights = values["size"], values["weights"]
     lines = [f"check: {result}", f"channels removed: {plan.removed}"]
     lines.append(f"weights: {weights['total']:,} -> {weights['kept']:,}, {weights['compression']:.1f} times fewer")
@@ -109,23 +144,45 @@ def _summary(values: dict[str, Any], plan: Plan, result: CheckResult, scores: di
 
 
 def export_run(folder: Path, path: Path, *, dynamic_batch: bool = True) -> Comparison:
-    """Export the small network of a run folder to `path`; the comparison goes to exports.json there, and the report.
+    """Export the small network of a run folder, and add the comparison to exports.json and to the report there.
 
-    Raises what `export` raises, and `FileFormatError` where the run has not ended.
+    Args:
+        folder: The folder of a finished run.
+        path: The file to write; its suffix chooses the runtime, as in `export`.
+        dynamic_batch: Whether the exported network accepts batches of any size, as far as the runtime can.
+
+    Returns:
+        The largest differences between the small network and the exported file.
+
+    Raises:
+        FileFormatError: The run is not finished, or a file of it is damaged.
+        SettingError: The suffix is not known, or the runtime is not installed.
+        ModelError: The runtime cannot express the network, or the exported file computes something else.
     """
     shape = read_json(folder / "result.json")["input"]
-    found = export(load(folder / "small.safetensors"), path, torch.zeros(1, *shape), dynamic_batch=dynamic_batch)
-    exports = folder / "exports.json"
-    rows = read_json(exports) if exports.exists() else {}
-    write_json(exports, {**rows, path.name: found.to_dict()})
+    small = load(folder / FILES["shrunk"])
+    comparison = export(small, path, torch.zeros(1, *shape), dynamic_batch=dynamic_batch)
+    record = folder / "exports.json"
+    rows = read_json(record) if record.exists() else {}
+    write_json(record, {**rows, path.name: comparison.to_dict()})
     write_report(folder)
-    return found
+    return comparison
 
 
 def check_run(folder: Path) -> CheckResult:
-    """Load the masked and the small network of a run folder and compare them."""
-    for name in ("result.json", "masked.safetensors", "small.safetensors"):
+    """Compare the masked and the small network of a run folder.
+
+    Args:
+        folder: The folder of a finished run.
+
+    Returns:
+        The largest differences of their outputs.
+
+    Raises:
+        FileFormatError: The run is not finished, or a file of it is damaged.
+    """
+    for name in ("result.json", FILES["masked"], FILES["shrunk"]):
         if not (folder / name).exists():
             raise FileFormatError(f"{folder}: has no {name}; is it the folder of a finished run?")
     shape = read_json(folder / "result.json")["input"]
-    return check(load(folder / "masked.safetensors"), load(folder / "small.safetensors"), torch.zeros(2, *shape))
+    return check(load(folder / FILES["masked"]), load(folder / FILES["shrunk"]), torch.zeros(2, *shape))

@@ -72,14 +72,14 @@ def test_halves_learn_what_the_whole_learns(tmp_path: Path, variance: str) -> No
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     place = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     subprocess.run([*run, script, tmp_path, variance], check=True, timeout=120, env=place)
-    found = torch.load(tmp_path / "whole.pt", weights_only=True)
+    learned = torch.load(tmp_path / "whole.pt", weights_only=True)
     regularizer = regularized(variance)
     start = {name: value.clone() for name, value in regularizer.model.state_dict().items()}
-    assert found["kl"] == pytest.approx(trained(regularizer, *batch()), rel=1e-5)
+    assert learned["kl"] == pytest.approx(trained(regularizer, *batch()), rel=1e-5)
     for name, value in regularizer.model.state_dict().items():
-        torch.testing.assert_close(found["state"][name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(learned["state"][name], value, rtol=1e-4, atol=1e-5)
         assert not torch.equal(value, start[name])
     whole = regularized(variance).model
-    whole.load_state_dict(found["state"])  # as on one process: masks, shrinking and the rest
+    whole.load_state_dict(learned["state"])  # as on one process: masks, shrinking and the rest
     kept = {name: mask["weight"].mean() for name, mask in svd.compute_masks(whole, ratio=0.5, scope="layer").items()}
     assert all(0 < share < 1 for share in kept.values()), kept

@@ -38,16 +38,19 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def same(left: Path, right: Path) -> None:
+def rows_without_times(folder: Path) -> list[dict[str, object]]:
+    rows = read_rows(folder / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
+
+
+def assert_same(left: Path, right: Path) -> None:
     for name in ("dense", "masks", "masked", "small"):
         first, _ = load_tensors(left / f"{name}.safetensors")
         second, _ = load_tensors(right / f"{name}.safetensors")
         assert first.keys() == second.keys()
         for key in first:
             assert torch.equal(first[key], second[key]), f"{name}: {key}"
-    timeless = [[{k: v for k, v in row.items() if not k.endswith("seconds")} for row in read_rows(f / "metrics.jsonl")]
-                for f in (left, right)]  # fmt: skip
-    assert timeless[0] == timeless[1]
+    assert rows_without_times(left) == rows_without_times(right)
     assert json.loads((left / "curve.json").read_text()) == json.loads((right / "curve.json").read_text())
 
 
@@ -63,7 +66,7 @@ def test_interrupt_saves_and_says_how_to_go_on(uninterrupted: Path, tmp_path: Pa
     assert "--resume" in output
     assert "Traceback" not in output
     finish(start(folder, "--resume"))
-    same(uninterrupted, folder)
+    assert_same(uninterrupted, folder)
 
 
 def test_resume_with_other_settings_names_them(uninterrupted: Path) -> None:

@@ -44,12 +44,12 @@ def test_decay_is_for_weights_and_gates_have_a_rate_of_their_own() -> None:
     model[3].bias.requires_grad_(False)
     made = build_optimizer(model, Stage(weight_decay=0.1, optimizer="adamw"), gate_rate=7)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = {names[id(p)]: (g["weight_decay"], g["scale"]) for g in made.param_groups for p in g["params"]}
-    assert found.pop("0.weight") == found.pop("3.weight") == (0.1, 1)
-    gates = {name: value for name, value in found.items() if "gate" in name}
+    group_of = {names[id(p)]: (g["weight_decay"], g["scale"]) for g in made.param_groups for p in g["params"]}
+    assert group_of.pop("0.weight") == group_of.pop("3.weight") == (0.1, 1)
+    gates = {name: value for name, value in group_of.items() if "gate" in name}
     assert set(gates.values()) == {(0.0, 7)}
     assert {name.rpartition(".")[2] for name in gates} == {"mu", "log_sigma2"}
-    rest = {name: value for name, value in found.items() if "gate" not in name}
+    rest = {name: value for name, value in group_of.items() if "gate" not in name}
     assert set(rest.values()) == {(0.0, 1)}
     assert rest.keys() == {"0.bias", "0.log_sigma2", "1.weight", "1.bias", "3.log_sigma2"}
     set_learning_rate(made, 0.01)

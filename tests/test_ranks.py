@@ -42,7 +42,7 @@ def shard_copy(model, real=training.learner.shard_copy):
 training.learner.shard_copy = shard_copy
 folder = Path(sys.argv[2]) / "run"
 resume = (folder / "recipe.toml").exists()
-if len(sys.argv) > 3 and os.environ["RANK"] == sys.argv[4]:  # one process is told to stop: all do
+if len(sys.argv) > 3 and os.environ["RANK"] == sys.argv[4]:  # a signal reaches one process: all stop
     real, seen = training.loop.set_learning_rate, 0
     def counted(*arguments):
         global seen
@@ -88,8 +88,8 @@ def in_processes(count: int, folder: Path, *arguments: str) -> None:
         )
         for rank in range(count)
     ]
-    told = [process.communicate(timeout=120)[1].decode() for process in running]
-    assert [process.returncode for process in running] == [0] * count, told
+    messages = [process.communicate(timeout=120)[1].decode() for process in running]
+    assert [process.returncode for process in running] == [0] * count, messages
 
 
 shards = pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
@@ -108,25 +108,25 @@ def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.M
     compress(full_batches(80), tmp_path / "alone", [])
     write_recipe(full_batches(40, shard), tmp_path / "recipe.toml")
     in_processes(2, tmp_path)
-    one, two = (load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    first, second = (load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
     held = [json.loads((tmp_path / f"shares{rank}.json").read_text()) for rank in range(2)]
     assert [sum(both) for both in zip(*held, strict=True)] == ([1.0] if shard else [])
     assert all(0.4 < share < 0.6 for share in held[0])
     for name, value in alone.items():
         if name.endswith("log_sigma2"):  # moved by the KL alone
             assert (value + 30).abs().min() > 0.05
-            torch.testing.assert_close(one[name], value, rtol=0, atol=1e-3)
+            torch.testing.assert_close(first[name], value, rtol=0, atol=1e-3)
         else:
-            torch.testing.assert_close(one[name], value, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-3)
     assert len([name for name in alone if name.endswith("log_sigma2")]) >= 2
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in rows] == list(range(1, 21))
 
 
-def test_parts_learn_what_copies_learn(tmp_path: Path) -> None:
+def test_shards_learn_what_copies_learn(tmp_path: Path) -> None:
     """A residual network, whose blocks share gates; running statistics are the first process's either way."""
-    found = []
+    networks = []
     for shard in (False, True):
         settings = Recipe(
             shard=shard,
@@ -138,10 +138,10 @@ def test_parts_learn_what_copies_learn(tmp_path: Path) -> None:
         folder = tmp_path / str(shard)
         write_recipe(settings, folder / "recipe.toml")
         in_processes(2, folder)
-        found.append(load_tensors(folder / "rank0.safetensors")[0])
-    copies, parts = found
+        networks.append(load_tensors(folder / "rank0.safetensors")[0])
+    copies, shards = networks
     assert any(".gate." in name for name in copies)
-    torch.testing.assert_close(parts, copies, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(shards, copies, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_resuming_among_another_number_of_processes(tmp_path: Path, shard: bool)
 
 @shards
 def test_two_processes_resume_where_they_stopped(tmp_path: Path, shard: bool) -> None:
-    """In the middle of an epoch, whichever of the two is told to stop."""
+    """In the middle of an epoch, whichever of the two gets the signal."""
     data = DataSettings(batch_size=20, limit=200, holdout=0.2)
     settings = Recipe(shard=shard, data=data, dense=Stage(epochs=2), sparse=SparseStage(epochs=2))
     folders = []
@@ -196,15 +196,15 @@ def test_two_processes_resume_where_they_stopped(tmp_path: Path, shard: bool) ->
         for stop in stops:
             in_processes(2, folder, *stop)
         folders.append(folder / "run")
-    one, two = (load_tensors(folder / "checkpoint.safetensors")[0] for folder in folders)
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    whole, stopped = (load_tensors(folder / "checkpoint.safetensors")[0] for folder in folders)
+    assert whole.keys() == stopped.keys() and all(torch.equal(whole[name], stopped[name]) for name in whole)
     rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
-    kept = [[{k: v for k, v in row.items() if not k.endswith("seconds")} for row in found] for found in rows]
+    kept = [[{k: v for k, v in row.items() if not k.endswith("seconds")} for row in run] for run in rows]
     assert kept[0] == kept[1] and len(kept[0]) == 4
 
 
 def test_two_processes_shrink_alike(tmp_path: Path) -> None:
-    """Begun by one process, stopped after channels have gone, and ended by two, with the same sizes on both."""
+    """Begun by one process, stopped after channels were removed, and ended by two, with the same sizes on both."""
     settings = Recipe(
         model=ModelSettings(name="resnet18_small", arguments={"channels": [8, 8, 16, 16]}),
         data=DataSettings(batch_size=25, limit=1000, holdout=0.2),
@@ -217,8 +217,8 @@ def test_two_processes_shrink_alike(tmp_path: Path) -> None:
     sizes = []
     for processes, stop in ((1, ["150", "0"]), (2, [])):
         in_processes(processes, tmp_path, *stop)
-        found, _ = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
-        sizes.append(sum(value.numel() for name, value in found.items() if name.startswith("model.")))
+        tensors, _ = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
+        sizes.append(sum(value.numel() for name, value in tensors.items() if name.startswith("model.")))
     ranks = [load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2)]
     learnt = [name for name in ranks[0] if ".running_" not in name]  # of which each has its own
     assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in learnt)

@@ -15,7 +15,7 @@ from nni_sparsevd import recipe
 from nni_sparsevd.errors import FileFormatError
 from nni_sparsevd.measure import count_macs, count_parameters, measure_latencies
 from nni_sparsevd.report import write_report
-from nni_sparsevd.results import finish
+from nni_sparsevd.results import finish_run
 from nni_sparsevd.settings import make_settings
 from nni_sparsevd.training import compress
 
@@ -32,7 +32,7 @@ PICTURES = ("progress", "log_alpha", "curve", "layers")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    finish(compress(make_settings(recipe.Recipe, RECIPE), folder, ["nni-sparsevd", "compress"]), folder)
+    finish_run(compress(make_settings(recipe.Recipe, RECIPE), folder, ["nni-sparsevd", "compress"]), folder)
     return folder
 
 

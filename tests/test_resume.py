@@ -45,19 +45,19 @@ def recipe(**changes: object) -> Recipe:
 
 def results(folder: Path) -> dict[str, object]:
     """All that a run leaves, less the times and places in it."""
-    found: dict[str, object] = {}
+    left: dict[str, object] = {}
     for name in ("dense", "baked", "masks", "checkpoint"):
         tensors, _ = load_tensors(folder / f"{name}.safetensors")
-        found |= {f"{name}.{key}": value.contiguous().numpy().tobytes() for key, value in tensors.items()}
+        left |= {f"{name}.{key}": value.contiguous().numpy().tobytes() for key, value in tensors.items()}
     for name in ("curve", "log_alpha"):
-        found[name] = json.loads((folder / f"{name}.json").read_text())
+        left[name] = json.loads((folder / f"{name}.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found["rows"] = [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
-    return found
+    left["rows"] = [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
+    return left
 
 
-def differing(one: dict[str, object], two: dict[str, object]) -> list[str]:
-    return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
+def differing(whole: dict[str, object], resumed: dict[str, object]) -> list[str]:
+    return sorted(key for key in whole.keys() | resumed.keys() if whole.get(key) != resumed.get(key))
 
 
 WORKER = """
@@ -131,7 +131,7 @@ VIT = ModelSettings(
     name="vit_tiny_patch16_224",
     arguments={"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 3},
 )
-DROWNING = PosteriorSettings(granularity="gate", init_log_sigma2=1.0)
+DYING_GATES = PosteriorSettings(granularity="gate", init_log_sigma2=1.0)
 CASES: dict[str, dict[str, Any]] = {
     "batch norm, dropout, augmentation": {
         "model": CNN,
@@ -143,7 +143,11 @@ CASES: dict[str, dict[str, Any]] = {
     "fine-tuning with noise": {"finetune": FinetuneStage(epochs=2, variational=True)},
     "channels last": {"model": CNN, "channels_last": True, "data": DataSettings(batch_size=50, limit=600)},
     "no fine-tuning": {"finetune": FinetuneStage(), "sparse": SparseStage(epochs=3)},
-    "shrinking": {"model": CNN, "posterior": DROWNING, "sparse": SparseStage(epochs=3, gate_rate=100.0, shrink_at=3.0)},
+    "shrinking": {
+        "model": CNN,
+        "posterior": DYING_GATES,
+        "sparse": SparseStage(epochs=3, gate_rate=100.0, shrink_at=3.0),
+    },
     "shrinking a transformer": {
         "model": VIT,
         "data": DataSettings(limit=1000, image_size=8),
@@ -151,7 +155,7 @@ CASES: dict[str, dict[str, Any]] = {
         "sparse": SparseStage(epochs=3, kl_coefficient=50.0, learning_rate=0.03, shrink_at=3.0),
     },
     "shrinking in bf16": {
-        "posterior": DROWNING,
+        "posterior": DYING_GATES,
         "sparse": SparseStage(epochs=3, gate_rate=100.0, shrink_at=3.0),
         "precision": "bf16",
     },
@@ -166,7 +170,7 @@ for _name in OPTIMIZERS:
     _sparse = CASES["shrinking"]["sparse"].model_copy(update={"epochs": 2, "optimizer": _name})
     CASES[_name] = {
         "model": CNN,
-        "posterior": DROWNING,
+        "posterior": DYING_GATES,
         "dense": Stage(epochs=1, optimizer=_name),
         "sparse": _sparse,
         "finetune": FinetuneStage(),

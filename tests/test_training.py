@@ -1,6 +1,7 @@
 """Training: the objective, what stops a run, the choice of the threshold, deciding again."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from nni_sparsevd.masks import count_weights
 from nni_sparsevd.nn import Variational, is_variational, named_posteriors
 from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage
 from nni_sparsevd.settings import MaskSettings, PosteriorSettings, make_settings
-from nni_sparsevd.training import choose_threshold, compress, evaluate, loop, stages, threshold
-from nni_sparsevd.training.checkpoint import Place, read_checkpoint
+from nni_sparsevd.training import build_optimizer, choose_threshold, compress, evaluate, loop, stages, threshold
+from nni_sparsevd.training.checkpoint import Place, read_checkpoint, take_checkpoint, write_checkpoint
 from nni_sparsevd.training.metrics import Metrics
 
+FILES_PAGE = Path(__file__).parents[1] / "docs" / "files.md"
 PER_EPOCH = 25  # 1,293 digits to train on, 50 a batch
 
 
@@ -196,6 +198,28 @@ def test_without_held_out_or_training_images_there_is_no_recipe(holdout: float) 
         make_settings(Recipe, {"data": {"holdout": holdout}})
 
 
+def test_a_checkpoint_holds_what_its_documentation_says(tmp_path: Path) -> None:
+    """docs/files.md names every key of the header, and every kind of tensor."""
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model, Stage(optimizer="madgrad"))
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    place = Place("sparse", 3, per_epoch=2)
+    taken = take_checkpoint(place, model, optimizer, torch.zeros(3, dtype=torch.float64), resized=True)
+    write_checkpoint(tmp_path / "checkpoint.safetensors", taken)
+    tensors, metadata = load_tensors(tmp_path / "checkpoint.safetensors")
+    header = json.loads(metadata["nni_sparsevd.checkpoint"])
+    section = FILES_PAGE.read_text().partition("## The checkpoint")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"`(\w+)`", section))
+    assert header.keys() == {"place", "scalars", "sizes"}
+    assert {*header, "stage", "per_epoch", *header["scalars"]} <= documented
+    assert header["place"] == {"stage": "sparse", "step": 3, "per_epoch": 2}
+    assert header["sizes"][""]["out_features"] == 2
+    kinds = {name.partition(".")[0] for name in tensors}
+    assert {"model", "optimizer", "running"} <= kinds
+    assert all(f"`{kind}." in section for kind in kinds - {"running"})
+
+
 # Threshold and metrics.
 
 
@@ -296,16 +320,18 @@ def test_training_channels_last_ends_where_training_channels_first_does(tmp_path
     dense = Stage(epochs=1, optimizer="sgd", learning_rate=0.01)  # Adam turns rounding into whole steps
     rest = {"sparse": SparseStage(epochs=0), "finetune": FinetuneStage(), "masks": MaskSettings(ratio=0.0)}
     for last in (False, True):
-        one = recipe(model=model, dense=dense, data=DataSettings(limit=200, batch_size=20), channels_last=last, **rest)
-        compress(one, tmp_path / str(last), [])
+        settings = recipe(
+            model=model, dense=dense, data=DataSettings(limit=200, batch_size=20), channels_last=last, **rest
+        )
+        compress(settings, tmp_path / str(last), [])
         ended.append(load_tensors(tmp_path / str(last) / "dense.safetensors")[0])
     for name, value in ended[0].items():
         torch.testing.assert_close(ended[1][name], value, atol=1e-4, rtol=1e-4)
 
 
 def test_snapshots_are_what_would_ship_after_each_epoch(tmp_path: Path) -> None:
-    one = recipe(sparse=SparseStage(epochs=2, kl_coefficient=0.1, snapshots=("fc2", "fc3")))
-    compress(one, tmp_path / "run", [])
+    settings = recipe(sparse=SparseStage(epochs=2, kl_coefficient=0.1, snapshots=("fc2", "fc3")))
+    compress(settings, tmp_path / "run", [])
     made = [load_tensors(tmp_path / "run" / "snapshots" / f"000{epoch}.safetensors")[0] for epoch in (1, 2)]
     assert [set(each) for each in made] == [{"fc2", "fc3"}] * 2
     end = load_tensors(tmp_path / "run" / "posterior.safetensors")[0]
@@ -315,9 +341,9 @@ def test_snapshots_are_what_would_ship_after_each_epoch(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_no_layer_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    one = recipe(sparse=SparseStage(epochs=1, snapshots=("fc2", "act1")))
+    settings = recipe(sparse=SparseStage(epochs=1, snapshots=("fc2", "act1")))
     with pytest.raises(SettingError, match="no weight posterior on act1; they are on: fc1, fc2, fc3"):
-        compress(one, tmp_path / "run", [])
+        compress(settings, tmp_path / "run", [])
     assert not (tmp_path / "run").exists()
 
 
@@ -342,11 +368,13 @@ def test_survivors_are_tuned_with_their_noise_at_fixed_masks(
     monkeypatch.setattr(loop, "kl_coefficient_at", watched)
     monkeypatch.setattr(stages, "mask_posterior_", kept)
     structure: Any = "unstructured" if granularity == "weight" else "structured"
-    one = recipe(
-        dense=Stage(epochs=2), finetune=FinetuneStage(epochs=2, variational=True),
-        posterior=PosteriorSettings(granularity=granularity), masks=MaskSettings(structure=structure, ratio=0.5),
-    )  # fmt: skip
-    done = compress(one, tmp_path / "run", [])
+    settings = recipe(
+        dense=Stage(epochs=2),
+        finetune=FinetuneStage(epochs=2, variational=True),
+        posterior=PosteriorSettings(granularity=granularity),
+        masks=MaskSettings(structure=structure, ratio=0.5),
+    )
+    done = compress(settings, tmp_path / "run", [])
     assert len(weights) == 2 * (2 * PER_EPOCH + 2)  # every step and every record of both stages
     assert {weight for weight, _ in weights} == {0.1}
     ((model, masks),) = noise
@@ -369,12 +397,12 @@ def test_deciding_again_from_a_posterior_equals_deciding_at_once(tmp_path: Path,
     compress(recipe(finetune=tuning, masks=MaskSettings(threshold=1.0)), tmp_path / "whole", [])
     compress(recipe(masks=MaskSettings(threshold=3.0)), tmp_path / "first", [])
     start = SparseStage(epochs=0, kl_coefficient=0.1, checkpoint=tmp_path / "first" / "posterior.safetensors")
-    again = recipe(dense=Stage(), sparse=start, finetune=tuning, masks=MaskSettings(threshold=1.0))
-    compress(again, tmp_path / "again", [])
+    settings = recipe(dense=Stage(), sparse=start, finetune=tuning, masks=MaskSettings(threshold=1.0))
+    compress(settings, tmp_path / "again", [])
     for name in ("masks", "baked", "checkpoint"):
-        one, two = (load_tensors(tmp_path / folder / f"{name}.safetensors")[0] for folder in ("whole", "again"))
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[key], two[key]) for key in one), name
+        at_once, again = (load_tensors(tmp_path / folder / f"{name}.safetensors")[0] for folder in ("whole", "again"))
+        assert at_once.keys() == again.keys()
+        assert all(torch.equal(at_once[key], again[key]) for key in at_once), name
 
 
 def test_a_posterior_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def run(arguments: Namespace, command_line: list[str]) -> None:
     from accelerate import PartialState
 
     from ..report import write_report
-    from ..results import finish
+    from ..results import finish_run
     from ..training import compress
 
     values = arguments.as_dict()
@@ -61,7 +61,7 @@ def run(arguments: Namespace, command_line: list[str]) -> None:
     processes.wait_for_everyone()
     processes.destroy_process_group()
     if processes.is_main_process:
-        print(finish(compressed, arguments.out))
+        print(finish_run(compressed, arguments.out))
         print(f"report: {write_report(arguments.out)}")
 
 

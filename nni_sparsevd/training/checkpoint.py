@@ -67,6 +67,7 @@ class Checkpoint:
             TrainingError: The checkpoint is that of another network.
         """
         with _naming_the_mismatch():
+            # State of another size does not load, and the recipe makes the network at its first size.
             if self.sizes:
                 resize_(model, self._select("model."), self.sizes, Path("the checkpoint"))
             model.load_state_dict(self._select("model."))
@@ -93,6 +94,7 @@ class Checkpoint:
             index, _, key = name.partition(".")
             shard = shard_like(value, parameters[int(index)]) if isinstance(value, Tensor) else value
             state.setdefault(int(index), {})[key] = shard
+        # Settings of the groups come from the recipe: the optimizer of a resumed run has them already.
         groups = optimizer.state_dict()["param_groups"]
         for index, (group, scalars) in enumerate(zip(groups, self.scalars["groups"], strict=True)):
             group.update(scalars, **self._select(f"group.{index}."))

@@ -38,7 +38,7 @@ class Learner:
         return DistributedDataParallel(self.trained, None if device.type == "cpu" else [device])
 
     def resized_(self) -> None:
-        """Follow a change of the sizes of `model`: DistributedDataParallel holds parameters that are gone."""
+        """Follow a change of the sizes of `model`: DistributedDataParallel holds the parameters that were replaced."""
         self.forward = self._wrap()
 
     def gather_(self) -> None:

@@ -147,6 +147,7 @@ class _StageTrainer:
         self._add_kl_gradient()
         self._update_weights()
         self._step += 1
+        # The sums stay on the device: reading them at every step would make it wait.
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()
             self._sums += torch.stack([loss * len(labels), correct, loss.new_tensor(len(labels))])
@@ -178,6 +179,7 @@ class _StageTrainer:
         """The KL now, after a look at the loss; 0.0 without a look or without posteriors."""
         if not look:
             return 0.0
+        # The sum of the losses is not finite if one of them was not.
         self._refuse_unless_finite(math.isfinite(self._sums[0].item()))
         if self._sparse is None:
             return 0.0
@@ -200,7 +202,7 @@ class _StageTrainer:
 
     def _make_row(self, divergence: float) -> dict[str, Any]:
         """The epoch's row of metrics.jsonl, over all processes."""
-        loss, correct, seen = self._accelerator.reduce(self._sums.clone()).tolist()
+        loss, correct, seen = self._accelerator.reduce(self._sums).tolist()
         epoch = self._step // self._per_epoch
         coefficient = kl_coefficient_at(self._stage, epoch) if isinstance(self._stage, SparseStage) else 0.0
         return {
@@ -261,7 +263,7 @@ class _StageTrainer:
         """Write the checkpoint, unless the network is spoiled: the last update may have done it."""
         self._refuse_unless_finite(math.isfinite(self._sums[0].item()) and self._network_is_finite())
         place = Place(self._name, self._step, self._per_epoch)
-        running = self._accelerator.reduce(self._sums.clone())
+        running = self._accelerator.reduce(self._sums)
         scaler = self._accelerator.scaler
         taken = take_checkpoint(place, self._learner.model, self._optimizer, running, scaler, resized=self._resized)
         if self._accelerator.is_main_process:
@@ -275,6 +277,7 @@ class _StageTrainer:
     def _refuse_unless_finite(self, finite: bool) -> None:
         if finite:
             return
+        # A run that fails in its first epoch has no checkpoint to point to.
         path = self._run.checkpoint
         kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
         raise TrainingError(

@@ -32,6 +32,7 @@ class Metrics:
         self.console = console
         self._board = None
         if write:
+            # Rows beyond the checkpoint are of steps that a resumed run takes again.
             rows = [row for row in read_rows(self.path) if row["epoch"] <= keep.get(row["stage"], -1)]
             write_bytes(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
             self._board = SummaryWriter(str(folder / "tensorboard"))
@@ -75,6 +76,7 @@ class Metrics:
         """
         if self._board is None:
             return
+        # Appended, not rewritten: a kill can only cut the last line, which `read_rows` passes over.
         try:
             with open(self.path, "a") as file:
                 file.write(json.dumps(row) + "\n")

@@ -49,5 +49,6 @@ def read_network_(model: nn.Module, path: Path) -> nn.Module:
         except json.JSONDecodeError as error:
             raise FileFormatError(f"{path}: its sizes are damaged: {error}") from None
         resize_(model, tensors, sizes, path)
+    # Called after `resize_`, too: it refuses tensors that are missing or left over.
     models.load_weights_(model, tensors, path)
     return model

@@ -33,6 +33,7 @@ def build_optimizer(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> t
     Raises:
         SettingError: timm does not know the optimizer, or the optimizer refuses its settings.
     """
+    # Decay would pull variances and gates, too, about which the KL has to decide, and scale and shift of norms.
     weights, others, gated = _sort_parameters(model)
     groups = [
         {"params": weights, "weight_decay": stage.weight_decay, "scale": 1.0},
@@ -44,6 +45,7 @@ def build_optimizer(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> t
         return create_optimizer_v2(
             [group for group in groups if group["params"]], opt=stage.optimizer, lr=stage.learning_rate, **options
         )
+    # timm and torch say in three ways that they do not know a name or refuse a setting.
     except (ValueError, AssertionError, KeyError) as error:
         known = ", ".join(str(name) for name in list_optimizers())
         raise SettingError(f"optimizer {stage.optimizer!r}: {error}; timm knows {known}") from None

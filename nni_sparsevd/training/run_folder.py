@@ -46,6 +46,7 @@ def find_changed_settings(before: Recipe, after: Recipe) -> list[str]:
     changed = []
     for key in Recipe.model_fields:
         old, new = getattr(before, key), getattr(after, key)
+        # A setting of the recipe itself, such as the seed, is no table of settings.
         if not isinstance(new, Settings):
             if old != new:
                 changed.append(key)

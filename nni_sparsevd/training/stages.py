@@ -60,11 +60,13 @@ class StageSequence:
         self._example_inputs, self._start = example_inputs, start
         self._reached = -1 if start is None else STAGES.index(start.place.stage)
         """Index of the stage of the checkpoint."""
+        # All processes hold the same networks: one of them writes for all.
         self._is_main = run.accelerator.is_main_process
 
     def train(self, model: nn.Module) -> Compressed:
         """Train all stages that are left; `model` is the network of the recipe as it was created."""
         plain = copy.deepcopy(model)
+        # Counted before `sparse.shrink_at` removes anything: compression is relative to the dense network.
         self._total = count_weights(model, {})[1]
         dense = self._train_dense(model)
         if self._reached < STAGES.index("finetune"):
@@ -175,6 +177,7 @@ class StageSequence:
             sparsify_(model, self._recipe.posterior, example_inputs=self._example_inputs)
             read_network_(model, self._folder / "posterior.safetensors")
             mask_posterior_(model, masks)
+            # The weights that are left have felt the KL already: it needs no warm-up.
             optimization = settings.model_dump(exclude={"variational"})
             stage = SparseStage(**optimization, kl_coefficient=self._recipe.sparse.kl_coefficient)
         start = self._find_start("finetune")

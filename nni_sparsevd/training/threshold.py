@@ -60,6 +60,7 @@ def choose_threshold(
     grid = sorted(THRESHOLD_GRID) if fixed is None else sorted({*THRESHOLD_GRID, fixed})
     accuracy, compression = [], []
     for candidate in grid:
+        # With a ratio the threshold would not count, and the curve would be flat.
         at_candidate = settings.model_copy(update={"threshold": candidate, "ratio": None})
         masks = compute_masks(model, at_candidate, example_inputs=example_inputs)
         kept, total = count_weights(model, masks)
