@@ -1,0 +1,82 @@
+"""What README.md shows: the output of its code, and six rows of results, each a cell of a table in the docs."""
+
+import re
+
+from reading import read_results
+from study_tables import champions, reproduced
+
+PAPERS = {
+    "MNIST, LeNet-300-100, single weights": (
+        "mnist",
+        "LeNet-300-100",
+        "Sparse VD (Molchanov et al. 2017)",
+        "weights",
+    ),
+    "MNIST, LeNet-5-Caffe, single weights": (
+        "mnist",
+        "LeNet-5-Caffe",
+        "Sparse VD (Molchanov et al. 2017)",
+        "weights",
+    ),
+    "MNIST, LeNet-5-Caffe, channels": (
+        "structured",
+        "LeNet-5-Caffe, pressure 60",
+        "SBP (Neklyudov et al. 2017)",
+        "MACs",
+    ),
+}
+"""Task → experiment of `reproduce`, its variant, the published row beside it, and what there are fewer of."""
+
+LEAGUES = (
+    ("MNIST, 20,000 images, LeNet-300-100", "lenet_300_100", "99 % zeros"),
+    ("CIFAR-10, 4,000 images, ResNet-20 size", "cifar10_channels", "4× fewer MACs"),
+    ("CIFAR-10, 4,000 images, ResNet-20 size", "cifar10_channels", "8× fewer MACs"),
+)
+"""Task, league and level."""
+
+HOSTS = {"torch": "gradual magnitude"}
+
+
+def quick_start() -> list[str]:
+    """What the code of README.md printed when `record_quick_start.py` ran it."""
+    return ["```text", *read_results("quick_start")["output"], "```"]
+
+
+def six_results() -> list[str]:
+    """Ours beside the best of the others on six tasks; the lower error of each row is bold."""
+    lines = ["| task | ours: test error % | best of the others |", "|---|---|---|"]
+    for task, (experiment, variant, paper, fewer) in PAPERS.items():
+        table = reproduced(experiment)
+        ours, published = cells(table, variant), cells(table, f"{variant}: {paper}")
+        column = f"times fewer {fewer}"
+        ours_at = f"at {ours[column].split()[0]}× fewer {fewer}"
+        published_at = f"at {published[column]}×, {paper}"
+        lines.append(compare(task, (ours["error %"], ours_at), (published["error %"], published_at)))
+    for task, league, level in LEAGUES:
+        table = champions(league)
+        hosts = [line.split("|")[1].strip() for line in table[2:]]
+        errors = {host: re.split(r" at |, ", cells(table, host)[level])[0] for host in hosts}
+        best = min((host for host in hosts if host != "ours"), key=lambda host: number(errors[host]))
+        lines.append(compare(task, (errors["ours"], f"at {level}"), (errors[best], HOSTS.get(best, best))))
+    return lines
+
+
+def compare(task: str, ours: tuple[str, str], other: tuple[str, str]) -> str:
+    """One row; each side is an error and what stands beside it."""
+    if number(ours[0]) < number(other[0]):
+        return f"| {task} | **{ours[0]}** {ours[1]} | {other[0]} {other[1]} |"
+    return f"| {task} | {ours[0]} {ours[1]} | **{other[0]}** {other[1]} |"
+
+
+def cells(table: list[str], title: str) -> dict[str, str]:
+    """The row of a table that begins with `title`, bold or not, by column; counts of seeds are dropped."""
+    columns, _, *rows = [[cell.strip().replace("**", "") for cell in line.split("|")[1:-1]] for line in table]
+    for cells_of_row in rows:
+        if re.sub(r" \(\d+ seeds?\)$", "", cells_of_row[0]) == title:
+            return dict(zip(columns, cells_of_row, strict=True))
+    raise KeyError(title)
+
+
+def number(text: str) -> float:
+    """The mean of `2.85 ± 0.10`."""
+    return float(text.split()[0])

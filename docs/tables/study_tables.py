@@ -1,0 +1,110 @@
+"""The tables of the paper's experiments, the leagues, the zoo and single runs."""
+
+from functools import partial
+
+from nni_sparsevd.studies import bench, reproduce, zoo
+from reading import head, read_results, row
+
+TITLES = {
+    "resnet18_cifar10": "ResNet-18 ¼ width, CIFAR-10 (JPEG), channels",
+}
+
+
+def compression() -> list[str]:
+    """Runs of `compress`, one row each."""
+    lines = head(
+        "run", "dense error %", "error %", "weights", "fewer", "parameters after shrinking", "MACs ÷", "latency ÷"
+    )
+    for name, title in TITLES.items():
+        run = read_results(name)
+        test, weights = run["test"], run["weights"]
+        dense, small = run["size"]["dense"], run["size"]["shrunk"]
+        lines.append(
+            row(
+                [
+                    title,
+                    f"{test['dense']['error_percent']:.2f}",
+                    f"{test['shrunk']['error_percent']:.2f}",
+                    f"{weights['total']:,} → {weights['kept']:,}",
+                    f"{weights['compression']:.1f}×",
+                    f"{small['parameters']:,}",
+                    f"{dense['macs'] / small['macs']:.2f}",
+                    f"{dense['latency_ms'] / small['latency_ms']:.2f}",
+                ]
+            )
+        )
+    return lines
+
+
+def lenet5_structured() -> list[str]:
+    """Published rows as the recipe of the experiment `structured` has them, then ours."""
+    lines = head("", "units", "error %", "MACs", "MACs ÷", "latency ÷, 1 image", "latency ÷, 100 images")
+    for paper in reproduce.read_experiment("structured").variants["lenet5_60"].published:
+        lines.append(row([paper.method, paper.units, paper.error, "", paper.macs, "", ""]))
+    for run in read_results("lenet5_structured")["results"]:
+        lines.append(
+            row(
+                [
+                    f"ours, {run['name']}",
+                    " - ".join(str(count) for count in run["units"]),
+                    f"{run['test']['error_percent']:.2f}",
+                    f"{run['macs']:,}",
+                    f"{run['fewer_macs']:.1f}",
+                    f"{run['latency_batch_1']['faster']:.2f}",
+                    f"{run['latency_batch_100']['faster']:.2f}",
+                ]
+            )
+        )
+    return lines
+
+
+def zoo_rows() -> list[str]:
+    return zoo.format_table(read_results("zoo")["rows"])
+
+
+def zoo_summary() -> list[str]:
+    return [f"- {line}" for line in zoo.format_summary(read_results("zoo")["rows"]).splitlines()]
+
+
+def zoo_exact() -> list[str]:
+    """How many families of timm shrink exactly, as a line of a list."""
+    first = zoo.format_summary(read_results("zoo")["rows"]).splitlines()[0]
+    count = first.partition(" families")[0]
+    return [f"- {count} of timm's architectures shrink exactly under every mask; [the zoo](docs/zoo.md) lists them."]
+
+
+def reproduced(name: str) -> list[str]:
+    """An experiment's own table."""
+    return reproduce.format_table(reproduce.read_experiment(name), read_results(f"reproduce_{name}")["runs"])
+
+
+def measured(measure: str, variant: str) -> list[str]:
+    """What a measure found on the runs of one variant of the experiment `mnist`."""
+    runs = read_results("reproduce_mnist")["runs"]
+    return reproduce.MEASURES[measure].format_table([run for run in runs if run["variant"] == variant])
+
+
+def standings(league: str) -> list[str]:
+    """Every rival of a league."""
+    return bench.format_standings(bench.read_league(league), read_results(f"bench_{league}")["rows"])
+
+
+def champions(league: str) -> list[str]:
+    """The best of each framework in a league."""
+    return bench.format_champions(bench.read_league(league), read_results(f"bench_{league}")["rows"])
+
+
+TABLES = {
+    "compression": compression,
+    "lenet5_structured": lenet5_structured,
+    "zoo": zoo_rows,
+    "zoo_summary": zoo_summary,
+    "zoo_exact": zoo_exact,
+    "calibration_lenet_300_100": partial(measured, "calibration", "lenet_300_100"),
+    "calibration_lenet5_caffe": partial(measured, "calibration", "lenet5_caffe"),
+    "tradeoff_lenet_300_100_moved": partial(measured, "tradeoff", "lenet_300_100_moved"),
+    "tradeoff_lenet5_caffe_moved": partial(measured, "tradeoff", "lenet5_caffe_moved"),
+    **{f"reproduce_{name}": partial(reproduced, name) for name in reproduce.list_experiments()},
+    **{f"bench_{name}": partial(standings, name) for name in bench.list_leagues()},
+    **{f"best_{name}": partial(champions, name) for name in bench.list_leagues()},
+}
