@@ -40,7 +40,7 @@ types: .venv/ready ## mypy
 
 docs: .venv/ready ## build the documentation, strictly
 	@echo "== documentation"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## remove the environment and what was built
 	rm -rf .venv site build *.egg-info .pytest_cache .ruff_cache .mypy_cache

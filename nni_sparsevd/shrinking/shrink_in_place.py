@@ -59,7 +59,8 @@ def shrink_(
         ShrinkError: A gate stands on several parts of one layer, or the smaller network does not compute the same.
         TraceError: The network cannot be traced.
         SettingError: `round_to` is below 1.
-        Nothing has changed in any of these cases.
+
+    Nothing has changed where it raises.
 
     Example:
         ```python
