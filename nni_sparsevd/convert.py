@@ -4,7 +4,7 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import ModelError, SettingError
 from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
@@ -50,7 +50,7 @@ def sparsify_(
         ```python
         import nni_sparsevd as svd
         import torch
-        from torch import nn
+        from torch import Tensor, nn
 
         model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
         svd.sparsify_(model, granularity="gate", example_inputs=torch.zeros(1, 8))
@@ -193,7 +193,8 @@ def attach_gate_(model: nn.Module, settings: PosteriorSettings, group: ChannelGr
     Raises:
         ModelError: A module that the gate would be attached to has a `gate` already, or is a Sequential.
     """
-    weight = model.get_submodule(group.writers[0].module).get_parameter("weight")
+    # not `get_parameter`: in a module that a host has wrapped, the weight is a tensor, and its parameter lies elsewhere
+    weight: Tensor = getattr(model.get_submodule(group.writers[0].module), "weight")  # noqa: B009
     gate = ChannelGate(len(group), settings, device=weight.device, dtype=weight.dtype)
     gate.kl_weight = find_kl_weight(group.module, model.get_submodule(group.module), settings)
     gate.writers = tuple(writer.module for writer in group.writers)
@@ -237,7 +238,7 @@ def bake_(model: nn.Module, masks: Masks | None = None, *, allow_empty: bool = F
     Example:
         ```python
         import nni_sparsevd as svd
-        from torch import nn
+        from torch import Tensor, nn
 
         model = svd.sparsify_(nn.Sequential(nn.Linear(8, 2)))
         svd.bake_(model, svd.compute_masks(model, ratio=0.5))
