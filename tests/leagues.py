@@ -1,4 +1,4 @@
-"""Leagues short enough for a test, and a count of the batches that somebody takes."""
+"""Leagues short enough for a test, and a count of the batches that a rival takes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +10,8 @@ HERE = Path()
 """The digits come with scikit-learn."""
 
 
-def short(name: str) -> League:
-    changes = {"dense": {"epochs": 4}, "prune_epochs": 4, "tune_epochs": 2, "rates": (3e-3,), "seeds": (0,)}
+def short(name: str, rates: tuple[float, ...] = (3e-3,), seeds: tuple[int, ...] = (0,)) -> League:
+    changes = {"dense": {"epochs": 4}, "prune_epochs": 4, "tune_epochs": 2, "rates": rates, "seeds": seeds}
     return League.model_validate(read_league(name).model_dump() | changes)
 
 

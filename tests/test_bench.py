@@ -24,8 +24,10 @@ from nni_sparsevd.errors import SettingError, ShrinkError, TrainingError
 from nni_sparsevd.files import write_json
 from nni_sparsevd.masks import Masks
 from nni_sparsevd.studies.bench import (
+    League,
     format_champions,
     list_leagues,
+    page,
     read_league,
     rivals,
     run_league,
@@ -88,7 +90,15 @@ def test_masks_change_only_by_what_the_caller_hands_back(tmp_path: Path) -> None
 # A league from start to end.
 
 
-def test_a_league_is_played_once_and_shown_again(tmp_path: Path, capsys, monkeypatch) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> League:
+    """The league "digits" with all its levels, rates and seeds, but a few epochs of each training."""
+    league = short("digits", rates=(3e-3, 1e-2), seeds=(0, 1))
+    monkeypatch.setattr(page, "read_league", lambda name: league)
+    return league
+
+
+def test_a_league_is_run_once_and_shown_again(tmp_path: Path, quick: League, capsys, monkeypatch) -> None:
     command = ["bench", "digits", f"--out={tmp_path}", "--jobs=2", "--rivals=[vd_weight,magnitude]"]
     assert cli.main(command) == 0
     folder = tmp_path / "digits"
@@ -104,24 +114,24 @@ def test_a_league_is_played_once_and_shown_again(tmp_path: Path, capsys, monkeyp
     assert not any(row["failed"] for row in values["rows"])
     sweep = [row for row in values["rows"] if row["seed"] == 0 and row["level"] == 0.95]
     assert len(sweep) == 4  # two rates each
-    page = (folder / "digits.md").read_text()
-    assert "Sparse VD, one weight sample" in page and "±" in page
+    text = (folder / "digits.md").read_text()
+    assert "Sparse VD, one weight sample" in text and "±" in text
     rows = {path: path.stat().st_mtime_ns for path in (folder / "rows").iterdir()}
     capsys.readouterr()
     assert cli.main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in (folder / "rows").iterdir()} == rows
-    assert "seed" not in capsys.readouterr().out  # nothing was played
+    assert "seed" not in capsys.readouterr().out  # nothing was run
     (folder / "digits.html").unlink()
     assert write_page("digits", folder / "digits.json", folder).read_text().count("<tr>") == 3 + 3
 
     elsewhere = tmp_path / "elsewhere"
-    restore_rows(read_league("digits"), folder / "digits.json", elsewhere)
+    restore_rows(quick, folder / "digits.json", elsewhere)
     assert {path.name: path.read_text() for path in (elsewhere / "rows").iterdir()} == {
         path.name: path.read_text() for path in rows
     }
 
-    changed = read_league("digits").model_copy(update={"tune_epochs": 1})
-    monkeypatch.setattr("nni_sparsevd.studies.bench.page.read_league", lambda name: changed)
+    changed = quick.model_copy(update={"tune_epochs": 1})
+    monkeypatch.setattr(page, "read_league", lambda name: changed)
     assert cli.main(command) == 2
     assert "tune_epochs" in capsys.readouterr().err
     assert cli.main([*command[:2], f"--out={tmp_path / 'new'}", f"--known={folder / 'digits.json'}"]) == 2
@@ -145,14 +155,14 @@ def test_results_that_are_none_are_refused(tmp_path: Path, row: object, complain
     assert not (tmp_path / "digits").exists()
 
 
-def test_what_does_not_end_is_a_row_that_says_so(tmp_path: Path) -> None:
+def test_what_does_not_end_is_a_row_that_says_so(tmp_path: Path, quick: League) -> None:
     folder = tmp_path / "digits"
-    for seed in (0, 1):
-        prepare_arena(read_league("digits"), seed, HERE, folder)
-    page = run_league("digits", HERE, tmp_path, [], 2, Limits(seconds=0.01), ("magnitude",))
+    for seed in quick.seeds:
+        prepare_arena(quick, seed, HERE, folder)
+    path = run_league("digits", HERE, tmp_path, [], 2, Limits(seconds=0.01), ("magnitude",))
     rows = json.loads((folder / "digits.json").read_text())["rows"]
     assert {row["failed"] for row in rows} == {"not finished in 0.01 s"}
-    assert "not finished" in page.read_text()
+    assert "not finished" in path.read_text()
 
 
 def test_a_start_that_cannot_be_had_stops_the_league(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 import contextlib
 import io
 import json
+import os
+import re
 import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
@@ -48,14 +49,16 @@ title = "a recipe that fails"
 recipe = { model = { name = "lenet5_caffe" } }
 seeds = [0]
 """
+BARE = re.sub(r"^(pictures|measures) = .*$", r"\1 = []", TINY, flags=re.M)
+"""The same runs, of which nothing is measured or drawn."""
 Printed = pytest.CaptureFixture[str]
 
 
-def call(root: Path, *arguments: str) -> int:
+def call(root: Path, *arguments: str, data: str | None = None) -> int:
     """`reproduce tiny` in the folder `root`, with its recipes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiments, "FOLDER", root / "recipes")
-        return cli.main(["reproduce", *arguments, "--out", str(root / "runs"), "--data", str(root)])
+        return cli.main(["reproduce", *arguments, "--out", str(root / "runs"), "--data", data or str(root)])
 
 
 @pytest.fixture
@@ -150,21 +153,25 @@ def test_the_run_of_another_recipe_is_not_shown_as_this_ones(made: tuple[Path, i
 
 
 def test_a_stopped_experiment_goes_on(tiny: Path) -> None:
-    out = tiny / "runs"
-    program = (
-        "import sys; from pathlib import Path; from nni_sparsevd import cli; "
-        "from nni_sparsevd.studies.reproduce import experiments as e; "
-        f"e.FOLDER = Path({str(tiny / 'recipes')!r}); sys.exit(cli.main())"
-    )
-    command = [sys.executable, "-c", program, "reproduce", "tiny", "--out", str(out), "--seeds", "[1]", "--data", "x"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    run = out / "tiny" / "dense_net-1"
-    while not (run / "checkpoint.safetensors").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    (tiny / "recipes" / "tiny.toml").write_text(BARE)
+    run = tiny / "runs" / "tiny" / "dense_net-1"
+    ended = threading.Event()
+
+    def terminate_after_first_checkpoint() -> None:
+        while not (run / "checkpoint.safetensors").exists() and not ended.is_set():
+            time.sleep(0.01)
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a late signal must not end pytest
+    stopper = threading.Thread(target=terminate_after_first_checkpoint)
+    stopper.start()
+    try:
+        assert call(tiny, "tiny", "--seeds", "[1]", data="x") == 130
+    finally:
+        ended.set()
+        stopper.join()
+        signal.signal(signal.SIGTERM, before)
     assert "go on with --resume" in run.with_suffix(".log").read_text()
     assert not (run / "result.json").exists()
     assert call(tiny, "tiny", "--seeds", "[1]") == 0  # digits need no folder, so another one is the same recipe

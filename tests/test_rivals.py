@@ -1,6 +1,7 @@
 """Rivals hand back what was asked for, within their steps, and leave the rest as it was."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from nni_sparsevd.measure import count_macs
 from nni_sparsevd.recipe import Stage
 from nni_sparsevd.studies.bench import rivals
 from nni_sparsevd.studies.bench.arena import Arena, cross_entropy, prepare_arena
+from nni_sparsevd.studies.bench.rivals import nni_channels
 from nni_sparsevd.studies.bench.rivals.distillation import distillation_loss
 from nni_sparsevd.studies.bench.rivals.noise import gaussian_dropout, noisy_weights
 from nni_sparsevd.studies.bench.trial import Trial, run_trial
@@ -25,6 +27,22 @@ BROKEN = {"tp_obdc": "TypeError", "tp_obdc_turns": "TypeError", "tp_bn_scale": "
 @pytest.fixture(scope="module")
 def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Arena:
     return prepare_arena(short(request.param), 0, HERE, tmp_path_factory.mktemp("league"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_search_of_the_ratio() -> Iterator[None]:
+    """All pruners of NNI cut at the same ratio, which takes a dozen speedups to find: it is searched once."""
+    ratios: dict[float, float] = {}
+    search = nni_channels.find_ratio
+
+    def find_ratio(arena: Arena, target: float) -> float:
+        if target not in ratios:
+            ratios[target] = search(arena, target)
+        return ratios[target]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nni_channels, "find_ratio", find_ratio)
+        yield
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -67,7 +85,7 @@ def test_the_dense_start_teaches_by_half() -> None:
 
 def test_noise_has_the_mean_and_the_variance_that_it_says() -> None:
     torch.manual_seed(0)
-    model, alpha, many = nn.Linear(6, 3, bias=False).double(), 0.2, 20_000
+    model, alpha, many = nn.Linear(6, 3, bias=False).double(), 0.2, 5_000
     x, label = torch.randn(6).double(), torch.tensor([1])
     seen: list[torch.Tensor] = []
     model.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
@@ -82,7 +100,7 @@ def test_noise_has_the_mean_and_the_variance_that_it_says() -> None:
         mean, variance = model.weight @ x, alpha * model.weight.square() @ x.square()
     for noisy in (seen[0], torch.cat(seen[1:])):
         torch.testing.assert_close(noisy.mean(0), mean, rtol=0, atol=5 * (variance.max() / many).sqrt().item())
-        torch.testing.assert_close(noisy.var(0), variance, rtol=0.05, atol=0)
+        torch.testing.assert_close(noisy.var(0), variance, rtol=5 * (2 / many) ** 0.5, atol=0)
     assert not model._forward_pre_hooks  # the network is as it was
 
 
