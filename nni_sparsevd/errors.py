@@ -38,7 +38,7 @@ class TraceError(SparseVDError):
 
 
 class ShrinkError(SparseVDError):
-    """A shrunk network does not compute what the masked one does."""
+    """A shrunk network does not compute what the masked one does, or a plan was made for another network."""
 
 
 class TrainingError(SparseVDError):

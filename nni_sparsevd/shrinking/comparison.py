@@ -145,10 +145,10 @@ def gradient_difference(
     outputs = _run_with_gradients(large, batch, training)
     weights = [torch.randn(value.shape, generator=generator, dtype=torch.float64) for value in outputs]
     expected = _read_gradients(large, outputs, weights)
-    found = _read_gradients(shrunk, _run_with_gradients(shrunk, batch, training), weights)
+    gradients = _read_gradients(shrunk, _run_with_gradients(shrunk, batch, training), weights)
     largest = max(gradient.abs().max() for gradient in expected.values())
     difference = torch.zeros((), dtype=torch.float64)
-    for name, gradient in found.items():
+    for name, gradient in gradients.items():
         if name in expected:  # a bias that was born is in `small` alone
             left = _without_removed(expected[name], name, plan)
             difference = difference.maximum((left - gradient * _query_factor(plan, name, gradient)).abs().max())
@@ -193,10 +193,10 @@ def _query_factor(plan: Plan, name: str, like: Tensor) -> Tensor:
 def _largest_differences(left: list[Tensor], right: list[Tensor]) -> tuple[float, float]:
     """Absolute, and relative to the largest value of `left`; infinite where shapes differ or a value is not finite."""
     absolute = largest = 0.0
-    for expected, found in zip(left, right, strict=True):
-        if expected.shape != found.shape or not (expected.isfinite().all() and found.isfinite().all()):
+    for expected, computed in zip(left, right, strict=True):
+        if expected.shape != computed.shape or not (expected.isfinite().all() and computed.isfinite().all()):
             return float("inf"), float("inf")
-        absolute = max(absolute, (expected.double() - found.double()).abs().max().item())
+        absolute = max(absolute, (expected.double() - computed.double()).abs().max().item())
         largest = max(largest, expected.abs().max().item())
     return absolute, absolute / largest if largest else absolute
 

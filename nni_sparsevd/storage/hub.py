@@ -105,7 +105,7 @@ def push(folder: Path | str, repository: str, *, private: bool = False, revision
         SettingError: The hub refuses, or cannot be reached.
     """
     folder = Path(folder)
-    networks.describe_file(folder / WEIGHTS)
+    networks.describe_file(folder / WEIGHTS)  # or it is none of ours: said before anything is sent
     with _connect(repository) as api:
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(
@@ -148,10 +148,9 @@ def _connect(address: str) -> Iterator["HfApi"]:
 
 @contextlib.contextmanager
 def _make_whole(folder: Path) -> Iterator[Path]:
-    """A folder to fill beside `folder`, which takes its name when all went well.
-
-    It lies one level deeper in a temporary folder, so that there is something left to clean up when it has moved.
-    """
+    """A folder to fill beside `folder`, which takes its name when all went well."""
+    # It lies beside its place, as only a move within a file system is done at once; and in a temporary folder of its
+    # own, so that there is something left to clean up when it has moved.
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:

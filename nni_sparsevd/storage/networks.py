@@ -77,6 +77,7 @@ def save(
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} still has posteriors; save what bake_ or shrink gives back")
     header = _make_header(model, name, arguments, path)
+    # Measured before the file is written: the file is whole, or it is not there.
     if measure is not None:
         as_loaded = model if coding is None else _copy_as_packed(model, coding)
         header["measured"] = dict(measure(as_loaded))
@@ -84,6 +85,7 @@ def save(
     if coding is None:
         save_tensors(tensors, path, {FORMAT: json.dumps(header)})
     else:
+        # The packed bytes are a tensor of a safetensors file, so that its digest and its readers serve for them, too.
         content = torch.frombuffer(bytearray(pack(tensors, coding, header)), dtype=torch.uint8)
         save_tensors({PACKED: content}, path, {FORMAT: PACKED})
 
@@ -99,6 +101,7 @@ def _make_header(
     if name is None:
         attributes = read_attributes(model)
     else:
+        # The original is built now, so that a wrong name is an error of `save` and not of some later `load`.
         original = models.build_model(name, arguments)
         _put_remembering_norms_(original, remembering, path)
         _require_same_modules(original, model, f"timm.create_model({name!r}, **{arguments})")
@@ -177,6 +180,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
         if name is None:
             raise FileFormatError(f"{path}: holds a {class_name} that timm cannot build; load(path, model=fresh)")
         model = _build_original(name, arguments, path)
+    # A file without this key has no such norms.
     _put_remembering_norms_(model, header.get("remembering", {}), path)
     resize_(model, tensors, attributes, path)
     return model.eval()
@@ -212,6 +216,7 @@ def _build_original(name: Any, arguments: Any, path: Path) -> nn.Module:
 
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise FileFormatError(f"{path}: names no network: {name!r} with {arguments!r}")
+    # timm would open these: a file on this machine, or an address anywhere.
     refused = [key for key in arguments if key.startswith(("pretrained", "checkpoint", "cache"))]
     if refused:
         raise FileFormatError(f"{path}: wants to load other files ({', '.join(refused)}), which none may")

@@ -75,6 +75,7 @@ def timm_structure(
 
 
 def _draw_typed_inputs(example: tuple[Tensor, ...]) -> list[Tensor]:
+    # Drawn in float64, as for `check`; the two networks run in the example's own type.
     drawn = draw_inputs(example, 2, torch.Generator().manual_seed(0))
     return [value.to(like.dtype) for value, like in zip(drawn, example, strict=True)]
 

@@ -81,9 +81,6 @@ def pack(tensors: Mapping[str, Tensor], coding: Coding, extra: Mapping[str, Any]
 def unpack(content: memoryview) -> tuple[dict[str, Any], Iterator[tuple[str, Tensor]]]:
     """Read what `pack` has written.
 
-    Nothing is believed that could cost more memory than `EXPANSION` numbers for each byte of the file: the table of
-    contents is unpacked up to a limit, and its claims are added up before the first tensor is made.
-
     Args:
         content: The bytes.
 
@@ -93,6 +90,11 @@ def unpack(content: memoryview) -> tuple[dict[str, Any], Iterator[tuple[str, Ten
     Raises:
         FileFormatError: `pack` has not written this.  For a tensor that is damaged, when its turn comes.
     """
+    # A file from somewhere may have been made to do harm, so nothing in it is believed that could cost memory:
+    #
+    # 1. The table of contents is unpacked up to a limit.  A kilobyte of zlib can stand for a megabyte of zeros.
+    # 2. What it claims is added up before the first tensor is made, and compared with the length of the file.
+    # 3. Lengths have to fill the file exactly, and names are unique: no byte is read twice, and none is left over.
     header, start = _read_header(content)
     table = header.pop("tensors", None)
     if not isinstance(table, list):
@@ -154,6 +156,7 @@ def _encode(value: Tensor, coding: Coding) -> tuple[str, bytes, bytes]:
     matrix = value.contiguous().numpy().reshape(_rows_and_columns(tuple(value.shape)))
     kept = matrix != 0
     values, rows = matrix[kept], np.nonzero(kept)[0]
+    # Biases and norms are few.  A step of their largest value would cost accuracy, and half precision hardly any bytes.
     chosen = coding if value.dim() > 1 or coding == "exact" else "float16"
     if not fits_half(values):
         chosen = "exact"
