@@ -59,25 +59,47 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         {"op_names_re": [r"blocks\.\d+\.mlp\.fc1"]},
     ),
 }
+SMALL_NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "resnet18": (
+        lambda: timm.create_model("resnet18", num_classes=CLASSES, channels=(16, 32, 64, 128)),
+        {"op_types": ["Conv2d"]},
+    ),
+    "mobilenetv2_035": (lambda: timm.create_model("mobilenetv2_035", num_classes=CLASSES), {"op_types": ["Conv2d"]}),
+    "test_efficientnet": (
+        lambda: timm.create_model("test_efficientnet", num_classes=CLASSES),
+        {"op_types": ["Conv2d"]},
+    ),
+    "deit_tiny_patch16_224": (
+        lambda: timm.create_model("deit_tiny_patch16_224", num_classes=CLASSES, img_size=32, depth=3),
+        {"op_names_re": [r"blocks\.\d+\.mlp\.fc1"]},
+    ),
+}
+"""The same four families of timm, narrower or with fewer blocks, for the part of the table that the tests run."""
 SHAPE = (3, 32, 32)
+
+
+def table_row(name: str) -> tuple[Callable[[], nn.Module], dict[str, Any]]:
+    """(builder, entry that selects) of a network; names with the prefix "small " are those of `SMALL_NETWORKS`."""
+    small = name.removeprefix("small ")
+    return SMALL_NETWORKS[small] if small != name else NETWORKS[name]
 
 
 def network(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return NETWORKS[name][0]()
+    return table_row(name)[0]()
 
 
 @cache
 def grouped(name: str) -> list[dict[str, Any]]:
     """NNI's own dependency groups, on output channels."""
-    entry = {**NETWORKS[name][1], "sparse_ratio": 0.5, "granularity": "out_channel"}
+    entry = {**table_row(name)[1], "sparse_ratio": 0.5, "granularity": "out_channel"}
     return auto_set_denpendency_group_ids(network(name), [entry], torch.randn(2, *SHAPE))
 
 
 def entries(name: str, pruner: str, prefix: str = "") -> list[dict[str, Any]]:
     """The config_list for a pruner; with names below `prefix`, where an evaluator wraps the network."""
     if pruner in ("LevelPruner", "SparseVDPruner, by itself"):
-        given = [{**NETWORKS[name][1], "sparse_ratio": 0.5}]
+        given = [{**table_row(name)[1], "sparse_ratio": 0.5}]
     else:
         given = copy.deepcopy(grouped(name))
     for entry in given:
