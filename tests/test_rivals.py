@@ -1,5 +1,6 @@
 """Rivals hand back what was asked for, within their steps, and leave the rest as it was."""
 
+import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from nni_sparsevd.measure import count_macs
 from nni_sparsevd.recipe import Stage
 from nni_sparsevd.studies.bench import rivals
 from nni_sparsevd.studies.bench.arena import Arena, cross_entropy, prepare_arena
-from nni_sparsevd.studies.bench.rivals import nni_channels
+from nni_sparsevd.studies.bench.rivals import nni_channels, ours, plain
 from nni_sparsevd.studies.bench.rivals.distillation import distillation_loss
 from nni_sparsevd.studies.bench.rivals.noise import gaussian_dropout, noisy_weights
 from nni_sparsevd.studies.bench.trial import Trial, run_trial
@@ -64,6 +65,16 @@ def test_single_weights_at_the_level_that_was_asked_for(arena: Arena, name: str)
         weight = pruned.model.get_submodule(module).weight
         assert isinstance(weight, nn.Parameter) and weight.requires_grad
         assert not weight[targets["weight"] == 0].any()
+
+
+def test_rivals_on_single_weights_bind_no_host() -> None:
+    """Sparse VD on single weights needs neither NNI nor Torch-Pruning: its controller comes from room regularize."""
+    for module in (ours, plain):
+        nodes = ast.walk(ast.parse(Path(module.__file__).read_text()))
+        imported = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = [getattr(node, "module", None) or node.names[0].name for node in imported]
+        assert names and not [name for name in names if name.split(".")[0] in ("plugins", "nni", "torch_pruning")]
+    assert ours.Controller.__module__.startswith("nni_sparsevd.regularize")
 
 
 def test_the_dense_start_teaches_by_half() -> None:

@@ -77,6 +77,7 @@ def run_isolated(
     running: dict[BaseProcess, tuple[T, float]] = {}
 
     def stop() -> None:
+        # Killed, not terminated: a process that hangs in compiled code does not heed a termination signal.
         for process in running:
             process.kill()
 
@@ -88,6 +89,7 @@ def run_isolated(
                 process.start()
                 running[process] = task, time.monotonic()
             time.sleep(POLL)
+            # A copy, because processes that have ended leave `running` within the loop.
             for process, (task, started) in list(running.items()):
                 ending = _end_of(process, started, limits)
                 if ending is not None:

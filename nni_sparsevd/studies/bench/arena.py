@@ -92,7 +92,7 @@ class Arena:
         """Images and labels of one step: a function of seed and step alone, so the same for every rival."""
         epoch, place = divmod(step, self.per_epoch)
         if epoch not in self._orders:
-            self._orders.clear()
+            self._orders.clear()  # steps come in order, so earlier epochs are not asked for again
             self._orders[epoch] = torch.randperm(len(self.data.train), generator=self._generator("order", epoch))
         size = self.league.data.batch_size
         rows = self._orders[epoch][place * size :][:size]
@@ -132,6 +132,8 @@ class Arena:
         model.train()
         for step in range(first, last):
             batch = self.batch(step)
+            # Noise and dropout of a step depend on seed and step alone: what a rival draws in its own code between
+            # two steps does not change what it, or another rival, sees afterwards.
             torch.manual_seed(derive_seed(self.seed, "noise", step))
             set_learning_rate(optim, learning_rate_at(stage, (step - first) / (last - first)))
             optim.zero_grad()
@@ -182,7 +184,7 @@ def prepare_arena(league: League, seed: int, data: Path, folder: Path) -> Arena:
     settings = league.data.resolve_paths(data)
     image_size = settings.image_size or models.find_image_size(league.model)
     datasets_of_seed = datasets.load_data(settings, image_size, seed)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # the initial weights are those of the seed
     model = models.create_model(
         league.model, datasets_of_seed.num_classes, datasets_of_seed.in_chans, datasets_of_seed.image_size
     )

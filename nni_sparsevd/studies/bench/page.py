@@ -143,7 +143,7 @@ def _render_html(
     pictures: list[Path],
     environment: dict[str, Any],
 ) -> str:
-    """The page as one HTML file, with the pictures inside."""
+    """The page as one HTML file, with the pictures inside, so that it can be sent and opened anywhere."""
     templates = Environment(
         loader=PackageLoader("nni_sparsevd", "studies/bench"), undefined=StrictUndefined, autoescape=True
     )

@@ -1,6 +1,7 @@
 """The pictures of a league: error against what is left, and against measured time."""
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,7 @@ def draw_league(league: League, standings: list[Standing], path: Path, runtime: 
             curve = _curve_of(league, standing, runtime)
             if not curve.places:
                 continue
+            # Dozens of rivals with names would hide each other: only champions get one.
             if standing.name in champion_names:
                 _draw_champion(axes, standing, curve, MARKERS[index % len(MARKERS)])
             else:
@@ -76,12 +78,13 @@ def draw_league(league: League, standings: list[Standing], path: Path, runtime: 
         champion_errors = [row["error"] for champion, level in champions for row in champion.rows[level]]
         _draw_error_axis(axes, champion_errors, _dense_errors(standings))
         _draw_cost_axis(axes, league, runtime)
+        # Beside the axes, because inside them the names would cover the lines.
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return path
 
 
 def _is_measured(league: League, standings: list[Standing], runtime: str) -> bool:
-    return any(standing.mean_speedup(level, runtime) for standing in standings for level in league.levels)
+    return any(standing.mean_speedup(level, runtime) for standing, level in product(standings, league.levels))
 
 
 def _champions(league: League, standings: list[Standing]) -> list[tuple[Standing, float]]:

@@ -54,6 +54,7 @@ def run_trials(league: League, data: Path, folder: Path, at_once: int, limits: L
         for rival in rivals_of(league)
         for rate in league.rates
     ]
+    # Every process waits for the whole sweep here, because all of them choose the rates from its rows.
     _run_missing(sweep, at_once, limits)
     rates = choose_rates(league, read_rows(folder))
     trials = []
@@ -83,6 +84,7 @@ def choose_rates(league: League, rows: list[dict[str, Any]]) -> dict[str, float]
     Returns:
         Name of the rival -> learning rate, of the rivals that did not fail at every rate.
     """
+    # In logarithms, because rates of a sweep are factors apart.
     middle = statistics.median(math.log(rate) for rate in league.rates)
 
     def merit(row: dict[str, Any]) -> tuple[float, float]:
@@ -175,6 +177,7 @@ def _run_missing(trials: list[Trial], at_once: int, limits: Limits) -> None:
     """Run trials, each in a process of its own; a process that ends early leaves rows that say why."""
     tasks = [trial for trial in _share_of_this_process(trials) if trial.missing]
     for trial, ending in run_isolated(run_trial, tasks, at_once, limits, PRELOAD):
+        # A process that was ended has written no row for the levels that it did not reach.
         for level in trial.missing:
             row = Row(trial.rival, trial.seed, trial.rate, level, failed=ending or "left no row")
             write_json(trial.row_file(level), asdict(row))
@@ -182,7 +185,10 @@ def _run_missing(trials: list[Trial], at_once: int, limits: Limits) -> None:
             _print_row(Row(**read_json(trial.row_file(level))))
 
     def missing_files() -> list[Path]:
-        return [trial.row_file(level) for trial in trials for level in trial.missing]
+        paths: list[Path] = []
+        for trial in trials:
+            paths += [trial.row_file(level) for level in trial.missing]
+        return paths
 
     _wait_for_other_processes(missing_files, limits)
 

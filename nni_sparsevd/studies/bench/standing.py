@@ -69,7 +69,8 @@ def _standing(name: str, rival: Rival, rows: list[Row], rate: float | None) -> S
     failures = []
     for row in rows:
         if row["failed"]:
-            # A rival without a rate has failed at every one, and any of its failures is the reason.
+            # Failures at other rates are of the sweep. A rival without a rate has failed at every rate, and any of its
+            # failures is the reason.
             if rate in (None, row["rate"]):
                 failures.append(row["failed"])
         elif row["rate"] == rate:
@@ -98,10 +99,10 @@ def compute_mean_ranks(league: League, standings: Iterable[Standing]) -> dict[st
     return {name: statistics.mean(_ranks(own, errors.values())) for name, own in errors.items()}
 
 
-def _ranks(own: list[float], everyone: Iterable[list[float]]) -> list[int]:
+def _ranks(own: list[float], all_errors: Iterable[list[float]]) -> list[int]:
     """Rank at each level: one more than the number of rivals with a smaller error there."""
     ranks = []
-    for errors_at_level, own_error in zip(zip(*everyone, strict=True), own, strict=True):
+    for errors_at_level, own_error in zip(zip(*all_errors, strict=True), own, strict=True):
         ranks.append(1 + sum(error < own_error for error in errors_at_level))
     return ranks
 

@@ -16,6 +16,7 @@ def format_table(league: League, standings: list[Standing]) -> list[str]:
     titles = ["", "name", "of", "mean rank", *_level_titles(league)]
     titles += ["left to itself", "rate"] if any_automatic else ["rate"]
     lines = [format_row(titles), "|---|---|---|" + "--:|" * (len(titles) - 3)]
+    # The smallest mean itself is kept, so that it can be compared for equality below.
     best = {level: min(_mean_errors(standings, level), default=None) for level in league.levels}
     for standing in standings:
         rank = f"{ranks[standing.name]:.1f}" if standing.name in ranks else ""

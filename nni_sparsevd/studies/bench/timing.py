@@ -34,6 +34,6 @@ def _measure_in_onnx(networks: dict[str, nn.Module], example: Tensor) -> dict[st
         exported: dict[str, nn.Module] = {}
         for name, network in networks.items():
             path = Path(folder) / f"{name}.onnx"
-            export(network, path, example, dynamic_batch=False)
+            export(network, path, example, dynamic_batch=False)  # the latency of one image is measured
             exported[name] = open_exported(path)
         return measure_latencies(exported, example)

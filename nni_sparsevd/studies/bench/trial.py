@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -102,6 +103,7 @@ def row_file(folder: Path, rival: str, seed: int, rate: float, level: float | No
 
 def run_trial(trial: Trial) -> None:
     """Run a trial at the levels that have no row, and write their rows; a row that fails says why."""
+    # One thread for each trial: trials run side by side, and sums do not depend on the number of cores.
     torch.set_num_threads(1)
     with _without_logs():
         _write_missing_rows(trial)
@@ -121,6 +123,7 @@ def _without_logs() -> Iterator[None]:
 def _write_missing_rows(trial: Trial) -> None:
     started = time.process_time()
     rival = rivals_of(trial.league)[trial.rival]
+    # The stage of the dense start without `hold`: the rate falls from the first step on.
     stage = trial.league.dense.model_copy(update={"learning_rate": trial.rate, "hold": 0.0})
     missing = trial.missing
     # Any error is caught: whatever a rival raises is a fact about this rival, which its rows have to report, and the
@@ -142,15 +145,16 @@ def _write_missing_rows(trial: Trial) -> None:
         started = _write_row(trial, level, figures, started)
 
 
-def _tune_and_measure(arena: Arena, stage: Stage, pruned: Pruned) -> dict[str, object]:
+def _tune_and_measure(arena: Arena, stage: Stage, pruned: Pruned) -> dict[str, Any]:
     """Fields of a row, of a network that is tuned here in the steps that the rival has left."""
     if pruned.steps > arena.steps:
         raise ValueError(f"took {pruned.steps} steps of {arena.steps}")
     model, masks = pruned.model, pruned.masks
+    # A rival may hand back masks that it has not applied yet; tuning applies them with its first step.
     untuned = arena.score_test(bake_(model, masks, allow_empty=True) if masks else model)
     arena.train(model, stage, pruned.steps, arena.steps, loss=pruned.loss, masks=masks)
     kept, _ = count_weights(model, masks or {})
-    _, total = count_weights(arena.start, {})
+    _, total = count_weights(arena.start, {})  # a network that is smaller has fewer weights in all
     example = arena.example[:1]
     tuned = arena.score_test(model)
     speedups = measure_speedups(arena.start, model, example) if arena.league.kind == "channels" else {}
@@ -169,10 +173,10 @@ def _tune_and_measure(arena: Arena, stage: Stage, pruned: Pruned) -> dict[str, o
     }
 
 
-def _write_row(trial: Trial, level: float | None, figures: dict[str, object], started: float) -> float:
+def _write_row(trial: Trial, level: float | None, figures: dict[str, Any], started: float) -> float:
     """Write a row; returns the processor time at its end, which is the start of the next one."""
     now = time.process_time()
     seconds = round(now - started, 1)
-    row = Row(trial.rival, trial.seed, trial.rate, level, seconds=seconds, **figures)  # type: ignore[arg-type]
+    row = Row(trial.rival, trial.seed, trial.rate, level, seconds=seconds, **figures)
     write_json(trial.row_file(level), asdict(row))
     return now

@@ -44,7 +44,7 @@ def measure_calibration(run: FinishedRun) -> list[dict[str, Any]]:
         "posterior": lambda inputs: predict(run.posterior, inputs, SAMPLES).probabilities,
         "pruned posterior": lambda inputs: predict(run.posterior, inputs, SAMPLES, run.masks).probabilities,
     }
-    torch.manual_seed(run.recipe.seed)
+    torch.manual_seed(run.recipe.seed)  # of the noise on the images and of the networks that are drawn
     images, labels = run.data.test.images[:IMAGES].float() / 255, run.data.test.labels[:IMAGES]
     rows = []
     for condition, change in CONDITIONS.items():
@@ -89,6 +89,7 @@ def score_predictions(probabilities: Tensor, labels: Tensor) -> dict[str, float]
         calibration error, in percent.
     """
     calibration_error = multiclass_calibration_error(probabilities.float(), labels, probabilities.shape[1], BINS, "l1")
+    # A confident mistake may have a probability of 0 in floating point; 1e-12 keeps its likelihood finite.
     return {
         "error": 100 * float((probabilities.argmax(1) != labels).double().mean()),
         "nll": float(F.nll_loss(probabilities.clamp_min(1e-12).log(), labels)),

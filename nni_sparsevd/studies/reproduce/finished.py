@@ -50,6 +50,7 @@ def open_finished(folder: Path) -> FinishedRun:
     recipe = read_recipe(folder / "recipe.toml")
     data = datasets.load_data(recipe.data, recipe.data.image_size, recipe.seed)
     model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
+    # Two networks of the same shape: the dense one is read before the other one gets its posterior.
     dense = copy.deepcopy(model)
     read_network_(dense, folder / "dense.safetensors")
     sparsify_(model, recipe.posterior, example_inputs=data.normalize(data.train.images[:2]))

@@ -42,6 +42,7 @@ def reproduce_experiment(
     if not jobs:
         known = sorted({job.seed for job in all_jobs})
         raise SettingError(f"seeds: {name} has the seeds {known}, found {list(seeds or ())}")
+    # All jobs, those of other seeds included, because the page shows their runs, too.
     check_recipes(experiment, all_jobs)
     failed = run_jobs(experiment, jobs, data, at_once)
     page = folder / f"{name}.md"
@@ -51,6 +52,7 @@ def reproduce_experiment(
         write_json(folder / f"{name}.json", results)
         pictures = draw_pictures(experiment, runs, all_jobs, folder)
         write_bytes(page, "\n".join(_format_page(experiment, runs, pictures)).encode())
+    # Only now, because a failed run must not keep the others from being shown.
     if failed:
         reasons = "; ".join(f"{job.name}: {job.last_line()} (see {job.log})" for job in failed)
         raise SparseVDError(f"{len(failed)} of {len(jobs)} runs failed: {reasons}")

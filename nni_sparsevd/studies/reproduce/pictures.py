@@ -52,6 +52,7 @@ def draw_pictures(experiment: Experiment, runs: list[Run], jobs: list[Job], fold
     Returns:
         The paths of the pictures.
     """
+    # Reversed, so that the first job of a variant is the last to enter and stays.
     folders = {job.variant: job.folder for job in reversed(jobs) if job.done}
     runs_by_variant = group_by_variant(experiment, runs)
     material = Material(experiment, runs_by_variant, {name: folders[name] for name in runs_by_variant})

@@ -90,6 +90,7 @@ def run_jobs(experiment: Experiment, jobs: list[Job], data: Path, at_once: int) 
     failed: list[Job] = []
 
     def stop() -> None:
+        # All are interrupted before the first is waited for: each takes its time to write a checkpoint.
         for process in running:
             process.send_signal(signal.SIGINT)
         for process in running:

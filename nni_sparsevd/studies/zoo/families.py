@@ -62,7 +62,7 @@ def find_smallest(family: str) -> Member:
 def _count_members(family: str) -> Iterator[tuple[int, Member]]:
     """The number of parameters of each network of a family, and the network."""
     for name in timm.list_models(module=family):
-        with torch.device("meta"):
+        with torch.device("meta"):  # no memory for weights: the largest networks of timm have billions
             model = timm.create_model(name)
         config = timm.get_pretrained_cfg(name)
         channels, *_, side = config.input_size if config else (3, 224, 224)

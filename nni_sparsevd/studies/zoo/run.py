@@ -33,6 +33,7 @@ def run_zoo(out: Path, pattern: str = "*", jobs: int = 1, limits: Limits | None 
     tasks = [(family, path, seed) for family, path in paths.items() if not path.exists()]
     preload = f"{__package__}.trials"
     for (family, path, _), ending in run_isolated(_write_rows, tasks, jobs, limits or Limits(), preload):
+        # A process that was ended has left no file; a row says why, and the family is not tried again.
         if not path.exists():
             write_json(path, [Row(family, "", "", ending or "wrote no rows").to_dict()])
         for row in _read_rows(path):
@@ -47,7 +48,7 @@ def _read_rows(path: Path) -> list[Row]:
 def _write_rows(task: tuple[str, Path, int]) -> None:
     """Run a family and write its file."""
     family, path, seed = task
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # families run side by side
     member = find_smallest(family)
     kinds = [kind for kind in MASK_KINDS if kind != "remember" or member.layer_norms]
     write_json(path, [_run_or_report(member, kind, seed).to_dict() for kind in kinds])

@@ -98,6 +98,8 @@ def run_trial(member: Member, mask_kind: str, seed: int) -> Row:
         The row; for a network that cannot be traced it says why.
     """
     torch.manual_seed(seed)
+    # Random norms and biases, because fresh networks hide mistakes: many start with zeros in their last norms. In
+    # float64, because there an exact removal is exact to 1e-10, far below any mistake.
     model = randomize_(timm.create_model(member.model), seed).double().eval()
     try:
         example = _find_input(model, member, seed)
@@ -231,6 +233,7 @@ def find_parameters_without_effect(model: nn.Module, example: Tensor, seed: int)
     parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
     output = model(inputs)
     weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    # Random weights of the outputs: in a plain sum of outputs behind a softmax, say, all gradients would be zero.
     gradients = torch.autograd.grad((output * weights).sum(), list(parameters.values()), allow_unused=True)
     clear_caches_(model)  # of tables that this pass has made, with its graph
     pairs = zip(parameters, gradients, strict=True)

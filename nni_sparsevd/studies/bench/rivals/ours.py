@@ -45,6 +45,7 @@ def train_then_cut(estimator: Estimator, prior: Prior = "log_uniform", tune_with
             else:
                 mask_settings = MaskSettings(ratio=level)
             masks = compute_masks(model, mask_settings, example_inputs=arena.example)
+            # A copy, because the next level is decided on the same trained posterior.
             tuned = copy.deepcopy(model)
             if not tune_with_noise:
                 return Pruned(bake_(tuned, masks), masks, arena.prune_steps)
@@ -88,6 +89,7 @@ def press_to_level(estimator: Estimator, min_alpha: float | None = None, dropout
         controller = Controller(DEFAULT_THRESHOLD)
 
         def after_backward(step: int) -> None:
+            # The controller is made for one call an epoch.
             if step % arena.per_epoch == 0:
                 controller.react(_log_alpha_at_level(model, level), step / arena.prune_steps)
             if min_alpha is not None:
@@ -124,6 +126,7 @@ def cut_gradually(dropout_alpha: float | None = None) -> Prepare:
             share = share_due(arena, level, step)
             if share is not None:
                 masks = compute_masks(model, MaskSettings(ratio=share))
+                # Noise goes with the mean: a removed weight must not disturb what is left to adapt.
                 mask_posterior_(model, masks)
             regularize_(model, kl_weight)
             return masks

@@ -44,6 +44,7 @@ def magnitude_masks(model: nn.Module, level: float) -> Masks:
     targets = [(layer, "weight") for layer in layers.values()]
     prune.global_unstructured(targets, pruning_method=prune.L1Unstructured, amount=level)
     masks = {name: {"weight": layer.get_buffer("weight_mask").clone()} for name, layer in layers.items()}
+    # `prune` has split each weight into a parameter and a mask; the network gets its plain parameters back.
     for layer, target in targets:
         prune.remove(layer, target)
     return masks
@@ -66,6 +67,7 @@ def cut_gradually(loss: Loss = cross_entropy) -> Prepare:
             return None if share is None else magnitude_masks(model, share)
 
         arena.train(model, stage, 0, arena.prune_steps, loss=loss, after_backward=prune_when_due)
+        # The schedule's last update may lie some steps back, and its share may be below the level.
         masks = magnitude_masks(model, level)
         apply_masks_(model, masks)
         return Pruned(model, masks, arena.prune_steps, loss)

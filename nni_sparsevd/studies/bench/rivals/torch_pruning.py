@@ -81,11 +81,11 @@ class Method:
         """The network cut to `target` MACs; what the importance needs is gathered on the batch of `step`."""
 
         def cut_at(ratio: float) -> nn.Module:
-            small = copy.deepcopy(model)
+            small = copy.deepcopy(model)  # the search tries many ratios on the same network
             pruner, importance = self.make(arena, small, ratio)
             self.gather_data(small, arena.batch(step), pruner, importance)
             pruner.step()
-            small.zero_grad()
+            small.zero_grad()  # gradients that the importance has gathered are not those of training
             return small
 
         return cut_to(target, cut_at, arena.example[:1])[0]
