@@ -1,8 +1,7 @@
-"""One contract for every layer x prior x dtype x bias x mode.  A new layer is one row of `ROWS`."""
+"""The contract of `nni_sparsevd.testing` for every layer.  A new layer is one row of `ROWS`."""
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,24 +10,26 @@ from torch import Tensor, nn
 import nni_sparsevd as svd
 from nni_sparsevd import nn as vnn
 from nni_sparsevd.errors import ModelError, SettingError
-from nni_sparsevd.posterior import divergence, elements
+from nni_sparsevd.posterior import divergence
 from nni_sparsevd.settings import PosteriorSettings
+from nni_sparsevd.testing import VariationalLayerTestCase
 
 PRIORS = ("log_uniform", "log_uniform_exact", "ard")
 
 
-@dataclass(frozen=True)
-class Row:
-    name: str
-    make: Callable[[bool], nn.Module]
-    shape: tuple[int, ...]
-    indices: bool = False
+class Row(VariationalLayerTestCase):
+    """One layer of torch: how it is made from its `bias`, and the shape of its input."""
 
-    def input(self, dtype: torch.dtype) -> Tensor:
-        generator = torch.Generator().manual_seed(1)
-        if self.indices:
-            return torch.randint(0, 7, self.shape, generator=generator)
-        return torch.randn(self.shape, generator=generator, dtype=torch.float64).to(dtype)
+    def __init__(
+        self, name: str, make: Callable[[bool], nn.Module], shape: tuple[int, ...], indices: bool = False
+    ) -> None:
+        self.name, self.make, self.shape, self.indices = name, make, shape, indices
+
+    def make_layer(self, bias: bool) -> nn.Module:
+        return self.make(bias)
+
+    def make_inputs(self) -> Tensor:
+        return torch.randint(0, 7, self.shape) if self.indices else torch.randn(self.shape)
 
 
 ROWS = [
@@ -51,168 +52,84 @@ ROWS = [
     Row("transposed 3d", lambda b: nn.ConvTranspose3d(2, 4, 2, dilation=2, bias=b), (2, 2, 3, 3, 4)),
     Row("embedding", lambda b: nn.Embedding(7, 5, padding_idx=2 if b else None), (3, 4), indices=True),
 ]
-rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-biases = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-floats = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+CONTRACT = [name for name in vars(VariationalLayerTestCase) if name.startswith("test_")]
 
 
-def plain(row: Row, bias: bool, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(row.make(bias)).to(dtype)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("test", CONTRACT)
+def test_contract(row: Row, test: str) -> None:
+    getattr(row, test)()
 
 
-def variational(row: Row, bias: bool, dtype: torch.dtype = torch.float32, **settings: object) -> nn.Sequential:
-    """A network of one layer whose log alpha lies on both sides of the threshold."""
-    model = svd.sparsify_(plain(row, bias, dtype), **settings)
-    with torch.no_grad():
-        layer = model[0]
-        size = layer.weight.square().clamp(min=1e-6).log()
-        if layer.log_sigma2.shape == size.shape:
-            layer.log_sigma2.copy_(2 * torch.randn_like(size) + size + 2)
-        else:
-            shared = [dim for dim in range(size.dim()) if dim != vnn.output_dim(layer)]
-            layer.log_sigma2.copy_(size.mean(shared, keepdim=True) + 3)
-    mask = layer.mask()
-    assert mask.any() and not mask.all()  # otherwise the tests below would be vacuous
-    return model
+def test_the_contract_is_whole() -> None:
+    assert len(CONTRACT) == 9
+    assert {type(row.make_layer(True)) for row in ROWS} == set(vnn.VARIATIONAL)
+    assert Row.priors == PRIORS and Row.estimators == ("local", "local_bf16", "local_detached", "weight")
+    assert Row.biases == (True, False) and Row.variances == ("weight", "channel")
+    assert Row.dtypes == (torch.float32, torch.float64)
 
 
-@rows
-@biases
-@floats
-@pytest.mark.parametrize(("prior", "variance"), [*((prior, "weight") for prior in PRIORS), ("log_uniform", "channel")])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_shapes_and_gradients(
-    row: Row, bias: bool, dtype: torch.dtype, prior: str, variance: str, training: bool
+class ForgetsItsMask(vnn.Linear):
+    """Wrong: evaluation mode uses weights that baking removes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+class CutsTheInputGradient(vnn.Linear):
+    """Wrong: layers before it learn nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute_output(nn.functional.linear, x.detach())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "test", "message"),
+    [
+        (ForgetsItsMask, "test_evaluation_is_the_baked_layer", "the baked layer computes something else"),
+        (CutsTheInputGradient, "test_shapes_and_gradients", "input has no gradient"),
+    ],
+)
+def test_the_contract_finds_what_is_wrong(
+    wrong: type[vnn.Variational], test: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = variational(row, bias, dtype, prior=prior, variance=variance).train(training)
-    x = row.input(dtype)
-    if not row.indices:
-        x.requires_grad_()
-    y = model(x)
-    reference = plain(row, bias, dtype)(x)
-    assert y.shape == reference.shape and y.dtype == dtype
-    (y.square().mean() + svd.kl(model) / 100).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        assert parameter.grad.dtype == dtype and (parameter.grad != 0).any(), name
-    assert row.indices or (x.grad.isfinite().all() and (x.grad != 0).any())
+    monkeypatch.setitem(vnn.VARIATIONAL, nn.Linear, wrong)
+    with pytest.raises(AssertionError, match=message) as caught:
+        getattr(ROWS[0], test)()
+    assert "bias=True" in caught.value.__notes__[0]
 
 
-@rows
-@biases
-@floats
-@pytest.mark.parametrize("variance", ["weight", "channel"])
-def test_evaluation_is_the_baked_network_bit_for_bit(row: Row, bias: bool, dtype: torch.dtype, variance: str) -> None:
-    model = variational(row, bias, dtype, variance=variance).eval()
-    x = row.input(dtype)
-    before, mask = model(x), model[0].mask()
-    assert torch.equal(before, model(x))
-    baked = svd.bake_(copy.deepcopy(model))
-    assert torch.equal(before, baked(x))
-    assert type(baked[0]) is type(row.make(bias))
-    weight = baked[0].weight
-    assert ((weight == 0) | mask).all() and not torch.signbit(weight[~mask]).any()
-    assert not torch.equal(before, svd.bake_(model, masks={})(x))  # the mask did something
+def test_a_layer_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubling(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
 
+    class VariationalDoubling(vnn.Variational, Doubling):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.compute_output(lambda x, weight, bias: 2 * nn.functional.linear(x, weight, bias), x)
 
-@rows
-@biases
-def test_identity(row: Row, bias: bool) -> None:
-    """Nothing pruned: there and back gives the same object, class, keys, values and outputs, flags and hooks kept."""
-    model = plain(row, bias).eval()
-    layer = model[0]
-    calls: list[int] = []
-    layer.register_forward_hook(lambda *_: calls.append(1))
-    layer.weight.requires_grad_(False)
-    x, parameters, state = row.input(torch.float32), dict(model.named_parameters()), copy.deepcopy(model.state_dict())
-    expected, attributes = model(x), set(vars(layer))
-    svd.sparsify_(model)
-    assert isinstance(model[0], vnn.Variational) and isinstance(model[0], type(row.make(bias))) and not model.training
-    assert list(model.state_dict()) == [*state, "0.log_sigma2"]
-    svd.bake_(model, masks={})
-    assert model[0] is layer and type(layer) is type(row.make(bias)) and set(vars(layer)) == attributes
-    assert all(dict(model.named_parameters())[name] is parameter for name, parameter in parameters.items())
-    assert list(model.state_dict()) == list(state) and not layer.weight.requires_grad
-    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
-    assert torch.equal(model(x), expected) and len(calls) == 2
-
-
-@rows
-@pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("variance", ["weight", "channel"])
-def test_kl_and_its_gradient(row: Row, prior: str, variance: str) -> None:
-    model = variational(row, False, torch.float64, prior=prior, variance=variance)
-    layer = model[0]
-    layer.kl_weight = 2.5
-    pair = (layer.weight, layer.log_sigma2)
-    by_hand = 2.5 * elements.kl_elements(elements.log_alpha(*pair), prior).sum()
-    torch.testing.assert_close(svd.kl(model), by_hand)
-    found, free = torch.autograd.grad(svd.kl(model), pair), torch.autograd.grad(by_hand, pair)
-    torch.testing.assert_close(found, free, rtol=1e-5, atol=1e-5)
-
-
-@rows
-@biases
-@pytest.mark.parametrize("estimator", ["local", "local_bf16", "local_detached", "weight"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_bfloat16_autocast(row: Row, bias: bool, estimator: str, training: bool) -> None:
-    model = variational(row, bias, estimator=estimator).train(training)
-    x = row.input(torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y, reference = model(x), plain(row, bias)(x)
-        loss = y.float().square().mean() + svd.kl(model) / 100
-    assert y.dtype == reference.dtype and loss.dtype == torch.float32
-    loss.backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
-    model.eval()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(model(x), svd.bake_(copy.deepcopy(model))(x))
-
-
-@rows
-def test_loads_a_plain_state_dict_strictly(row: Row) -> None:
-    model, donor = variational(row, True), plain(row, True)
-    nn.init.normal_(donor[0].weight)
-    state, spread = donor.state_dict(), model[0].log_sigma2.detach().clone()
-    keys = list(state)
-    model.load_state_dict(state, strict=True)
-    assert torch.equal(model[0].weight, donor[0].weight) and torch.equal(model[0].log_sigma2, spread)
-    assert list(state) == keys  # the caller's dictionary is untouched
-    with pytest.raises(RuntimeError, match="weight"):
-        model.load_state_dict({key: value for key, value in state.items() if "weight" not in key}, strict=True)
-
-
-@rows
-def test_state_dict_and_deepcopy_reproduce(row: Row) -> None:
-    model = variational(row, True).eval()
-    x, twin = row.input(torch.float32), copy.deepcopy(model)
-    other = svd.sparsify_(plain(row, True)).eval()
-    other.load_state_dict(model.state_dict(), strict=True)
-    assert torch.equal(twin(x), model(x)) and torch.equal(other(x), model(x))
-    with torch.no_grad():
-        twin[0].log_sigma2.fill_(50.0)
-    assert torch.equal(other(x), model(x)) and not torch.equal(twin(x), model(x))
-
-
-@rows
-@pytest.mark.parametrize("estimator", ["local", "local_bf16", "local_detached", "weight"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_compiles_without_a_graph_break(row: Row, estimator: str, training: bool) -> None:
-    torch._dynamo.reset()
-    model = variational(row, True, estimator=estimator).train(training)
-    x = row.input(torch.float32)
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.manual_seed(3)
-    expected = model(x)
-    torch.manual_seed(3)
-    assert torch.equal(compiled(x), expected)
+    monkeypatch.delitem(vnn.VARIATIONAL, Doubling, raising=False)
+    assert not vnn.is_convertible(Doubling(3, 3))
+    with pytest.raises(ModelError, match="does not inherit from Doubling"):
+        vnn.register_layer(Doubling, vnn.Linear)
+    with pytest.raises(ModelError, match="has no ordinary twin"):
+        vnn.to_plain_(VariationalDoubling(3, 3))
+    vnn.register_layer(Doubling, VariationalDoubling)
+    vnn.register_layer(Doubling, VariationalDoubling)  # again is no mistake
+    try:
+        with pytest.raises(ModelError, match="registered with Linear already"):
+            vnn.register_layer(nn.Linear, VariationalDoubling)
+        row = Row("doubling", lambda bias: Doubling(6, 5, bias=bias), (4, 6))
+        for test in CONTRACT:
+            getattr(row, test)()
+    finally:
+        del vnn.VARIATIONAL[Doubling]
 
 
 def test_kl_compiles_without_a_graph_break() -> None:
     torch._dynamo.reset()
     for prior in PRIORS:
-        model = variational(ROWS[0], True, prior=prior)
+        model = ROWS[0].make_variational(True, prior=prior)
         expected = svd.kl(model)
         torch.testing.assert_close(
             torch.compile(lambda m=model: svd.kl(m), fullgraph=True, backend="eager")(), expected
@@ -221,23 +138,6 @@ def test_kl_compiles_without_a_graph_break() -> None:
 
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
-@rows
-@pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("variance", ["weight", "channel"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_regularize_adds_what_backward_would(row: Row, prior: str, variance: str, dtype: torch.dtype) -> None:
-    model = variational(row, True, torch.float32, prior=prior, variance=variance).to(dtype)
-    other = copy.deepcopy(model)
-    torch.manual_seed(3)
-    for one, two in zip(model.parameters(), other.parameters(), strict=True):
-        one.grad = torch.randn_like(one)
-        two.grad = one.grad.clone()
-    svd.regularize_(model, 0.3)
-    (0.3 * svd.kl(other)).backward()
-    tolerance = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
-    torch.testing.assert_close(gradients(model), gradients(other), **tolerance)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

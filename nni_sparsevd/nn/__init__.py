@@ -18,6 +18,7 @@ from .layers import (
     Embedding,
     Linear,
     is_convertible,
+    register_layer,
     to_plain_,
     to_variational_,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "make_plain_copy",
     "named_posteriors",
     "output_dim",
+    "register_layer",
     "regularize_",
     "sample_weights",
     "scale_channels_",

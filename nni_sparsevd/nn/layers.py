@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import SettingError
+from ..errors import ModelError, SettingError
 from ..posterior import divergence
 from ..settings import PosteriorSettings
 from .variational import Variational
@@ -148,11 +148,35 @@ VARIATIONAL: dict[type[nn.Module], type[Variational]] = {
     nn.ConvTranspose3d: ConvTranspose3d,
     nn.Embedding: Embedding,
 }
-PLAIN: dict[type[nn.Module], type[nn.Module]] = {variational: plain for plain, variational in VARIATIONAL.items()}
+
+
+def register_layer(plain: type[nn.Module], variational: type[Variational]) -> None:
+    """Let `sparsify_` convert a layer of your own, and `bake_` convert it back.
+
+    Args:
+        plain: The ordinary class of the layer, with a parameter `weight`.
+        variational: Its variational twin, which inherits from `Variational` and then from `plain`, adds no parameters
+            of its own, and calls `compute_output` in its `forward`.
+
+    Raises:
+        ModelError: `variational` does not inherit from `plain`, or `plain` has a variational twin already.
+    """
+    if not issubclass(variational, plain):
+        raise ModelError(f"{variational.__name__} does not inherit from {plain.__name__}: it is no twin of it")
+    if VARIATIONAL.get(plain, variational) is not variational:
+        raise ModelError(f"{plain.__name__} is registered with {VARIATIONAL[plain].__name__} already")
+    VARIATIONAL[plain] = variational
+
+
+def _plain_class(module: Variational) -> type[nn.Module]:
+    for plain, variational in VARIATIONAL.items():
+        if type(module) is variational:
+            return plain
+    raise ModelError(f"{type(module).__name__} has no ordinary twin; register_layer names it")
 
 
 def is_convertible(module: nn.Module) -> bool:
-    """Whether `module` is exactly one of torch's layers, with a weight that is its own parameter.
+    """Whether `module` is exactly a layer of torch or one that is registered, with a weight that is its own parameter.
 
     1. A subclass may use its weight in another way than the layer that it inherits from.
     2. torch's weight_norm and pruning compute the weight anew before every call, and would overwrite what is removed.
@@ -176,12 +200,13 @@ def to_variational_(module: nn.Module, settings: PosteriorSettings) -> Variation
     Raises:
         SettingError: The layer cannot carry a posterior; it is then what it was.
     """
-    module.__class__ = VARIATIONAL[type(module)]  # type: ignore[assignment]
+    plain = type(module)
+    module.__class__ = VARIATIONAL[plain]  # type: ignore[assignment]
     assert isinstance(module, Variational)
     try:
         module.add_posterior_(settings)
     except SettingError:
-        module.__class__ = PLAIN[type(module)]  # type: ignore[assignment]
+        module.__class__ = plain  # type: ignore[assignment]
         raise
     return module
 
@@ -195,7 +220,7 @@ def to_plain_(module: Variational) -> nn.Module:
     Returns:
         `module`.
     """
-    module.__class__ = PLAIN[type(module)]  # type: ignore[assignment]
+    module.__class__ = _plain_class(module)  # type: ignore[assignment]
     for name in ("log_sigma2", "settings", "threshold", "kl_weight"):
         delattr(module, name)
     return module
