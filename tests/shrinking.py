@@ -1,4 +1,7 @@
-"""What the tests of shrinking share: the law, and ways of being dead."""
+"""What the tests of shrinking share: small networks, and ways in which their channels are dead.
+
+The law itself is `nni_sparsevd.testing.assert_shrinks_exactly`.
+"""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -7,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from conftest import randomize_
 from torch import Tensor, nn
-
-import nni_sparsevd as svd
 
 
 class Net(nn.Module):
@@ -34,57 +35,6 @@ def outputs(model: nn.Module, like: Tensor, seed: int = 0) -> Tensor:
     x = torch.randn(3, *like.shape[1:], generator=generator, dtype=torch.float64)
     with torch.no_grad():
         return copy.deepcopy(model).eval()(x)
-
-
-def difference(left: nn.Module, right: nn.Module, like: Tensor) -> float:
-    """Largest difference, relative to the largest output."""
-    expected, computed = outputs(left, like), outputs(right, like)
-    assert expected.shape == computed.shape and expected.isfinite().all()
-    return float((expected - computed).abs().max() / expected.abs().max())
-
-
-def assert_law(model: nn.Module, like: Tensor) -> tuple[nn.Module, svd.Plan]:
-    """What holds for every shrinking, by other means than `check`; returns the small network and the plan."""
-    before = copy.deepcopy(model.state_dict())
-    modes = [module.training for module in model.modules()]
-    small, plan = svd.shrink(model, like)
-    assert difference(model, small, like) < 1e-10
-    result = svd.check(model, small, like, rounds=1)
-    assert result.ok and result.stored_in_64 and result.max_rel_64 < 1e-10 and result.max_rel_32 < 1e-5
-    # the model is untouched, and nothing is shared with it
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert [module.training for module in model.modules()] == modes
-    held = {parameter.data_ptr() for parameter in model.parameters()}
-    assert not held & {parameter.data_ptr() for parameter in small.parameters()}
-    # the same modules of the same classes, none of them empty
-    assert [(name, type(m)) for name, m in small.named_modules()] == [(n, type(m)) for n, m in model.named_modules()]
-    assert all(parameter.numel() for parameter in small.parameters())
-    # what is left is what the plan says
-    left = small.state_dict()
-    for (name, dim), indices in plan.cuts.items():
-        assert left[name].shape[dim] == before[name].shape[dim] - len(indices) > 0
-    cut = {model.state_dict()[name].data_ptr() for name, _ in plan.cuts}  # tied tensors go by one of their names
-    whole = [name for name, value in model.state_dict().items() if value.data_ptr() not in cut]
-    assert all(left[name].shape == before[name].shape for name in whole)
-    # and planning again finds nothing, except that a convolution left with one channel a group is less bound
-    again = svd.make_plan(small, like)
-    assert (again.removed == 0 and not again.cuts) or loosened(model, small)
-    return small, plan
-
-
-def loosened(model: nn.Module, small: nn.Module) -> bool:
-    pairs = [(m, small.get_submodule(name)) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
-    plain = [now.groups == 1 < before.groups for before, now in pairs]
-    depthwise = [before.groups < before.in_channels and now.groups == now.in_channels > 1 for before, now in pairs]
-    return any(plain) or any(depthwise)
-
-
-def assert_sensitive(model: nn.Module, like: Tensor) -> None:
-    """The comparison means something: a slightly wrong first layer shows."""
-    wrong = copy.deepcopy(model)
-    with torch.no_grad():
-        next(p for p in wrong.parameters() if p.dim() > 1).mul_(1.01)
-    assert difference(model, wrong, like) > 1e-9
 
 
 # Ways of being dead.  The same indices everywhere, so that coupled channels die together.

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from shrinking import Net, assert_law, assert_sensitive, difference, image, prepared
+from shrinking import Net, image, prepared
 from torch import nn
 
 import nni_sparsevd as svd
+from nni_sparsevd.testing import assert_sensitive, assert_shrinks_exactly, relative_difference
 
 
 def constants_at(model: nn.Module, conv: str, norm: str, *dead: int) -> None:
@@ -44,14 +45,14 @@ READERS = {
 @pytest.mark.parametrize("activation", [nn.Sigmoid, nn.ReLU, nn.GELU, nn.Tanh])
 def test_all_but_one_constant_are_removed(kind, activation):
     model = plain(READERS[kind](), activation())
-    small, plan = assert_law(model, image())
+    small, plan = assert_shrinks_exactly(model, image())
     assert_sensitive(model, image())
     assert small.first.out_channels == 6 and plan.groups[0].dead == 1
     carried = 1 if activation is nn.ReLU else 2  # one is 0 behind a ReLU, and is removed by itself
     reason = f"1 constant, but not at the zero-padded border that reader sees, and carries {carried} more"
     assert plan.groups[0].reason == reason
     for size in (3, 5, 11, 16):
-        assert difference(model, small, image(size)) < 1e-10
+        assert relative_difference(model, small, image(size)) < 1e-10
 
 
 def test_a_single_constant_stays_and_planning_again_finds_nothing():
@@ -74,7 +75,7 @@ def test_each_reader_has_its_own_constants():
         )
     )
     constants_at(model, "first", "norm", 0, 2, 5)
-    small, plan = assert_law(model, image())
+    small, plan = assert_shrinks_exactly(model, image())
     assert small.first.out_channels == 6
     assert set(plan.merges) == {("a.weight", 1), ("b.weight", 1)}
 
@@ -85,7 +86,7 @@ def test_one_that_is_nothing_to_a_reader_cannot_carry_for_it():
     with torch.no_grad():
         model.norm.bias[1] = -2.0
         model.norm.running_mean[1] = 0.0
-    small, plan = assert_law(model, image())
+    small, plan = assert_shrinks_exactly(model, image())
     assert small.first.out_channels == 6 and plan.groups[0].dead == 1
 
 
@@ -103,7 +104,7 @@ def test_a_residual_stream_has_one_carrier():
     )
     constants_at(model, "stem", "norm", 1, 3, 6)
     constants_at(model, "a", "norm_a", 1, 3, 6)
-    small, _ = assert_law(model, image())
+    small, _ = assert_shrinks_exactly(model, image())
     assert small.stem.out_channels == small.a.out_channels == small.a.in_channels == small.b.in_channels == 6
 
 
@@ -121,14 +122,14 @@ def test_what_the_carried_alone_read_is_removed_too():
         model.first.weight[:2] = 0  # constants, which the first three of the second layer read, and nothing else
         model.second.weight[:3, 2:] = 0
         model.second.weight[3:, :2] = 0
-    small, _ = assert_law(model, image())
+    small, _ = assert_shrinks_exactly(model, image())
     assert small.second.out_channels == 6 and small.first.out_channels == 4
 
 
 @pytest.mark.parametrize("groups", [2, 8])
 def test_grouped_readers_keep_their_channels(groups):
     model = plain(nn.Conv2d(8, 8, 3, padding=1, groups=groups))
-    assert_law(model, image())
+    assert_shrinks_exactly(model, image())
     assert svd.make_plan(model, image()).merges == {}
 
 
@@ -145,7 +146,7 @@ def test_a_weight_that_two_readers_share_is_left_alone():
     )
     constants_at(model, "first", "norm", 1, 4)
     constants_at(model, "second", "norm_b", 1, 4)
-    assert_law(model, image())
+    assert_shrinks_exactly(model, image())
     assert svd.make_plan(model, image()).merges == {}
 
 

@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from shrinking import assert_law, image, prepared
+from shrinking import image, prepared
 from torch import Tensor, nn
 
 from nni_sparsevd.graph import ChannelGraph, channel_graph
 from nni_sparsevd.masks import apply_masks_
 from nni_sparsevd.studies.zoo.trials import mask_channels
+from nni_sparsevd.testing import assert_shrinks_exactly
 
 
 class Heads(nn.Module):
@@ -50,7 +51,7 @@ def test_sizes_that_are_read_somewhere_follow(name: str) -> None:
     assert {size.origin for size in graph.size_attributes} == {("", attribute, at) for attribute, at in origins}
     masks, killed = mask_channels(model, graph, "half", 0)
     apply_masks_(model, masks)
-    small, plan = assert_law(model, image())
+    small, plan = assert_shrinks_exactly(model, image())
     assert plan.removed == killed > 0
     for attribute, at in origins:
         before, after = getattr(model, attribute), getattr(small, attribute)
@@ -80,7 +81,7 @@ def test_sizes_that_cannot_follow_keep_their_channels_and_say_why(name: str) -> 
     assert any("a size in the code of Heads cannot follow" in reason for reason in reasons)
     masks, _ = mask_channels(model, graph, "half", 0)
     apply_masks_(model, masks)
-    assert_law(model, image())
+    assert_shrinks_exactly(model, image())
 
 
 def test_two_axes_of_one_attribute_lose_the_same_channels() -> None:

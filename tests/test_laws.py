@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shrinking import assert_law, image, prepared
+from shrinking import image, prepared
 from torch import Tensor, nn
 
 from nni_sparsevd import channel_graph
 from nni_sparsevd.masks import apply_masks_
 from nni_sparsevd.studies.zoo.trials import mask_channels
+from nni_sparsevd.testing import assert_shrinks_exactly
 
 Step = Callable[[Tensor], Tensor]
 
@@ -153,4 +154,4 @@ def test_networks_drawn_at_random(names: list[str], kill: str, seed: int) -> Non
     model = prepared(Drawn(names))
     masks, _ = mask_channels(model, channel_graph(model, image()), kill, seed)
     apply_masks_(model, masks)
-    assert_law(model, image())
+    assert_shrinks_exactly(model, image())

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
-from shrinking import SMALL, WAYS, assert_law, assert_sensitive, difference, image, outputs, prepared
+from shrinking import SMALL, WAYS, image, outputs, prepared
 from timm.models.densenet import DenseNet
 from timm.models.resnet import Bottleneck, ResNet
 from timm.models.vgg import VGG
 from torch import nn
 
 import nni_sparsevd as svd
+from nni_sparsevd.testing import assert_sensitive, assert_shrinks_exactly, relative_difference
 
 HELD = {
     ("residual", "norm"),  # one branch of the sum only: the other is alive
@@ -26,7 +27,7 @@ HELD = {
 def test_small_networks(name: str, way: str) -> None:
     model = prepared(SMALL[name](), way)
     has_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    small, plan = assert_law(model, image())
+    small, plan = assert_shrinks_exactly(model, image())
     assert plan.removed > 0 or (way == "norm" and not has_norm) or (name, way) in HELD
     assert_sensitive(small, image())
 
@@ -51,7 +52,7 @@ LARGE: dict[str, Callable[[], nn.Module]] = {
 def test_timm_networks(name: str) -> None:
     ways = {"resnet18": ("norm",), "densenet": ("rows", "columns")}
     model = prepared(LARGE[name](), *ways.get(name, ("rows", "norm")))
-    small, plan = assert_law(model, image(32))
+    small, plan = assert_shrinks_exactly(model, image(32))
     share = plan.removed / sum(group.channels for group in plan.groups)
     assert share > 0.1
     assert_sensitive(small, image(32))
@@ -100,7 +101,7 @@ def test_an_all_zero_network_shrinks_to_the_smallest_legal_one(name: str) -> Non
     with torch.no_grad():
         for parameter in [p for p in model.parameters() if p.dim() > 1]:
             parameter.zero_()
-    small, plan = assert_law(model, image(size))
+    small, plan = assert_shrinks_exactly(model, image(size))
     # a group that may lose channels keeps one, unless zero padding needs the constants of more
     free = [group for group in plan.groups if group.channels > 1 and not group.reason.startswith(("layer", "output"))]
     assert free and all(group.removed < group.channels for group in plan.groups)
@@ -120,4 +121,4 @@ def test_a_chain_that_only_serves_itself_goes_as_a_whole() -> None:
     plan = svd.make_plan(model, torch.zeros(2, 6).double())
     assert [group.removed for group in plan.groups] == [1, 1, 1, 1, 0]
     small, _ = svd.shrink(model, torch.zeros(2, 6).double())
-    assert difference(model, small, torch.zeros(2, 6).double()) < 1e-10
+    assert relative_difference(model, small, torch.zeros(2, 6).double()) < 1e-10

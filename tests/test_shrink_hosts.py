@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from shrinking import SMALL, assert_law, difference, image, prepared
+from shrinking import SMALL, image, prepared
 from torch import nn
 from torch.nn.utils import prune
 
@@ -16,6 +16,7 @@ from nni_sparsevd.graph import ChannelGraph, channel_graph
 from nni_sparsevd.masks import apply_masks_
 from nni_sparsevd.shrinking import RememberingLayerNorm
 from nni_sparsevd.studies.zoo.trials import mask_channels
+from nni_sparsevd.testing import assert_shrinks_exactly, relative_difference
 
 
 def small_deit() -> nn.Module:
@@ -38,7 +39,7 @@ def test_heads_and_dimensions_of_attention_go_and_the_module_knows() -> None:
     assert groups_of(graph, "blocks.0.attn.qkv") == [3, 64]  # heads, and dimensions of all heads
     masks, _ = mask_channels(model, graph, "half", 0)
     apply_masks_(model, masks)
-    small, _ = assert_law(model, image(32))
+    small, _ = assert_shrinks_exactly(model, image(32))
     attention = small.blocks[0].attn
     assert (attention.num_heads, attention.head_dim, attention.attn_dim) == (2, 32, 64)
     assert attention.qkv.weight.shape == (3 * 2 * 32, 192) and attention.proj.weight.shape == (192, 64)
@@ -46,7 +47,7 @@ def test_heads_and_dimensions_of_attention_go_and_the_module_knows() -> None:
     assert attention.scale == 32**-0.5
     for block in small.blocks:
         block.attn.fused_attn = False
-    assert difference(model, small, image(32)) < 1e-10
+    assert relative_difference(model, small, image(32)) < 1e-10
 
 
 def test_relative_positions_lose_the_heads_too() -> None:
@@ -55,7 +56,7 @@ def test_relative_positions_lose_the_heads_too() -> None:
     assert groups_of(graph, "layers.0.blocks.0.attn.qkv") == [3, 8]
     masks, _ = mask_channels(model, graph, "half", 0)
     apply_masks_(model, masks)
-    small, _ = assert_law(model, image(32))
+    small, _ = assert_shrinks_exactly(model, image(32))
     assert small.layers[0].blocks[0].attn.relative_position_bias_table.shape[1] == 2
 
 
@@ -66,7 +67,7 @@ def test_a_smaller_attention_is_saved_and_comes_back(tmp_path: Path) -> None:
     small, _ = svd.shrink(model, image(32).float(), masks)
     svd.save(small, tmp_path / "small.safetensors", name="deit_tiny_patch16_224", arguments=arguments)
     again = svd.load(tmp_path / "small.safetensors")
-    assert difference(small.double(), again.double(), image(32)) == 0
+    assert relative_difference(small.double(), again.double(), image(32)) == 0
 
 
 def test_a_table_that_evaluation_keeps_is_made_anew() -> None:
@@ -100,7 +101,7 @@ def test_masks_of_pytorchs_own_pruning(permanent: bool) -> None:
         small, plan = svd.shrink(model, image(32), masks)
     else:
         small, plan = svd.shrink(model, image(32))
-    assert plan.removed > 50 and difference(model, small, image(32)) < 1e-10
+    assert plan.removed > 50 and relative_difference(model, small, image(32)) < 1e-10
 
 
 def test_extreme_sparsity_of_single_weights_becomes_smaller_layers() -> None:
@@ -109,7 +110,7 @@ def test_extreme_sparsity_of_single_weights_becomes_smaller_layers() -> None:
     prune.global_unstructured(parameters, prune.L1Unstructured, amount=0.97)
     for module, name in parameters:
         prune.remove(module, name)
-    small, plan = assert_law(model, image())
+    small, plan = assert_shrinks_exactly(model, image())
     assert plan.removed > 5 and small[1].out_features < 12
 
 
@@ -119,7 +120,7 @@ def test_what_is_left_is_a_multiple(multiple: int) -> None:
     small, plan = svd.shrink(model, image(32), round_to=multiple)
     exact = svd.make_plan(model, image(32))
     assert 0 < plan.removed < exact.removed
-    assert difference(model, small, image(32)) < 1e-10
+    assert relative_difference(model, small, image(32)) < 1e-10
     for group in plan.groups:
         assert (group.channels - group.removed) % multiple == 0 or group.removed == 0
     for group, least in zip(plan.groups, exact.groups, strict=True):
@@ -144,7 +145,7 @@ def test_the_width_of_a_transformer_goes_where_norms_may_remember(name: str, tmp
     kept, plan = svd.shrink(model, image(32))
     small, more = svd.shrink(model, image(32), remember_norms=True)
     assert plan.removed < more.removed == dead
-    assert difference(model, small, image(32)) < 1e-10
+    assert relative_difference(model, small, image(32)) < 1e-10
     result = svd.check(model, small, image(32))
     assert result.ok and result.max_rel_32 < 1e-5
     assert sum(p.numel() for p in small.parameters()) < 0.7 * sum(p.numel() for p in kept.parameters())
@@ -152,11 +153,11 @@ def test_the_width_of_a_transformer_goes_where_norms_may_remember(name: str, tmp
     norms = [name for name, module in small.named_modules() if isinstance(module, RememberingLayerNorm)]
     forgetful = copy.deepcopy(small)
     forgetful.get_submodule(norms[0]).removed = 0
-    assert norms and difference(model, forgetful, image(32)) > 1e-6
+    assert norms and relative_difference(model, forgetful, image(32)) > 1e-6
     if name != "swin":
         named = {"num_classes": 10, **arguments}
         svd.save(small.float(), tmp_path / "small.safetensors", name=name, arguments=named)
-        assert difference(small.double(), svd.load(tmp_path / "small.safetensors").double(), image(32)) == 0
+        assert relative_difference(small.double(), svd.load(tmp_path / "small.safetensors").double(), image(32)) == 0
         small.reset_classifier(5)
         assert small.double()(image(32)).shape == (2, 5)
 
@@ -202,7 +203,7 @@ def test_queries_that_are_used_elsewhere_keep_their_scale() -> None:
     assert any("attention is scaled by the number of dimensions" in reason for reason in reasons)
     masks, _ = mask_channels(model, graph, "half", 0)
     apply_masks_(model, masks)
-    assert_law(model, image())
+    assert_shrinks_exactly(model, image())
 
 
 class Activated(nn.LayerNorm):

@@ -14,6 +14,9 @@ from ..convert import bake_, sparsify_
 from ..nn import Variational, kl, output_dim, regularize_
 from ..posterior import Estimator, Prior, Variance, kl_elements, log_alpha
 
+SAMPLES = 500
+"""Outputs that are drawn to compare means and variances."""
+
 
 class VariationalLayerTestCase(ABC):
     """Everything that a variational layer must do, as tests of one layer.
@@ -178,6 +181,35 @@ class VariationalLayerTestCase(ABC):
         _require(torch.equal(model(x), expected), "the outputs changed")
         _require(len(calls) == 2, f"the forward hook ran {len(calls)} times instead of 2")
 
+    def test_noise_is_that_of_sampled_weights(self) -> None:
+        """In training, mean and variance of the output are those of the ordinary layer under sampled weights."""
+        for estimator, variance in product(self.estimators, self.variances):
+            with _named(estimator=estimator, variance=variance):
+                model = self.make_variational(self.biases[0], estimator=estimator, variance=variance).train()
+                with torch.no_grad():
+                    sampled = self._sample_outputs(model)
+                    truth = self._sample_ordinary_outputs(model)
+                slack = 0.02 if estimator == "local_bf16" else 0.0
+                _assert_same_moments(sampled, truth, slack)
+
+    def _sample_outputs(self, model: Any) -> Tensor:
+        x = self._inputs(torch.float32)
+        return torch.stack([model(x) for _ in range(SAMPLES)])
+
+    def _sample_ordinary_outputs(self, model: Any) -> Tensor:
+        """Outputs of the ordinary layer, with weights drawn one by one from the posterior of the variational layer."""
+        x, ordinary = self._inputs(torch.float32), self.make_network(self.biases[0])
+        layer, weight = model[0], ordinary.get_submodule("0").get_parameter("weight")
+        deviations = (0.5 * layer.log_sigma2).exp().expand_as(weight).clone()
+        # A weight whose log alpha is the lowest number there is can never be removed: it is a constant, as the padding
+        # row of an embedding is.
+        deviations[layer.log_alpha() == torch.finfo(weight.dtype).min] = 0
+        outputs = []
+        for _ in range(SAMPLES):
+            weight.copy_(layer.weight + deviations * torch.randn_like(weight))
+            outputs.append(ordinary(x))
+        return torch.stack(outputs)
+
     def test_kl_and_its_gradient(self) -> None:
         """The KL is `kl_weight` times the sum over the weights, and its closed-form gradient is autograd's."""
         for prior, variance in product(self.priors, self.variances):
@@ -263,14 +295,33 @@ class VariationalLayerTestCase(ABC):
         """`torch.compile(fullgraph=True)` takes the layer, and draws the same noise."""
         for estimator, training in product(self.estimators, (True, False)):
             with _named(estimator=estimator, training=training):
-                torch._dynamo.reset()  # type: ignore[no-untyped-call]
+                torch._dynamo.reset()
                 model = self.make_variational(True, estimator=estimator).train(training)
                 x = self._inputs(torch.float32)
-                compiled = torch.compile(model, fullgraph=True, backend="eager")
+                compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
                 torch.manual_seed(3)
                 expected = model(x)
                 torch.manual_seed(3)
                 _require(torch.equal(compiled(x), expected), "the compiled layer computes something else")
+
+
+def _assert_same_moments(sampled: Tensor, truth: Tensor, slack: float) -> None:
+    """Both are samples of Gaussian outputs: mean and variance must agree within six standard errors.
+
+    The standard error of a difference of two means is sd sqrt(2/n), that of two logarithms of a variance sqrt(4/n).
+    """
+    deviation = truth.std(0)
+    noisy = deviation > 1e-6
+    _require(bool(noisy.any()), "the output of the ordinary layer does not depend on its weights")
+    _require(bool((sampled.std(0)[~noisy] < 1e-6).all()), "there is noise where the ordinary layer has none")
+    mean_error = ((sampled.mean(0) - truth.mean(0)).abs() / deviation)[noisy].max()
+    bound = 6 * (2 / SAMPLES) ** 0.5 + slack
+    _require(bool(mean_error < bound), f"the mean is off by {mean_error:.2f} standard deviations")
+    ratio = (sampled.var(0) / truth.var(0))[noisy]
+    bound = 6 * (4 / SAMPLES) ** 0.5 + slack
+    _require(
+        bool((ratio.log().abs() < bound).all()), f"the variance is off by factors {ratio.min():.2f}-{ratio.max():.2f}"
+    )
 
 
 def _require(condition: bool, message: str) -> None:
