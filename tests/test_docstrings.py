@@ -1,10 +1,11 @@
-"""Every name of the front door says what it takes, what it returns and what it raises, and shows an example that runs."""
+"""Every name of the front door says what it takes, returns and raises, and shows an example that runs."""
 
 import ast
 import inspect
 import re
 import textwrap
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def docstring(name: str) -> str:
         return inspect.getdoc(value) or ""
     for file in (ROOT / "nni_sparsevd").glob("*.py"):
         body = ast.parse(file.read_text()).body
-        for node, after in zip(body, body[1:], strict=False):
+        for node, after in pairwise(body):
             is_alias = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == name
             if is_alias and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 return inspect.cleandoc(str(after.value.value))
@@ -48,8 +49,8 @@ def docstring(name: str) -> str:
 
 def sections(text: str) -> dict[str, str]:
     """Name of a section -> its text."""
-    parts = re.split(r"^(Args|Returns|Yields|Raises|Example|Examples):\n", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], map(textwrap.dedent, parts[2::2]), strict=True))
+    parts = re.split(r"^(Args|Returns|Yields|Raises|Example):\n((?:(?:    .*)?\n)*)", text + "\n", flags=re.MULTILINE)
+    return {name: textwrap.dedent(body) for name, body in zip(parts[1::3], parts[2::3], strict=True)}
 
 
 def examples(name: str) -> list[str]:

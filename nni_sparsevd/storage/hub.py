@@ -103,6 +103,15 @@ def push(folder: Path | str, repository: str, *, private: bool = False, revision
     Raises:
         FileFormatError: The folder is none that `save_folder` has written.
         SettingError: The hub refuses, or cannot be reached.
+
+    Example:
+        ```python
+        import nni_sparsevd as svd
+        from torch import nn
+
+        svd.save_folder(nn.Linear(8, 2), "small")
+        svd.push("small", "me/small-network", private=True)
+        ```
     """
     folder = Path(folder)
     networks.describe_file(folder / WEIGHTS)  # or it is none of ours: said before anything is sent
