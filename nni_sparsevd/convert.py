@@ -168,15 +168,15 @@ def find_gateable_groups(graph: ChannelGraph, layers: set[str]) -> list[ChannelG
     Returns:
         The groups, in the order of the graph.
     """
-    gateable = []
+    groups = []
     for group in graph.groups:
         if group.pinned or not group.writers:
             continue
         if not all(writer.module in layers for writer in group.writers):
             continue
         if all(np.array_equal(graph.axes[writer.axis], group.channels) for writer in group.writers):
-            gateable.append(group)
-    return gateable
+            groups.append(group)
+    return groups
 
 
 def attach_gate_(model: nn.Module, settings: PosteriorSettings, group: ChannelGroup) -> ChannelGate:

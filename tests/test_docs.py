@@ -102,7 +102,7 @@ def test_recipes_are_valid(page, tmp_path):
     for line, block in blocks(page, "toml"):
         path = tmp_path / f"{page.stem}_{line}.toml"
         path.write_text(block)
-        recipe.read(path)
+        recipe.read_recipe(path)
 
 
 def options(command: str, capsys) -> set[str]:
