@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from .graph import evaluation_mode
 
@@ -32,6 +31,8 @@ def count_macs(model: nn.Module, example_inputs: Tensor) -> int:
     Returns:
         Multiply-accumulates for the whole batch.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # a tenth of the time that importing this package takes
+
     # 1. The fast path of nn.MultiheadAttention is a single kernel that the counter does not know.
     # 2. Fused attention on the CPU has no formula and would count as nothing: the MATH backend runs its two products.
     # 3. The counter's own hooks fail where a block is given a parameter that learns.

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from .errors import ModelError, describe_error
 from .files import load_tensors
-from .recipe import Argument, ModelSettings
+from .recipe import ModelSettings
+from .settings import Argument
 
 OWN_MODELS = ("lenet_300_100", "lenet5_caffe", "vgg_like", "resnet18_small")
 

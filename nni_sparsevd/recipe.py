@@ -13,10 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from .errors import SettingError
 from .files import write_bytes
-from .settings import Fraction, MaskSettings, PosteriorSettings, Settings, make_settings
-
-Argument = int | float | str | bool | list[int]
-"""A value that the constructor of a network takes."""
+from .settings import Argument, Fraction, MaskSettings, PosteriorSettings, Settings, make_settings
 
 
 class ModelSettings(Settings):

@@ -13,6 +13,8 @@ from .posterior import DEFAULT_THRESHOLD, Estimator, Prior, Variance
 
 Fraction = Annotated[float, Ge(0), Lt(1)]
 """A number from 0 to just below 1."""
+Argument = int | float | str | bool | list[int]
+"""A value that the constructor of a network takes."""
 
 
 class Settings(BaseModel):

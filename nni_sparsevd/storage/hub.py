@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import FileFormatError, SettingError, describe_error
 from ..files import write_bytes, write_json
-from ..recipe import Argument
+from ..settings import Argument
 from . import networks
 from .packing import Coding
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import FileFormatError, ModelError
 from ..files import load_tensors, save_tensors
 from ..nn import is_variational
-from ..recipe import Argument
+from ..settings import Argument
 from ..shrinking import RememberingLayerNorm, read_attributes, read_changed_attributes, resize_
 from .packing import Coding, pack, unpack
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, describe_error
 from ..graph import Inputs, as_tuple, evaluation_mode
-from ..recipe import Argument
+from ..settings import Argument
 from ..shrinking import draw_inputs
 
 SEPARATOR = "***"
