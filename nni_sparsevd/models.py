@@ -1,4 +1,4 @@
-"""Networks by name: every timm network, and four of the papers' registered beside them."""
+"""Networks by name: every network of timm, and four networks of the papers, registered with timm."""
 
 import difflib
 import inspect
@@ -17,15 +17,16 @@ from .recipe import ModelSettings
 from .settings import Argument
 
 OWN_MODELS = ("lenet_300_100", "lenet5_caffe", "vgg_like", "resnet18_small")
+"""Names of the papers' networks."""
 
 
 def _configuration(size: int, channels: int, classifier: str) -> dict[str, Any]:
-    """Make what timm keeps of a network: input and classifier; mean and deviation are the data's business."""
+    """What timm remembers about a network: input and classifier; mean and deviation belong to the data."""
     return {"input_size": (channels, size, size), "num_classes": 10, "classifier": classifier, "pool_size": None}
 
 
 class LeNet300100(nn.Module):
-    """784-300-100-10 with ReLU (LeCun et al. 1998); `hidden` for other widths, 500 and 300 in later papers."""
+    """784-300-100-10 with ReLU (LeCun et al. 1998); `hidden` sets other widths, 500 and 300 in later papers."""
 
     def __init__(
         self, num_classes: int = 10, in_chans: int = 1, img_size: int = 28, hidden: Sequence[int] = (300, 100)
@@ -40,7 +41,7 @@ class LeNet300100(nn.Module):
         self.default_cfg = self.pretrained_cfg = _configuration(28, 1, "fc3")
 
     def get_classifier(self) -> nn.Linear:
-        """Give the last layer."""
+        """The last layer."""
         return self.fc3
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class LeNet300100(nn.Module):
 
 
 class LeNet5Caffe(nn.Module):
-    """20-50-500-10: Caffe's LeNet-5, max pooling, one ReLU (Jia et al. 2014); 431,080 parameters."""
+    """20-50-500-10: LeNet-5 as Caffe has it, with max pooling and one ReLU (Jia et al. 2014); 431,080 parameters."""
 
     def __init__(self, num_classes: int = 10, in_chans: int = 1, img_size: int = 28) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class LeNet5Caffe(nn.Module):
         self.default_cfg = self.pretrained_cfg = _configuration(28, 1, "fc2")
 
     def get_classifier(self) -> nn.Linear:
-        """Give the last layer."""
+        """The last layer."""
         return self.fc2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class LeNet5Caffe(nn.Module):
 
 
 class VGGLike(nn.Module):
-    """13 convolutions with batch normalisation and one hidden dense layer (Zagoruyko 2015), for 32-pixel images."""
+    """13 convolutions with batch normalization and one hidden dense layer (Zagoruyko 2015), for 32-pixel images."""
 
     LAYOUT = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
@@ -96,7 +97,7 @@ class VGGLike(nn.Module):
         self.default_cfg = self.pretrained_cfg = _configuration(32, 3, "head")
 
     def get_classifier(self) -> nn.Linear:
-        """Give the last layer."""
+        """The last layer."""
         return self.head
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,16 +105,16 @@ class VGGLike(nn.Module):
         return self.head(self.act(self.norm(self.hidden(x))))  # type: ignore[no-any-return]
 
 
-# timm calls entry points with `pretrained` and settings of its own beside the user's: these take what they know.
+# timm calls entry points with `pretrained` and with arguments of its own beside those of the user.
 
 
-def _users(arguments: dict[str, Any]) -> dict[str, Any]:
+def _drop_timms_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     internal = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
     return {name: value for name, value in arguments.items() if name not in internal}
 
 
-def _build(kind: type[nn.Module], given: dict[str, Any]) -> nn.Module:
-    arguments = _users(given)
+def _construct(kind: type[nn.Module], timm_arguments: dict[str, Any]) -> nn.Module:
+    arguments = _drop_timms_arguments(timm_arguments)
     unknown = set(arguments) - set(inspect.signature(kind).parameters)
     if unknown:
         known = ", ".join(inspect.signature(kind).parameters)
@@ -123,23 +124,23 @@ def _build(kind: type[nn.Module], given: dict[str, Any]) -> nn.Module:
 
 @register_model
 def lenet_300_100(pretrained: bool = False, **arguments: Any) -> nn.Module:  # noqa: D103
-    return _build(LeNet300100, arguments)
+    return _construct(LeNet300100, arguments)
 
 
 @register_model
 def lenet5_caffe(pretrained: bool = False, **arguments: Any) -> nn.Module:  # noqa: D103
-    return _build(LeNet5Caffe, arguments)
+    return _construct(LeNet5Caffe, arguments)
 
 
 @register_model
 def vgg_like(pretrained: bool = False, **arguments: Any) -> nn.Module:  # noqa: D103
-    return _build(VGGLike, arguments)
+    return _construct(VGGLike, arguments)
 
 
 @register_model
 def resnet18_small(pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """Build timm's ResNet-18 with the stem for small images: a 3x3 convolution of stride 1 and no pooling."""
-    model: Any = ResNet(BasicBlock, (2, 2, 2, 2), **{"num_classes": 10, **_users(arguments)})  # type: ignore[arg-type]
+    """Build timm's ResNet-18 with a stem for small images: a 3x3 convolution of stride 1, and no pooling."""
+    model: Any = ResNet(BasicBlock, (2, 2, 2, 2), **{"num_classes": 10, **_drop_timms_arguments(arguments)})  # type: ignore[arg-type]
     stem = model.conv1
     model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -149,15 +150,26 @@ def resnet18_small(pretrained: bool = False, **arguments: Any) -> nn.Module:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that match a shell pattern, the papers' networks first."""
+    """List the names that match a shell pattern, the papers' networks first."""
     names = timm.list_models(pattern)
-    return [name for name in OWN_MODELS if name in names] + [name for name in names if name not in OWN_MODELS]
+    own = [name for name in OWN_MODELS if name in names]
+    return own + [name for name in names if name not in OWN_MODELS]
 
 
 def build_model(name: str, arguments: dict[str, Argument], pretrained: bool = False) -> nn.Module:
-    """Build the network `name` with `arguments`; it remembers both (see `read_origin`).
+    """Build a network by its name; `read_origin` reads name and arguments from it later.
 
-    Raises `ModelError` for a name that timm does not know, arguments it does not take, or weights that cannot be had.
+    Args:
+        name: A name that timm knows, the papers' networks included.
+        arguments: Arguments of the network's constructor.
+        pretrained: Load timm's pre-trained weights.
+
+    Returns:
+        The network.
+
+    Raises:
+        ModelError: timm does not know the name, the network does not take the arguments, or the weights cannot be
+            loaded.
     """
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -175,10 +187,10 @@ def build_model(name: str, arguments: dict[str, Argument], pretrained: bool = Fa
 
 
 def read_origin(model: nn.Module) -> dict[str, Any]:
-    """{"name", "arguments"} of a network that can be built again, or {}."""
-    remembered = getattr(model, "sparsevd_origin", None)
-    if remembered is not None:
-        return dict(remembered)
+    """Read how a network was built: {"name", "arguments"}, {"name"}, or {} where it is not known."""
+    origin = getattr(model, "sparsevd_origin", None)
+    if origin is not None:
+        return dict(origin)
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     return {"name": architecture} if architecture else {}
 
@@ -186,16 +198,39 @@ def read_origin(model: nn.Module) -> dict[str, Any]:
 def resolve_origin(
     model: nn.Module, name: str | None, arguments: dict[str, Argument] | None
 ) -> tuple[str | None, dict[str, Argument]]:
-    """(name, arguments) that build `model` again: those given, else what it remembers; the name may be unknown."""
+    """Find out how to build a network again.
+
+    Args:
+        model: The network.
+        name: Its name; None: the name that it was built by.
+        arguments: Its arguments; None: the arguments that it was built with.
+
+    Returns:
+        The name, or None where it is unknown, and the arguments.
+    """
     known = read_origin(model)
     return name or known.get("name"), known.get("arguments", {}) if arguments is None else arguments
 
 
 def create_model(settings: ModelSettings, num_classes: int, in_chans: int, image_size: int) -> nn.Module:
-    """Build the network of a recipe for this data: its classes, channels and, where it wants to know, image size."""
+    """Build the network of a recipe for its data.
+
+    Args:
+        settings: Which network, and where its weights come from.
+        num_classes: Classes of the data.
+        in_chans: Channels of the images.
+        image_size: Side of the images; only networks that are built for one size are told.
+
+    Returns:
+        The network.
+
+    Raises:
+        ModelError: The network cannot be built, or the weights of the checkpoint do not fit it.
+        FileFormatError: The checkpoint cannot be read.
+    """
     arguments: dict[str, Argument] = {"num_classes": num_classes, "in_chans": in_chans}
-    sized = {"lenet_300_100", "lenet5_caffe"}
-    if settings.name in sized or _takes_image_size(settings.name):
+    takes_any_size = {"lenet_300_100", "lenet5_caffe"}  # timm cannot know that their `img_size` is free
+    if settings.name in takes_any_size or _takes_image_size(settings.name):
         arguments["img_size"] = image_size
     model = build_model(settings.name, arguments | settings.arguments, settings.pretrained)
     if settings.checkpoint is not None:
@@ -205,7 +240,7 @@ def create_model(settings: ModelSettings, num_classes: int, in_chans: int, image
 
 
 def find_image_size(settings: ModelSettings) -> int | None:
-    """Look up the size that the network is built for, or None when any will do."""
+    """Find the side of the images that a network is built for; None where it takes any size."""
     if not _takes_image_size(settings.name):
         return None
     entry = timm.get_pretrained_cfg(settings.name)
@@ -213,7 +248,7 @@ def find_image_size(settings: ModelSettings) -> int | None:
 
 
 def _takes_image_size(name: str) -> bool:
-    """Ask timm: networks that are built for one image size say so."""
+    """Whether timm says that the network is built for one image size."""
     if not timm.is_model(name):
         return False
     entry = timm.get_pretrained_cfg(name)
@@ -221,15 +256,27 @@ def _takes_image_size(name: str) -> bool:
 
 
 def load_weights_(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Load all of `tensors`, read from `where`; raises `ModelError` naming what is missing, too much or misshapen."""
+    """Load a whole state dict, in place.
+
+    Args:
+        model: The network.
+        tensors: Name -> tensor.
+        where: The file that they come from, for the message.
+
+    Raises:
+        ModelError: A tensor is missing, has another shape, or belongs to no parameter. The message names the first
+            five.
+    """
     own = model.state_dict()
-    problems = [
-        f"has {name} of shape {tuple(tensors[name].shape)}, the network's is {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
-    problems += [f"lacks {name}" for name in own if name not in tensors]
-    problems += [f"has {name}, which the network does not" for name in tensors if name not in own]
+    misshapen, missing = [], []
+    for name, value in own.items():
+        if name not in tensors:
+            missing.append(f"lacks {name}")
+        elif tensors[name].shape != value.shape:
+            shapes = f"{tuple(tensors[name].shape)}, the network's is {tuple(value.shape)}"
+            misshapen.append(f"has {name} of shape {shapes}")
+    unknown = [f"has {name}, which the network does not" for name in tensors if name not in own]
+    problems = misshapen + missing + unknown
     if problems:
         raise ModelError(f"{where}: does not fit {type(model).__name__}: it {'; '.join(problems[:5])}")
     model.load_state_dict(tensors)

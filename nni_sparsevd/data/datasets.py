@@ -1,4 +1,4 @@
-"""Data sets through `timm.data`, held in memory where they fit, normalised by their own statistics."""
+"""Data sets through `timm.data`, held in memory where they fit, normalized by their own statistics."""
 
 import io
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ MEMORY_LIMIT = 4 << 30
 
 @dataclass(frozen=True)
 class Split:
-    """Images as uint8 or float (count, channels, height, width), and their classes (count,)."""
+    """Images, uint8 or float, shape (count, channels, height, width), and their classes, shape (count,)."""
 
     images: Tensor
     labels: Tensor
@@ -35,7 +35,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSets:
-    """Training images without the held-out ones, the held-out ones, and the test images."""
+    """Three splits: training images, images held out from training, and test images."""
 
     train: Split
     holdout: Split
@@ -46,7 +46,7 @@ class DataSets:
 
     @property
     def in_chans(self) -> int:
-        """Channels of an image."""
+        """Number of channels of an image."""
         return int(self.train.images.shape[1])
 
     @property
@@ -55,21 +55,45 @@ class DataSets:
         return int(self.train.images.shape[-1])
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 images -> what the network sees."""
+        """Normalize images by mean and deviation of the training images.
+
+        Args:
+            images: uint8 images, or floats in [0, 1], shape (count, channels, height, width).
+
+        Returns:
+            What the network sees, in the same shape.
+        """
         shape = (1, -1, 1, 1)
         values = images.float() / 255 if images.dtype == torch.uint8 else images
         mean, std = (value.to(images.device).view(shape) for value in (self.mean, self.std))
         return (values - mean) / std
 
     def batches(self, split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All of a split in order."""
+        """Walk over a split in order.
+
+        Args:
+            split: The split.
+            size: Images in a batch; the last one may hold fewer.
+
+        Yields:
+            Normalized images and their classes.
+        """
         for start in range(0, len(split), size):
             rows = slice(start, start + size)
             yield self.normalize(split.images[rows]), split.labels[rows]
 
 
 def augment(images: Tensor, settings: DataSettings, generator: torch.Generator) -> Tensor:
-    """Random crops with a margin of zeros, and flips, drawn per image from `generator`."""
+    """Crop each image at random, after padding with zeros, and flip it at random.
+
+    Args:
+        images: Images, shape (count, channels, height, width).
+        settings: Which augmentation, and how far crops move.
+        generator: Source of the random numbers.
+
+    Returns:
+        Images in the shape and type of `images`; `images` itself without augmentation.
+    """
     if settings.augment == "none":
         return images
     count, _, height, width = images.shape
@@ -86,10 +110,17 @@ def augment(images: Tensor, settings: DataSettings, generator: torch.Generator) 
 
 
 def to_memory_format(images: Tensor, channels_last: bool) -> Tensor:
-    """Channels last in memory, if wanted: what convolutions make of it follows, the parameters stay as they are.
+    """Lay images out channels last in memory, if wanted; the outputs of convolutions then follow.
 
-    Grey images are already both, by their strides, and torch then takes them as channels first: they are given the
-    strides of coloured ones.
+    The strides of gray images fit both formats, and torch then takes them for channels first. So the images are copied
+    into memory with the strides of colored ones.
+
+    Args:
+        images: Images, shape (count, channels, height, width).
+        channels_last: Whether to change the layout.
+
+    Returns:
+        The same images.
     """
     if not channels_last:
         return images
@@ -98,10 +129,18 @@ def to_memory_format(images: Tensor, channels_last: bool) -> Tensor:
 
 
 def load_data(settings: DataSettings, image_size: int | None = None, seed: int = 0) -> DataSets:
-    """Read the data of a recipe; `image_size` is the network's own, used where the recipe names none.
+    """Read the data of a recipe into memory.
 
-    The hold-out is cut from the training images by `seed`.  Raises `DataError` for data that is missing, empty, too
-    large for memory, or has classes in one split only.
+    Args:
+        settings: Which data, and how much of it.
+        image_size: Side of the images that the network is built for, used where the settings name none.
+        seed: Seed of the hold-out, which is cut from the training images.
+
+    Returns:
+        The three splits.
+
+    Raises:
+        DataError: Data is missing, empty, unreadable or too large for memory, or a class stands in one split only.
     """
     train, test = (
         _digits(settings.image_size or image_size) if settings.name == "digits" else _images(settings, image_size, seed)
@@ -169,7 +208,7 @@ def _images(settings: DataSettings, image_size: int | None, seed: int) -> tuple[
 
 def _open(name: str, root: Path, split: str) -> Dataset[Any]:
     try:
-        # bytes: timm makes grey images coloured, and puts the next image in the place of one that it cannot decode
+        # bytes: timm makes gray images colored, and puts the next image in the place of one that it cannot decode
         found: Dataset[Any] = create_dataset(name, root=str(root), split=split, download=False, load_bytes=True)
         count = len(found)  # type: ignore[arg-type]
     except Exception as error:  # whatever the reader raises
@@ -186,11 +225,11 @@ def _classes(images: Dataset[Any]) -> dict[str, int]:
 
 
 class _Decoded(Dataset[Any]):
-    """Images of a timm data set as uint8 tensors of one size; grey ones keep one channel."""
+    """Images of a timm data set as uint8 tensors of one size; gray ones keep one channel."""
 
     def __init__(self, images: Dataset[Any], rows: NDArray[np.int64], size: int | None) -> None:
         self.images, self.rows, self.size = images, rows, size
-        self.grey = self._open(0)[0].mode in ("L", "1", "I;16")
+        self.gray = self._open(0)[0].mode in ("L", "1", "I;16")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -208,13 +247,13 @@ class _Decoded(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self._open(index)
-        image = image.convert("L" if self.grey else "RGB")
+        image = image.convert("L" if self.gray else "RGB")
         if self.size is not None and image.size != (self.size, self.size):
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 2
             image = image.resize((self.size, self.size), box=(left, top, left + side, top + side), resample=3)
         pixels = torch.from_numpy(np.array(image))
-        return (pixels[None] if self.grey else pixels.permute(2, 0, 1)).contiguous(), label
+        return (pixels[None] if self.gray else pixels.permute(2, 0, 1)).contiguous(), label
 
 
 def _decode(images: _Decoded, workers: int, root: Path) -> Split:
