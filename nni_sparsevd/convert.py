@@ -50,7 +50,7 @@ def sparsify_(
         ```python
         import nni_sparsevd as svd
         import torch
-        from torch import Tensor, nn
+        from torch import nn
 
         model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
         svd.sparsify_(model, granularity="gate", example_inputs=torch.zeros(1, 8))
@@ -238,7 +238,7 @@ def bake_(model: nn.Module, masks: Masks | None = None, *, allow_empty: bool = F
     Example:
         ```python
         import nni_sparsevd as svd
-        from torch import Tensor, nn
+        from torch import nn
 
         model = svd.sparsify_(nn.Sequential(nn.Linear(8, 2)))
         svd.bake_(model, svd.compute_masks(model, ratio=0.5))
