@@ -93,7 +93,8 @@ def test_notebooks_are_valid():
             expected = {"cell_type", "id", "metadata", "source"}
             expected |= {"execution_count", "outputs"} if cell["cell_type"] == "code" else set()
             assert set(cell) == expected
-            assert all(len(line.rstrip("\n")) <= 120 for line in cell["source"])
+            width = COLUMN if cell["cell_type"] == "code" else 120
+            assert all(len(line.rstrip("\n")) <= width for line in cell["source"]), path.name
         assert path.stat().st_size < 20_000
 
 
@@ -129,10 +130,10 @@ def test_commands_are_those_of_the_program(capsys):
 
 def test_files_that_pages_name_exist():
     """Every path below examples/, docs/, tests/ and nni_sparsevd/ that a page names."""
-    named = re.compile(r"\b(?:examples|docs|tests|nni_sparsevd)/[\w./-]*\w")
+    named = re.compile(r"(?<![\w./])(?:examples|docs|tests|nni_sparsevd)/[\w./-]*\w")
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "Makefile", *(ROOT / "examples").rglob("*.md")]:
         for path in named.findall(page.read_text()):
-            assert path == "examples/NAME.py" or "NAME" in path or (ROOT / path).exists(), f"{page.name}: {path}"
+            assert "NAME" in path or (ROOT / path).exists(), f"{page.name}: {path}"
 
 
 def test_pages_name_no_path_outside_the_repository():
