@@ -161,6 +161,7 @@ def test_a_state_dict_taken_while_it_learns_goes_on_elsewhere(granularity, tmp_p
     assert torch.equal(pruner.kl(), again.kl())
 
 
+@pytest.mark.filterwarnings("ignore::nni_sparsevd.errors.SparseVDWarning")  # the copy's variances are far too large
 def test_a_copy_has_posteriors_of_its_own():
     model = network()
     pruner = SparseVDPruner(model, [{"op_types": ["Conv2d"]}])
@@ -176,6 +177,7 @@ def test_a_copy_has_posteriors_of_its_own():
     assert torch.equal(twin.bound_model(images), twin.bound_model(images))
 
 
+@pytest.mark.filterwarnings("ignore:.*pruning by magnitude:nni_sparsevd.errors.SparseVDWarning")
 def test_masks_go_through_a_file_into_modelspeedup(tmp_path):
     model = network()
     entry = {"op_types": ["Conv2d"], "granularity": "out_channel", "sparse_ratio": 0.5}

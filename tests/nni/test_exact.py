@@ -61,6 +61,7 @@ def difference(left, right, x):
 CUTTING = [pruning.L1NormPruner, pruning.L2NormPruner, pruning.FPGMPruner, SparseVDPruner]
 
 
+@pytest.mark.filterwarnings("ignore:.*pruning by magnitude:nni_sparsevd.errors.SparseVDWarning")
 @pytest.mark.parametrize("kind", CUTTING)
 def test_the_small_model_computes_what_the_masked_one_does(kind):
     model = network()

@@ -347,6 +347,7 @@ def test_untrained_it_ranks_by_magnitude_and_says_so():
         assert torch.equal(targets["weight"], masks[name]["weight"])
 
 
+@pytest.mark.filterwarnings("ignore:.*the size of the training set is not known:nni_sparsevd.errors.SparseVDWarning")
 @pytest.mark.parametrize(
     ("maker", "known"),
     [(torch_evaluator, 20 * BATCH), (lightning_evaluator, SAMPLES), (transformers_evaluator, SAMPLES)],

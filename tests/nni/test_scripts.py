@@ -45,16 +45,17 @@ def test_one_changed_line(name, pruner, capsys):
 def test_the_l1_script_trains_with_an_evaluator():
     """L1NormPruner needs no training and its script has no evaluator: the second line gives it one."""
     evaluator = "TorchEvaluator(train, prepare_optimizer(model), training_step)"
-    done = run(
-        "l1norm.py",
-        pruner=(
-            "from nni.compression.pruning import L1NormPruner",
-            "from nni_sparsevd.plugins.nni import SparseVDPruner; from nni.compression.utils import TorchEvaluator",
-        ),
-        evaluator=(
-            "pruner = L1NormPruner(model, config_list)",
-            f"pruner = SparseVDPruner(model, config_list, {evaluator}, training_steps=20)",
-        ),
-    )
+    with pytest.warns(SparseVDWarning, match="the size of the training set is not known"):
+        done = run(
+            "l1norm.py",
+            pruner=(
+                "from nni.compression.pruning import L1NormPruner",
+                "from nni_sparsevd.plugins.nni import SparseVDPruner; from nni.compression.utils import TorchEvaluator",
+            ),
+            evaluator=(
+                "pruner = L1NormPruner(model, config_list)",
+                f"pruner = SparseVDPruner(model, config_list, {evaluator}, training_steps=20)",
+            ),
+        )
     log_alpha = done["pruner"].log_alpha()
     assert all(targets["weight"].isfinite().all() for targets in log_alpha.values())

@@ -29,7 +29,7 @@ def lightning_max_steps(patch: Patch) -> None:
     patch.set(_fit_loop(), "max_steps", _fit_loop().max_steps.setter(set_max_steps))
 
 
-@repair(since="nni 3.0", needed=lambda: bool(evaluator.LIGHTNING_INSTALLED))
+@repair(since="NNI 3.0", needed=lambda: bool(evaluator.LIGHTNING_INSTALLED))
 def lightning_training_step(patch: Patch) -> None:
     """Lightning passes `batch_idx` to every `training_step` whose signature has room for it. NNI's patched step accepts
     any arguments, so a module's own `training_step(self, batch)` gets one too many. After the repair the patched step
