@@ -203,8 +203,17 @@ def test_tuning_keeps_zeros_and_uses_all_steps(tmp_path: Path, monkeypatch) -> N
 
 
 def row(rival: str, held_out: float, error: float = 1.0, *, rate=1e-3, level=0.95, seed=0, failed="") -> dict:
-    return {"rival": rival, "held_out": held_out, "error": error, "rate": rate, "level": level, "seed": seed,
-            "failed": failed, "compression": 20.0, "dense_error": 1.0}  # fmt: skip
+    return {
+        "rival": rival,
+        "held_out": held_out,
+        "error": error,
+        "rate": rate,
+        "level": level,
+        "seed": seed,
+        "failed": failed,
+        "compression": 20.0,
+        "dense_error": 1.0,
+    }
 
 
 def test_the_rate_is_chosen_on_held_out_images_alone() -> None:

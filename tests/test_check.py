@@ -79,8 +79,12 @@ def test_check_is_as_strict_as_it_says() -> None:
 
 
 def test_check_compares_every_output_in_evaluation_mode() -> None:
-    model = Net(lambda m, x: {"a": m.first(x), "b": [m.second(m.drop(x))]}, first=nn.Linear(3, 2),
-                second=nn.Linear(3, 2), drop=nn.Dropout())  # fmt: skip
+    model = Net(
+        lambda m, x: {"a": m.first(x), "b": [m.second(m.drop(x))]},
+        first=nn.Linear(3, 2),
+        second=nn.Linear(3, 2),
+        drop=nn.Dropout(),
+    )
     same = copy.deepcopy(model.double())
     assert svd.check(model, same, torch.zeros(2, 3)).ok and same.training
     with torch.no_grad():

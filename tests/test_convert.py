@@ -252,8 +252,12 @@ def test_kl_weights() -> None:
     torch.testing.assert_close(svd.kl(model), by_hand)
     gated = svd.sparsify_(mixed(), granularity="gate", example_inputs=image(), kl_weights={"block.0": 4.0})
     assert {name: gate.kl_weight for name, _, gate in gate_sites(gated)} == {
-        "norm": 1.0, "block.3": 1.0, "block.1": 4.0, "up": 1.0, "mix": 1.0,
-    }  # fmt: skip
+        "norm": 1.0,
+        "block.3": 1.0,
+        "block.1": 4.0,
+        "up": 1.0,
+        "mix": 1.0,
+    }
 
 
 def test_estimators_by_layer() -> None:

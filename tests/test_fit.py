@@ -98,5 +98,6 @@ def test_two_axes_of_one_attribute_lose_the_same_channels() -> None:
 
     graph = channel_graph(prepared(Two()), image())
     coupled = next(group for group in graph.groups if group.name == "left")
-    assert {axis for axis in coupled.axes if axis[1] == 0} == {(f"{side}.{key}", 0) for side in ("left", "right")
-                                                              for key in ("weight", "bias")}  # fmt: skip
+    assert {axis for axis in coupled.axes if axis[1] == 0} == {
+        (f"{side}.{key}", 0) for side in ("left", "right") for key in ("weight", "bias")
+    }

@@ -24,17 +24,33 @@ def test_timm_networks_lose_their_norms(name: str) -> None:
 
 
 def test_what_cannot_be_fused_stays() -> None:
-    model = prepared(Net(lambda m, x: m.second(m.norm(y := m.first(x)) + y) + m.alone(m.twice(m.twice(x)))[:, :1],
-                         first=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4), second=nn.Conv2d(4, 1, 1),
-                         twice=nn.Conv2d(3, 3, 1), alone=nn.BatchNorm2d(3)))  # fmt: skip
+    model = prepared(
+        Net(
+            lambda m, x: m.second(m.norm(y := m.first(x)) + y) + m.alone(m.twice(m.twice(x)))[:, :1],
+            first=nn.Conv2d(3, 4, 1),
+            norm=nn.BatchNorm2d(4),
+            second=nn.Conv2d(4, 1, 1),
+            twice=nn.Conv2d(3, 3, 1),
+            alone=nn.BatchNorm2d(3),
+        )
+    )
     fused = svd.fuse(model, image())
     assert norms(fused) == 2 and relative_difference(model, fused, image()) == 0
 
 
 def test_every_kind_of_layer() -> None:
-    model = prepared(nn.Sequential(
-        nn.ConvTranspose2d(3, 4, 2, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2),
-        nn.BatchNorm2d(4, affine=False), nn.Flatten(), nn.Linear(4 * 49, 5), nn.BatchNorm1d(5)))  # fmt: skip
+    model = prepared(
+        nn.Sequential(
+            nn.ConvTranspose2d(3, 4, 2, bias=False),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3, groups=2),
+            nn.BatchNorm2d(4, affine=False),
+            nn.Flatten(),
+            nn.Linear(4 * 49, 5),
+            nn.BatchNorm1d(5),
+        )
+    )
     fused = svd.fuse(model, image())
     assert norms(fused) == 0 and relative_difference(model, fused, image()) < 1e-12
     assert torch.is_tensor(fused[0].bias) and fused[0].bias.requires_grad

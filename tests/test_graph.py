@@ -57,8 +57,10 @@ def test_a_residual_sum_couples_its_branches_and_their_norms() -> None:
     graph = channel_graph(model, IMAGE)
     states = {f"norm.{key}:0" for key in ("weight", "bias", "running_mean", "running_var")}
     assert account(graph)["left"] == (
-        6, {"left.weight:0", "left.bias:0", "right.weight:0", "head.weight:1"} | states, None,
-    )  # fmt: skip
+        6,
+        {"left.weight:0", "left.bias:0", "right.weight:0", "head.weight:1"} | states,
+        None,
+    )
     assert set(account(graph)) == {"left", "head"}
     # silencing takes a gate behind each branch: behind the norm where there is one
     assert {(w.module, w.site) for w in graph.groups[0].writers} == {("left", "left"), ("right", "norm")}
@@ -67,8 +69,10 @@ def test_a_residual_sum_couples_its_branches_and_their_norms() -> None:
 def test_concatenation_keeps_its_parts_apart() -> None:
     model = Net(
         lambda m, x: m.head(torch.cat([m.left(x), m.right(x)], 1)),
-        left=nn.Conv2d(3, 4, 1), right=nn.Conv2d(3, 6, 1), head=nn.Conv2d(10, 2, 1),
-    )  # fmt: skip
+        left=nn.Conv2d(3, 4, 1),
+        right=nn.Conv2d(3, 6, 1),
+        head=nn.Conv2d(10, 2, 1),
+    )
     graph = channel_graph(model, IMAGE)
     accounts = account(graph)
     assert accounts["left"] == (4, {"left.weight:0", "left.bias:0", "head.weight:1"}, None)
@@ -81,8 +85,10 @@ def test_concatenation_keeps_its_parts_apart() -> None:
 def test_a_depthwise_convolution_lives_with_its_input() -> None:
     model = Net(
         lambda m, x: m.head(m.deep(m.first(x))),
-        first=nn.Conv2d(3, 4, 1), deep=nn.Conv2d(4, 8, 3, groups=4), head=nn.Conv2d(8, 2, 1),
-    )  # fmt: skip
+        first=nn.Conv2d(3, 4, 1),
+        deep=nn.Conv2d(4, 8, 3, groups=4),
+        head=nn.Conv2d(8, 2, 1),
+    )
     graph = channel_graph(model, IMAGE)
     axes = {"first.weight:0", "first.bias:0", "deep.weight:0", "deep.bias:0", "head.weight:1"}
     assert account(graph)["first"] == (4, axes, None)
@@ -102,8 +108,10 @@ def test_flattening_repeats_a_channel_over_its_positions() -> None:
 def test_grouped_convolution_loses_whole_groups_and_the_same_position_of_every_group() -> None:
     model = Net(
         lambda m, x: m.head(m.grouped(m.first(x))),
-        first=nn.Conv2d(3, 6, 1), grouped=nn.Conv2d(6, 8, 1, groups=2), head=nn.Conv2d(8, 2, 1),
-    )  # fmt: skip
+        first=nn.Conv2d(3, 6, 1),
+        grouped=nn.Conv2d(6, 8, 1, groups=2),
+        head=nn.Conv2d(8, 2, 1),
+    )
     graph = channel_graph(model, IMAGE)
     accounts = account(graph)
     outputs = {"grouped.weight:0", "grouped.bias:0", "head.weight:1"}
@@ -130,8 +138,11 @@ def test_a_transposed_convolution_writes_along_its_second_axis() -> None:
 def test_squeeze_and_excite_has_a_group_of_its_own_and_couples_the_scale() -> None:
     model = Net(
         lambda m, x: m.head((y := m.first(x)) * torch.sigmoid(m.up(F.relu(m.down(y.mean((2, 3), keepdim=True)))))),
-        first=nn.Conv2d(3, 6, 1), down=nn.Conv2d(6, 2, 1), up=nn.Conv2d(2, 6, 1), head=nn.Conv2d(6, 2, 1),
-    )  # fmt: skip
+        first=nn.Conv2d(3, 6, 1),
+        down=nn.Conv2d(6, 2, 1),
+        up=nn.Conv2d(2, 6, 1),
+        head=nn.Conv2d(6, 2, 1),
+    )
     graph = channel_graph(model, IMAGE)
     accounts = account(graph)
     coupled = {"first.weight:0", "first.bias:0", "down.weight:1", "up.weight:0", "up.bias:0", "head.weight:1"}
@@ -152,8 +163,10 @@ def test_an_embedding_can_lose_columns_but_no_words() -> None:
 def test_a_weight_used_twice_couples_both_uses() -> None:
     model = Net(
         lambda m, x: m.shared(m.left(x)) + m.shared(m.right(x)),
-        left=nn.Conv2d(3, 4, 1), right=nn.Conv2d(3, 4, 1), shared=nn.Conv2d(4, 2, 1),
-    )  # fmt: skip
+        left=nn.Conv2d(3, 4, 1),
+        right=nn.Conv2d(3, 4, 1),
+        shared=nn.Conv2d(4, 2, 1),
+    )
     axes = {"left.weight:0", "left.bias:0", "right.weight:0", "right.bias:0", "shared.weight:1"}
     assert account(channel_graph(model, IMAGE))["left"] == (4, axes, None)
 
@@ -236,8 +249,11 @@ def test_groups_come_in_the_order_of_writing_and_do_not_overlap() -> None:
 
 
 def padded_network() -> Net:
-    return Net(lambda m, x: m.last(F.pad(m.first(x), (0, 0)).mean((2, 3))).mul(torch.ones(2)),
-               first=nn.Conv2d(3, 4, 1), last=nn.Linear(4, 2))  # fmt: skip
+    return Net(
+        lambda m, x: m.last(F.pad(m.first(x), (0, 0)).mean((2, 3))).mul(torch.ones(2)),
+        first=nn.Conv2d(3, 4, 1),
+        last=nn.Linear(4, 2),
+    )
 
 
 def plant_rule(monkeypatch: pytest.MonkeyPatch, rule: Callable[..., object]) -> None:
@@ -292,26 +308,37 @@ def test_cases_that_no_rule_covers_pin_with_their_reason(case: str) -> None:
 
 
 def test_the_largest_values_of_windows_keep_their_channels() -> None:
-    model = Net(lambda m, x: m.last(F.adaptive_max_pool2d(m.first(x), 1).flatten(1)),
-                first=nn.Conv2d(3, 4, 1), last=nn.Linear(4, 2))  # fmt: skip
+    model = Net(
+        lambda m, x: m.last(F.adaptive_max_pool2d(m.first(x), 1).flatten(1)),
+        first=nn.Conv2d(3, 4, 1),
+        last=nn.Linear(4, 2),
+    )
     assert account(channel_graph(model, IMAGE))["first"][2] is None
 
 
 def test_a_norm_with_its_default_order_keeps_its_channels() -> None:
-    model = Net(lambda m, x: m.last(torch.ops.aten.linalg_vector_norm(m.first(x), 2, [2, 3])),
-                first=nn.Conv2d(3, 4, 1), last=nn.Linear(4, 2))  # fmt: skip
+    model = Net(
+        lambda m, x: m.last(torch.ops.aten.linalg_vector_norm(m.first(x), 2, [2, 3])),
+        first=nn.Conv2d(3, 4, 1),
+        last=nn.Linear(4, 2),
+    )
     assert account(channel_graph(model, IMAGE))["first"][2] is None
 
 
 def test_a_bound_of_its_own_for_each_channel_is_coupled() -> None:
-    model = Net(lambda m, x: m.last(torch.clamp_min(m.first(x), m.bound.weight.view(4, 1, 1))),
-                first=nn.Conv2d(3, 4, 1), last=nn.Conv2d(4, 2, 1), bound=nn.Linear(1, 4))  # fmt: skip
+    model = Net(
+        lambda m, x: m.last(torch.clamp_min(m.first(x), m.bound.weight.view(4, 1, 1))),
+        first=nn.Conv2d(3, 4, 1),
+        last=nn.Conv2d(4, 2, 1),
+        bound=nn.Linear(1, 4),
+    )
     assert ("bound.weight", 0) in channel_graph(model, IMAGE).groups[0].axes
 
 
 def test_padding_that_shifts_the_channels_pins_them() -> None:
-    model = Net(lambda m, x: m.last(F.pad(m.first(x), (0, 0, 0, 0, 1, -1))),
-                first=nn.Conv2d(3, 4, 1), last=nn.Conv2d(4, 2, 1))  # fmt: skip
+    model = Net(
+        lambda m, x: m.last(F.pad(m.first(x), (0, 0, 0, 0, 1, -1))), first=nn.Conv2d(3, 4, 1), last=nn.Conv2d(4, 2, 1)
+    )
     assert account(channel_graph(model, IMAGE))["first"][2] == "padded axis"
 
 

@@ -115,9 +115,12 @@ def test_a_folder_gives_the_network_back(small: nn.Module, tmp_path: Path) -> No
 
 def test_the_folder_says_what_it_holds(small: nn.Module, tmp_path: Path) -> None:
     svd.save_folder(
-        small, tmp_path / "net", arguments={"num_classes": 5}, measure=lambda _: {"error": 1.25},
+        small,
+        tmp_path / "net",
+        arguments={"num_classes": 5},
+        measure=lambda _: {"error": 1.25},
         preprocessing={"mean": [0.5, 0.5, 0.5]},
-    )  # fmt: skip
+    )
     config = json.loads((tmp_path / "net" / CONFIG).read_text())
     assert (config["architecture"], config["model_args"]) == ("resnet10t", {"num_classes": 5})
     assert config["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5]

@@ -137,8 +137,11 @@ def test_a_network_is_as_small_as_promised(density: float) -> None:
 def masked() -> nn.Module:
     torch.manual_seed(0)
     model = models.build_model("resnet18", {"num_classes": 10}).eval()
-    masks = {name: {"weight": (torch.rand_like(m.weight) < 0.05).float()}
-             for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}  # fmt: skip
+    masks = {
+        name: {"weight": (torch.rand_like(m.weight) < 0.05).float()}
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Conv2d)
+    }
     apply_masks_(model, masks)
     return model
 

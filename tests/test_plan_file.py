@@ -30,9 +30,15 @@ def folding() -> nn.Module:
     """Constants of dead channels go into biases, one of which has to be born."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6),
-        nn.SiLU(), nn.Flatten(), nn.Linear(216, 4),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Sigmoid(),
+        nn.Conv2d(8, 6, 1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(216, 4),
+    )
     prepared(model)
     with torch.no_grad():
         model[0].weight[1::3] = 0

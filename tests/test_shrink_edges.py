@@ -68,8 +68,10 @@ def two_branches(
     """One layer read twice, or two layers with one weight; channel 2 of both branches gets the input zero."""
     model = Net(
         lambda m, x: m.shared(left(m.a(x))) + 2 * m.twin(right(m.b(x))),
-        a=nn.Conv2d(3, 5, 1), b=nn.Conv2d(3, 5, 1), shared=nn.Conv2d(5, 4, 1, bias=bias),
-    )  # fmt: skip
+        a=nn.Conv2d(3, 5, 1),
+        b=nn.Conv2d(3, 5, 1),
+        shared=nn.Conv2d(5, 4, 1, bias=bias),
+    )
     model.twin = nn.Conv2d(5, 4, 1, bias=bias) if twin else model.shared
     prepared(model)
     model.twin.weight = model.shared.weight
@@ -92,8 +94,12 @@ def test_a_weight_used_twice(right: Callable[[Tensor], Tensor], twin: bool, bias
 
 
 def test_tied_weights_stay_tied() -> None:
-    model = Net(lambda m, x: m.decode(F.relu(m.middle(F.relu(m.encode(x))))), encode=nn.Linear(6, 9),
-                middle=nn.Linear(9, 9), decode=nn.Linear(9, 6))  # fmt: skip
+    model = Net(
+        lambda m, x: m.decode(F.relu(m.middle(F.relu(m.encode(x))))),
+        encode=nn.Linear(6, 9),
+        middle=nn.Linear(9, 9),
+        decode=nn.Linear(9, 6),
+    )
     prepared(model)
     model.middle.weight = model.encode.weight = nn.Parameter(torch.randn(9, 9).double())
     model.encode.in_features = 9
@@ -157,8 +163,9 @@ def test_layer_norm_keeps_its_channels_but_not_those_inside_a_block() -> None:
 
 
 def test_a_size_written_in_the_forward_pass_keeps_its_channels() -> None:
-    model = prepared(Net(lambda m, x: m.head(m.first(x).view(-1, 6 * 64)), first=nn.Conv2d(3, 6, 1),
-                         head=nn.Linear(384, 4)))  # fmt: skip
+    model = prepared(
+        Net(lambda m, x: m.head(m.first(x).view(-1, 6 * 64)), first=nn.Conv2d(3, 6, 1), head=nn.Linear(384, 4))
+    )
     with torch.no_grad():
         model.head.weight[:, :64] = 0
     _, plan = assert_shrinks_exactly(model, image())
@@ -178,8 +185,14 @@ def test_code_that_insists_on_a_number_of_channels_is_an_error_that_says_so() ->
 
 
 def test_a_network_that_casts_is_traced() -> None:
-    model = prepared(Net(lambda m, x: m.head(m.first(x).float().to(x.dtype).relu()), first=nn.Conv2d(3, 6, 1),
-                         head=nn.Conv2d(6, 4, 1)), "rows").float()  # fmt: skip
+    model = prepared(
+        Net(
+            lambda m, x: m.head(m.first(x).float().to(x.dtype).relu()),
+            first=nn.Conv2d(3, 6, 1),
+            head=nn.Conv2d(6, 4, 1),
+        ),
+        "rows",
+    ).float()
     _, plan = svd.shrink(model, image().float())
     assert plan.removed == 2
 
@@ -221,8 +234,11 @@ def test_float32_networks_are_equal_to_rounding() -> None:
 
 
 def test_gradients_of_what_is_left_are_those_of_the_masked_network() -> None:
-    model = prepared(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 9, 3), nn.ReLU(),
-                                   nn.Flatten(), nn.Linear(324, 4)))  # fmt: skip
+    model = prepared(
+        nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 9, 3), nn.ReLU(), nn.Flatten(), nn.Linear(324, 4)
+        )
+    )
     with torch.no_grad():
         for index in (0, 2):
             model[index].weight[third(len(model[index].weight))] = 0

@@ -68,9 +68,13 @@ def sparse_vd(model: nn.Module, data: DataSets) -> dict[str, Any]:
     gates = {"granularity": "gate", "init_log_sigma2": -4.0}
     settings = SparseVDSettings(n_train=len(data.train), kl_coefficient=20.0, learning_rate=2e-3, posterior=gates)
     pruner = SparseVDPruner(
-        model, IMAGE, ignored_layers=[model.get_classifier()], settings=settings,
-        training_steps=SPARSE * per_epoch(data), budget=Budget(fraction=FRACTION),
-    )  # fmt: skip
+        model,
+        IMAGE,
+        ignored_layers=[model.get_classifier()],
+        settings=settings,
+        training_steps=SPARSE * per_epoch(data),
+        budget=Budget(fraction=FRACTION),
+    )
 
     def between(step: int) -> None:
         if step % per_epoch(data) == 0:
@@ -102,9 +106,14 @@ def magnitude(model: nn.Module, data: DataSets) -> dict[str, Any]:
 
 def torch_prunings(kind: Any, model: nn.Module) -> Any:
     return kind(
-        model, IMAGE, importance=tp.importance.GroupMagnitudeImportance(p=2), global_pruning=True, pruning_ratio=1.0,
-        iterative_steps=400, ignored_layers=[model.get_classifier()],
-    )  # fmt: skip
+        model,
+        IMAGE,
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=True,
+        pruning_ratio=1.0,
+        iterative_steps=400,
+        ignored_layers=[model.get_classifier()],
+    )
 
 
 def cut_to_budget(model: nn.Module, pruner: Any) -> dict[str, Any]:

@@ -30,9 +30,13 @@ def trained(network: str, way: str, seed: int, data: DataSettings) -> dict[str, 
     """Compress once; test error and how many times fewer weights."""
     dense, sparse = EPOCHS[network]
     recipe = Recipe(
-        model=ModelSettings(name=network), data=data, posterior=WAYS[way], seed=seed,
-        dense=Stage(epochs=dense, hold=0.5), sparse=SparseStage(epochs=sparse, learning_rate=2e-3),
-    )  # fmt: skip
+        model=ModelSettings(name=network),
+        data=data,
+        posterior=WAYS[way],
+        seed=seed,
+        dense=Stage(epochs=dense, hold=0.5),
+        sparse=SparseStage(epochs=sparse, learning_rate=2e-3),
+    )
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         done = compress(recipe, Path(folder) / "run", sys.argv)

@@ -109,9 +109,11 @@ def ours(name: str) -> dict[str, Any]:
     with torch.no_grad():
         before, after = model(x), small(x)
     found |= {
-        "removed": plan.removed, "parameters_left": count_parameters(small),
-        "difference": float((after - before).abs().max() / before.abs().max()), "gibibytes_in_all": gibibytes(),
-    }  # fmt: skip
+        "removed": plan.removed,
+        "parameters_left": count_parameters(small),
+        "difference": float((after - before).abs().max() / before.abs().max()),
+        "gibibytes_in_all": gibibytes(),
+    }
     return found
 
 
@@ -130,8 +132,15 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             sizes = [row["parameters"] / 1e6 for row in own]
             for stage in STAGES:
                 label = f"{stage}, {family}"
-                axes.plot(sizes, [row[stage] for row in own], marker=mark, markersize=4, color=colours[stage],
-                          linewidth=1, label=label)  # fmt: skip
+                axes.plot(
+                    sizes,
+                    [row[stage] for row in own],
+                    marker=mark,
+                    markersize=4,
+                    color=colours[stage],
+                    linewidth=1,
+                    label=label,
+                )
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("millions of parameters")

@@ -125,15 +125,24 @@ def main(out: Path, data: Path = Path("data"), folder: Path = Path("runs/structu
         for result in results:
             time_of = times[result["name"]]
             result[f"latency_batch_{batch}"] = {"milliseconds": time_of, "faster": times["dense"] / time_of}
-    stages = {name: stage.model_dump() for name, stage in
-              {"dense": DENSE, "first": FIRST, "second": SECOND, "finetune": FINETUNE}.items()}  # fmt: skip
+    stages = {
+        name: stage.model_dump()
+        for name, stage in {"dense": DENSE, "first": FIRST, "second": SECOND, "finetune": FINETUNE}.items()
+    }
     settings = {**stages, "pressures": PRESSURES, "kl_weights": KL_WEIGHTS, "threshold": THRESHOLD,
                 "shift": SHIFT, "finetune_shift": FINETUNE_SHIFT, "batch_size": BATCH,
                 "held_out_images": len(images.holdout)}  # fmt: skip
     seconds = time.process_time() - began
     command = ["examples/benchmarks/lenet5_structured.py", str(out), "--seed", str(seed)]
-    write_json(out, {"settings": settings, "results": results, "processor_seconds": seconds,
-                     "environment": describe_environment(command, seed)})  # fmt: skip
+    write_json(
+        out,
+        {
+            "settings": settings,
+            "results": results,
+            "processor_seconds": seconds,
+            "environment": describe_environment(command, seed),
+        },
+    )
 
 
 if __name__ == "__main__":

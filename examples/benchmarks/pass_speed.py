@@ -76,8 +76,9 @@ def torch_pruning(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
         heads = {m.qkv: m.num_heads for m in pruned.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")}
         importance = tp.importance.GroupMagnitudeImportance(p=2)
         ignored = [pruned.get_classifier()]
-        pruner = tp.pruner.BasePruner(pruned, x[:1], importance, pruning_ratio=0.5, ignored_layers=ignored,
-                                      num_heads=heads, prune_num_heads=False)  # fmt: skip
+        pruner = tp.pruner.BasePruner(
+            pruned, x[:1], importance, pruning_ratio=0.5, ignored_layers=ignored, num_heads=heads, prune_num_heads=False
+        )
         pruner.step()
         return pruned
 

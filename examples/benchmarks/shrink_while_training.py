@@ -71,9 +71,15 @@ def trained(way: str, data: datasets.DataSets, played: League, stage: SparseStag
             small, _ = svd.shrink(model, example)
             epochs.append({"seconds": round(spent, 2), "macs": count_macs(small, example[:1])})
     return {
-        "way": way, "seed": seed, "error": 100 * (1 - ground.score_test(small).accuracy), "dense_macs": dense_macs,
-        "macs": epochs[-1]["macs"], "parameters": count_parameters(small), "seconds": round(spent, 2), "epochs": epochs,
-    }  # fmt: skip
+        "way": way,
+        "seed": seed,
+        "error": 100 * (1 - ground.score_test(small).accuracy),
+        "dense_macs": dense_macs,
+        "macs": epochs[-1]["macs"],
+        "parameters": count_parameters(small),
+        "seconds": round(spent, 2),
+        "epochs": epochs,
+    }
 
 
 def main(

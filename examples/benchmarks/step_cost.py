@@ -119,11 +119,13 @@ def measure(name: str, shape: tuple[int, ...], channels_last: bool, rounds: int)
     medians = {way: statistics.median(values) for way, values in times.items()}
     return {
         way: {
-            "milliseconds": 1e3 * median, "ratio": median / medians["dense"],
-            "mebibytes": memory[way] / 2**20, "memory": memory[way] / memory["dense"],
+            "milliseconds": 1e3 * median,
+            "ratio": median / medians["dense"],
+            "mebibytes": memory[way] / 2**20,
+            "memory": memory[way] / memory["dense"],
         }
         for way, median in medians.items()
-    }  # fmt: skip
+    }
 
 
 def main(out: Path) -> None:

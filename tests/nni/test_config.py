@@ -95,11 +95,21 @@ def test_the_entry_and_the_key_are_named(case):
 
 def test_what_nni_accepts_is_accepted():
     for keys in (
-        {"sparse_ratio": 0.5}, {"sparse_threshold": 0.1}, {}, {"max_sparse_ratio": 1}, {"granularity": "default"},
-        {"granularity": [2, 2]}, {"granularity": [[2], "front"]}, {"granularity": [[1], "back", -1]},
-        {"global_group_id": 3, "sparse_ratio": 0.5}, {"apply_method": "add"}, {"target_names": ["weight", "bias"]},
-        {"exclude_op_names": ["2"]}, {"exclude_op_names_re": ["2"]}, {"exclude_op_types": ["ReLU"]},
-    ):  # fmt: skip
+        {"sparse_ratio": 0.5},
+        {"sparse_threshold": 0.1},
+        {},
+        {"max_sparse_ratio": 1},
+        {"granularity": "default"},
+        {"granularity": [2, 2]},
+        {"granularity": [[2], "front"]},
+        {"granularity": [[1], "back", -1]},
+        {"global_group_id": 3, "sparse_ratio": 0.5},
+        {"apply_method": "add"},
+        {"target_names": ["weight", "bias"]},
+        {"exclude_op_names": ["2"]},
+        {"exclude_op_names_re": ["2"]},
+        {"exclude_op_types": ["ReLU"]},
+    ):
         SparseVDPruner(network(), [{**LINEAR, **keys}])
     SparseVDPruner(network(), [{"op_types": ["Linear"], "sparsity": 0.5}])  # the keys of NNI 2
     SparseVDPruner(network(), [{"op_types": ["Linear", "Conv2d"]}])  # a type of which the network has none

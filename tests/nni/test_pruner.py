@@ -163,8 +163,14 @@ def test_align_takes_another_mask_over():
 
 
 def test_norms_embeddings_and_transposed_convolutions_have_posteriors_too():
-    model = nn.ModuleDict({"norm": nn.BatchNorm1d(8), "embedding": nn.Embedding(10, 8, padding_idx=0),
-                           "up": nn.ConvTranspose2d(4, 4, 2), "one": nn.Conv1d(4, 4, 3)})  # fmt: skip
+    model = nn.ModuleDict(
+        {
+            "norm": nn.BatchNorm1d(8),
+            "embedding": nn.Embedding(10, 8, padding_idx=0),
+            "up": nn.ConvTranspose2d(4, 4, 2),
+            "one": nn.Conv1d(4, 4, 3),
+        }
+    )
     names = ["BatchNorm1d", "Embedding", "ConvTranspose2d", "Conv1d"]
     _, masks = with_posterior({"op_types": names, "sparse_ratio": 0.5}, model).compress()
     assert {name: 1 - targets["weight"].mean().item() for name, targets in masks.items()} == dict.fromkeys(model, 0.5)
