@@ -325,6 +325,7 @@ CAUTIOUS: dict[str, tuple[Fed, list[float]]] = {
     "where_by_values": (Fed(lambda x: torch.where(x[:, :1] > 0, x, torch.relu(x))), [1, 2]),
     "pixel_shuffle_unequal": (Fed(lambda x: F.pixel_shuffle(x, 2)), []),
     "im2col_padded": (Fed(lambda x: F.unfold(x, 3, padding=1)[:, ::9]), [2]),
+    "col2im": (Fed(lambda x: F.fold(F.unfold(x, 3, padding=1), (6, 6), 3, padding=1)), [2]),
     "constant_pad": (Fed(lambda x: aten.constant_pad_nd.default(x, [1, 1, 0, 0], 0.0)), [2]),
     "pooling_without_a_batch": (Fed(lambda x: F.max_pool2d(x[0], 2)[None]), [1, 2, 3]),
     "convolution_without_a_batch": (

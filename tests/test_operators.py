@@ -196,6 +196,42 @@ def test_a_constant_is_followed_and_its_channel_removed(name: str) -> None:
     assert svd.check(model, small, example).ok
 
 
+ZEROS_PASS: dict[str, Callable[[Tensor], Tensor]] = {
+    "fold of unfold": lambda x: F.fold(F.unfold(x, 3, padding=1), x.shape[-2:], 3, padding=1),
+    "fold without overlap": lambda x: F.fold(F.unfold(x, 2, stride=2), x.shape[-2:], 2, stride=2),
+    "fold of weighted windows": lambda x: F.fold(F.unfold(x, 3, padding=1).sigmoid() * 0, x.shape[-2:], 3, padding=1),
+    "repeat": lambda x: x.repeat(1, 1, 2, 2),
+    "repeat_interleave": lambda x: x.repeat_interleave(2, 2),
+    "one minus": lambda x: 1 - x.sigmoid(),
+}
+
+
+@pytest.mark.parametrize("name", ZEROS_PASS)
+def test_a_channel_of_zeros_is_removed(name: str) -> None:
+    model = Between(ZEROS_PASS[name]).double().eval()
+    torch.nn.init.zeros_(model.first.bias)
+    example = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    small, plan = svd.shrink(model, example)
+    assert plan.removed >= 1
+    assert svd.check(model, small, example).ok
+
+
+STOPPING: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x * x.flatten(2).softmax(-1).view_as(x),
+    "max": lambda x: x.max(-1).values[..., None],
+    "round": lambda x: torch.round(x, decimals=2),
+}
+
+
+@pytest.mark.parametrize("name", STOPPING)
+def test_an_operator_that_stops_a_constant_is_named(name: str) -> None:
+    model = Between(STOPPING[name]).double().eval()
+    _, plan = svd.shrink(model, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    group = plan.groups[0]
+    assert (plan.removed, group.dead) == (0, 1)
+    assert group.reason == f"1 constant, but {name} has no rule for constants"
+
+
 class Words(nn.Module):
     """A table of words, and a residual branch."""
 

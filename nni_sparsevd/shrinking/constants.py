@@ -7,17 +7,22 @@ the table of operators has.  All in float64.  The claim is sound for every finit
 the network computes there.
 """
 
+from collections import defaultdict
+from collections.abc import Callable
 from operator import getitem
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 from ..graph import (
     READERS,
+    ChannelIds,
     NotCovered,
     Trace,
     call_rule,
@@ -30,6 +35,9 @@ from ..graph import (
     operator_name,
     to_double,
 )
+
+StoppedConstants = dict[str, ChannelIds]
+"""Name of an operator -> the channels whose constants it stops, shape (channels,)."""
 
 
 def find_constants(trace: Trace, states: dict[str, Tensor]) -> dict[Node, Any]:
@@ -71,17 +79,73 @@ def _evaluate(node: Node, values: dict[Node, Any]) -> Any:
     if target is getitem:
         sequence: Any = node.args[0]
         return values[sequence][node.args[1]]
-    arguments: Any = map_arg(node.args, lambda source: values[source])
-    options: Any = map_arg(node.kwargs, lambda source: values[source])
     rule = find_constant_rule(target)
     if rule is not None:
         try:
-            return call_rule(rule, operator_name(node), node, *arguments, **options)
+            return _call_constant_rule(rule, node, values)
         except NotCovered:
             pass  # as if there were no rule
+    arguments, options = _look_up_arguments(node, values)
     if is_known((arguments, options)) and isinstance(target, OpOverload) and _is_repeatable(target):
         return _compute(node, values)
     return map_tensors(live_like, node.meta["val"])
+
+
+def _call_constant_rule(rule: Callable[..., Any], node: Node, values: dict[Node, Any]) -> Any:
+    arguments, options = _look_up_arguments(node, values)
+    return call_rule(rule, operator_name(node), node, *arguments, **options)
+
+
+def _look_up_arguments(node: Node, values: dict[Node, Any]) -> tuple[Any, Any]:
+    """The arguments of a node by place and by name, tensors as abstract values."""
+    return map_arg(node.args, lambda source: values[source]), map_arg(node.kwargs, lambda source: values[source])
+
+
+def find_stopped_constants(trace: Trace, values: dict[Node, Any], value_channels: dict[Node, Any]) -> StoppedConstants:
+    """Find the channels that are constant before an operator without a constant rule, and live after it.
+
+    Args:
+        trace: The operators of the network.
+        values: The result of `find_constants`.
+        value_channels: The channels along the axes of every value, None for an axis without.
+
+    Returns:
+        Name of an operator -> the channels whose constants it stops.
+    """
+    stopped: dict[str, list[ChannelIds]] = defaultdict(list)
+    for node in trace.graph.nodes:
+        if node.op != "call_function" or node.target is getitem or not _is_stopping(node, values):
+            continue
+        for source in node.all_input_nodes:
+            if isinstance(values[source], Tensor):
+                stopped[operator_name(node)] += _constant_channels(values[source], value_channels[source])
+    return {name: np.unique(np.concatenate(channels)) for name, channels in stopped.items() if channels}
+
+
+def _is_stopping(node: Node, values: dict[Node, Any]) -> bool:
+    """Whether an operator makes everything live because no rule says what it does with these arguments."""
+    results = [leaf for leaf in tree_leaves(values[node]) if isinstance(leaf, Tensor)]
+    if not all(result.isnan().all() for result in results):
+        return False
+    rule = find_constant_rule(node.target)
+    if rule is None:
+        return True
+    try:
+        _call_constant_rule(rule, node, values)
+    except NotCovered:
+        return True
+    return False
+
+
+def _constant_channels(value: Tensor, axes: Any) -> list[ChannelIds]:
+    """The channels along each axis of a value that carry a constant everywhere."""
+    constant = []
+    for dim, channels in enumerate(axes):
+        if channels is not None:
+            other_dims = [other for other in range(value.dim()) if other != dim]
+            live = value.isnan().any(other_dims) if other_dims else value.isnan()
+            constant.append(channels[~live.expand(channels.size).numpy()])
+    return constant
 
 
 def _is_repeatable(target: OpOverload) -> bool:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ..graph import ChannelGraph, ChannelGroup, ChannelIds, Flags
 from .carriers import Carriers
+from .constants import StoppedConstants
 from .plan_parts import GroupPlan
 from .readers import Reading
 
@@ -21,8 +22,15 @@ class Accountant:
     """Writes the account of each group for one removal."""
 
     def __init__(
-        self, graph: ChannelGraph, readings: list[Reading], carriers: Carriers, removed: Flags, last: ChannelIds
+        self,
+        graph: ChannelGraph,
+        readings: list[Reading],
+        carriers: Carriers,
+        removed: Flags,
+        last: ChannelIds,
+        stopped: StoppedConstants,
     ) -> None:
+        self._stopped = stopped
         self._graph, self._readings, self._carriers = graph, readings, carriers
         self._removed, self._last = removed, last
         self._read = np.zeros(graph.num_channels, np.bool_)
@@ -53,6 +61,9 @@ class Accountant:
                     # A constant is no work either, so the channel is dead, though a reader takes it.
                     reasons.append(self._explain(constant, readers, why, is_obstacle))
                     dead = np.union1d(dead, constant)
+            for operator, channels in self._stopped_constants(kept).items():
+                reasons.append(f"{channels.size} constant, but {operator} has no rule for constants")
+                dead = np.union1d(dead, channels)
             if with_members[self._last].any():
                 reasons.append("the last channel stays")
         return GroupPlan(
@@ -72,6 +83,15 @@ class Accountant:
         for reading in readers:
             held[reading.inputs[is_obstacle(reading)]] = True
         return kept[held[kept] & ~self._live[kept]]
+
+    def _stopped_constants(self, kept: ChannelIds) -> StoppedConstants:
+        """Kept channels that are constant up to an operator which has no rule for constants, and live for a reader."""
+        # A head owns several values.  One of them may be constant while the head is not dead, so heads are left out.
+        if self._graph.with_members(kept).size > kept.size:
+            return {}
+        live = kept[self._live[kept]]
+        stopped = {operator: np.intersect1d(live, channels) for operator, channels in self._stopped.items()}
+        return {operator: channels for operator, channels in stopped.items() if channels.size}
 
     def _explain(
         self,

@@ -11,7 +11,7 @@ from torch.fx import Node
 from ..errors import SettingError
 from ..graph import Axis, ChannelGraph, Flags, Inputs, channel_graph, named_states, tighten_graph
 from .carriers import Carriers
-from .constants import find_constants
+from .constants import find_constants, find_stopped_constants
 from .group_plans import Accountant
 from .plan import NormMemory, Plan
 from .plan_fit import read_shapes
@@ -81,7 +81,8 @@ def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Pl
     readings = find_readings(graph, states, values)
     removal = _find_removal(model, graph, readings, round_to)
     removed = removal.removed
-    accountant = Accountant(removal.graph, readings, removal.carriers, removed, removal.last)
+    stopped = find_stopped_constants(graph.trace, values, graph.value_channels)
+    accountant = Accountant(removal.graph, readings, removal.carriers, removed, removal.last, stopped)
     return Plan(
         groups=tuple(accountant.plan_group(group) for group in removal.graph.groups),
         shapes=read_shapes(model),

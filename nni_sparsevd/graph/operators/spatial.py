@@ -13,7 +13,7 @@ from ..links import IndexIds
 from .abstract_values import LIVE, compress, expand_along, full_shape, keep_zeros, live_like, make_uniform
 from .contractions import is_padded
 from .reshapes import split_axis
-from .rows import NoRule, NotCovered, Operator, operator_name, shape_of
+from .rows import NotCovered, Operator, operator_name, shape_of
 
 aten = torch.ops.aten
 PADDED_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
@@ -189,6 +189,15 @@ def im2col_constant(node: Node, x: Tensor, kernel: Sequence[int], dilation: Any,
     return compress(x.repeat_interleave(prod(kernel), -2))
 
 
+def col2im_constant(
+    node: Node, x: Tensor, output_size: Any, kernel: Sequence[int], dilation: Any, padding: Any, stride: Any
+) -> Tensor:
+    """A place sums as many windows as overlap there, which differs from place to place: only zeros stay the same."""
+    rows = expand_along(node, make_uniform(x, [x.dim() - 1]), -2)
+    channels = rows.reshape(*rows.shape[:-2], -1, prod(kernel))
+    return compress(keep_zeros(make_uniform(channels, [channels.dim() - 1])).unsqueeze(-1))
+
+
 def unfold_constant(node: Node, x: Tensor, dim: int, size: int, step: int) -> Tensor:
     """A window over equal values has that value everywhere."""
     return make_uniform(x, [dim % len(full_shape(node))]).unsqueeze(-1)
@@ -209,9 +218,6 @@ OPERATORS = (
     Operator((aten.pixel_shuffle.default,), pixel_shuffle_channels, pixel_shuffle_constant),
     Operator((aten.pixel_unshuffle.default,), pixel_unshuffle_channels, pixel_unshuffle_constant),
     Operator((aten.im2col.default,), im2col_channels, im2col_constant),
-    Operator(
-        (aten.col2im.default,), col2im_channels,
-        NoRule("a place sums as many windows as overlap there, which differs from place to place"),
-    ),
+    Operator((aten.col2im.default,), col2im_channels, col2im_constant),
     Operator((aten.unfold.default,), unfold_channels, unfold_constant),
 )  # fmt: skip
