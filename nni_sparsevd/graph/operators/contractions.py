@@ -164,12 +164,13 @@ def constant_at_every_place(x: Tensor) -> Tensor:
 
 
 def used_taps(rows: Tensor) -> Tensor:
-    """Which inputs each output of a weight reads with any tap, shape (outputs, inputs)."""
+    """Which inputs each output reads with any tap that is not known to be 0, shape (outputs, inputs)."""
     if rows.dim() == 2 or rows[0, 0].numel() == 1:
         return rows.reshape(rows.shape[:2]) != 0
-    # A matrix product is many times faster here than a reduction of short rows.
+    # 1. A matrix product is many times faster here than a reduction of short rows.
+    # 2. A sum that is NaN is none that is known to be 0, and NaN is larger than nothing: so the comparison is with 0.
     ones = torch.ones(rows[0, 0].numel(), dtype=rows.dtype)
-    return rows.flatten(2).abs() @ ones > 0
+    return rows.flatten(2).abs() @ ones != 0
 
 
 def _live_and_constant(x: Tensor, varies: bool) -> tuple[Tensor, Tensor]:
