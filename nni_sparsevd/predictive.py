@@ -1,6 +1,5 @@
 """What the posterior says about its own predictions: networks drawn from it, and their mean, spread and entropy."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 
 from .convert import bake_
 from .errors import ModelError
+from .graph import copy_module
 from .masks import Masks
 from .nn import ChannelGate, is_variational, named_posteriors
 
@@ -68,7 +68,7 @@ def sample_network(model: nn.Module, masks: Masks | None = None) -> nn.Module:
     """
     if not is_variational(model):
         raise ModelError(f"{type(model).__name__} has no posterior to draw from; call sparsify_ first")
-    drawn = copy.deepcopy(model)
+    drawn = copy_module(model)
     with torch.no_grad():
         for _, module in named_posteriors(drawn):
             mean = module.mu if isinstance(module, ChannelGate) else module.weight

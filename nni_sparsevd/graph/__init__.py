@@ -18,6 +18,7 @@ The words of this room:
 
 from .build import channel_graph
 from .code_sizes import tighten_graph
+from .copies import copy_module
 from .equations import Axis
 from .groups import ChannelGraph, ChannelGroup, Product, Reader, RememberingNorm, SizeAttribute, Writer
 from .links import ChannelIds, Flags, Link
@@ -69,6 +70,7 @@ __all__ = [
     "constant_at_every_place",
     "constant_at_reader",
     "copy_model",
+    "copy_module",
     "cut_",
     "evaluation_mode",
     "expand_fully",

@@ -6,10 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.weight_norm import WeightNorm
 
 from .equations import Axis
 from .groups import SizeAttribute
 from .links import Flags
+
+HOOKS_THAT_COMPUTE_WEIGHTS = (BasePruningMethod, WeightNorm)
+"""torch's pruning, and its weight norm before the days of parametrizations."""
 
 
 def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[tuple[SizeAttribute, int]]) -> None:
@@ -39,7 +44,8 @@ def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[t
             module, _, key = alias.rpartition(".")
             setattr(model.get_submodule(module), key, smaller)
             touched.add(module)
-    for module in sorted(touched):
+    for module in sorted({name.partition(".parametrizations.")[0] for name in touched}):
+        recompute_weights_(model.get_submodule(module))
         refresh_attributes_(model.get_submodule(module))
 
 
@@ -75,6 +81,15 @@ def remove_indices(tensor: Tensor, cuts: Iterable[tuple[int, Sequence[int]]]) ->
     for dim, indices in cuts:
         tensor = tensor.index_select(dim, kept_indices(tensor.shape[dim], indices).to(tensor.device))
     return tensor
+
+
+def recompute_weights_(module: nn.Module) -> None:
+    """Make a weight that torch's hooks compute before each call agree with what it is computed from."""
+    # Until the next call the module would hold the weight of the last one, at its old size, and `refresh_attributes_`
+    # would read that size.
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, HOOKS_THAT_COMPUTE_WEIGHTS):
+            hook(module, ())
 
 
 def refresh_attributes_(module: nn.Module) -> None:

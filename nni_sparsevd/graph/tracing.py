@@ -1,6 +1,5 @@
 """A network as a flat, functional list of operators, recorded while it runs without data."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ..errors import TraceError, describe_error
+from .copies import copy_module
 from .operators import find_channel_rule
 from .origins import Origins, name_numbers_
 
@@ -82,17 +82,18 @@ def clear_caches_(model: nn.Module) -> None:
 def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy without what modules keep between evaluations.
 
-    Such tables are results of a computation, which PyTorch does not copy where it recorded gradients.
-
     Args:
         model: The network; its caches are cleared.
         memo: What is copied already, by the id of the original, as `copy.deepcopy` takes it.
 
     Returns:
         The copy.
+
+    Raises:
+        ModelError: The network holds something that cannot be copied; the message names the module and attribute.
     """
     clear_caches_(model)
-    return copy.deepcopy(model, memo)
+    return copy_module(model, memo)
 
 
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:

@@ -99,7 +99,7 @@ class Walk:
             if node.target in READERS:
                 self._record_reader(node, arguments)
         if node.target in READERS:  # also one that is not covered: its channels are a group, which says why they stay
-            self._record_writer(node)
+            self._record_writer(node, arguments[1])
 
     def _apply_rule(self, node: Node, arguments: Any, options: Any) -> Any:
         rule, name = find_channel_rule(node.target), operator_name(node)
@@ -125,13 +125,24 @@ class Walk:
             if inputs is not None:
                 self.readings.append(Reading(node, inputs, name, self._find_bias(node, name)))
 
-    def _record_writer(self, node: Node) -> None:
-        # A weight that is computed from a parameter, as a standardized one, is written along that parameter's axis.
-        weight_name = self._recorded.state(node.args[1]) or f"{node.meta['module']}.weight"
-        axis = (weight_name, 1 if node.target in TRANSPOSED else 0)
-        if axis in self.equations.axes:
-            self.writers[node] = axis, *self._find_gate_site(node, weight_name)
+    def _record_writer(self, node: Node, weight: TrackedTensor) -> None:
+        axis = self._find_output_axis(node, weight)
+        if axis is not None:
+            self.writers[node] = axis, *self._find_gate_site(node, axis[0])
             self._sources[node] = frozenset({node})
+
+    def _find_output_axis(self, node: Node, weight: TrackedTensor) -> Axis | None:
+        """The axis of a parameter along which an operator writes; None where its weight is made of no parameter."""
+        # A weight that is computed from a parameter, as a standardized one, is written along that parameter's axis:
+        # of the module's own weight where it has one, else (torch's pruning and weight norm) of what it is made from.
+        dim = 1 if node.target in TRANSPOSED else 0
+        axis = (self._recorded.state(node.args[1]) or f"{node.meta['module']}.weight", dim)
+        if axis in self.equations.axes:
+            return axis
+        for source, ids in self.equations.axes.items():
+            if ids is weight.ids[dim]:
+                return source
+        return None
 
     def _find_bias(self, node: Node, weight: str | None) -> str | None:
         """The parameter that the operator adds, or the one that its module could be given."""

@@ -1,11 +1,11 @@
 """Walking over a network: where gates sit, and the same network without posteriors."""
 
-import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from ..graph import copy_module
 from .gate import ChannelGate
 from .layers import to_plain_
 from .variational import Variational, output_dim
@@ -81,4 +81,4 @@ def _first_parameter(modules: tuple[nn.Module, ...], key: str) -> nn.Parameter |
 
 def make_plain_copy(model: nn.Module) -> nn.Module:
     """Make an ordinary copy of a network, without masks; the network stays as it is."""
-    return to_plain_network_(copy.deepcopy(model))
+    return to_plain_network_(copy_module(model))

@@ -1,12 +1,10 @@
 """From masks on the weights that write a channel to masks on everything that still makes it a constant."""
 
-import copy
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ..graph import Axis, ChannelGraph, ChannelGroup, ChannelIds
+from ..graph import Axis, ChannelGraph, ChannelGroup, ChannelIds, copy_module
 from ..masks import Masks, apply_masks_, mask_group_channels_, validate_masks
 from ..nn import output_dim
 
@@ -30,7 +28,7 @@ def extend_masks(model: nn.Module, masks: Masks, graph: ChannelGraph) -> Masks:
         MaskError: The masks do not fit the network.
     """
     validate_masks(model, masks)
-    masked = copy.deepcopy(model)
+    masked = copy_module(model)
     apply_masks_(masked, masks)
     extended = {name: {key: mask.float().clone() for key, mask in targets.items()} for name, targets in masks.items()}
     for group in graph.groups:

@@ -5,7 +5,6 @@ attributes in which the two differ (`out_channels`, `num_features`, ...).  Loadi
 in at the sizes that they have, and sets those attributes: nothing is unpickled, no training code is needed.
 """
 
-import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import FileFormatError, ModelError
 from ..files import load_tensors, save_tensors
+from ..graph import copy_module
 from ..nn import is_variational
 from ..settings import Argument
 from ..shrinking import RememberingLayerNorm, read_attributes, read_changed_attributes, resize_
@@ -126,7 +126,7 @@ def _describe_remembering_norms(model: nn.Module) -> dict[str, dict[str, int]]:
 
 def _copy_as_packed(model: nn.Module, coding: Coding) -> nn.Module:
     """The network as a packed file would give it back."""
-    copied = copy.deepcopy(model).cpu().eval()
+    copied = copy_module(model).cpu().eval()
     _, tensors = unpack(memoryview(pack(copied.state_dict(), coding, {})))
     copied.load_state_dict(dict(tensors))
     return copied

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import bake_
-from ..graph import Inputs, as_tuple
+from ..graph import Inputs, as_tuple, copy_module
 from ..masks import Masks
 from ..shrinking import Plan, check, make_plan, shrink
 
@@ -42,13 +42,13 @@ def assert_shrinks_exactly(
     Raises:
         AssertionError: A part of the law does not hold.
     """
-    model = copy.deepcopy(model).double()
+    model = copy_module(model).double()
     example = tuple(value.double() if value.is_floating_point() else value for value in as_tuple(example_inputs))
     state_before = copy.deepcopy(model.state_dict())
     modes_before = [module.training for module in model.modules()]
     small, plan = shrink(model, example, masks)
     _assert_untouched(model, small, state_before, modes_before)
-    masked = copy.deepcopy(model)
+    masked = copy_module(model)
     if masks is not None:
         bake_(masked, masks)
     assert_same_outputs(masked, small, example)
@@ -88,7 +88,7 @@ def assert_sensitive(model: nn.Module, example_inputs: Inputs) -> None:
     Raises:
         AssertionError: The outputs do not depend on the first layer.
     """
-    wrong = copy.deepcopy(model)
+    wrong = copy_module(model)
     with torch.no_grad():
         next(parameter for parameter in wrong.parameters() if parameter.dim() > 1).mul_(1.01)
     difference = relative_difference(model, wrong, example_inputs)
@@ -110,7 +110,7 @@ def relative_difference(left: nn.Module, right: nn.Module, example_inputs: Input
     Raises:
         AssertionError: The outputs of `left` are not finite, or those of `right` have another shape.
     """
-    left, right = copy.deepcopy(left).eval(), copy.deepcopy(right).eval()
+    left, right = copy_module(left).eval(), copy_module(right).eval()
     largest = 0.0
     with torch.no_grad():
         for batch in _draw_batches(left, as_tuple(example_inputs)):

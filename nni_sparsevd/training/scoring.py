@@ -1,6 +1,5 @@
 """Accuracy and loss of a network on a split of the data."""
 
-import copy
 from dataclasses import asdict, dataclass
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 
 from ..convert import bake_
 from ..data import DataSets, Split
+from ..graph import copy_module
 from ..masks import Masks
 
 
@@ -64,4 +64,4 @@ def evaluate_baked(model: nn.Module, masks: Masks, data: DataSets, split: Split)
     Returns:
         The score over all images of the split.
     """
-    return evaluate(bake_(copy.deepcopy(model), masks, allow_empty=True), data, split)
+    return evaluate(bake_(copy_module(model), masks, allow_empty=True), data, split)

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor
 from .abstract_values import compress, expand_along, is_known, live_like, make_uniform, product
-from .rows import NotCovered, Operator, operator_name
+from .rows import NoRule, NotCovered, Operator, operator_name
 
 aten = torch.ops.aten
 State = TrackedTensor | None
@@ -113,6 +113,20 @@ def _pin_mixed(
         for ids in () if state is None else state.ids:
             equations.pin(ids, reason)
     return x
+
+
+def weight_norm_channels(
+    equations: Equations, node: Node, direction: TrackedTensor, length: TrackedTensor, dim: int = 0
+) -> list[TrackedTensor]:
+    """A weight in two parts: each channel along `dim` is a direction, divided by its own norm, times a length."""
+    equations.equate(direction.ids[dim], length.ids[dim], "weight norm")
+    for other_dim, ids in enumerate(direction.ids):
+        if other_dim != dim:
+            equations.pin(ids, "weight norm over this axis: removing a part of a direction changes its norm")
+    for other_dim, ids in enumerate(length.ids):
+        if other_dim != dim:
+            equations.pin(ids, "broadcast axis")
+    return [direction, length]
 
 
 # How constants pass.
@@ -219,4 +233,9 @@ OPERATORS = (
     Operator((aten.layer_norm.default,), layer_norm_channels, layer_norm_constant),
     Operator((aten.rms_norm.default,), rms_norm_channels, rms_norm_constant),
     Operator((aten.group_norm.default,), group_norm_channels, group_norm_constant),
+    Operator(
+        (aten._weight_norm_interface.default,),
+        weight_norm_channels,
+        NoRule("it runs on parameters, which are known: it is computed as it stands"),
+    ),
 )

@@ -1,6 +1,5 @@
 """`ExactSpeedup`: the arguments of `ModelSpeedup`, the masks of any pruner, and the same function afterwards."""
 
-import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from ... import shrinking
 from ...convert import bake_
 from ...errors import MaskError, ModelError, SettingError
 from ...files import load_tensors, save_tensors
-from ...graph import Inputs, channel_graph
+from ...graph import Inputs, channel_graph, copy_module
 from ...masks import Masks, flatten_masks, unflatten_masks
 from ...shrinking import CheckResult, Plan, shrink_masked
 
@@ -108,7 +107,7 @@ class ExactSpeedup:
         masks = self.masks
         if self._extend_masks:
             masks = shrinking.extend_masks(self.bound_model, masks, graph)
-        masked = bake_(copy.deepcopy(self.bound_model), masks)
+        masked = bake_(copy_module(self.bound_model), masks)
         small, self.plan, self.check = shrink_masked(masked, graph, self.inputs)
         self._logger.info("ExactSpeedup: %d channels removed; %s", self.plan.removed, self.check)
         # The caller and NNI hold this very object, so it becomes the small model instead of being replaced by it.

@@ -1,0 +1,75 @@
+"""Deep copies of networks in whatever state training has left them."""
+
+import copy
+import gc
+from collections.abc import Iterator
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ModelError, describe_error
+
+NOT_COPIED = (type, FunctionType, BuiltinFunctionType, ModuleType, nn.Parameter)
+"""What `copy.deepcopy` does not look into: the copy shares it with the original, or copies its numbers alone."""
+
+
+def copy_module(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy of a network that may hold results of a computation: kept features, weights that hooks compute.
+
+    Args:
+        model: The network; it is left as it is.
+        memo: What is copied already, by the id of the original, as `copy.deepcopy` takes it.
+
+    Returns:
+        The copy.  A tensor with a history is there without it: `copy.deepcopy` itself refuses such a tensor.
+
+    Raises:
+        ModelError: The network holds something that cannot be copied; the message names the module and attribute.
+    """
+    memo = {} if memo is None else memo
+    for value in _find_tensors(model):
+        if id(value) not in memo and _has_history(value):
+            memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # whatever the classes of a user's attributes raise
+        place = _find_uncopyable(model, memo)
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied, because of {place}: {describe_error(error)}; remove that "
+            "attribute or hook before the call, and put it back afterwards"
+        ) from error
+
+
+def _has_history(value: Tensor) -> bool:
+    """Whether autograd recorded how a tensor, or its gradient, was computed."""
+    return not value.is_leaf or (value.grad is not None and not value.grad.is_leaf)
+
+
+def _find_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Every tensor but the parameters that a deep copy of a network would reach."""
+    # The garbage collector knows what an object of any class holds: lists, instances, bound methods, partial functions.
+    pending: list[Any] = [model]
+    seen = {id(model)}
+    while pending:
+        for value in gc.get_referents(pending.pop()):
+            if id(value) in seen or isinstance(value, NOT_COPIED):
+                continue
+            seen.add(id(value))
+            if isinstance(value, Tensor):
+                yield value
+            else:
+                pending.append(value)
+
+
+def _find_uncopyable(model: nn.Module, memo: dict[int, Any]) -> str:
+    """The name of the first attribute that cannot be copied, in the innermost module that holds it."""
+    for name, module in reversed(list(model.named_modules())):
+        for key, value in vars(module).items():
+            if key == "_modules":
+                continue
+            try:
+                copy.deepcopy(value, dict(memo))
+            except Exception:  # the error that the caller describes
+                return f"{name}.{key}".removeprefix(".")
+    return "its own class"

@@ -1,0 +1,131 @@
+"""Networks in the state that a training loop leaves them in: kept features, hooks, weights that hooks compute."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, weight_norm
+
+import nni_sparsevd as svd
+from nni_sparsevd.errors import ModelError
+from nni_sparsevd.testing import relative_difference
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).double()
+    with torch.no_grad():
+        model[0].weight[::3] = 0
+    return model
+
+
+class Keeps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = mlp()
+        self.kept: dict[str, list[Tensor]] = {"features": []}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept["features"] = [self.layers[0](x)]
+        return self.layers[1:](self.kept["features"][0])
+
+
+@dataclass
+class Record:
+    outputs: list[Tensor] = field(default_factory=list)
+
+    def append(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.outputs.append(output)
+
+
+def hooked() -> nn.Module:
+    model = mlp()
+    model[0].register_forward_hook(Record().append)
+    return model
+
+
+def pruned() -> nn.Module:
+    model = mlp()
+    prune.ln_structured(model[0], "weight", 1 / 3, 2, 0)
+    return model
+
+
+def pruned_depthwise() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Unflatten(1, (6, 1, 1)), nn.Conv2d(6, 12, 1), nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.Conv2d(12, 3, 1)
+    ).double()
+    with torch.no_grad():
+        model[1].weight[::3] = 0
+        model[1].bias[::3] = 0
+    for layer in model[1:]:
+        prune.identity(layer, "weight")
+        prune.identity(layer, "bias")
+    with torch.no_grad():
+        model[2].bias_orig[::3] = 0
+    return model
+
+
+def weight_normed() -> nn.Module:
+    model = mlp()
+    weight_norm(model[0])
+    with torch.no_grad():
+        model[0].weight_v.normal_()
+        model[0].weight_g[::3] = 0
+    return model
+
+
+def parametrized() -> nn.Module:
+    model = mlp()
+    parametrizations.weight_norm(model[0])
+    with torch.no_grad():
+        model[0].parametrizations.weight.original1.normal_()
+        model[0].parametrizations.weight.original0[::3] = 0
+    return model
+
+
+TRAINED = [Keeps, hooked, pruned, pruned_depthwise, weight_normed, parametrized]
+
+
+@pytest.mark.parametrize("make", TRAINED)
+def test_a_network_shrinks_after_a_step_of_training(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    model(X).square().sum().backward()
+    small, plan = svd.shrink(model.eval(), X)
+    assert plan.removed == 4, str(plan)
+    assert relative_difference(model, small, X) < 1e-12
+    widths = [layer.out_features for layer in small.modules() if isinstance(layer, nn.Linear)]
+    assert not widths or widths[0] == 8
+    assert svd.make_plan(small, X).removed == 0  # a fixed point, also for weights that hooks compute
+
+
+def test_the_kept_tensors_of_the_original_stay_as_they_are() -> None:
+    model = Keeps()
+    model(X).sum().backward()
+    kept = model.kept["features"][0]
+    before = kept.clone()
+    small, _ = svd.shrink(model, X)
+    assert model.kept["features"][0] is kept and kept.grad_fn is not None
+    assert torch.equal(kept, before)
+    assert all(value.grad_fn is None for value in small.kept["features"])
+
+
+def test_what_learns_is_copied_with_a_history_too() -> None:
+    model = svd.sparsify_(hooked())
+    model(X).sum().backward()
+    assert svd.compute_masks(model, structure="structured", example_inputs=X)
+    assert torch.isfinite(svd.predict(model, X, samples=2).probabilities).all()
+    assert svd.shrink(model, X)[1].groups
+
+
+def test_what_cannot_be_copied_is_named() -> None:
+    model = mlp()
+    model[2].lock = threading.Lock()
+    with pytest.raises(ModelError, match=r"Sequential cannot be copied, because of 2\.lock: .*remove that attribute"):
+        svd.shrink(model, X)
