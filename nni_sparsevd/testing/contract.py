@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..convert import bake_, sparsify_
 from ..nn import Variational, kl, output_dim, regularize_
 from ..posterior import Estimator, Prior, Variance, kl_elements, log_alpha
+from .assertions import check_that
 
 SAMPLES = 500
 """Outputs that are drawn to compare means and variances."""
@@ -89,8 +90,8 @@ class VariationalLayerTestCase(ABC):
                 inputs = [dim for dim in range(log_square.dim()) if dim != output_dim(layer)]
                 layer.log_sigma2.copy_(log_square.mean(inputs, keepdim=True) + 3)
         mask = layer.mask()
-        _require(bool(mask.any()), "the layer keeps no weight: the contract would say nothing")
-        _require(not mask.all(), "the layer removes no weight: the contract would say nothing")
+        check_that(bool(mask.any()), "the layer keeps no weight: the contract would say nothing")
+        check_that(not mask.all(), "the layer removes no weight: the contract would say nothing")
         return model
 
     def _inputs(self, dtype: torch.dtype) -> Tensor:
@@ -115,8 +116,8 @@ class VariationalLayerTestCase(ABC):
             x.requires_grad_()
         y = model(x)
         reference = self.make_network(bias, dtype)(x)
-        _require(y.shape == reference.shape, f"shape {tuple(y.shape)}, the ordinary layer's {tuple(reference.shape)}")
-        _require(y.dtype == dtype, f"output in {y.dtype}")
+        check_that(y.shape == reference.shape, f"shape {tuple(y.shape)}, the ordinary layer's {tuple(reference.shape)}")
+        check_that(y.dtype == dtype, f"output in {y.dtype}")
         (y.square().mean() + kl(model) / 100).backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         if learns:
@@ -124,9 +125,9 @@ class VariationalLayerTestCase(ABC):
         for name, gradient in gradients.items():
             if gradient is None:
                 raise AssertionError(f"{name} has no gradient")
-            _require(bool(gradient.isfinite().all()), f"the gradient of {name} is not finite")
-            _require(gradient.dtype == dtype, f"the gradient of {name} is in {gradient.dtype}")
-            _require(bool((gradient != 0).any()), f"the gradient of {name} is zero")
+            check_that(bool(gradient.isfinite().all()), f"the gradient of {name} is not finite")
+            check_that(gradient.dtype == dtype, f"the gradient of {name} is in {gradient.dtype}")
+            check_that(bool((gradient != 0).any()), f"the gradient of {name} is zero")
 
     def test_evaluation_is_the_baked_layer(self) -> None:
         """Law 2, bit for bit: what evaluation mode computes is what ships; removed weights become +0.0."""
@@ -135,15 +136,15 @@ class VariationalLayerTestCase(ABC):
                 model = self.make_variational(bias, dtype, variance=variance).eval()
                 x = self._inputs(dtype)
                 before, mask = model(x), model[0].mask()
-                _require(torch.equal(before, model(x)), "evaluation mode is not deterministic")
+                check_that(torch.equal(before, model(x)), "evaluation mode is not deterministic")
                 baked: Any = bake_(copy.deepcopy(model))
-                _require(torch.equal(before, baked(x)), "the baked layer computes something else")
-                _require(type(baked[0]) is type(self.make_layer(bias)), f"baked to {type(baked[0]).__name__}")
+                check_that(torch.equal(before, baked(x)), "the baked layer computes something else")
+                check_that(type(baked[0]) is type(self.make_layer(bias)), f"baked to {type(baked[0]).__name__}")
                 weight = baked[0].weight
-                _require(bool(((weight == 0) | mask).all()), "a removed weight is not zero")
-                _require(not torch.signbit(weight[~mask]).any(), "a removed weight is -0.0")
+                check_that(bool(((weight == 0) | mask).all()), "a removed weight is not zero")
+                check_that(not torch.signbit(weight[~mask]).any(), "a removed weight is -0.0")
                 unmasked = bake_(model, masks={})
-                _require(not torch.equal(before, unmasked(x)), "the mask makes no difference")
+                check_that(not torch.equal(before, unmasked(x)), "the mask makes no difference")
 
     def test_identity(self) -> None:
         """Law 1: there and back gives the same object, class, keys, values and outputs; flags and hooks are kept."""
@@ -162,24 +163,24 @@ class VariationalLayerTestCase(ABC):
         expected, attributes = model(x), set(vars(layer))
 
         sparsify_(model)
-        _require(isinstance(model[0], Variational), "sparsify_ did not convert the layer")
-        _require(isinstance(model[0], kind), f"the variational layer is no {kind.__name__}")
-        _require(not model.training, "sparsify_ changed the training mode")
-        _require(list(model.state_dict()) == [*state, "0.log_sigma2"], f"state-dict keys {list(model.state_dict())}")
+        check_that(isinstance(model[0], Variational), "sparsify_ did not convert the layer")
+        check_that(isinstance(model[0], kind), f"the variational layer is no {kind.__name__}")
+        check_that(not model.training, "sparsify_ changed the training mode")
+        check_that(list(model.state_dict()) == [*state, "0.log_sigma2"], f"state-dict keys {list(model.state_dict())}")
 
         bake_(model, masks={})
-        _require(model[0] is layer, "the layer is another object")
-        _require(type(layer) is kind, f"the layer is now a {type(layer).__name__}")
-        _require(set(vars(layer)) == attributes, f"attributes differ: {set(vars(layer)) ^ attributes}")
+        check_that(model[0] is layer, "the layer is another object")
+        check_that(type(layer) is kind, f"the layer is now a {type(layer).__name__}")
+        check_that(set(vars(layer)) == attributes, f"attributes differ: {set(vars(layer)) ^ attributes}")
         after = dict(model.named_parameters())
         for name, parameter in parameters.items():
-            _require(after[name] is parameter, f"{name} is another object")
-        _require(list(model.state_dict()) == list(state), f"state-dict keys {list(model.state_dict())}")
-        _require(not layer.weight.requires_grad, "the weight learns again")
+            check_that(after[name] is parameter, f"{name} is another object")
+        check_that(list(model.state_dict()) == list(state), f"state-dict keys {list(model.state_dict())}")
+        check_that(not layer.weight.requires_grad, "the weight learns again")
         for key, value in state.items():
-            _require(torch.equal(model.state_dict()[key], value), f"{key} changed")
-        _require(torch.equal(model(x), expected), "the outputs changed")
-        _require(len(calls) == 2, f"the forward hook ran {len(calls)} times instead of 2")
+            check_that(torch.equal(model.state_dict()[key], value), f"{key} changed")
+        check_that(torch.equal(model(x), expected), "the outputs changed")
+        check_that(len(calls) == 2, f"the forward hook ran {len(calls)} times instead of 2")
 
     def test_noise_is_that_of_sampled_weights(self) -> None:
         """In training, mean and variance of the output are those of the ordinary layer under sampled weights."""
@@ -248,16 +249,18 @@ class VariationalLayerTestCase(ABC):
                 with torch.autocast("cpu", dtype=torch.bfloat16):
                     y, reference = model(x), self.make_network(bias)(x)
                     loss = y.float().square().mean() + kl(model) / 100
-                _require(y.dtype == reference.dtype, f"output in {y.dtype}, the ordinary layer's in {reference.dtype}")
-                _require(loss.dtype == torch.float32, f"loss in {loss.dtype}")
+                check_that(
+                    y.dtype == reference.dtype, f"output in {y.dtype}, the ordinary layer's in {reference.dtype}"
+                )
+                check_that(loss.dtype == torch.float32, f"loss in {loss.dtype}")
                 loss.backward()
                 for name, parameter in model.named_parameters():
-                    _require(parameter.grad.dtype == torch.float32, f"the gradient of {name} is in half precision")
-                    _require(bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite")
+                    check_that(parameter.grad.dtype == torch.float32, f"the gradient of {name} is in half precision")
+                    check_that(bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite")
                 model.eval()
                 with torch.autocast("cpu", dtype=torch.bfloat16):
                     baked = bake_(copy.deepcopy(model))
-                    _require(torch.equal(model(x), baked(x)), "the baked layer computes something else")
+                    check_that(torch.equal(model(x), baked(x)), "the baked layer computes something else")
 
     def test_loads_a_plain_state_dict_strictly(self) -> None:
         """An ordinary layer's state dict loads, and leaves `log_sigma2` as it is; one without a weight does not."""
@@ -267,14 +270,14 @@ class VariationalLayerTestCase(ABC):
         state, log_sigma2 = donor.state_dict(), model[0].log_sigma2.detach().clone()
         keys = list(state)
         model.load_state_dict(state, strict=True)
-        _require(torch.equal(model[0].weight, weight), "the weight was not loaded")
-        _require(torch.equal(model[0].log_sigma2, log_sigma2), "log_sigma2 changed")
-        _require(list(state) == keys, "the caller's dictionary was changed")
+        check_that(torch.equal(model[0].weight, weight), "the weight was not loaded")
+        check_that(torch.equal(model[0].log_sigma2, log_sigma2), "log_sigma2 changed")
+        check_that(list(state) == keys, "the caller's dictionary was changed")
         without_weight = {key: value for key, value in state.items() if "weight" not in key}
         try:
             model.load_state_dict(without_weight, strict=True)
         except RuntimeError as error:
-            _require("weight" in str(error), f"the error does not name the weight: {error}")
+            check_that("weight" in str(error), f"the error does not name the weight: {error}")
         else:
             raise AssertionError("a state dict without the weight was loaded strictly")
 
@@ -284,12 +287,12 @@ class VariationalLayerTestCase(ABC):
         x, twin = self._inputs(torch.float32), copy.deepcopy(model)
         other = sparsify_(self.make_network(True)).eval()
         other.load_state_dict(model.state_dict(), strict=True)
-        _require(torch.equal(twin(x), model(x)), "a deep copy computes something else")
-        _require(torch.equal(other(x), model(x)), "a layer with the same state dict computes something else")
+        check_that(torch.equal(twin(x), model(x)), "a deep copy computes something else")
+        check_that(torch.equal(other(x), model(x)), "a layer with the same state dict computes something else")
         with torch.no_grad():
             twin[0].log_sigma2.fill_(50.0)
-        _require(torch.equal(other(x), model(x)), "a change of the copy changed another layer")
-        _require(not torch.equal(twin(x), model(x)), "log_sigma2 has no part in evaluation mode")
+        check_that(torch.equal(other(x), model(x)), "a change of the copy changed another layer")
+        check_that(not torch.equal(twin(x), model(x)), "log_sigma2 has no part in evaluation mode")
 
     def test_compiles_without_a_graph_break(self) -> None:
         """`torch.compile(fullgraph=True)` takes the layer, and draws the same noise."""
@@ -302,7 +305,7 @@ class VariationalLayerTestCase(ABC):
                 torch.manual_seed(3)
                 expected = model(x)
                 torch.manual_seed(3)
-                _require(torch.equal(compiled(x), expected), "the compiled layer computes something else")
+                check_that(torch.equal(compiled(x), expected), "the compiled layer computes something else")
 
 
 def _assert_same_moments(sampled: Tensor, truth: Tensor, slack: float) -> None:
@@ -312,21 +315,16 @@ def _assert_same_moments(sampled: Tensor, truth: Tensor, slack: float) -> None:
     """
     deviation = truth.std(0)
     noisy = deviation > 1e-6
-    _require(bool(noisy.any()), "the output of the ordinary layer does not depend on its weights")
-    _require(bool((sampled.std(0)[~noisy] < 1e-6).all()), "there is noise where the ordinary layer has none")
+    check_that(bool(noisy.any()), "the output of the ordinary layer does not depend on its weights")
+    check_that(bool((sampled.std(0)[~noisy] < 1e-6).all()), "there is noise where the ordinary layer has none")
     mean_error = ((sampled.mean(0) - truth.mean(0)).abs() / deviation)[noisy].max()
     bound = 6 * (2 / SAMPLES) ** 0.5 + slack
-    _require(bool(mean_error < bound), f"the mean is off by {mean_error:.2f} standard deviations")
+    check_that(bool(mean_error < bound), f"the mean is off by {mean_error:.2f} standard deviations")
     ratio = (sampled.var(0) / truth.var(0))[noisy]
     bound = 6 * (4 / SAMPLES) ** 0.5 + slack
-    _require(
+    check_that(
         bool((ratio.log().abs() < bound).all()), f"the variance is off by factors {ratio.min():.2f}-{ratio.max():.2f}"
     )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from ..convert import bake_
 from ..graph import Inputs, as_tuple, copy_module
 from ..masks import Masks
 from ..shrinking import Plan, check, make_plan, shrink
+from .assertions import check_that
 
 TOLERANCE_64 = 1e-10
 """Largest relative difference in float64."""
@@ -70,12 +71,12 @@ def assert_same_outputs(model: nn.Module, small: nn.Module, example_inputs: Inpu
         AssertionError: The outputs differ by more than rounding.
     """
     difference = relative_difference(model, small, example_inputs)
-    _require(difference < TOLERANCE_64, f"outputs differ by {difference:.2g} of the largest output")
+    check_that(difference < TOLERANCE_64, f"outputs differ by {difference:.2g} of the largest output")
     result = check(model, small, as_tuple(example_inputs), rounds=1)
-    _require(result.ok, f"check: {result}")
-    _require(result.stored_in_64, "check: the networks are not stored in float64")
-    _require(result.max_rel_64 < TOLERANCE_64, f"check: {result}")
-    _require(result.max_rel_32 < TOLERANCE_32, f"check: {result}")
+    check_that(result.ok, f"check: {result}")
+    check_that(result.stored_in_64, "check: the networks are not stored in float64")
+    check_that(result.max_rel_64 < TOLERANCE_64, f"check: {result}")
+    check_that(result.max_rel_32 < TOLERANCE_32, f"check: {result}")
 
 
 def assert_sensitive(model: nn.Module, example_inputs: Inputs) -> None:
@@ -92,7 +93,7 @@ def assert_sensitive(model: nn.Module, example_inputs: Inputs) -> None:
     with torch.no_grad():
         next(parameter for parameter in wrong.parameters() if parameter.dim() > 1).mul_(1.01)
     difference = relative_difference(model, wrong, example_inputs)
-    _require(difference > 1e-9, "the outputs hardly depend on the first layer: the comparison would find nothing")
+    check_that(difference > 1e-9, "the outputs hardly depend on the first layer: the comparison would find nothing")
 
 
 def relative_difference(left: nn.Module, right: nn.Module, example_inputs: Inputs) -> float:
@@ -116,8 +117,8 @@ def relative_difference(left: nn.Module, right: nn.Module, example_inputs: Input
         for batch in _draw_batches(left, as_tuple(example_inputs)):
             for expected, actual in zip(_run(left, batch), _run(right, batch), strict=True):
                 shapes = f"shapes {tuple(expected.shape)} and {tuple(actual.shape)}"
-                _require(expected.shape == actual.shape, f"outputs of {shapes}")
-                _require(bool(expected.isfinite().all()), "outputs that are not finite")
+                check_that(expected.shape == actual.shape, f"outputs of {shapes}")
+                check_that(bool(expected.isfinite().all()), "outputs that are not finite")
                 largest = max(largest, float((expected - actual).abs().max() / expected.abs().max()))
     return largest
 
@@ -155,19 +156,19 @@ def _assert_untouched(
     model: nn.Module, small: nn.Module, state_before: dict[str, Tensor], modes_before: list[bool]
 ) -> None:
     for name, value in model.state_dict().items():
-        _require(torch.equal(value, state_before[name]), f"shrink changed {name} of the network")
-    _require([module.training for module in model.modules()] == modes_before, "shrink changed a training mode")
+        check_that(torch.equal(value, state_before[name]), f"shrink changed {name} of the network")
+    check_that([module.training for module in model.modules()] == modes_before, "shrink changed a training mode")
     addresses = {parameter.data_ptr() for parameter in model.parameters()}
     for name, parameter in small.named_parameters():
-        _require(parameter.data_ptr() not in addresses, f"{name} shares its memory with the network")
+        check_that(parameter.data_ptr() not in addresses, f"{name} shares its memory with the network")
 
 
 def _assert_same_modules(model: nn.Module, small: nn.Module) -> None:
     before = [(name, type(module)) for name, module in model.named_modules()]
     after = [(name, type(module)) for name, module in small.named_modules()]
-    _require(before == after, f"modules before: {before}; after: {after}")
+    check_that(before == after, f"modules before: {before}; after: {after}")
     for name, parameter in small.named_parameters():
-        _require(parameter.numel() > 0, f"{name} is empty")
+        check_that(parameter.numel() > 0, f"{name} is empty")
 
 
 def _assert_plan_is_true(model: nn.Module, small: nn.Module, plan: Plan) -> None:
@@ -175,19 +176,19 @@ def _assert_plan_is_true(model: nn.Module, small: nn.Module, plan: Plan) -> None
     before, after = model.state_dict(), small.state_dict()
     for (name, dim), indices in plan.cuts.items():
         expected, actual = before[name].shape[dim] - len(indices), after[name].shape[dim]
-        _require(actual == expected > 0, f"{name} has size {actual} along {dim}, by the plan {expected}")
+        check_that(actual == expected > 0, f"{name} has size {actual} along {dim}, by the plan {expected}")
     # Tensors that are tied stand in the plan under one of their names.
     cut_addresses = {before[name].data_ptr() for name, _ in plan.cuts}
     for name, value in before.items():
         if value.data_ptr() not in cut_addresses:
             shapes = f"{tuple(value.shape)} -> {tuple(after[name].shape)}"
-            _require(after[name].shape == value.shape, f"{name} is not in the plan, but its shape changed: {shapes}")
+            check_that(after[name].shape == value.shape, f"{name} is not in the plan, but its shape changed: {shapes}")
 
 
 def _assert_fixed_point(model: nn.Module, small: nn.Module, example: tuple[Tensor, ...]) -> None:
     again = make_plan(small, example)
     nothing_left = again.removed == 0 and not again.cuts
-    _require(nothing_left or _has_freed_convolution(model, small), f"planning again finds more to remove:\n{again}")
+    check_that(nothing_left or _has_freed_convolution(model, small), f"planning again finds more to remove:\n{again}")
 
 
 def _has_freed_convolution(model: nn.Module, small: nn.Module) -> bool:
@@ -206,8 +207,3 @@ def _has_freed_convolution(model: nn.Module, small: nn.Module) -> bool:
         if became_plain or became_depthwise:
             return True
     return False
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)
