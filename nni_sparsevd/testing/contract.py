@@ -314,9 +314,11 @@ def _assert_same_moments(sampled: Tensor, truth: Tensor, slack: float) -> None:
     The standard error of a difference of two means is sd sqrt(2/n), that of two logarithms of a variance sqrt(4/n).
     """
     deviation = truth.std(0)
-    noisy = deviation > 1e-6
+    # Where no weight reaches, as at the border of a transposed convolution, the local estimators still leave noise of
+    # 1e-4: the root of the 1e-8 that keeps their gradient finite.
+    noisy = deviation > 1e-3
     check_that(bool(noisy.any()), "the output of the ordinary layer does not depend on its weights")
-    check_that(bool((sampled.std(0)[~noisy] < 1e-6).all()), "there is noise where the ordinary layer has none")
+    check_that(bool((sampled.std(0)[~noisy] < 1e-3).all()), "there is noise where the ordinary layer has none")
     mean_error = ((sampled.mean(0) - truth.mean(0)).abs() / deviation)[noisy].max()
     bound = 6 * (2 / SAMPLES) ** 0.5 + slack
     check_that(bool(mean_error < bound), f"the mean is off by {mean_error:.2f} standard deviations")

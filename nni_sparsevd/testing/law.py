@@ -129,12 +129,19 @@ def _draw_batches(model: nn.Module, example: tuple[Tensor, ...]) -> list[tuple[T
     batches = [tuple(_draw(value, batch, 0, generator) for value in example) for batch in (3, 1)]
     if any(value.dim() == 4 for value in example):
         larger = tuple(_draw(value, 2, EXTRA_PIXELS, generator) for value in example)
-        try:
-            _run(model, larger)
-        except (RuntimeError, ValueError, AssertionError):  # a network for images of one size
-            return batches
-        batches.append(larger)
+        if _takes(model, larger):
+            batches.append(larger)
     return batches
+
+
+def _takes(model: nn.Module, batch: tuple[Tensor, ...]) -> bool:
+    """Whether a network runs on a batch of two, and gives two outputs for it."""
+    try:
+        outputs = _run(model, batch)
+    except (RuntimeError, ValueError, AssertionError):  # a network for images of one size
+        return False
+    # A network that reshapes to a fixed size may have made several images of one.
+    return all(len(output) == 2 for output in outputs)
 
 
 def _draw(example: Tensor, batch: int, extra_pixels: int, generator: torch.Generator) -> Tensor:
