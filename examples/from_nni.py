@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 # from nni.compression.pruning import TaylorPruner
-from nni_sparsevd.plugins.nni import ExactSpeedup
+from nni_sparsevd.plugins.nni import ExactSpeedup, SparseVDSettings
 from nni_sparsevd.plugins.nni import SparseVDPruner as TaylorPruner
 
 torch.manual_seed(0)
@@ -53,7 +53,7 @@ report("dense", model)
 
 config_list = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5, "granularity": "out_channel"}]
 evaluator = TorchEvaluator(train, optimizer, training_step)
-pruner = TaylorPruner(model, config_list, evaluator, training_steps=280)
+pruner = TaylorPruner(model, config_list, evaluator, training_steps=280, settings=SparseVDSettings(n_train=len(x)))
 _, masks = pruner.compress()
 report("masked", model)
 pruner.unwrap_model()

@@ -23,6 +23,8 @@ from scale_tables import estimators, faults, large_models, shrink_while_training
 from speed_tables import pass_speed, time_to_result, zoo_latency
 
 Table = Callable[[], list[str]]
+SPACE = "\u00a0"
+"""A space at which a browser does not break the line, so that a mean and its deviation stay together."""
 
 NAMED_AS_THEIR_RESULTS = (
     *(exports, mobile, packed_sizes, sparse_kernels),
@@ -54,7 +56,8 @@ def render(text: str) -> str:
             continue
         before, rest = text.split(start)
         _, after = rest.split(end)
-        text = before + "\n".join([start, *table(), end]) + after
+        lines = [line.replace(" ± ", f"{SPACE}±{SPACE}") for line in table()]
+        text = before + "\n".join([start, *lines, end]) + after
     return text
 
 
