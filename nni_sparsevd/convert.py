@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .errors import ModelError, SettingError
-from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
+from .graph import ChannelGraph, ChannelGroup, Inputs, Writer, channel_graph
 from .masks import Masks, apply_masks_, compute_masks, validate_masks
 from .nn import VARIATIONAL, ChannelGate, is_convertible, is_variational, to_plain_network_, to_variational_
 from .settings import PosteriorSettings, make_settings
@@ -174,9 +174,14 @@ def find_gateable_groups(graph: ChannelGraph, layers: set[str]) -> list[ChannelG
             continue
         if not all(writer.module in layers for writer in group.writers):
             continue
-        if all(np.array_equal(graph.axes[writer.axis], group.channels) for writer in group.writers):
+        if all(_writes_only(graph, writer, group) for writer in group.writers):
             groups.append(group)
     return groups
+
+
+def _writes_only(graph: ChannelGraph, writer: Writer, group: ChannelGroup) -> bool:
+    """Whether each output of a writer is a channel of this group, in order."""
+    return writer.outputs == len(group) and np.array_equal(graph.axes[writer.axis], group.channels)
 
 
 def attach_gate_(model: nn.Module, settings: PosteriorSettings, group: ChannelGroup) -> ChannelGate:

@@ -304,6 +304,7 @@ CAUTIOUS: dict[str, tuple[Fed, list[float]]] = {
     "conv_transpose2d": (Fed(lambda x, m: m(x), nn.ConvTranspose2d(4, 4, 2)), [2]),
     "conv_transpose3d": (Fed(lambda x, m: m(x.unsqueeze(-1)), nn.ConvTranspose3d(4, 4, 1)), [2]),
     "conv_transpose_grouped": (Fed(lambda x, m: m(x), nn.ConvTranspose2d(4, 4, 2, groups=2)), []),
+    "depthwise_conv_transpose": (Fed(lambda x, m: m(x), nn.ConvTranspose2d(4, 4, 2, groups=4)), [2]),
     "layer_norm": (Fed(lambda x, m: m(x.mean((2, 3))), norm(nn.LayerNorm(4))), [0]),
     "layer_norm_plain": (Fed(lambda x, m: m(x.mean((2, 3))), nn.LayerNorm(4, elementwise_affine=False)), []),
     "group_norm": (Fed(lambda x, m: m(x), norm(nn.GroupNorm(2, 4))), [0]),
@@ -329,7 +330,7 @@ CAUTIOUS: dict[str, tuple[Fed, list[float]]] = {
     "constant_pad": (Fed(lambda x: aten.constant_pad_nd.default(x, [1, 1, 0, 0], 0.0)), [2]),
     "pooling_without_a_batch": (Fed(lambda x: F.max_pool2d(x[0], 2)[None]), [1, 2, 3]),
     "convolution_without_a_batch": (
-        Fed(lambda x, m: m(x[0])[None], outputs_reading((1, 2, 3, 0), nn.Conv2d(4, 4, 3))), [],
+        Fed(lambda x, m: m(x[0])[None], outputs_reading((1, 2, 3, 0), nn.Conv2d(4, 4, 3))), [0, 1, 2],
     ),
     "gqa": (Fed(lambda x: F.scaled_dot_product_attention(*3 * [x.mT], enable_gqa=True)), []),
 }  # fmt: skip

@@ -287,7 +287,6 @@ def test_a_mistake_in_a_rule_reaches_the_user(monkeypatch: pytest.MonkeyPatch, e
 
 
 UNCOVERED = {
-    "an image without a batch": (lambda m, x: m.first(x[0])[None], "conv2d of an input without a batch dimension"),
     "a vector": (lambda m, x: m.first(x)[0, :, 0, 0] @ torch.ones(8), "matmul with a vector"),
     "flags": (
         lambda m, x: m.first(x) + m.first.bias[torch.ones(8, dtype=torch.bool)].view(8, 1, 1),

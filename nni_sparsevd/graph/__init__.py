@@ -37,6 +37,7 @@ from .operators import (
     map_tensors,
     operator_name,
     pads_zeros,
+    rows_of_weight,
     to_double,
     used_taps,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "pads_zeros",
     "remaining_sizes",
     "remove_indices",
+    "rows_of_weight",
     "tighten_graph",
     "to_double",
     "used_taps",

@@ -29,6 +29,8 @@ class Writer:
     """The batch norm that alone reads the writer's output, or the writer's own module."""
     channel_dim: int
     """The dimension of the site's output that the channels are in."""
+    outputs: int
+    """How many channels the site's output has."""
 
     @property
     def module(self) -> str:

@@ -1,13 +1,21 @@
 """Where the numbers in the arguments of an operator come from: which attribute of which module."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 Origin = tuple[str, str, int | None]
 """A module's name, an attribute of it, and the place in that attribute where it is a list or a tuple."""
+
+
+CONVOLUTION_FUNCTIONS = {
+    torch.conv1d, torch.conv2d, torch.conv3d,
+    torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
+}  # fmt: skip
 
 
 class NamedInt(int):
@@ -52,14 +60,17 @@ class Origins(TorchFunctionMode):
         super().__init__()
         self._call_numbers: list[int] = []
         """The numbers of the call that is running, or none if no number among them knows its origin."""
+        self.groups: Origin | None = None
+        """The origin of the number of groups that the convolution which is running was called with, if it has one."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         numbers = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, int)]
         self._call_numbers = numbers if any(isinstance(number, NamedInt) for number in numbers) else []
+        self.groups = _groups_origin(args, kwargs or {}) if function in CONVOLUTION_FUNCTIONS else None
         try:
             return function(*args, **(kwargs or {}))
         finally:
-            self._call_numbers = []
+            self._call_numbers, self.groups = [], None
 
     def of(self, arguments: Any) -> dict[int, Origin]:
         """The origins of an operator's sizes: of the first list of numbers in its arguments, or of its first number.
@@ -75,6 +86,12 @@ class Origins(TorchFunctionMode):
             if run == sizes:
                 return {place: number.origin for place, number in enumerate(run) if isinstance(number, NamedInt)}
         return {}
+
+
+def _groups_origin(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Origin | None:
+    """The origin of the argument `groups` of a convolution, the seventh one of each."""
+    groups = args[6] if len(args) > 6 else kwargs.get("groups")
+    return groups.origin if isinstance(groups, NamedInt) else None
 
 
 def _first_sizes(arguments: Any) -> list[int]:

@@ -106,11 +106,15 @@ def _refresh_linear(module: Any) -> None:
 
 def _refresh_convolution(module: Any) -> None:
     first, second = module.weight.shape[:2]
-    depthwise = 1 < module.groups == module.in_channels and not module.transposed
+    depthwise = 1 < module.groups == module.in_channels
+    if module.transposed:
+        if depthwise:
+            module.groups = first
+        module.out_channels, module.in_channels = second * module.groups, first
+        return
     if depthwise:  # one group for each input, and each input had several outputs perhaps
         module.groups = first // (module.out_channels // module.groups)
-    outputs, inputs = (second, first) if module.transposed else (first, second * module.groups)
-    module.out_channels, module.in_channels = outputs, inputs
+    module.out_channels, module.in_channels = first, second * module.groups
 
 
 def _refresh_batch_norm(module: Any) -> None:

@@ -215,6 +215,8 @@ class _Recorder(TorchDispatchMode):
         self._stale: dict[int, Node] = {}  # id of a tensor -> the operator that wrote to a part of its memory
         self._live: set[Node] = set()
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        modules = model.named_modules()
+        self._convolutions = {name for name, module in modules if isinstance(module, nn.modules.conv._ConvNd)}
         self._names = {id(tensor): name for name, tensor in reversed(named)}
         for index, value in enumerate(inputs):
             node = self.graph.placeholder(f"input_{index}")
@@ -267,6 +269,11 @@ class _Recorder(TorchDispatchMode):
             return None
         node = self.graph.create_node("call_function", _functional(target), arguments, options)
         node.meta["origins"] = self.origins.of(args[1:])
+        node.meta["groups_origin"] = self.origins.groups
+        # One of torch's convolutions, or a class derived from it, is told its number of groups when its weight is cut.
+        node.meta["groups_follow_weight"] = self.origins.groups == (self.place, "groups", None) and (
+            self.place in self._convolutions
+        )
         if live:
             self._live.add(node)
         if target._schema.is_mutable:

@@ -50,8 +50,8 @@ class Walk:
         self.equations = Equations(replaceable_norms)
         self.values: dict[Node, Any] = {}
         """What is known of each value: a `TrackedTensor`, or a list of them."""
-        self.writers: dict[Node, tuple[Axis, str, int]] = {}
-        """Operator -> output axis of its weight, the module after which a gate belongs, the channel dimension there."""
+        self.writers: dict[Node, tuple[Axis, str, int, int]] = {}
+        """Operator -> the fields of its `Writer`."""
         self.last_writers: set[Node] = set()
         """Writers that a reader sees last."""
         self.readings: list[Reading] = []
@@ -117,7 +117,7 @@ class Walk:
     def _record_reader(self, node: Node, arguments: Any) -> None:
         x, weight = arguments[0], arguments[1]
         # A depthwise convolution passes channels on, so the writers before it need no gate of their own.
-        depthwise = node.target in CONVOLUTIONS and weight.shape[1] == 1 and x.shape[1] > 1
+        depthwise = node.target in CONVOLUTIONS and weight.shape[1] == 1 and x.shape[channel_dim(node)] > 1
         inputs = x.ids[channel_dim(node)]
         name = self._recorded.state(node.args[1])
         if not depthwise:
@@ -128,14 +128,15 @@ class Walk:
     def _record_writer(self, node: Node, weight: TrackedTensor) -> None:
         axis = self._find_output_axis(node, weight)
         if axis is not None:
-            self.writers[node] = axis, *self._find_gate_site(node, axis[0])
+            outputs = shape_of(node)[channel_dim(node)]
+            self.writers[node] = (axis, *self._find_gate_site(node, axis[0]), outputs)
             self._sources[node] = frozenset({node})
 
     def _find_output_axis(self, node: Node, weight: TrackedTensor) -> Axis | None:
         """The axis of a parameter along which an operator writes; None where its weight is made of no parameter."""
         # A weight that is computed from a parameter, as a standardized one, is written along that parameter's axis:
         # of the module's own weight where it has one, else (torch's pruning and weight norm) of what it is made from.
-        dim = 1 if node.target in TRANSPOSED else 0
+        dim = self._find_output_dim(node)
         axis = (self._recorded.state(node.args[1]) or f"{node.meta['module']}.weight", dim)
         if axis in self.equations.axes:
             return axis
@@ -143,6 +144,14 @@ class Walk:
             if ids is weight.ids[dim]:
                 return source
         return None
+
+    def _find_output_dim(self, node: Node) -> int:
+        """The dimension of a reader's weight along which it writes; a depthwise weight is as long as its inputs."""
+        if node.target not in TRANSPOSED:
+            return 0
+        groups: Any = node.args[6] if len(node.args) > 6 else 1
+        weight: Any = node.args[1]
+        return 0 if 1 < groups == weight.meta["val"].shape[0] else 1
 
     def _find_bias(self, node: Node, weight: str | None) -> str | None:
         """The parameter that the operator adds, or the one that its module could be given."""

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..graph import (
-    TRANSPOSED,
     ChannelGraph,
     ChannelIds,
     Flags,
@@ -20,6 +19,7 @@ from ..graph import (
     constant_at_every_place,
     constant_at_reader,
     pads_zeros,
+    rows_of_weight,
     used_taps,
 )
 
@@ -123,8 +123,7 @@ def _read_with_weight(reader: Reader, values: dict[Node, Any], alone: bool) -> R
     carried = constant_at_reader(node, values[node.args[0]])
     constant = torch.where((carried == carried[:1]).all(0), carried[0], torch.nan)
     weight = values[node.args[1]].expand(node.args[1].meta["val"].shape)
-    if node.target in TRANSPOSED:
-        weight = weight.transpose(0, 1)
+    weight = rows_of_weight(node, weight)
     return Reading(
         name=reader.module,
         inputs=reader.inputs,

@@ -26,6 +26,7 @@ from .contractions import (
     constant_at_every_place,
     constant_at_reader,
     pads_zeros,
+    rows_of_weight,
     used_taps,
 )
 from .reshapes import match_axes
@@ -55,6 +56,7 @@ __all__ = [
     "match_axes",
     "operator_name",
     "pads_zeros",
+    "rows_of_weight",
     "shape_of",
     "to_double",
     "used_taps",

@@ -25,7 +25,24 @@ READERS = CONVOLUTIONS | TRANSPOSED | {aten.linear.default}
 
 def channel_dim(reader: Node) -> int:
     """The dimension of a reader's input and output that the channels are in."""
-    return -1 if reader.target == aten.linear.default else 1
+    if reader.target == aten.linear.default:
+        return -1
+    return 1 if _has_batch(reader) else 0
+
+
+def _has_batch(convolution: Node) -> bool:
+    """Whether the input of a convolution has a batch dimension; without one its channels are along dimension 0."""
+    return len(full_shape(convolution)) == len(full_shape(convolution, argument=1))
+
+
+def rows_of_weight(reader: Node, weight: Tensor) -> Tensor:
+    """The weight of a reader with its outputs first, shape (outputs, inputs of a group, *kernel)."""
+    if reader.target not in TRANSPOSED:
+        return weight
+    groups: Any = reader.args[6] if len(reader.args) > 6 else 1
+    # Stored as (inputs, outputs of a group, *kernel): the groups lie one below the other along the inputs.
+    by_group: Tensor = weight.unflatten(0, (groups, -1)).transpose(1, 2)
+    return by_group.flatten(0, 1)
 
 
 # How channels pass.
@@ -43,22 +60,22 @@ def convolution_channels(
     groups: int = 1,
 ) -> TrackedTensor:
     """A convolution reads along the second axis of its weight and writes along the first."""
-    _refuse_without_batch(node, x, weight)
+    inputs = x.ids[channel_dim(node)]
     for ids in weight.ids[2:]:
         equations.pin(ids, "kernel size")
     if groups == 1:
-        equations.equate(x.ids[1], weight.ids[1], f"{operator_name(node)} reads something that is no channel")
+        equations.equate(inputs, weight.ids[1], f"{operator_name(node)} reads something that is no channel")
     else:
-        _grouped_channels(equations, node, x.ids[1], weight, groups)
+        _grouped_channels(equations, node, inputs, weight, groups)
     if bias is not None:
         equations.equate(weight.ids[0], bias.ids[0], "bias")
-    return TrackedTensor(shape_of(node), (x.ids[0], weight.ids[0], *(None,) * (len(x.shape) - 2)))
+    return _written_channels(node, x, weight.ids[0])
 
 
-def _refuse_without_batch(node: Node, x: TrackedTensor, weight: TrackedTensor) -> None:
-    """An image without a batch dimension has its channels along dimension 0, not 1."""
-    if len(x.shape) != len(weight.shape):
-        raise NotCovered(f"{operator_name(node)} of an input without a batch dimension")
+def _written_channels(node: Node, x: TrackedTensor, outputs: IndexIds | None) -> TrackedTensor:
+    """The result of a convolution: the axis before the channels stays, places are computed anew."""
+    dim = channel_dim(node)
+    return TrackedTensor(shape_of(node), (*x.ids[:dim], outputs, *(None,) * (len(x.shape) - dim - 1)))
 
 
 def _grouped_channels(
@@ -70,18 +87,25 @@ def _grouped_channels(
     #    of one size.  So either a whole group leaves, its inputs together with its outputs, or the same position of
     #    every group leaves.  That is a link: groups and positions are the owners, inputs (and outputs) their members.
     # 3. The second axis of the weight is the positions of the inputs themselves.
-    # 4. The number of groups is an attribute of the module; it is recorded as a size, so that it follows.
+    # 4. The number of groups is given by the code, so it is recorded as a size.  The groups of a depthwise layer are
+    #    an exception: a module of torch follows its weight.
     outputs, positions = weight.ids[:2]
     if inputs is None or outputs is None or groups == inputs.size:
         equations.pin(positions, "input axis of a depthwise convolution")
         repeated = repeat_ids(inputs, weight.shape[0] // groups)
         equations.equate(repeated, outputs, "depthwise convolution of something that is no channel")
+        _record_depthwise_groups(equations, node, inputs)
         return
     group = equations.new_ids(groups)
     equations.link_block(inputs.reshape(groups, -1), [group, positions])
     output_positions = equations.new_ids(outputs.size // groups)
     equations.link_block(outputs.reshape(groups, -1), [group, output_positions])
-    equations.sizes.append(RecordedSize(node, (node.meta["module"], "groups", None), group))
+    equations.sizes.append(RecordedSize(node, node.meta["groups_origin"], group))
+
+
+def _record_depthwise_groups(equations: Equations, node: Node, inputs: IndexIds | None) -> None:
+    if not node.meta["groups_follow_weight"]:
+        equations.sizes.append(RecordedSize(node, node.meta["groups_origin"], inputs))
 
 
 def linear_channels(
@@ -109,18 +133,39 @@ def transposed_convolution_channels(
     dilation: Any = 1,
 ) -> TrackedTensor:
     """A transposed convolution reads along the first axis of its weight and writes along the second."""
-    _refuse_without_batch(node, x, weight)
+    inputs = x.ids[channel_dim(node)]
     for ids in weight.ids[2:]:
         equations.pin(ids, "kernel size")
     outputs = weight.ids[1]
+    equations.equate(inputs, weight.ids[0], "conv_transpose reads something that is no channel")
     if groups > 1:
-        for ids in (x.ids[1], *weight.ids[:2], None if bias is None else bias.ids[0]):
-            equations.pin(ids, "grouped transposed convolution")
-        outputs = None
-    equations.equate(x.ids[1], weight.ids[0], "conv_transpose reads something that is no channel")
-    if bias is not None and groups == 1:
+        outputs = _grouped_transposed_outputs(equations, node, inputs, weight, groups)
+    if bias is not None:
         equations.equate(outputs, bias.ids[0], "bias")
-    return TrackedTensor(shape_of(node), (x.ids[0], outputs, *(None,) * (len(x.shape) - 2)))
+    return _written_channels(node, x, outputs)
+
+
+def _grouped_transposed_outputs(
+    equations: Equations, node: Node, inputs: IndexIds | None, weight: TrackedTensor, groups: int
+) -> IndexIds | None:
+    """The output channels of a transposed convolution with several groups; see `_grouped_channels`.
+
+    The second axis of the weight is the positions of the outputs in their group.
+    """
+    positions = weight.ids[1]
+    if inputs is None or positions is None:
+        equations.pin(positions, "grouped transposed convolution of something that is no channel")
+        return None
+    if groups == inputs.size:
+        equations.pin(positions, "output axis of a depthwise convolution")
+        _record_depthwise_groups(equations, node, inputs)
+        return repeat_ids(inputs, weight.shape[1])
+    group = equations.new_ids(groups)
+    equations.link_block(inputs.reshape(groups, -1), [group, equations.new_ids(inputs.size // groups)])
+    outputs = equations.new_ids(groups * weight.shape[1])
+    equations.link_block(outputs.reshape(groups, -1), [group, positions])
+    equations.sizes.append(RecordedSize(node, node.meta["groups_origin"], group))
+    return outputs
 
 
 def embedding_channels(
@@ -155,6 +200,8 @@ def constant_at_reader(node: Node, x: Tensor) -> Tensor:
     full = full_shape(node)
     if node.target == aten.linear.default:
         return constant_at_every_place(x).expand(full[-1])[None]
+    if not _has_batch(node):
+        full, x = (1, *full), x.unsqueeze(0)
     return make_uniform(x, range(2, x.dim())).expand(-1, full[1], *(1,) * (x.dim() - 2)).flatten(1)
 
 
@@ -200,8 +247,6 @@ def convolution_constant(
     # 2. An output is live if any of its taps reads a live channel; a weight of zero reads nothing.
     # 3. Every other output is the bias plus, for each input, the sum of its taps times its constant: away from the
     #    border all taps see the same value, so stride and dilation do not matter.
-    if x.dim() != weight.dim():
-        raise NotCovered("convolution of an input without a batch dimension")
     weight = expand_along(node, weight, *range(weight.dim()), argument=1)
     return _convolve_constants(node, x, weight, bias, groups)
 
@@ -217,18 +262,13 @@ def transposed_convolution_constant(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Tensor:
-    """As a convolution, with the first two axes of the weight exchanged; only zeros are constant at its border."""
-    if groups > 1:
-        raise NotCovered("grouped transposed convolution")
-    if x.dim() != weight.dim():
-        raise NotCovered("transposed convolution of an input without a batch dimension")
+    """As a convolution with other axes of the weight; only zeros are constant at its border."""
     weight = expand_along(node, weight, *range(weight.dim()), argument=1)
-    return _convolve_constants(node, x, weight.transpose(0, 1), bias, groups)
+    return _convolve_constants(node, x, rows_of_weight(node, weight), bias, groups)
 
 
 def _convolve_constants(node: Node, x: Tensor, rows: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     """The result for a weight of shape (outputs, inputs of a group, *kernel)."""
-    places = x.dim() - 2
     x = constant_at_reader(node, x)
     live, constant = _live_and_constant(x, pads_zeros(node))
     by_group = x.shape[0], groups, -1
@@ -239,7 +279,8 @@ def _convolve_constants(node: Node, x: Tensor, rows: Tensor, bias: Tensor | None
         taps = rows.double().flatten(2).sum(2).view(groups, -1, rows.shape[1])
         result = torch.einsum("goi,bgi->bgo", taps, constant.view(by_group)).flatten(1)
     result = (result if bias is None else result + bias).masked_fill(reads_live, LIVE)
-    return result.view(*result.shape, *(1,) * places)
+    result = result.view(*result.shape, *(1,) * (rows.dim() - 2))
+    return result if _has_batch(node) else result.squeeze(0)
 
 
 def linear_constant(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,0 +1,137 @@
+"""Grouped convolutions, called as layers or as functions, transposed or not, and images without a batch."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from shrinking import Net, image, prepared
+from torch import Tensor, nn
+
+import nni_sparsevd as svd
+from nni_sparsevd.shrinking import apply_plan_
+from nni_sparsevd.testing import assert_shrinks_exactly
+
+Call = Callable[[nn.Module, Tensor], Tensor]
+
+
+def transposed(groups: int, outputs: int = 12, bias: bool = True) -> nn.Sequential:
+    layer = nn.ConvTranspose2d(8, outputs, 2, 2, groups=groups, bias=bias)
+    return prepared(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), layer, nn.ReLU(), nn.Conv2d(outputs, 4, 1)))
+
+
+def silence_writer(layer: nn.Module, channels: list[int]) -> None:
+    with torch.no_grad():
+        layer.weight[channels] = 0
+        layer.bias[channels] = 0
+
+
+def test_a_grouped_transposed_convolution_loses_one_position_of_every_group() -> None:
+    model = transposed(2)
+    silence_writer(model[0], [1, 5])
+    small, plan = assert_shrinks_exactly(model, image())
+    assert plan.removed == 1 and small[2].weight.shape == (6, 6, 2, 2)
+    assert (small[2].in_channels, small[2].out_channels, small[2].groups) == (6, 12, 2)
+
+
+def test_a_grouped_transposed_convolution_loses_outputs() -> None:
+    model = transposed(2)
+    with torch.no_grad():
+        model[2].weight[:, 2] = 0
+        model[2].bias[[2, 8]] = 0
+    small, plan = assert_shrinks_exactly(model, image())
+    assert plan.removed == 1 and (small[2].out_channels, small[4].in_channels) == (10, 10)
+
+
+def test_a_grouped_transposed_convolution_loses_whole_groups() -> None:
+    model = transposed(4)
+    silence_writer(model[0], [2, 3])
+    with torch.no_grad():
+        model[2].bias[3:6] = 0
+    small, _ = assert_shrinks_exactly(model, image())
+    assert (small[2].in_channels, small[2].out_channels, small[2].groups) == (6, 9, 3)
+
+
+@pytest.mark.parametrize("outputs", [8, 24])
+def test_a_depthwise_transposed_convolution_lives_with_its_input(outputs: int) -> None:
+    model = transposed(8, outputs)
+    silence_writer(model[0], [0, 3])
+    times = outputs // 8
+    with torch.no_grad():
+        model[2].bias.view(8, times)[[0, 3]] = 0
+    small, plan = assert_shrinks_exactly(model, image())
+    assert plan.removed == 2
+    assert (small[2].in_channels, small[2].out_channels, small[2].groups) == (6, 6 * times, 6)
+
+
+def called(call: Call, shape: tuple[int, ...]) -> nn.Module:
+    """A grouped convolution whose weight belongs to the network itself, between two layers."""
+    model = Net(lambda m, x: m.last(call(m, F.relu(m.first(x)))), first=nn.Conv2d(3, 8, 1), last=nn.Conv2d(8, 3, 1))
+    model.w, model.number = nn.Parameter(torch.randn(shape)), 8
+    prepared(model)
+    silence_writer(model.first, [0, 2, 4, 6])
+    return model
+
+
+FOLLOWING: dict[str, tuple[Call, tuple[int, ...], int]] = {
+    "groups of its weight": (lambda m, y: F.conv2d(y, m.w, padding=1, groups=len(m.w)), (8, 1, 3, 3), 4),
+    "groups of its input": (lambda m, y: F.conv2d(y, m.w, groups=y.shape[1]), (8, 1, 3, 3), 4),
+    "an attribute": (lambda m, y: F.conv2d(y, m.w, None, 1, 1, 1, m.number), (8, 1, 3, 3), 4),
+    "an attribute by name": (lambda m, y: F.conv_transpose2d(y, m.w, groups=m.number), (8, 1, 3, 3), 4),
+    "positions": (lambda m, y: F.conv2d(y, m.w, padding=1, groups=2), (8, 4, 3, 3), 2),
+    "positions, transposed": (lambda m, y: F.conv_transpose2d(y, m.w, groups=2), (8, 4, 2, 2), 2),
+}
+
+
+@pytest.mark.parametrize("case", FOLLOWING)
+def test_groups_of_a_function_are_followed(case: str) -> None:
+    call, shape, removed = FOLLOWING[case]
+    _, plan = assert_shrinks_exactly(called(call, shape), image())
+    assert plan.removed == removed
+
+
+WRITTEN_OUT: dict[str, tuple[Call, tuple[int, ...]]] = {
+    "depthwise": (lambda m, y: F.conv2d(y, m.w, padding=1, groups=8), (8, 1, 3, 3)),
+    "depthwise, transposed": (lambda m, y: F.conv_transpose2d(y, m.w, groups=8), (8, 1, 2, 2)),
+    "depthwise, in one dimension": (lambda m, y: F.conv1d(y.flatten(2), m.w, groups=8)[..., None], (8, 1, 3)),
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN_OUT)
+def test_a_number_of_groups_that_is_written_out_keeps_its_channels(case: str) -> None:
+    _, plan = assert_shrinks_exactly(called(*WRITTEN_OUT[case]), image())
+    assert plan.removed == 0 and "cannot follow" in plan.groups[0].reason
+
+
+WITHOUT_A_BATCH: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "image": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), (3, 8, 8)),
+    "sound": (lambda: nn.Sequential(nn.Conv1d(3, 8, 3), nn.Sigmoid(), nn.Conv1d(8, 4, 1)), (3, 9)),
+    "grouped": (
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8, padding=1), nn.Conv2d(8, 4, 1)),
+        (3, 8, 8),
+    ),
+    "transposed": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2)), (3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_A_BATCH)
+def test_channels_of_an_input_without_a_batch_are_removed(case: str) -> None:
+    make, shape = WITHOUT_A_BATCH[case]
+    model = prepared(make()).eval()
+    for layer in model[:-1]:
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            silence_writer(layer, [1, 4])
+    x = torch.randn(shape, dtype=torch.float64)
+    expected = model(x)
+    plan = svd.make_plan(model, x)
+    assert plan.removed == 2
+    apply_plan_(model, plan)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_a_grouped_transposed_convolution_gets_no_gate_that_does_not_fit() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1), transposed(2).float())
+    x = torch.randn(2, 3, 8, 8)
+    expected = model.eval()(x)
+    svd.sparsify_(model, granularity="gate", example_inputs=x)
+    torch.testing.assert_close(model.eval()(x), expected)
