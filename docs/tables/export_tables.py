@@ -3,9 +3,9 @@
 from typing import Any
 
 
-def exports(found: dict[str, Any]) -> list[str]:
+def exports(content: dict[str, Any]) -> list[str]:
     """Largest relative difference of dense, masked and shrunk, and how the file shrinks."""
-    rows = found["results"]
+    rows = content["results"]
     formats = list(dict.fromkeys(row["format"] for row in rows))
     lines = [f"| | {' | '.join(formats)} |", "|---|" + "---|" * len(formats)]
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -24,9 +24,9 @@ def _exported(row: dict[str, Any]) -> str:
     return f"{differences}; {kinds[0]['bytes'] / kinds[2]['bytes']:.1f}× smaller"
 
 
-def mobile(found: dict[str, Any]) -> list[str]:
+def mobile(content: dict[str, Any]) -> list[str]:
     """Before, after, and how many times less."""
-    dense, shrunk = found["results"]["dense"], found["results"]["shrunk"]
+    dense, shrunk = content["results"]["dense"], content["results"]["shrunk"]
     lines = ["| | dense | shrunk | less |", "|---|--:|--:|--:|"]
     lines.append(f"| test error | {dense['error_percent']:.2f} % | {shrunk['error_percent']:.2f} % | |")
     for title, key, shown in (
@@ -41,9 +41,9 @@ def mobile(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def packed_sizes(found: dict[str, Any]) -> list[str]:
+def packed_sizes(content: dict[str, Any]) -> list[str]:
     """Bytes of the dense file, of the masked one compressed, and of ours in every coding, with the error."""
-    rows = found["results"]
+    rows = content["results"]
     codings = list(rows[0]["packed"])
     lines = ["| run | fewer weights | dense | gzip of the masked | xz | " + " | ".join(codings) + " |"]
     lines.append("|---|--:|--:|--:|--:|" + "--:|" * len(codings))
@@ -58,9 +58,9 @@ def packed_sizes(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def sparse_kernels(found: dict[str, Any]) -> list[str]:
+def sparse_kernels(content: dict[str, Any]) -> list[str]:
     """Dense time over sparse time, a row a layer and batch."""
-    rows = found["results"]
+    rows = content["results"]
     zeros = list(rows[0]["faster"])
     lines = ["| layer | batch | " + " | ".join(f"{name} zeros" for name in zeros) + " |"]
     lines.append("|---|--:|" + "--:|" * len(zeros))

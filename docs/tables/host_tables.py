@@ -5,10 +5,10 @@ from typing import Any
 from reading import head, row
 
 
-def nni_mnist(found: dict[str, Any]) -> list[str]:
+def nni_mnist(content: dict[str, Any]) -> list[str]:
     """LeNet-300-100 through NNI: error and compression at each threshold."""
     lines = head("threshold", "dense error %", "error %", "weights", "fewer", "seconds", words=0)
-    for run in found["results"]:
+    for run in content["results"]:
         weights, kept = run["weights"], run["kept"]
         lines.append(
             row(
@@ -25,9 +25,9 @@ def nni_mnist(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def nni_speedup(found: dict[str, Any]) -> list[str]:
+def nni_speedup(content: dict[str, Any]) -> list[str]:
     """Difference, parameters and seconds of each way to make a masked network smaller, by network."""
-    results = found["results"]
+    results = content["results"]
     lines = head("network, input", "parameters", *results[0]["ways"])
     for network in results:
         cells = [_speedup(way, values) for way, values in network["ways"].items()]
@@ -42,9 +42,9 @@ def _speedup(way: str, values: dict[str, Any]) -> str:
     return f"{difference:.2g} · {values['parameters']:,} · {values['seconds']:.1f} s"
 
 
-def nni_conformance(found: dict[str, Any]) -> list[str]:
+def nni_conformance(content: dict[str, Any]) -> list[str]:
     """On how many networks a step works, by step and pruner."""
-    networks = found["networks"]
+    networks = content["networks"]
     steps = next(iter(networks.values()))
     pruners = list(next(iter(steps.values())))
     names = [pruner.replace("NormPruner", "").replace("Pruner", "").replace("SparseVD, ", "") for pruner in pruners]
@@ -56,9 +56,9 @@ def nni_conformance(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def torch_pruning_conformance(found: dict[str, Any]) -> list[str]:
+def torch_pruning_conformance(content: dict[str, Any]) -> list[str]:
     """How far each importance and pruner gets, by network."""
-    networks = found["networks"]
+    networks = content["networks"]
     lines = head("importance, pruner", *networks, words=1 + len(networks))
     for pruner in next(iter(networks.values())):
         lines.append(row([pruner, *(_verdict(errors[pruner]) for errors in networks.values())]))
@@ -74,10 +74,10 @@ def _verdict(cells: dict[str, str]) -> str:
     return "exact"
 
 
-def cifar10_budget(found: dict[str, Any]) -> list[str]:
+def cifar10_budget(content: dict[str, Any]) -> list[str]:
     """Half of the MACs: error and size of each method."""
     lines = head("", "error %", "after the cut %", "MACs", "of the budget", "parameters", "latency ÷")
-    for name, run in found.items():
+    for name, run in content.items():
         if not isinstance(run, dict) or "macs" not in run:  # settings and environment
             continue
         after_cut = f"{run['error_after_cut']:.2f}" if "error_after_cut" in run else ""

@@ -4,9 +4,9 @@ from statistics import mean, stdev
 from typing import Any
 
 
-def step_cost(found: dict[str, Any]) -> list[str]:
+def step_cost(content: dict[str, Any]) -> list[str]:
     """How many times the time and the memory of a dense step, by way to train and network."""
-    results = found["results"]
+    results = content["results"]
     ways = [way for way in next(iter(results.values())) if way != "dense"]
     lines = ["| times a dense step: time, memory | " + " | ".join(results) + " |", "|---|" + "--:|" * len(results)]
     for way in ways:
@@ -15,9 +15,9 @@ def step_cost(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def estimators(found: dict[str, Any]) -> list[str]:
+def estimators(content: dict[str, Any]) -> list[str]:
     """Error and compression, by way to train and network: mean and standard deviation over seeds."""
-    rows = found["results"]
+    rows = content["results"]
     networks = list(dict.fromkeys(row["network"] for row in rows))
     head = " | ".join(f"{name}: error % | times fewer weights" for name in networks)
     lines = [f"|  | {head} |", "|---|" + "--:|--:|" * len(networks)]
@@ -32,13 +32,13 @@ def estimators(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def faults(found: dict[str, Any]) -> list[str]:
+def faults(content: dict[str, Any]) -> list[str]:
     """What was done to runs, and what was left."""
     lines = [
         "| what happens to a run | times | torn files | runs brought to their end | bit-identical | how it ended |",
         "|---|--:|--:|--:|--:|---|",
     ]
-    for row in found["results"]:
+    for row in content["results"]:
         endings = ", ".join(f"{name} {number}" for name, number in row["endings"].items()) or "as if nothing were"
         lines.append(
             f"| {row['kind']} | {row['blows'] or row['runs']} | {row['torn']} | {row['runs']} | {row['equal']} | "
@@ -47,21 +47,21 @@ def faults(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def large_models(found: dict[str, Any]) -> list[str]:
+def large_models(content: dict[str, Any]) -> list[str]:
     """Seconds of each stage by network, and how they grow with the number of parameters."""
     lines = [
         "| network | million parameters | attach, s | step, s (times dense) | memory, GiB (times dense) | masks, s | "
         "shrink, s | million parameters left |",
         "|---|" + "--:|" * 7,
     ]
-    for row in found["results"]:
+    for row in content["results"]:
         lines.append(
             f"| {row['network']} | {row['parameters'] / 1e6:.0f} | {row['attach']:.1f} | "
             f"{row['step']:.1f} ({row['step'] / row['dense_step']:.1f}) | "
             f"{row['gibibytes']:.1f} ({row['gibibytes'] / row['dense_gibibytes']:.1f}) | {row['masks']:.1f} | "
             f"{row['shrink']:.1f} | {row['parameters_left'] / 1e6:.0f} |"
         )
-    for family, own in found["exponents"].items():
+    for family, own in content["exponents"].items():
         lines.append(
             f"| {family}: cost grows as parameters to the power of |  | {own['attach']:.2f} | {own['step']:.2f} |  | "
             f"{own['masks']:.2f} | {own['shrink']:.2f} |  |"
@@ -69,9 +69,9 @@ def large_models(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def shrink_while_training(found: dict[str, Any]) -> list[str]:
+def shrink_while_training(content: dict[str, Any]) -> list[str]:
     """What removing on the way costs and saves."""
-    rows = found["results"]
+    rows = content["results"]
     lines = ["|  | error % | times fewer MACs | processor seconds | beside dense |", "|---|--:|--:|--:|--:|"]
     dense = mean(row["seconds"] for row in rows if row["way"] == "dense")
     for way in dict.fromkeys(row["way"] for row in rows):

@@ -8,9 +8,9 @@ RUNTIMES = {
 }  # fmt: skip
 
 
-def pass_speed(found: dict[str, Any]) -> list[str]:
+def pass_speed(content: dict[str, Any]) -> list[str]:
     """Seconds of tracing and shrinking, ours and the peers'."""
-    results = found["results"]
+    results = content["results"]
     ways = list(results[0]["ways"])
     lines = ["| network, input | " + " | ".join(ways) + " |", "|---|" + "--:|" * len(ways)]
     for row in results:
@@ -22,9 +22,9 @@ def pass_speed(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def zoo_latency(found: dict[str, Any]) -> list[str]:
+def zoo_latency(content: dict[str, Any]) -> list[str]:
     """Milliseconds before and after, by runtime."""
-    rows = found["results"]
+    rows = content["results"]
     runtimes = {name: title for name, title in RUNTIMES.items() if name in rows[0]}
     lines = [
         f"| network | parameters | MACs ÷ | {' | '.join(runtimes.values())} |",
@@ -32,18 +32,21 @@ def zoo_latency(found: dict[str, Any]) -> list[str]:
     ]
     for row in rows:
         cells = []
-        for one in (row[runtime] for runtime in runtimes):
-            fine = "faster" in one
-            cells.append(f"{one['whole']:.1f} → {one['small']:.1f}, {one['faster']:.2f}×" if fine else "fails")
+        for runtime in runtimes:
+            times = row[runtime]
+            if "faster" in times:
+                cells.append(f"{times['whole']:.1f} → {times['small']:.1f}, {times['faster']:.2f}×")
+            else:
+                cells.append("fails")
         before, after = row["parameters"]
         fewer = row["macs"][0] / row["macs"][1]
         lines.append(f"| {row['network']} | {before:,} → {after:,} | {fewer:.2f} | {' | '.join(cells)} |")
     return lines
 
 
-def time_to_result(found: dict[str, Any]) -> list[str]:
+def time_to_result(content: dict[str, Any]) -> list[str]:
     """What a processor budget buys."""
-    results = found["results"]
+    results = content["results"]
     lines = ["| processor seconds | library | steps | error % | times fewer weights |", "|--:|---|--:|--:|--:|"]
     for row in sorted(results, key=lambda row: (row["budget"], row["seed"])):
         lines.append(
