@@ -8,8 +8,16 @@ from torch import Tensor, nn
 
 from .errors import ModelError, SettingError
 from .graph import ChannelGraph, ChannelGroup, Inputs, Writer, channel_graph
-from .masks import Masks, apply_masks_, compute_masks, validate_masks
-from .nn import VARIATIONAL, ChannelGate, is_convertible, is_variational, to_plain_network_, to_variational_
+from .masks import Masks, apply_masks_, compute_masks, find_holders, validate_masks
+from .nn import (
+    VARIATIONAL,
+    ChannelGate,
+    is_convertible,
+    is_variational,
+    share_posterior_,
+    to_plain_network_,
+    to_variational_,
+)
 from .settings import PosteriorSettings, make_settings
 
 T = TypeVar("T")
@@ -25,7 +33,8 @@ def sparsify_(
     """Give the layers of a network a posterior, in place.
 
     Linear, convolution, transposed convolution and embedding layers become variational. Their parameters stay the same
-    objects, so an optimizer made before still holds them, but it does not hold the new ones. With gates, the network is
+    objects, so an optimizer made before still holds them, but it does not hold the new ones. Layers that share a weight
+    share its posterior: what it removes is removed for all of them, and its KL counts once. With gates, the network is
     traced, and each coupled channel group gets one gate, after the normalization behind each of its last writers.
 
     Law: `bake_` undoes it. With nothing removed, the network then computes what it computed before, with its own
@@ -42,7 +51,8 @@ def sparsify_(
 
     Raises:
         SettingError: Both `settings` and keywords, an unknown keyword or a wrong value, a pattern that matches no
-            module, gates without `example_inputs`, or a layer that cannot carry a posterior.
+            module, gates without `example_inputs`, a layer that cannot carry a posterior, or one that shares its weight
+            with a module that gets none.
         ModelError: The network is variational already, or has no layer or channel group to convert.
         TraceError: The network cannot be traced with `example_inputs`.
 
@@ -64,11 +74,12 @@ def sparsify_(
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} is variational already; bake_ it first")
     layers = _select_layers(model, chosen)
+    _require_whole_ties(model, layers)
     if chosen.granularity in ("gate", "both"):
         _attach_gates_(model, chosen, example_inputs, set(layers))
     if chosen.granularity in ("weight", "both"):
-        for name in layers:
-            _add_posterior_(model.get_submodule(name), name, chosen)
+        for names in _group_by_weight(model, layers):
+            _add_posterior_(model, names, chosen)
     return model
 
 
@@ -85,10 +96,44 @@ def _select_layers(model: nn.Module, settings: PosteriorSettings) -> list[str]:
     return layers
 
 
-def _add_posterior_(layer: nn.Module, name: str, settings: PosteriorSettings) -> None:
-    estimator = _last_match(settings.estimators, name, layer, settings.estimator)
-    layer = to_variational_(layer, settings.model_copy(update={"estimator": estimator}))
-    layer.kl_weight = find_kl_weight(name, layer, settings)
+def _require_whole_ties(model: nn.Module, layers: list[str]) -> None:
+    """Raise where only some of the modules that share a weight get a posterior.
+
+    The others would go on with the mean of a weight that counts as removed, and bake_ would change what they compute.
+    """
+    holders = find_holders(model)
+    for name in layers:
+        outside = [holder for holder in holders[_weight_of(model, name)] if holder.rpartition(".")[0] not in layers]
+        if outside:
+            raise SettingError(
+                f"{name}.weight and {outside[0]} are one parameter, but only {name} would get a posterior: exclude "
+                f"{name}, or select both where {outside[0].rpartition('.')[0] or 'the network itself'} can have one"
+            )
+
+
+def _group_by_weight(model: nn.Module, layers: list[str]) -> list[list[str]]:
+    """The layers, those together that share their weight."""
+    groups: dict[Tensor, list[str]] = {}
+    for name in layers:
+        groups.setdefault(_weight_of(model, name), []).append(name)
+    return list(groups.values())
+
+
+def _weight_of(model: nn.Module, layer: str) -> Tensor:
+    return model.get_submodule(layer).get_parameter("weight")
+
+
+def _add_posterior_(model: nn.Module, names: list[str], settings: PosteriorSettings) -> None:
+    """Make layers variational that share one weight; mostly that is a single layer."""
+    layers = []
+    for name in names:
+        layer = model.get_submodule(name)
+        estimator = _last_match(settings.estimators, name, layer, settings.estimator)
+        layer = to_variational_(layer, settings.model_copy(update={"estimator": estimator}))
+        layer.kl_weight = find_kl_weight(name, layer, settings)
+        layers.append(layer)
+    if len(layers) > 1:
+        share_posterior_(layers[0], layers[1:])
 
 
 # Patterns.
@@ -148,7 +193,8 @@ def _attach_gates_(
 ) -> None:
     if example_inputs is None:
         raise SettingError(f"granularity={settings.granularity!r} traces the network: pass example_inputs")
-    groups = find_gateable_groups(channel_graph(model, example_inputs), layers)
+    shared = {name for name in layers if len(find_holders(model)[_weight_of(model, name)]) > 1}
+    groups = find_gateable_groups(channel_graph(model, example_inputs), layers - shared)
     if not groups:
         raise ModelError(f"{type(model).__name__} has no channel group that a gate could remove")
     for group in groups:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .errors import MaskError, ModelError, SettingError
 from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
-from .nn import ChannelGate, Variational, gate_sites, is_variational, make_plain_copy, output_dim
+from .nn import ChannelGate, Variational, gate_sites, is_variational, make_plain_copy, named_posteriors, output_dim
 from .posterior import group_log_alpha
 from .settings import MaskSettings, make_settings
 
@@ -78,20 +78,49 @@ def compute_masks(
     if not is_variational(model):
         raise ModelError(f"{type(model).__name__} has no posterior; call sparsify_ and train it first")
     with torch.no_grad():
-        if chosen.structure == "unstructured":
-            return _weight_masks(model, chosen)
-        if chosen.structure == "n:m":
-            return _block_masks(model, chosen)
-        if example_inputs is None:
-            return _layer_channel_masks(model, chosen)
-        return _group_channel_masks(model, channel_graph(make_plain_copy(model), example_inputs), chosen)
+        return _spread_over_names(model, _decide(model, chosen, example_inputs))
+
+
+def _decide(model: nn.Module, chosen: MaskSettings, example_inputs: Inputs | None) -> Masks:
+    """The masks, where a parameter with several names goes by one of them."""
+    if chosen.structure == "unstructured":
+        return _weight_masks(model, chosen)
+    if chosen.structure == "n:m":
+        return _block_masks(model, chosen)
+    if example_inputs is None:
+        return _layer_channel_masks(model, chosen)
+    return _group_channel_masks(model, channel_graph(make_plain_copy(model), example_inputs), chosen)
 
 
 # What all structures share.
 
 
 def _find_variational(model: nn.Module) -> dict[str, Variational]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, Variational)}
+    """The layers with a posterior; the first of those that share one."""
+    return {name: module for name, module in named_posteriors(model) if isinstance(module, Variational)}
+
+
+def find_holders(model: nn.Module) -> dict[Tensor, list[str]]:
+    """Find the names of every parameter of a network: several where modules share it."""
+    holders: dict[Tensor, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                holders.setdefault(parameter, []).append(f"{name}.{key}".removeprefix("."))
+    return holders
+
+
+def _spread_over_names(model: nn.Module, masks: Masks) -> Masks:
+    """Give each name of a parameter what the masks remove of it under any of its names."""
+    for names in find_holders(model).values():
+        places = [(name.rpartition(".")[0], name.rpartition(".")[2]) for name in names]
+        own_masks = [masks[module][key] for module, key in places if key in masks.get(module, {})]
+        if len(places) == 1 or not own_masks:
+            continue
+        together = torch.stack(own_masks).amin(0)
+        for module, key in places:
+            masks.setdefault(module, {})[key] = together.clone()
+    return masks
 
 
 def _threshold(chosen: MaskSettings, own_threshold: float) -> float:
@@ -269,6 +298,11 @@ def _group_score(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> 
     return noise.log() - (signal + torch.finfo(torch.float64).tiny).log()
 
 
+def _is_table(module: nn.Module, dim: int) -> bool:
+    """Whether a module writes channels along this dimension of its weight without reading any."""
+    return isinstance(module, nn.Embedding) and dim == output_dim(module)
+
+
 def mask_group_channels_(
     masks: Masks, model: nn.Module, graph: ChannelGraph, group: ChannelGroup, removed: np.ndarray
 ) -> None:
@@ -287,7 +321,9 @@ def mask_group_channels_(
     for name, dim in group.axes:
         module_name, _, key = name.rpartition(".")
         parameter = model.get_submodule(module_name)._parameters.get(key)
-        if parameter is None or (name, dim) in reading_axes:
+        # The columns of an embedding whose weight a linear layer shares are written by the one, and read by the other.
+        is_read_only = (name, dim) in reading_axes and not _is_table(model.get_submodule(module_name), dim)
+        if parameter is None or is_read_only:
             continue
         indices = torch.from_numpy(graph.indices_along((name, dim), removed))
         mask = masks.setdefault(module_name, {}).setdefault(key, torch.ones(parameter.shape))
@@ -347,7 +383,7 @@ def _validate_mask(module: nn.Module, name: str, key: str, mask: Tensor, allow_e
 
 
 def count_weights(model: nn.Module, masks: Masks) -> tuple[int, int]:
-    """Count weights: those of more than one dimension, without biases and norms.
+    """Count weights: those of more than one dimension, without biases and norms; a shared weight counts once.
 
     Args:
         model: The network.
@@ -357,10 +393,12 @@ def count_weights(model: nn.Module, masks: Masks) -> tuple[int, int]:
         How many weights the masks keep, and how many there are.
     """
     kept = total = 0
+    seen: set[Tensor] = set()
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
-        if weight is None or weight.dim() < 2:
+        if weight is None or weight.dim() < 2 or weight in seen:
             continue
+        seen.add(weight)
         total += weight.numel()
         mask = masks.get(name, {}).get("weight")
         kept += weight.numel() if mask is None else int(mask.count_nonzero())

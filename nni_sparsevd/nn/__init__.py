@@ -19,6 +19,7 @@ from .layers import (
     Linear,
     is_convertible,
     register_layer,
+    share_posterior_,
     to_plain_,
     to_variational_,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "regularize_",
     "sample_weights",
     "scale_channels_",
+    "share_posterior_",
     "to_plain_",
     "to_plain_network_",
     "to_variational_",
@@ -58,16 +60,19 @@ __all__ = [
 
 
 def named_posteriors(model: nn.Module) -> Iterator[tuple[str, Variational | ChannelGate]]:
-    """Walk over every layer and gate with a posterior, each once however often the network uses it.
+    """Walk over every posterior, each once however often the network uses it.
 
     Args:
         model: The network.
 
     Yields:
-        The name of the module, and the module.
+        The name of the layer or gate, and the layer or gate.  Layers that share a weight share its posterior: the first
+        of them stands for all.
     """
+    seen: set[Tensor] = set()
     for name, module in model.named_modules():
-        if isinstance(module, Variational | ChannelGate):
+        if isinstance(module, Variational | ChannelGate) and module.log_sigma2 not in seen:
+            seen.add(module.log_sigma2)
             yield name, module
 
 

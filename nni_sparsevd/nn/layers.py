@@ -2,6 +2,7 @@
 `log_sigma2`.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -9,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ModelError, SettingError
-from ..posterior import divergence
 from ..settings import PosteriorSettings
 from .variational import Variational
 
@@ -96,6 +96,7 @@ class Embedding(Variational, nn.Embedding):
             if getattr(self, option):
                 raise SettingError(f"Embedding({option}={getattr(self, option)}) cannot carry a posterior; exclude it")
         super().add_posterior_(settings)
+        self.fixed_row = self.padding_idx
 
     def forward(self, indices: Tensor) -> Tensor:
         looked_up = self.compute_output(self._look_up, indices, x_squared=indices)
@@ -106,35 +107,6 @@ class Embedding(Variational, nn.Embedding):
 
     def _look_up(self, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.embedding(indices, weight, self.padding_idx)
-
-    def kl(self) -> Tensor:
-        """KL of all weights but those of the padding row, times `kl_weight`: a scalar, in nats."""
-        if self.padding_idx is None:
-            return super().kl()
-        before, after = slice(self.padding_idx), slice(self.padding_idx + 1, None)
-        log_sigma2 = self.log_sigma2.expand_as(self.weight)
-        kl_before = divergence.kl(self.weight[before], log_sigma2[before], self.settings.prior)
-        kl_after = divergence.kl(self.weight[after], log_sigma2[after], self.settings.prior)
-        return self.kl_weight * (kl_before + kl_after)
-
-    def add_kl_gradient_(self, weight: float) -> None:
-        """Add the gradient of `weight` times the KL to the `.grad` of both parameters.
-
-        Args:
-            weight: Factor on the gradient, beside `kl_weight`.
-        """
-        if self.padding_idx is None:
-            super().add_kl_gradient_(weight)
-        else:
-            divergence.backpropagate_if_trainable(weight * self.kl())
-
-    def log_alpha(self) -> Tensor:
-        """Log sigma^2 - log theta^2, in the shape of the weight; the lowest number in the padding row."""
-        values = super().log_alpha()
-        if self.padding_idx is None:
-            return values
-        is_padding = torch.arange(len(values), device=values.device) == self.padding_idx
-        return values.masked_fill(is_padding[:, None], torch.finfo(values.dtype).min)
 
 
 # One entry per layer: the contract test of `nni_sparsevd.testing` runs over all of them.
@@ -223,4 +195,20 @@ def to_plain_(module: Variational) -> nn.Module:
     module.__class__ = _plain_class(module)  # type: ignore[assignment]
     for name in ("log_sigma2", "settings", "threshold", "kl_weight"):
         delattr(module, name)
+    vars(module).pop("fixed_row", None)  # only layers with such a row have it of their own
     return module
+
+
+def share_posterior_(layer: Variational, others: Sequence[Variational]) -> None:
+    """Give layers that have one weight one posterior, in place.
+
+    Args:
+        layer: The layer whose log sigma^2 all of them use from here on.
+        others: The other layers; their weight is that of `layer`.
+    """
+    fixed_rows = [member.fixed_row for member in (layer, *others) if member.fixed_row is not None]
+    for member in (layer, *others):
+        member.log_sigma2 = layer.log_sigma2
+        member.kl_weight = layer.kl_weight
+        if fixed_rows:
+            member.fixed_row = fixed_rows[0]

@@ -199,6 +199,11 @@ class Variational(nn.Module):
     """A weight is removed when its log alpha reaches this."""
     kl_weight: float
     """Factor on the KL of this layer."""
+    fixed_row: int | None = None
+    """A row of the weight that is a constant, not learned: it has no KL and is never removed.
+
+    The padding row of an embedding, also in the other layers that have the embedding's weight.
+    """
 
     def __init__(self, *sizes: Any, settings: PosteriorSettings | None = None, **options: Any) -> None:
         """Make the layer with a posterior.
@@ -223,12 +228,22 @@ class Variational(nn.Module):
         self.kl_weight = 1.0
 
     def log_alpha(self) -> Tensor:
-        """Log sigma^2 - log theta^2, in the shape of the weight."""
-        return elements.log_alpha(self.weight, self.log_sigma2)
+        """Log sigma^2 - log theta^2, in the shape of the weight; the lowest number in a fixed row."""
+        values = elements.log_alpha(self.weight, self.log_sigma2)
+        if self.fixed_row is None:
+            return values
+        is_fixed = torch.arange(len(values), device=values.device) == self.fixed_row
+        return values.masked_fill(is_fixed.view(-1, *[1] * (values.dim() - 1)), torch.finfo(values.dtype).min)
 
     def kl(self) -> Tensor:
-        """KL of all weights from the prior, times `kl_weight`: a scalar, in nats."""
-        return self.kl_weight * divergence.kl(self.weight, self.log_sigma2, self.settings.prior)
+        """KL of all weights but those of a fixed row from the prior, times `kl_weight`: a scalar, in nats."""
+        if self.fixed_row is None:
+            return self.kl_weight * divergence.kl(self.weight, self.log_sigma2, self.settings.prior)
+        before, after = slice(self.fixed_row), slice(self.fixed_row + 1, None)
+        log_sigma2 = self.log_sigma2.expand_as(self.weight)
+        kl_before = divergence.kl(self.weight[before], log_sigma2[before], self.settings.prior)
+        kl_after = divergence.kl(self.weight[after], log_sigma2[after], self.settings.prior)
+        return self.kl_weight * (kl_before + kl_after)
 
     def add_kl_gradient_(self, weight: float) -> None:
         """Add the gradient of `weight` times the KL to the `.grad` of both parameters.
@@ -236,8 +251,11 @@ class Variational(nn.Module):
         Args:
             weight: Factor on the gradient, beside `kl_weight`.
         """
-        weight *= self.kl_weight
-        divergence.add_kl_gradient_(self.weight, self.log_sigma2, weight, self.settings.prior)
+        if self.fixed_row is None:
+            weight *= self.kl_weight
+            divergence.add_kl_gradient_(self.weight, self.log_sigma2, weight, self.settings.prior)
+        else:
+            divergence.backpropagate_if_trainable(weight * self.kl())
 
     def mask(self) -> Tensor:
         """True where a weight is kept, in the shape of the weight."""
@@ -261,6 +279,9 @@ class Variational(nn.Module):
         if self.settings.estimator == "weight":
             return operation(x, sample_weights(self.weight, self.log_sigma2), self.bias)
         sigma2 = self.log_sigma2.exp()
+        if output_dim(self) != 0 and sigma2.shape[0] > 1:
+            # One variance per row is one per output only where rows are outputs.  Here a tied layer may have made it.
+            sigma2 = sigma2.expand_as(self.weight)
         return local_reparameterization(
             operation, x, self.weight, sigma2, self.bias, self.settings.estimator, x_squared=x_squared
         )

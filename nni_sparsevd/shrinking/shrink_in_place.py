@@ -87,7 +87,7 @@ def shrink_(
 @contextmanager
 def _use_threshold(model: nn.Module, threshold: float | None) -> Iterator[None]:
     """Make all posteriors decide at this log alpha for a while; None leaves each its own."""
-    posteriors = [module for _, module in named_posteriors(model)]
+    posteriors = [module for module in model.modules() if isinstance(module, Variational | ChannelGate)]
     own_thresholds = [module.threshold for module in posteriors]
     try:
         if threshold is not None:
@@ -138,9 +138,10 @@ def _owner(model: nn.Module, name: str) -> nn.Module:
 def _find_posterior_cuts(model: nn.Module, cuts: Cuts, sites: Sites) -> Cuts:
     """What log sigma^2 and gates lose, along with the weights that they belong to."""
     tensors, modules = dict(named_states(model)), dict(model.named_modules())
+    posteriors = dict(named_posteriors(model))  # layers that share a weight share its log sigma^2: it is cut once
     posterior_cuts: Cuts = {}
     for (name, dim), indices in cuts.items():
-        for owner, module in modules.items():  # several, where layers share a weight
+        for owner, module in posteriors.items():
             if not (isinstance(module, Variational) and module.weight is tensors[name]):
                 continue
             # One variance for each output has size 1 along the other dimensions: nothing is cut there.
