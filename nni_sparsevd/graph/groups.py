@@ -244,7 +244,8 @@ def _find_groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
         module = graph.writers[first_writer].module
         last_writers = tuple(dict.fromkeys(writer for writer in graph.last_writers if writer.axis in own_axes))
         reason = graph.pins.reason(first_channel)
-        groups.append(ChannelGroup(names.next(module), module, channels, own_axes, last_writers, reason))
+        name = names.next(module or graph.writers[first_writer].axis[0])  # a weight of the network itself has no module
+        groups.append(ChannelGroup(name, module, channels, own_axes, last_writers, reason))
     return tuple(groups)
 
 

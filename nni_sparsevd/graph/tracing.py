@@ -20,6 +20,11 @@ from .origins import Origins, name_numbers_
 
 Inputs = Tensor | tuple[Tensor, ...]
 """The positional arguments of a network: one tensor or a tuple of them."""
+SUMS_OF_PRODUCTS = {
+    torch.ops.aten.addmm.default: torch.ops.aten.matmul.default,
+    torch.ops.aten.baddbmm.default: torch.ops.aten.bmm.default,
+}
+"""Operators that add a product to a tensor; they are recorded as the product and the sum."""
 DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -253,6 +258,9 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if target in SUMS_OF_PRODUCTS and not kwargs:  # no factors on the two terms
+            with self:
+                return args[0] + SUMS_OF_PRODUCTS[target](*args[1:])
         if find_channel_rule(target) is None and not target._schema.is_mutable:
             with self:  # an operator that consists of others comes back here as these
                 parts = target.decompose(*args, **kwargs)

@@ -29,6 +29,8 @@ from .origins import Origin
 from .tracing import Trace
 
 aten = torch.ops.aten
+PRODUCTS = {aten.matmul.default, aten.bmm.default}
+"""Products of two tensors, of which the second may be a weight that no layer of PyTorch's uses."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class Walk:
         else:
             if node.target in READERS:
                 self._record_reader(node, arguments)
+        if node.target in PRODUCTS:
+            self._record_bare_weight(node)
         if node.target in READERS:  # also one that is not covered: its channels are a group, which says why they stay
             self._record_writer(node, arguments[1])
 
@@ -131,6 +135,26 @@ class Walk:
             outputs = shape_of(node)[channel_dim(node)]
             self.writers[node] = (axis, *self._find_gate_site(node, axis[0]), outputs)
             self._sources[node] = frozenset({node})
+
+    def _record_bare_weight(self, node: Node) -> None:
+        """A product with a parameter, perhaps moved, writes along an axis of that parameter."""
+        factors: Any = node.args[:2]
+        for factor, dim in zip(factors, (-2, -1), strict=True):
+            name = self._find_parameter_behind(factor)
+            value = self.values[factor]
+            if name is None or len(value.ids) < 2:
+                continue
+            for axis, ids in self.equations.axes.items():
+                if axis[0] == name and ids is value.ids[dim]:
+                    self.writers[node] = (axis, name.rpartition(".")[0], dim, shape_of(node)[dim])
+                    self._sources[node] = frozenset({node})
+                    return
+
+    def _find_parameter_behind(self, node: Node) -> str | None:
+        """The parameter that a value is made of, and of nothing else."""
+        while node.op == "call_function" and len(node.all_input_nodes) == 1:
+            node = node.all_input_nodes[0]
+        return self._recorded.state(node)
 
     def _find_output_axis(self, node: Node, weight: TrackedTensor) -> Axis | None:
         """The axis of a parameter along which an operator writes; None where its weight is made of no parameter."""
