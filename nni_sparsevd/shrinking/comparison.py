@@ -23,6 +23,23 @@ EXTRA_PIXELS = 32
 
 
 @dataclass(frozen=True)
+class HalfErrors:
+    """What half precision does to two networks: their largest relative differences to the first one in float64."""
+
+    model: float
+    """The difference of the first network."""
+    small: float
+    """The difference of the second network; 0 where that precision cannot be computed with, or overflows, on a CPU."""
+    epsilon: float
+    """The distance from 1 to the next larger number of that precision."""
+
+    @property
+    def limit(self) -> float:
+        """The largest relative difference that counts as rounding."""
+        return 2 * max(self.model, self.epsilon)
+
+
+@dataclass(frozen=True)
 class CheckResult:
     """Largest differences between two networks over all random inputs; relative to the largest output where it says so.
 
@@ -43,10 +60,17 @@ class CheckResult:
     """Random batches compared in each precision."""
     stored_in_64: bool
     """Whether both networks hold float64 parameters, so that nothing was rounded when it was stored."""
+    half: HalfErrors | None = None
+    """For networks stored in half precision: what that precision does to either of them."""
 
     @property
     def ok(self) -> bool:
-        """Equal to rounding.  In float32 a network that is noisy by itself may differ by twice its noise."""
+        """Equal to rounding.  In float32 a network that is noisy by itself may differ by twice its noise.
+
+        A network in half precision may be off by twice what the first network is off by itself in that precision.
+        """
+        if self.half is not None:
+            return max(self.max_rel_64, self.max_rel_32, self.half.small) <= self.half.limit
         tolerance = TOLERANCE_64 if self.stored_in_64 else TOLERANCE_STORED
         return self.max_rel_64 <= tolerance and self.max_rel_32 <= max(TOLERANCE_32, 2 * self.noise_32)
 
@@ -114,7 +138,38 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
         noise_32=noise_32 if math.isfinite(noise_32) else 0.0,
         inputs=len(batches),
         stored_in_64=all(parameter.dtype == torch.float64 for parameter in parameters),
+        half=_measure_half(model, small, exact, batches),
     )
+
+
+def find_half_type(*models: nn.Module) -> torch.dtype | None:
+    """Find the coarsest half precision in which networks hold parameters; None where none of them does."""
+    types = {parameter.dtype for model in models for parameter in model.parameters()}
+    return next((dtype for dtype in (torch.bfloat16, torch.float16) if dtype in types), None)
+
+
+def _measure_half(
+    model: nn.Module, small: nn.Module, exact: list[Tensor], batches: list[tuple[Tensor, ...]]
+) -> HalfErrors | None:
+    """Run both networks in the half precision that they are stored in; None where they are stored in another one.
+
+    Args:
+        model: The network that is right.
+        small: The other network.
+        exact: The outputs of `model` in float64.
+        batches: The inputs.
+    """
+    dtype = find_half_type(model, small)
+    if dtype is None:
+        return None
+    epsilon = torch.finfo(dtype).eps
+    try:
+        errors = [_largest_differences(exact, _all_outputs(network, dtype, batches))[1] for network in (model, small)]
+    except RuntimeError:  # an operator that PyTorch does not have in half precision on a CPU
+        errors = [math.inf]
+    if not math.isfinite(errors[0]):
+        return HalfErrors(0.0, 0.0, epsilon)
+    return HalfErrors(errors[0], errors[1], epsilon)
 
 
 def gradient_difference(

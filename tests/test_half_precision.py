@@ -1,0 +1,74 @@
+"""Networks in float16 and bfloat16 shrink, and are judged by the rounding of their own type."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nni_sparsevd as svd
+from nni_sparsevd.shrinking import CheckResult
+
+
+def sigmoids() -> tuple[nn.Module, Tensor]:
+    layers = (nn.Conv2d(3, 9, 3), nn.Sigmoid(), nn.Conv2d(9, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    return nn.Sequential(*layers), torch.randn(1, 3, 12, 12)
+
+
+def batch_norms() -> tuple[nn.Module, Tensor]:
+    model = nn.Sequential(nn.Conv2d(3, 9, 3, bias=False), nn.BatchNorm2d(9), nn.Hardswish(), nn.Conv2d(9, 4, 1))
+    with torch.no_grad():
+        model[1].bias.normal_()
+    return model, torch.randn(2, 3, 12, 12)
+
+
+def bordered() -> tuple[nn.Module, Tensor]:
+    """The constants of padded convolutions are carried by one channel."""
+    return nn.Sequential(nn.Conv2d(3, 9, 1), nn.SiLU(), nn.Conv2d(9, 4, 3, padding=1)), torch.randn(1, 3, 12, 12)
+
+
+def large_constants() -> tuple[nn.Module, Tensor]:
+    model = nn.Sequential(nn.Linear(6, 30), nn.Softplus(), nn.Linear(30, 30), nn.GELU(), nn.Linear(30, 2))
+    with torch.no_grad():
+        model[0].bias.mul_(30)
+    return model, torch.randn(3, 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make", [sigmoids, batch_norms, bordered, large_constants])
+@pytest.mark.parametrize("seed", range(3))
+def test_half_precision_is_judged_by_its_own_rounding(
+    make: Callable[[], tuple[nn.Module, Tensor]], dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    model, x = make()
+    model, x = model.eval().to(dtype), x.to(dtype)
+    with torch.no_grad():
+        model[0].weight[::3] = 0
+        exact = model.double()(x.double())
+        noise = float((model.to(dtype)(x).double() - exact).abs().max())
+    small, plan = svd.shrink(model, x)
+    assert plan.removed >= 2 and all(value.dtype == dtype for value in small.parameters())
+    result = svd.check(model, small, x)
+    assert result.ok and result.half is not None
+    epsilon = torch.finfo(dtype).eps * float(exact.abs().max())
+    with torch.no_grad():
+        assert float((small(x).double() - exact).abs().max()) <= 3 * max(noise, epsilon)
+
+
+def test_a_mistake_that_rounding_would_hide_is_found() -> None:
+    torch.manual_seed(0)
+    model, x = sigmoids()
+    model, x = model.eval().bfloat16(), x.bfloat16()
+    wrong = nn.Sequential(*model)
+    assert svd.check(model, wrong, x).ok
+    with torch.no_grad():
+        wrong = svd.shrink(model, x)[0]
+        wrong[4].bias += 0.1
+    assert not svd.check(model, wrong, x).ok
+
+
+def test_the_verdict_goes_into_json() -> None:
+    model = nn.Linear(2, 2).half()
+    result: CheckResult = svd.check(model, model, torch.zeros(1, 2).half())
+    assert result.to_dict()["ok"] is True
