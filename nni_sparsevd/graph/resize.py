@@ -42,7 +42,10 @@ def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[t
             smaller = nn.Parameter(smaller, requires_grad=old.requires_grad)
         for alias in names_of[id(old)]:
             module, _, key = alias.rpartition(".")
-            setattr(model.get_submodule(module), key, smaller)
+            owner = model.get_submodule(module)
+            setattr(owner, key, smaller)
+            # A fresh network would make a buffer outside the state dict at its old size: a file has to bring this one.
+            owner._non_persistent_buffers_set.discard(key)
             touched.add(module)
     for module in sorted({name.partition(".parametrizations.")[0] for name in touched}):
         recompute_weights_(model.get_submodule(module))

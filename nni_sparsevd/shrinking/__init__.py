@@ -7,7 +7,14 @@ from .layer_norm import RememberingLayerNorm
 from .mask_extension import extend_masks
 from .plan import GroupPlan, Plan
 from .planning import make_plan, plan_removal
-from .resizing import Attributes, read_attributes, read_changed_attributes, resize_
+from .resizing import (
+    Attributes,
+    read_attributes,
+    read_changed_attributes,
+    resize_,
+    set_possible_attributes_,
+    split_attributes,
+)
 from .shrink_copy import shrink, shrink_masked
 from .shrink_in_place import shrink_
 
@@ -29,7 +36,9 @@ __all__ = [
     "read_attributes",
     "read_changed_attributes",
     "resize_",
+    "set_possible_attributes_",
     "shrink",
     "shrink_",
     "shrink_masked",
+    "split_attributes",
 ]

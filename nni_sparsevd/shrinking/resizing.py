@@ -48,6 +48,50 @@ def read_changed_attributes(model: nn.Module, original: nn.Module) -> Attributes
     return changes
 
 
+def split_attributes(model: nn.Module, attributes: Attributes) -> tuple[Attributes, Attributes]:
+    """Split attributes into those that a fresh network has for certain, and those that it may lack.
+
+    Args:
+        model: The network.
+        attributes: What `read_attributes` has read of it.
+
+    Returns:
+        The sizes and settings of PyTorch's own layers; and all others: a module of the user's may set them in its
+        forward pass, or a trainer may keep notes in them.
+    """
+    certain: Attributes = {}
+    possible: Attributes = {}
+    for name, module in model.named_modules():
+        settings = getattr(type(module), "__constants__", ()) if _is_of_torch(module) else ()
+        certain[name] = {}
+        for key, value in attributes.get(name, {}).items():
+            if key in settings:
+                certain[name][key] = value
+            else:
+                possible.setdefault(name, {})[key] = value
+    return certain, possible
+
+
+def set_possible_attributes_(model: nn.Module, attributes: Any, path: Path) -> None:
+    """Set attributes of a file in place, but for those that the network does not have.
+
+    Args:
+        model: The network.
+        attributes: Module name -> attribute -> value, as a file has them: nothing of it is trusted.
+        path: The file, for messages.
+
+    Raises:
+        FileFormatError: A value is of another kind than the network's.
+    """
+    modules = dict(model.named_modules())
+    present: Attributes = {}
+    for name, values in attributes.items() if isinstance(attributes, dict) else ():
+        if name in modules and isinstance(values, dict):
+            known = _read_plain(modules[name])
+            present[name] = {key: value for key, value in values.items() if key in known}
+    _set_attributes_(model, present, path)
+
+
 def resize_(model: nn.Module, tensors: Mapping[str, Tensor], attributes: Any, path: Path) -> nn.Module:
     """Give a network the tensors of a file, at the sizes that they have, and its attributes.
 
@@ -84,6 +128,14 @@ def _is_plain(key: str, value: object) -> bool:
     return True
 
 
+def _is_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_same(left: object, right: object) -> bool:
     """Equal and of the same type: True is not 1, and a tuple not a list."""
     return left == right and type(left) is type(right)
@@ -105,6 +157,7 @@ def _put_tensors_(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
         module, key = _find_place(model, name, tensor, path)
         if key in module._buffers:
             module._buffers[key] = tensor
+            module._non_persistent_buffers_set.discard(key)  # the file has it because it was cut
             continue
         old = module._parameters[key]
         if old is not None and old in successors:
@@ -147,13 +200,17 @@ def _set_attributes_(model: nn.Module, attributes: Any, path: Path) -> None:
         for key, value in values.items():
             if key not in known:
                 raise FileFormatError(f"{path}: sets {name}.{key}, which is no plain attribute there")
-            setattr(modules[name], key, _convert_value(value, known[key], f"{path}: sets {name}.{key}"))
+            value = _convert_value(modules[name], value, known[key], f"{path}: sets {name}.{key}")
+            setattr(modules[name], key, value)
 
 
-def _convert_value(value: Any, known: Any, what: str) -> Any:
+def _convert_value(module: nn.Module, value: Any, known: Any, what: str) -> Any:
     """The value of a file as the network wants it: JSON has lists for tuples.  None may replace anything, and be."""
     if isinstance(value, list) and isinstance(known, tuple):
         value = tuple(value)
+    # A user's class may begin with a factor of 1 that becomes 0.5.  The numbers of PyTorch's layers are sizes.
+    if not _is_of_torch(module) and _is_number(value) and _is_number(known):
+        return value
     if known is not None and value is not None and not isinstance(value, type(known)):
         raise FileFormatError(f"{what} to {value!r}, there it is {known!r}")
     return value

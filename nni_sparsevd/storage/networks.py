@@ -18,7 +18,15 @@ from ..files import load_tensors, save_tensors
 from ..graph import copy_module
 from ..nn import is_variational
 from ..settings import Argument
-from ..shrinking import RememberingLayerNorm, read_attributes, read_changed_attributes, resize_
+from ..shrinking import (
+    Attributes,
+    RememberingLayerNorm,
+    read_attributes,
+    read_changed_attributes,
+    resize_,
+    set_possible_attributes_,
+    split_attributes,
+)
 from .packing import Coding, pack, unpack
 
 FORMAT = "nni_sparsevd.model"
@@ -98,8 +106,9 @@ def _make_header(
 
     name, arguments = models.resolve_origin(model, name, arguments)
     remembering = _describe_remembering_norms(model)
+    possible_attributes: Attributes = {}
     if name is None:
-        attributes = read_attributes(model)
+        attributes, possible_attributes = split_attributes(model, read_attributes(model))
     else:
         # The original is built now, so that a wrong name is an error of `save` and not of some later `load`.
         original = models.build_model(name, arguments)
@@ -113,6 +122,7 @@ def _make_header(
         "arguments": arguments,
         "remembering": remembering,
         "attributes": attributes,
+        "possible_attributes": possible_attributes,
     }
 
 
@@ -183,6 +193,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     # A file without this key has no such norms.
     _put_remembering_norms_(model, header.get("remembering", {}), path)
     resize_(model, tensors, attributes, path)
+    set_possible_attributes_(model, header.get("possible_attributes", {}), path)  # older files do not have this key
     return model.eval()
 
 
