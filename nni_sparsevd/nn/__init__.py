@@ -71,7 +71,8 @@ def named_posteriors(model: nn.Module) -> Iterator[tuple[str, Variational | Chan
     """
     seen: set[Tensor] = set()
     for name, module in model.named_modules():
-        if isinstance(module, Variational | ChannelGate) and module.log_sigma2 not in seen:
+        # a tuple: torch.compile of torch 2.6 does not know unions of types
+        if isinstance(module, (Variational, ChannelGate)) and module.log_sigma2 not in seen:
             seen.add(module.log_sigma2)
             yield name, module
 
