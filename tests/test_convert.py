@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from conftest import randomize_
 from torch import Tensor, nn
 
@@ -312,10 +313,65 @@ def test_converting_twice_is_refused() -> None:
         svd.sparsify_(gated)
 
 
-def test_only_torchs_own_layers_are_converted() -> None:
-    model = nn.Sequential(OwnLinear(3, 3), nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
+class PaddedConvolution(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 0, 1, 0)), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class ScaledLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, 2 * self.weight, self.bias)
+
+
+class SquaringLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.square(), self.weight, self.bias)
+
+
+class PaddedWithOnes(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 0, 1, 0), value=1.0), self.weight, self.bias)
+
+
+class Attached(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else super().forward(x).relu()
+
+
+@pytest.mark.parametrize("make", [ScaledLinear, SquaringLinear, Attached, lambda *sizes: PaddedWithOnes(*sizes, 1)])
+def test_a_layer_that_does_something_else_than_its_parent_is_left_alone(make: Callable[..., nn.Module]) -> None:
+    model = nn.Sequential(make(3, 3), nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
     svd.sparsify_(model)
     assert [name for name, _ in named_posteriors(model)] == ["2"]
+
+
+def same_padding() -> nn.Module:
+    return pytest.importorskip("timm").layers.create_conv2d(3, 4, 3, stride=2, padding="same")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: OwnLinear(3, 3), lambda: PaddedConvolution(3, 4, 3, bias=False), same_padding]
+)
+@pytest.mark.parametrize("estimator", ["local", "weight"])
+def test_a_layer_that_does_what_its_parent_does_is_converted(make: Callable[[], nn.Module], estimator: str) -> None:
+    model = nn.Sequential(make())
+    kind, keys = type(model[0]), list(model.state_dict())
+    x = torch.randn(3, 3) if isinstance(model[0], nn.Linear) else torch.randn(2, 3, 9, 9)
+    nn.init.uniform_(model[0].weight, 0.5, 1.0)  # none is so small that it counts as noise
+    before = model(x)
+    svd.sparsify_(model, estimator=estimator)
+    assert [name for name, _ in named_posteriors(model)] == ["0"]
+    assert not torch.equal(model.train()(x), model(x))  # noise
+    model(x).sum().backward()
+    assert model[0].log_sigma2.grad is not None and model[0].weight.grad is not None
+    torch.testing.assert_close(model.eval()(x), before, rtol=0, atol=0)
+    with torch.no_grad():
+        model[0].log_sigma2.view(-1)[::2] = 30
+    expected = copy.deepcopy(model)(x)
+    svd.bake_(model)
+    assert type(model[0]) is kind and list(model.state_dict()) == keys
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+    assert (model[0].weight == 0).any()
 
 
 # Baking with masks.

@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, SettingError
 from ..settings import PosteriorSettings
+from .subclasses import DerivedLayer, make_twin, repeats_parent
 from .variational import Variational
 
 
@@ -141,6 +143,8 @@ def register_layer(plain: type[nn.Module], variational: type[Variational]) -> No
 
 
 def _plain_class(module: Variational) -> type[nn.Module]:
+    if isinstance(module, DerivedLayer):
+        return module.plain_class
     for plain, variational in VARIATIONAL.items():
         if type(module) is variational:
             return plain
@@ -148,15 +152,18 @@ def _plain_class(module: Variational) -> type[nn.Module]:
 
 
 def is_convertible(module: nn.Module) -> bool:
-    """Whether `module` is exactly a layer of torch or one that is registered, with a weight that is its own parameter.
+    """Whether `module` is a layer of torch or one that is registered, with a weight that is its own parameter.
 
-    1. A subclass may use its weight in another way than the layer that it inherits from.
+    1. A subclass may use its weight in another way than the layer that it inherits from; it is converted where its
+       forward pass is its parent's operation, on a zero-padded input perhaps.
     2. torch's weight_norm and pruning compute the weight anew before every call, and would overwrite what is removed.
 
     Args:
         module: Any module.
     """
-    return type(module) in VARIATIONAL and "weight" in module._parameters
+    if "weight" not in module._parameters or isinstance(module, Variational):
+        return False
+    return type(module) in VARIATIONAL or repeats_parent(module)
 
 
 def to_variational_(module: nn.Module, settings: PosteriorSettings) -> Variational:
@@ -172,13 +179,14 @@ def to_variational_(module: nn.Module, settings: PosteriorSettings) -> Variation
     Raises:
         SettingError: The layer cannot carry a posterior; it is then what it was.
     """
-    plain = type(module)
-    module.__class__ = VARIATIONAL[plain]  # type: ignore[assignment]
+    plain: Any = type(module)
+    twin = VARIATIONAL[plain] if plain in VARIATIONAL else make_twin(plain)
+    module.__class__ = twin  # type: ignore[assignment]
     assert isinstance(module, Variational)
     try:
         module.add_posterior_(settings)
     except SettingError:
-        module.__class__ = plain  # type: ignore[assignment]
+        module.__class__ = plain
         raise
     return module
 

@@ -1,0 +1,108 @@
+"""Classes derived from torch's layers, such as timm's `Conv2dSame`: which of them can carry a posterior, and how."""
+
+import copy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .variational import Variational
+
+aten = torch.ops.aten
+OPERATION_OF: dict[type[nn.Module], tuple[Any, ...]] = {
+    nn.Linear: (aten.linear.default,),
+    nn.Conv1d: (aten.conv1d.default, aten.conv1d.padding),
+    nn.Conv2d: (aten.conv2d.default, aten.conv2d.padding),
+    nn.Conv3d: (aten.conv3d.default, aten.conv3d.padding),
+}
+"""What a layer of torch does with its input, weight and bias."""
+
+
+def repeats_parent(module: nn.Module) -> bool:
+    """Whether a derived layer does its parent's operation, with its own weight and bias, on a zero-padded input.
+
+    The layer's forward pass is run without data, in both modes.  Only then is the output linear in input and weight, as
+    the estimators of a posterior need it.  torch's own derived classes are left alone: attention reads the weight of
+    its output layer without calling the layer.
+    """
+    parent = next((kind for kind in OPERATION_OF if isinstance(module, kind)), None)
+    if parent is None or type(module) is parent or type(module).__module__.startswith("torch."):
+        return False
+    if module._modules or not set(module._parameters) <= {"weight", "bias"} or module.weight is None:
+        return False
+    try:
+        return all(_repeats_in_mode(module, OPERATION_OF[parent], training) for training in (False, True))
+    except Exception:  # whatever a forward of the user's own raises on an input that nobody made for it
+        return False
+
+
+def _repeats_in_mode(module: Any, operations: tuple[Any, ...], training: bool) -> bool:
+    shadow = copy.copy(module)
+    parameters = {key: None if value is None else value.to("meta") for key, value in module._parameters.items()}
+    vars(shadow).update(_parameters=parameters, training=training)
+    if isinstance(module, nn.Linear):
+        shape = [2, module.in_features]
+    else:
+        extents = zip(module.kernel_size, module.dilation, strict=True)
+        shape = [2, module.in_channels, *(2 * (dilation * (size - 1) + 1) for size, dilation in extents)]
+    x = torch.empty(shape, device="meta", dtype=module.weight.dtype)
+    recorder = _Calls()
+    with torch.inference_mode(), recorder:
+        output = type(module).forward(shadow, x)
+    if not recorder.calls:
+        return False
+    *before, (operation, arguments, result) = recorder.calls
+    for target, (padded, *settings), made in before:
+        if padded is not x or not _pads_zeros(target, settings):
+            return False
+        x = made
+    bias = arguments[2] if len(arguments) > 2 else None
+    own = arguments[0] is x and arguments[1] is parameters["weight"] and bias is parameters.get("bias")
+    return operation in operations and own and output is result
+
+
+def _pads_zeros(target: Any, settings: list[Any]) -> bool:
+    if target == aten.pad.default:
+        mode = settings[1] if len(settings) > 1 else "constant"
+        return mode == "constant" and not (settings[2] if len(settings) > 2 else 0)
+    return target == aten.constant_pad_nd.default and not (settings[1] if len(settings) > 1 else 0)
+
+
+class _Calls(TorchDispatchMode):
+    """Remembers the operators that run, with their arguments and results."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = target(*args, **(kwargs or {}))
+        self.calls.append((target, args, result))
+        return result
+
+
+class DerivedLayer(Variational):
+    """What the twins of derived layers share: the forward pass of the class itself, with other weights in place."""
+
+    plain_class: type[nn.Module]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute_output(self._run_plain_forward, x)
+
+    def _run_plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # An entry of the instance's own dictionary hides the parameter of that name as long as it is there.
+        attributes = vars(self)
+        attributes.update(weight=weight, bias=bias)
+        try:
+            output: Tensor = self.plain_class.forward(self, x)
+            return output
+        finally:
+            del attributes["weight"], attributes["bias"]
+
+
+@cache
+def make_twin(plain: type[nn.Module]) -> type[DerivedLayer]:
+    """The variational twin of a derived layer, one for each class."""
+    return type(plain.__name__, (DerivedLayer, plain), {"plain_class": plain, "__module__": __name__})
