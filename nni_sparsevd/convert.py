@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .errors import ModelError, SettingError
-from .graph import ChannelGraph, ChannelGroup, Inputs, Writer, channel_graph
+from .graph import ChannelGraph, ChannelGroup, Inputs, Writer, channel_graph, require_convertible
 from .masks import Masks, apply_masks_, compute_masks, find_holders, validate_masks
 from .nn import (
     VARIATIONAL,
@@ -53,7 +53,8 @@ def sparsify_(
         SettingError: Both `settings` and keywords, an unknown keyword or a wrong value, a pattern that matches no
             module, gates without `example_inputs`, a layer that cannot carry a posterior, or one that shares its weight
             with a module that gets none.
-        ModelError: The network is variational already, or has no layer or channel group to convert.
+        ModelError: The network is variational already, quantized, exported or lazy, or has no layer or channel group to
+            convert.
         TraceError: The network cannot be traced with `example_inputs`.
 
     Example:
@@ -73,6 +74,7 @@ def sparsify_(
     chosen = make_settings(PosteriorSettings, keywords) if settings is None else settings
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} is variational already; bake_ it first")
+    require_convertible(model)
     layers = _select_layers(model, chosen)
     _require_whole_ties(model, layers)
     if chosen.granularity in ("gate", "both"):

@@ -41,6 +41,7 @@ from .operators import (
     to_double,
     used_taps,
 )
+from .preconditions import require_convertible, require_numbers, require_traceable
 from .resize import cut_, kept_indices, named_states, remaining_sizes, remove_indices
 from .scales import AttentionScale
 from .tracing import Inputs, Trace, as_tuple, clear_caches_, copy_model, evaluation_mode
@@ -85,6 +86,9 @@ __all__ = [
     "pads_zeros",
     "remaining_sizes",
     "remove_indices",
+    "require_convertible",
+    "require_numbers",
+    "require_traceable",
     "rows_of_weight",
     "tighten_graph",
     "to_double",

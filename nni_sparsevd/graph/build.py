@@ -12,6 +12,7 @@ from .equations import TrackedTensor
 from .groups import ChannelGraph, CodeSize, Product, Reader, RememberingNorm, Writer
 from .links import ChannelIds, IndexIds
 from .operators import channel_dim
+from .preconditions import require_traceable
 from .scales import AttentionScale, find_query_rows
 from .tracing import Inputs, Trace, trace
 from .walk import Walk
@@ -35,6 +36,7 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
         can lose nothing.
 
     Raises:
+        ModelError: The network is quantized, scripted, exported, lazy or without data, or an input is empty.
         TraceError: The network fails on the inputs, or its way depends on their values.
 
     Example:
@@ -50,6 +52,7 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
         assert output.pinned == "output of the network"
         ```
     """
+    require_traceable(model, example_inputs)
     recorded = trace(model, example_inputs)
     walk = Walk(recorded, _find_replaceable_norms(model, recorded) if remember_norms else ())
     equations = walk.equations

@@ -4,7 +4,7 @@ from torch import nn
 
 from ..convert import bake_
 from ..errors import ShrinkError
-from ..graph import ChannelGraph, Inputs, channel_graph, copy_model
+from ..graph import ChannelGraph, Inputs, channel_graph, copy_model, require_numbers, require_traceable
 from ..masks import Masks
 from .apply import apply_plan_
 from .comparison import CheckResult, check, find_half_type
@@ -41,6 +41,8 @@ def shrink(
         The smaller network, and the plan: what was removed, what was kept, and why.
 
     Raises:
+        ModelError: The network is quantized, scripted, exported, lazy or without data, its parameters hold NaN, it
+            holds something that cannot be copied, or an input is empty.
         TraceError: The network cannot be traced.
         MaskError: The masks do not fit the network.
         SettingError: `round_to` is below 1.
@@ -65,6 +67,7 @@ def shrink(
         print(plan)
         ```
     """
+    require_traceable(model, example_inputs)
     masked = bake_(copy_model(model), masks)
     graph = channel_graph(masked, example_inputs, remember_norms=remember_norms)
     small, plan, _ = shrink_masked(masked, graph, example_inputs, round_to)
@@ -86,9 +89,11 @@ def shrink_masked(
         The smaller network, the plan, and the comparison of the two networks.
 
     Raises:
+        ModelError: The parameters hold NaN.
         SettingError: `round_to` is below 1.
         ShrinkError: The smaller network does not run or gives other outputs.
     """
+    require_numbers(masked)
     plan = plan_removal(masked, graph, round_to)
     small = apply_plan_(copy_model(masked), plan)
     if find_half_type(masked) is not None:

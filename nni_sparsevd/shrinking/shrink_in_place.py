@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..convert import bake_
 from ..errors import ShrinkError
-from ..graph import Axis, Inputs, channel_graph, copy_model, named_states, remove_indices
+from ..graph import Axis, Inputs, channel_graph, copy_model, named_states, remove_indices, require_traceable
 from ..masks import compute_masks
 from ..nn import ChannelGate, Variational, gate_sites, is_variational, named_posteriors, output_dim
 from ..settings import MaskSettings
@@ -109,6 +109,7 @@ def _shrink_(model: nn.Module, example_inputs: Inputs, optimizer: torch.optim.Op
     #    c. log alpha has to stay where means are multiplied;
     #    d. a bias that a gate scales afterwards absorbs a constant divided by the gate.
     # 3. After that, no weight that carries for others may count as removed.
+    require_traceable(model, example_inputs)
     sites = list(gate_sites(model))
     for name, _, gate in sites:
         if len(gate.parts) > 1:
