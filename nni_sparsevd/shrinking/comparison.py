@@ -260,6 +260,8 @@ def _largest_differences(left: list[list[Tensor]], right: list[list[Tensor]], re
     largest = max((_largest(outputs) for outputs in left[:regular]), default=0.0)
     for expected, computed in zip(left, right, strict=True):
         difference = _largest_difference(expected, computed)
+        if difference == float("inf"):
+            return difference, difference
         scale = max(largest, _largest(expected))
         absolute = max(absolute, difference)
         relative = max(relative, difference / scale if scale else difference)
