@@ -142,7 +142,7 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
         noise_32=noise_32 if math.isfinite(noise_32) else 0.0,
         inputs=len(batches),
         stored_in_64=all(parameter.dtype == torch.float64 for parameter in parameters),
-        half=_measure_half(model, small, exact, batches),
+        half=_measure_half(model, small, exact[:regular], batches[:regular]),
     )
 
 
@@ -153,14 +153,14 @@ def find_half_type(*models: nn.Module) -> torch.dtype | None:
 
 
 def _measure_half(
-    model: nn.Module, small: nn.Module, exact: list[Tensor], batches: list[tuple[Tensor, ...]]
+    model: nn.Module, small: nn.Module, exact: list[list[Tensor]], batches: list[tuple[Tensor, ...]]
 ) -> HalfErrors | None:
     """Run both networks in the half precision that they are stored in; None where they are stored in another one.
 
     Args:
         model: The network that is right.
         small: The other network.
-        exact: The outputs of `model` in float64.
+        exact: The outputs of `model` in float64, for each batch.
         batches: The inputs.
     """
     dtype = find_half_type(model, small)
@@ -168,7 +168,8 @@ def _measure_half(
         return None
     epsilon = torch.finfo(dtype).eps
     try:
-        errors = [_largest_differences(exact, _all_outputs(network, dtype, batches))[1] for network in (model, small)]
+        outputs = [_all_outputs(network, dtype, batches) for network in (model, small)]
+        errors = [_largest_differences(exact, halved, len(batches))[1] for halved in outputs]
     except RuntimeError:  # an operator that PyTorch does not have in half precision on a CPU
         errors = [math.inf]
     if not math.isfinite(errors[0]):
