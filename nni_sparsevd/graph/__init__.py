@@ -33,7 +33,9 @@ from .operators import (
     expand_fully,
     find_constant_rule,
     is_known,
+    keep_zeros,
     live_like,
+    make_uniform,
     map_tensors,
     operator_name,
     pads_zeros,
@@ -41,6 +43,7 @@ from .operators import (
     to_double,
     used_taps,
 )
+from .other_sizes import OtherSizes, trace_other_sizes
 from .preconditions import require_convertible, require_numbers, require_traceable
 from .resize import cut_, kept_indices, named_states, remaining_sizes, remove_indices
 from .scales import AttentionScale
@@ -58,6 +61,7 @@ __all__ = [
     "Inputs",
     "Link",
     "NotCovered",
+    "OtherSizes",
     "Product",
     "Reader",
     "RememberingNorm",
@@ -78,8 +82,10 @@ __all__ = [
     "expand_fully",
     "find_constant_rule",
     "is_known",
+    "keep_zeros",
     "kept_indices",
     "live_like",
+    "make_uniform",
     "map_tensors",
     "named_states",
     "operator_name",
@@ -92,5 +98,6 @@ __all__ = [
     "rows_of_weight",
     "tighten_graph",
     "to_double",
+    "trace_other_sizes",
     "used_taps",
 ]

@@ -93,8 +93,9 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
         model: The network that is right, masked for instance.
         small: The network that should compute the same, shrunk for instance.  Both are left as they are.
         example_inputs: One tensor or a tuple of them, as both networks take them.  Random batches have these shapes in
-            batches of one and of three, and larger images where `model` takes them.  Integer inputs are drawn from the
-            values of the example.
+            batches of one and of three.  Where `model` takes them, there are also larger images, another size along
+            every dimension, numbers near 0, images of one value, and zeros.  Integer inputs are drawn from the values
+            of the example.
         rounds: How often each batch size is drawn.
         seed: Seed of the random inputs.
 
@@ -125,11 +126,14 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
     example = as_tuple(example_inputs)
     batches = [draw_inputs(example, size, generator) for _ in range(rounds) for size in BATCH_SIZES]
     batches += _draw_larger_images(model, example, generator)
+    regular = len(batches)
+    batches += draw_unusual_inputs(model, example, generator)
     # Copies in float64 tell a wrong removal from rounding; copies in float32 show what users will see.
     exact, exact_small = (_all_outputs(network, torch.float64, batches) for network in (model, small))
     rounded, rounded_small = (_all_outputs(network, torch.float32, batches) for network in (model, small))
-    in_64, in_32 = _largest_differences(exact, exact_small), _largest_differences(rounded, rounded_small)
-    noise_32 = _largest_differences(exact, rounded)[1]
+    in_64 = _largest_differences(exact, exact_small, regular)
+    in_32 = _largest_differences(rounded, rounded_small, regular)
+    noise_32 = _largest_differences(exact, rounded, regular)[1]
     # A folded bias is rounded when it is stored: networks in float32 cannot agree better than that, even in float64.
     parameters = [*model.parameters(), *small.parameters()]
     return CheckResult(
@@ -138,7 +142,7 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
         noise_32=noise_32 if math.isfinite(noise_32) else 0.0,
         inputs=len(batches),
         stored_in_64=all(parameter.dtype == torch.float64 for parameter in parameters),
-        half=_measure_half(model, small, exact, batches),
+        half=_measure_half(model, small, exact[:regular], batches[:regular]),
     )
 
 
@@ -149,14 +153,14 @@ def find_half_type(*models: nn.Module) -> torch.dtype | None:
 
 
 def _measure_half(
-    model: nn.Module, small: nn.Module, exact: list[Tensor], batches: list[tuple[Tensor, ...]]
+    model: nn.Module, small: nn.Module, exact: list[list[Tensor]], batches: list[tuple[Tensor, ...]]
 ) -> HalfErrors | None:
     """Run both networks in the half precision that they are stored in; None where they are stored in another one.
 
     Args:
         model: The network that is right.
         small: The other network.
-        exact: The outputs of `model` in float64.
+        exact: The outputs of `model` in float64, for each batch.
         batches: The inputs.
     """
     dtype = find_half_type(model, small)
@@ -164,7 +168,8 @@ def _measure_half(
         return None
     epsilon = torch.finfo(dtype).eps
     try:
-        errors = [_largest_differences(exact, _all_outputs(network, dtype, batches))[1] for network in (model, small)]
+        outputs = [_all_outputs(network, dtype, batches) for network in (model, small)]
+        errors = [_largest_differences(exact, halved, len(batches))[1] for halved in outputs]
     except RuntimeError:  # an operator that PyTorch does not have in half precision on a CPU
         errors = [math.inf]
     if not math.isfinite(errors[0]):
@@ -245,28 +250,47 @@ def _query_factor(plan: Plan, name: str, like: Tensor) -> Tensor:
     return factor
 
 
-def _largest_differences(left: list[Tensor], right: list[Tensor]) -> tuple[float, float]:
-    """Absolute, and relative to the largest value of `left`; infinite where shapes differ or a value is not finite."""
-    absolute = largest = 0.0
+def _largest_differences(left: list[list[Tensor]], right: list[list[Tensor]], regular: int) -> tuple[float, float]:
+    """Absolute and relative differences of the outputs for all batches, of which the first ones are regular.
+
+    They are infinite where shapes differ or a value is not finite.  Relative means to the largest value of `left` over
+    all regular batches, or over the other batch itself where that has larger values: what a network makes of zeros may
+    be tiny, and rounding is none of the network's size there.
+    """
+    absolute = relative = 0.0
+    largest = max((_largest(outputs) for outputs in left[:regular]), default=0.0)
+    for expected, computed in zip(left, right, strict=True):
+        difference = _largest_difference(expected, computed)
+        if difference == float("inf"):
+            return difference, difference
+        scale = max(largest, _largest(expected))
+        absolute = max(absolute, difference)
+        relative = max(relative, difference / scale if scale else difference)
+    return absolute, relative
+
+
+def _largest(outputs: list[Tensor]) -> float:
+    return max((value.abs().max().item() for value in outputs if value.numel()), default=0.0)
+
+
+def _largest_difference(left: list[Tensor], right: list[Tensor]) -> float:
+    """The largest absolute difference, infinite where shapes differ or a value is not finite."""
+    largest = 0.0
     for expected, computed in zip(left, right, strict=True):
         if expected.shape != computed.shape or not (expected.isfinite().all() and computed.isfinite().all()):
-            return float("inf"), float("inf")
-        absolute = max(absolute, (expected.double() - computed.double()).abs().max().item())
-        largest = max(largest, expected.abs().max().item())
-    return absolute, absolute / largest if largest else absolute
+            return float("inf")
+        largest = max(largest, (expected.double() - computed.double()).abs().max().item())
+    return largest
 
 
 def _copy_as(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy_model(model).cpu().to(dtype).eval()
 
 
-def _all_outputs(model: nn.Module, dtype: torch.dtype, batches: list[tuple[Tensor, ...]]) -> list[Tensor]:
-    """The outputs for all batches in a row; the copy that computes them lives no longer than this."""
+def _all_outputs(model: nn.Module, dtype: torch.dtype, batches: list[tuple[Tensor, ...]]) -> list[list[Tensor]]:
+    """The outputs for each batch; the copy that computes them lives no longer than this."""
     copied = _copy_as(model, dtype)
-    outputs = []
-    for batch in batches:
-        outputs += _run(copied, batch)
-    return outputs
+    return [_run(copied, batch) for batch in batches]
 
 
 def _run(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Tensor]:
@@ -313,13 +337,59 @@ def _enlarge(value: Tensor) -> Tensor:
     return value.new_empty(1, value.shape[1], *(size + EXTRA_PIXELS for size in value.shape[2:]))
 
 
+def draw_unusual_inputs(
+    model: nn.Module, example: tuple[Tensor, ...], generator: torch.Generator
+) -> list[tuple[Tensor, ...]]:
+    """Batches that the network takes, of other sizes and of other values than `draw_inputs` draws.
+
+    Args:
+        model: The network that is right; it is asked which of these inputs it takes.
+        example: Tensors that it takes.
+        generator: Where the random numbers come from.
+
+    Returns:
+        One batch of one for each size of the example, where another size is taken, and one of three samples: numbers
+        near 0, an image of one value, and zeros.
+    """
+    asked = _copy_as(model, torch.float64)
+    batches = []
+    # Dimensions of one size belong together, as do height and width, or the tokens of two inputs.
+    sizes = {size for value in example for size in value.shape[1:]}
+    for size in sorted(sizes):
+        for other in (size + 1, 2 * size, size - 1):
+            batch = draw_inputs(tuple(_replace_size(value, size, other) for value in example), 1, generator)
+            if other > 0 and _runs(asked, batch):
+                batches.append(batch)
+                break
+    flat = tuple(_flatten_samples(value) for value in draw_inputs(example, 3, generator))
+    return [*batches, flat] if _runs(asked, flat) else batches
+
+
+def _replace_size(value: Tensor, size: int, other: int) -> Tensor:
+    """A tensor in the shape of `value` with each dimension of this size, but the first, replaced by another one."""
+    shape = [1, *(other if old == size else old for old in value.shape[1:])]
+    if value.is_floating_point():
+        return value.new_empty(shape)
+    return value.detach().flatten().repeat(2 + math.prod(shape) // value.numel())[: math.prod(shape)].view(shape)
+
+
+def _flatten_samples(value: Tensor) -> Tensor:
+    """Three samples with numbers near 0, with one value everywhere, and with zeros; whole numbers as they are."""
+    if not value.is_floating_point():
+        return value
+    first = value[1].flatten()[:1].sum()
+    return torch.stack([1e-3 * value[0], torch.full_like(value[1], float(first)), torch.zeros_like(value[2])])
+
+
 def _runs(model: nn.Module, batch: tuple[Tensor, ...]) -> bool:
+    """Whether a network takes a batch and makes finite numbers of it."""
     try:
         outputs = _run(model, batch)
     except Exception:  # whatever a network says to a size that it was not made for
         return False
     # A network that reshapes to a fixed size may have made several images of one.
-    return all(value.shape[:1] == (1,) for value in outputs)
+    same_batch = all(value.shape[:1] == batch[0].shape[:1] for value in outputs)
+    return same_batch and all(bool(value.isfinite().all()) for value in outputs)
 
 
 def _flatten_outputs(output: object) -> list[Tensor]:

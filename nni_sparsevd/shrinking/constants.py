@@ -5,10 +5,14 @@ uniform, and NaN stands for "depends on the input".  NaN then spreads through ad
 only operators that can stop it (a zero weight) or that break uniformity (zero padding) need a rule of their own, which
 the table of operators has.  All in float64.  The claim is sound for every finite input: a value that is no NaN is what
 the network computes there.
+
+A sum over time or over tokens, and a number made from a shape, depend on no value of the input, but on its size.  So
+the network is also run on abstract values at other sizes, and a value counts as constant only where all sizes agree.
 """
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from operator import getitem
 from typing import Any
 
@@ -24,40 +28,108 @@ from ..graph import (
     READERS,
     ChannelIds,
     NotCovered,
+    OtherSizes,
     Trace,
     call_rule,
     compress,
     expand_fully,
     find_constant_rule,
     is_known,
+    keep_zeros,
     live_like,
     map_tensors,
     operator_name,
     to_double,
 )
+from .agreement import OtherValues
 
+aten = torch.ops.aten
+SUMS = {
+    aten.sum.dim_IntList, aten.logsumexp.default, aten.linalg_vector_norm.default, aten.matmul.default,
+    aten.bmm.default, aten.cumsum.default, aten.prod.dim_int,
+}  # fmt: skip
+"""Operators whose result grows with the number of equal values that they take."""
 StoppedConstants = dict[str, ChannelIds]
-"""Name of an operator -> the channels whose constants it stops, shape (channels,)."""
+"""What stops constants, in words -> the channels whose constants are stopped, shape (channels,)."""
 
 
-def find_constants(trace: Trace, states: dict[str, Tensor]) -> dict[Node, Any]:
+@dataclass(frozen=True)
+class ValuesAtOtherSizes:
+    """The values of a network at input sizes other than that of the example."""
+
+    values: tuple[OtherValues, ...]
+    complete: bool
+    """Whether every dimension of the inputs that can have another size has one."""
+
+    @property
+    def disagreeing(self) -> frozenset[Node]:
+        """Operators that `find_constants` found to make something else at another size."""
+        return frozenset().union(*(other.disagreeing for other in self.values))
+
+
+AT_NO_OTHER_SIZE = ValuesAtOtherSizes((), complete=True)
+
+
+def find_values_at_other_sizes(trace: Trace, states: dict[str, Tensor], other_sizes: OtherSizes) -> ValuesAtOtherSizes:
+    """Find the values of a network at other sizes, to be compared with those at the size of the example.
+
+    Args:
+        trace: The operators of the network at the size of the example.
+        states: Every parameter and buffer by name, on the CPU.
+        other_sizes: The operators at other sizes.
+
+    Returns:
+        What `find_constants` takes.
+    """
+    values = []
+    for other in other_sizes.traces:
+        values.append(OtherValues(trace, other, _find_at_one_size(other, states, ValuesAtOtherSizes((), True))))
+    return ValuesAtOtherSizes(tuple(values), other_sizes.complete)
+
+
+def find_constants(
+    trace: Trace, states: dict[str, Tensor], others: ValuesAtOtherSizes = AT_NO_OTHER_SIZE
+) -> dict[Node, Any]:
     """Find the constants that a network carries, with its parameters as they are.
 
     Args:
         trace: The operators of the network.
         states: Every parameter and buffer by name, on the CPU.
+        others: The values at other input sizes.  What differs there counts as depending on the input.
 
     Returns:
-        The abstract value of every node: a tensor, or a list of tensors; NaN where it depends on the input.  Weights
-        that only readers use keep their type, all other floating-point numbers are float64.
+        The abstract value of every node: a tensor, or a list of tensors; NaN where it depends on the input or its size.
+        Weights that only readers use keep their type, all other floating-point numbers are float64.
     """
+    return _find_at_one_size(trace, states, others)
+
+
+def _find_at_one_size(trace: Trace, states: dict[str, Tensor], others: ValuesAtOtherSizes) -> dict[Node, Any]:
     values: dict[Node, Any] = {}
+    from_input: set[Node] = set()
+    """What is computed from an input, whether or not it is constant."""
     for node in trace.graph.nodes:
-        if node.op == "call_function":
-            values[node] = _evaluate(node, values)
-        elif node.op != "output":
-            name = trace.state(node)
-            values[node] = _read_held_tensor(node) if name is None else _read_state(node, states[name])
+        if node.op == "output":
+            continue
+        name = trace.state(node)
+        if name is not None:
+            values[node] = _read_state(node, states[name])
+            continue
+        shared = next((other.known_to_agree(node) for other in others.values), None)
+        if shared is not None and len(others.values) == 1:
+            values[node] = shared
+            continue
+        for other in others.values:
+            other.restrict_arguments_(node, values)
+        if node.op == "placeholder" or not from_input.isdisjoint(node.all_input_nodes):
+            from_input.add(node)
+        value = _evaluate(node, values) if node.op == "call_function" else _read_held_tensor(node)
+        # Where no other size could be tried, nothing shows that a sum grows with the size: only 0 passes it.
+        if not others.complete and node.target in SUMS and node in from_input:
+            value = map_tensors(keep_zeros, value)
+        for other in others.values:
+            value = other.restrict(node, value)
+        values[node] = value
     return values
 
 
@@ -101,25 +173,38 @@ def _look_up_arguments(node: Node, values: dict[Node, Any]) -> tuple[Any, Any]:
     return map_arg(node.args, lambda source: values[source]), map_arg(node.kwargs, lambda source: values[source])
 
 
-def find_stopped_constants(trace: Trace, values: dict[Node, Any], value_channels: dict[Node, Any]) -> StoppedConstants:
-    """Find the channels that are constant before an operator without a constant rule, and live after it.
+def find_stopped_constants(
+    trace: Trace,
+    values: dict[Node, Any],
+    value_channels: dict[Node, Any],
+    others: ValuesAtOtherSizes = AT_NO_OTHER_SIZE,
+) -> StoppedConstants:
+    """Find the channels that are constant before an operator and live after it, though it reads nothing live.
 
     Args:
         trace: The operators of the network.
         values: The result of `find_constants`.
         value_channels: The channels along the axes of every value, None for an axis without.
+        others: What `find_constants` compared with.
 
     Returns:
-        Name of an operator -> the channels whose constants it stops.
+        What stops constants, in words -> the channels whose constants are stopped.
     """
     stopped: dict[str, list[ChannelIds]] = defaultdict(list)
+    disagreeing = others.disagreeing
     for node in trace.graph.nodes:
-        if node.op != "call_function" or node.target is getitem or not _is_stopping(node, values):
+        if node.op != "call_function" or node.target is getitem:
+            continue
+        if node in disagreeing:
+            words = f"what {operator_name(node)} makes of that depends on the size of the input"
+        elif _is_stopping(node, values):
+            words = f"{operator_name(node)} has no rule for constants"
+        else:
             continue
         for source in node.all_input_nodes:
             if isinstance(values[source], Tensor):
-                stopped[operator_name(node)] += _constant_channels(values[source], value_channels[source])
-    return {name: np.unique(np.concatenate(channels)) for name, channels in stopped.items() if channels}
+                stopped[words] += _constant_channels(values[source], value_channels[source])
+    return {words: np.unique(np.concatenate(channels)) for words, channels in stopped.items() if channels}
 
 
 def _is_stopping(node: Node, values: dict[Node, Any]) -> bool:

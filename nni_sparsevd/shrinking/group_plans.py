@@ -61,8 +61,8 @@ class Accountant:
                     # A constant is no work either, so the channel is dead, though a reader takes it.
                     reasons.append(self._explain(constant, readers, why, is_obstacle))
                     dead = np.union1d(dead, constant)
-            for operator, channels in self._stopped_constants(kept).items():
-                reasons.append(f"{channels.size} constant, but {operator} has no rule for constants")
+            for why, channels in self._stopped_constants(kept).items():
+                reasons.append(f"{channels.size} constant, but {why}")
                 dead = np.union1d(dead, channels)
             if with_members[self._last].any():
                 reasons.append("the last channel stays")
@@ -85,13 +85,13 @@ class Accountant:
         return kept[held[kept] & ~self._live[kept]]
 
     def _stopped_constants(self, kept: ChannelIds) -> StoppedConstants:
-        """Kept channels that are constant up to an operator which has no rule for constants, and live for a reader."""
+        """Kept channels that are constant up to an operator that stops constants, and live for a reader."""
         # A head owns several values.  One of them may be constant while the head is not dead, so heads are left out.
         if self._graph.with_members(kept).size > kept.size:
             return {}
         live = kept[self._live[kept]]
-        stopped = {operator: np.intersect1d(live, channels) for operator, channels in self._stopped.items()}
-        return {operator: channels for operator, channels in stopped.items() if channels.size}
+        stopped = {why: np.intersect1d(live, channels) for why, channels in self._stopped.items()}
+        return {why: channels for why, channels in stopped.items() if channels.size}
 
     def _explain(
         self,

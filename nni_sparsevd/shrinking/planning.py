@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from ..errors import SettingError
-from ..graph import Axis, ChannelGraph, Flags, Inputs, channel_graph, named_states, tighten_graph
+from ..graph import Axis, ChannelGraph, Flags, Inputs, channel_graph, named_states, tighten_graph, trace_other_sizes
 from .carriers import Carriers
-from .constants import find_constants, find_stopped_constants
+from .constants import find_constants, find_stopped_constants, find_values_at_other_sizes
 from .group_plans import Accountant
 from .plan import NormMemory, Plan
 from .plan_fit import read_shapes
@@ -77,11 +77,12 @@ def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Pl
     if round_to < 1:
         raise SettingError(f"round_to: a number of channels, 1 or more, found {round_to}")
     states = _states_on_cpu(model)
-    values = find_constants(graph.trace, states)
+    others = find_values_at_other_sizes(graph.trace, states, trace_other_sizes(model, graph.trace))
+    values = find_constants(graph.trace, states, others)
     readings = find_readings(graph, states, values)
     removal = _find_removal(model, graph, readings, round_to)
     removed = removal.removed
-    stopped = find_stopped_constants(graph.trace, values, graph.value_channels)
+    stopped = find_stopped_constants(graph.trace, values, graph.value_channels, others)
     accountant = Accountant(removal.graph, readings, removal.carriers, removed, removal.last, stopped)
     return Plan(
         groups=tuple(accountant.plan_group(group) for group in removal.graph.groups),

@@ -1,0 +1,131 @@
+"""Constants at several input sizes: a value is one only where it is the same at all of them."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from ..graph import Trace, compress, live_like, make_uniform
+
+Key = tuple[object, ...]
+"""What an operator is called where a network runs at another size."""
+RELATIVE_ROUNDING, ABSOLUTE_ROUNDING = 1e-9, 1e-14
+"""How far two computations of one number may be apart: the mean of 20 equal numbers, and that of 61."""
+
+
+class OtherValues:
+    """The values of a network at another input size, found by the operators that it has in common with this one."""
+
+    def __init__(self, trace: Trace, other: Trace, values: dict[Node, Any]) -> None:
+        # A network may run other operators at another size: it pads what is no multiple of its window.  So operators
+        # are matched by module, kind and order, and the arguments of a matched one are compared, too: where one size
+        # pads and the other one does not, the convolution that follows gets different arguments.
+        self.disagreeing: set[Node] = set()
+        """Operators that were found to make something else at the other size."""
+        self._values = values
+        node_of = {key: node for node, key in _keys(other).items()}
+        self._match: dict[Node, Node | None] = {node: node_of.get(key) for node, key in _keys(trace).items()}
+        self._made_of_states = self._find_made_of_states(trace)
+
+    def _find_made_of_states(self, trace: Trace) -> set[Node]:
+        """What is computed from parameters and buffers alone, with the same numbers at both sizes."""
+        made: set[Node] = set()
+        for node in trace.graph.nodes:
+            other, sources = self._match.get(node), node.all_input_nodes
+            if node.op != "call_function" or other is None or not sources:
+                continue
+            if all(source in made or trace.state(source) for source in sources) and self._is_same_call(node, other):
+                made.add(node)
+        return made
+
+    def _is_same_call(self, node: Node, other: Node) -> bool:
+        """Whether two operators are called with the same numbers, and with tensors that match."""
+        leaves, other_leaves = tree_leaves((node.args, node.kwargs)), tree_leaves((other.args, other.kwargs))
+        if len(leaves) != len(other_leaves):
+            return False
+        for leaf, other_leaf in zip(leaves, other_leaves, strict=True):
+            if (self._match.get(leaf) if isinstance(leaf, Node) else leaf) != other_leaf:
+                return False
+        return True
+
+    def known_to_agree(self, node: Node) -> Any:
+        """The value of an operator that has the same one at both sizes, None where that has to be compared."""
+        return self._values[self._match[node]] if node in self._made_of_states else None  # type: ignore[index]
+
+    def restrict_arguments_(self, node: Node, values: dict[Node, Any]) -> None:
+        """Make live what the matched operator gets another value for."""
+        other = self._match.get(node)
+        if other is None:
+            return
+        pairs = zip(node.all_input_nodes, other.all_input_nodes, strict=False)
+        for source, other_source in pairs:
+            if source.op == "call_function":
+                values[source] = _agreed(values[source], self._values[other_source], source, other_source)
+
+    def restrict(self, node: Node, value: Any) -> Any:
+        """The value of an operator, live where the matched operator has another value."""
+        other = self._match.get(node)
+        if other is None:
+            return value
+        agreed = _agreed(value, self._values[other], node, other)
+        if _count_live(agreed) > _count_live(value):
+            self.disagreeing.add(node)
+        return agreed
+
+
+def _count_live(value: Any) -> float:
+    """The share of a value that is live, summed over its parts."""
+    shares = []
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel():
+            shares.append(leaf.isnan().double().mean().item())
+    return sum(shares)
+
+
+def _keys(trace: Trace) -> dict[Node, Key]:
+    """What each operator is, which parameters it takes, and how many alike come before it."""
+    # Parameters tell operators apart that a loop runs more often at another size: the steps of a recurrent layer.
+    counts: dict[Key, int] = defaultdict(int)
+    keys: dict[Node, Key] = {}
+    for node in trace.graph.nodes:
+        if node.op == "output":
+            continue
+        states = tuple(trace.state(source) for source in node.all_input_nodes)
+        kind = (node.op, node.target, node.meta["module"], states)
+        keys[node] = (*kind, counts[kind])
+        counts[kind] += 1
+    return keys
+
+
+def _agreed(value: Any, other: Any, node: Node, other_node: Node) -> Any:
+    return _agreed_parts(value, other, node.meta["val"], other_node.meta["val"])
+
+
+def _agreed_parts(value: Any, other: Any, shaped: Any, other_shaped: Any) -> Any:
+    if isinstance(value, list):
+        if not isinstance(other, list) or len(other) != len(value):
+            return [live_like(part) for part in shaped]
+        return [_agreed_parts(*parts) for parts in zip(value, other, shaped, other_shaped, strict=True)]
+    if not isinstance(value, Tensor) or (value.is_floating_point() and value.isnan().all()):
+        return value
+    if not isinstance(other, Tensor) or other.dim() != value.dim():
+        return live_like(shaped)
+    return _agreed_tensor(value, other, shaped.shape, other_shaped.shape)
+
+
+def _agreed_tensor(value: Tensor, other: Tensor, shape: torch.Size, other_shape: torch.Size) -> Tensor:
+    """`value`, live where `other` differs or where it varies along a dimension that has another size there."""
+    resized = [dim for dim in range(value.dim()) if shape[dim] != other_shape[dim]]
+    is_varying = any(value.shape[dim] > 1 or other.shape[dim] > 1 for dim in resized)
+    if not value.is_floating_point() or not other.is_floating_point():
+        # Whole numbers and flags have nothing that stands for "live", so they are live as a whole.
+        same = not is_varying and value.dtype == other.dtype and bool((value == other).all())
+        return value if same else live_like(value)
+    if is_varying:
+        value, other = make_uniform(value, resized), make_uniform(other, resized)
+    distance = (value - other).abs()
+    same_number = distance <= ABSOLUTE_ROUNDING + RELATIVE_ROUNDING * value.abs()  # False for NaN
+    return compress(torch.where(same_number | (value == other), value, torch.nan))
