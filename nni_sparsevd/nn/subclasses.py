@@ -112,7 +112,7 @@ def make_twin(plain: type[nn.Module]) -> type[DerivedLayer]:
     return type(plain.__name__, (DerivedLayer, plain), {"plain_class": plain, "__module__": __name__})
 
 
-def _make_empty(plain: type[nn.Module]) -> DerivedLayer:
+def _make_empty(plain: Any) -> DerivedLayer:
     """A twin without attributes, for pickle to fill."""
     twin = make_twin(plain)
     return twin.__new__(twin)
