@@ -1,6 +1,7 @@
 """`sparsify_` and `bake_`: a pair that undoes itself, and evaluation mode is what baking makes permanent."""
 
 import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -372,6 +373,14 @@ def test_a_layer_that_does_what_its_parent_does_is_converted(make: Callable[[], 
     assert type(model[0]) is kind and list(model.state_dict()) == keys
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
     assert (model[0].weight == 0).any()
+
+
+def test_a_converted_layer_of_ones_own_can_be_pickled() -> None:
+    model = svd.sparsify_(nn.Sequential(PaddedConvolution(3, 4, 3))).eval()
+    x = torch.randn(2, 3, 9, 9)
+    loaded = pickle.loads(pickle.dumps(model))
+    assert type(loaded[0]) is type(model[0])
+    torch.testing.assert_close(loaded(x), model(x), rtol=0, atol=0)
 
 
 # Baking with masks.

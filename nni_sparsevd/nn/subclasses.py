@@ -88,6 +88,10 @@ class DerivedLayer(Variational):
 
     plain_class: type[nn.Module]
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled by the name of the plain class: the twin is made at run time, and no module has it."""
+        return _make_empty, (self.plain_class,), vars(self)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.compute_output(self._run_plain_forward, x)
 
@@ -106,3 +110,9 @@ class DerivedLayer(Variational):
 def make_twin(plain: type[nn.Module]) -> type[DerivedLayer]:
     """The variational twin of a derived layer, one for each class."""
     return type(plain.__name__, (DerivedLayer, plain), {"plain_class": plain, "__module__": __name__})
+
+
+def _make_empty(plain: Any) -> DerivedLayer:
+    """A twin without attributes, for pickle to fill."""
+    twin = make_twin(plain)
+    return twin.__new__(twin)
