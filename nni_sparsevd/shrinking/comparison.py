@@ -394,6 +394,8 @@ def _runs(model: nn.Module, batch: tuple[Tensor, ...]) -> bool:
 
 def _flatten_outputs(output: object) -> list[Tensor]:
     """All tensors of an output, which may be a tensor, or a dict, list or tuple of them."""
+    if output is None:  # an optional result that this call does not have
+        return []
     if isinstance(output, Tensor):
         return [output]
     if not isinstance(output, Iterable):
