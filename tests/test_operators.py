@@ -36,7 +36,7 @@ def name_of(target: object) -> str:
     return str(target).removeprefix("aten.")
 
 
-ROWS = {name_of(target): (target, row) for target, row in OPERATORS.items()}
+ROWS = {name_of(target): (target, row) for target, row in sorted(OPERATORS.items(), key=lambda item: name_of(item[0]))}
 FOLLOWED = [
     name
     for name, (_, row) in ROWS.items()
