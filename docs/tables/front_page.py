@@ -1,5 +1,6 @@
 """What README.md shows: the output of its code, and six rows of results, each a cell of a table in the docs."""
 
+import math
 import re
 
 from reading import read_results
@@ -34,6 +35,9 @@ LEAGUES = (
 )
 """Task, league and level."""
 
+SEEDS = 3
+"""Runs behind each mean with a deviation."""
+
 HOSTS = {"torch": "gradual magnitude"}
 
 
@@ -43,7 +47,7 @@ def quick_start() -> list[str]:
 
 
 def six_results() -> list[str]:
-    """Ours beside the best of the others on six tasks; the lower error of each row is bold."""
+    """Ours beside the best of the others on six tasks."""
     lines = ["| task | ours: test error % | best of the others |", "|---|---|---|"]
     for task, (experiment, variant, paper, fewer) in PAPERS.items():
         table = reproduced(experiment)
@@ -62,10 +66,22 @@ def six_results() -> list[str]:
 
 
 def compare(task: str, ours: tuple[str, str], other: tuple[str, str]) -> str:
-    """One row; each side is an error and what stands beside it."""
-    if number(ours[0]) < number(other[0]):
-        return f"| {task} | **{ours[0]}** {ours[1]} | {other[0]} {other[1]} |"
-    return f"| {task} | {ours[0]} {ours[1]} | **{other[0]}** {other[1]} |"
+    """One row; each side is an error and what stands beside it.
+
+    An error is bold where it is lower by more than two standard errors of the difference.  A single run has no
+    standard error, and two single runs decide nothing.
+    """
+    difference = number(ours[0]) - number(other[0])
+    noise = math.hypot(deviation(ours[0]), deviation(other[0])) / math.sqrt(SEEDS)
+    sure = 0 < 2 * noise < abs(difference)
+    left = f"**{ours[0]}**" if sure and difference < 0 else ours[0]
+    right = f"**{other[0]}**" if sure and difference > 0 else other[0]
+    return f"| {task} | {left} {ours[1]} | {right} {other[1]} |"
+
+
+def deviation(cell: str) -> float:
+    """The standard deviation behind a mean; 0 for a single run."""
+    return float(cell.partition("±")[2] or 0)
 
 
 def cells(table: list[str], title: str) -> dict[str, str]:

@@ -136,8 +136,8 @@ def _channels_behind_number(
 ) -> ChannelIds:
     """The channels whose removal changes a number that the code of a network computes with.
 
-    They are found by trial: one group after the other loses its channels alone.  A network repeats its modules, so
-    what is found in one of them is blamed at the same places of the others, too.
+    They are found by trial: one group after the other loses its channels alone.  That is one run without data for
+    each group, and only for networks whose code computes with such a number.
     """
     nothing = np.empty(0, np.int64)
     blamed = [nothing]

@@ -196,15 +196,15 @@ def find_stopped_constants(
         if node.op != "call_function" or node.target is getitem:
             continue
         if node in disagreeing:
-            words = f"what {operator_name(node)} makes of that depends on the size of the input"
+            reason = f"what {operator_name(node)} makes of that depends on the size of the input"
         elif _is_stopping(node, values):
-            words = f"{operator_name(node)} has no rule for constants"
+            reason = f"{operator_name(node)} has no rule for constants"
         else:
             continue
         for source in node.all_input_nodes:
             if isinstance(values[source], Tensor):
-                stopped[words] += _constant_channels(values[source], value_channels[source])
-    return {words: np.unique(np.concatenate(channels)) for words, channels in stopped.items() if channels}
+                stopped[reason] += _constant_channels(values[source], value_channels[source])
+    return {reason: np.unique(np.concatenate(channels)) for reason, channels in stopped.items() if channels}
 
 
 def _is_stopping(node: Node, values: dict[Node, Any]) -> bool:
