@@ -1,15 +1,29 @@
 """What several test files need: networks whose tests mean something, and the data where it is."""
 
+import contextlib
+import ctypes
+import gc
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 from torch import nn
 
 from nni_sparsevd.testing import randomize_ as randomize_
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_goes_back() -> Iterator[None]:
+    """Give the system what a file's networks took: else a worker keeps the most that any file needed."""
+    yield
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library has another way, or none
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def thin_(model: nn.Module) -> nn.Module:
