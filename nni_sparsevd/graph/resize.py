@@ -141,10 +141,6 @@ def _refresh_embedding(module: Any) -> None:
     module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
-def _refresh_recurrent(module: Any) -> None:
-    module.input_size = module.weight_ih_l0.shape[1]
-
-
 def _refresh_prelu(module: Any) -> None:
     module.num_parameters = len(module.weight)
 
@@ -157,5 +153,4 @@ _REFRESH: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.GroupNorm: _refresh_group_norm,
     nn.Embedding: _refresh_embedding,
     nn.PReLU: _refresh_prelu,
-    nn.RNNBase: _refresh_recurrent,
 }
