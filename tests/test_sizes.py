@@ -1,5 +1,6 @@
 """What is removed is exact at every input size, not at that of the example alone."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -146,12 +147,78 @@ def test_windows_get_multiples_and_tables_get_less() -> None:
 def test_a_size_that_cannot_be_changed_lets_only_zeros_pass_a_sum() -> None:
     positions = Net(
         lambda m, x: m.o((m.a(x).sigmoid() + 0 * m.p.weight).sum(1)),
-        a=nn.Linear(5, 9),
-        o=nn.Linear(9, 4),
-        p=nn.Embedding(7, 9),
-    ).double()
+        a=nn.Linear(5, 9), o=nn.Linear(9, 4), p=nn.Embedding(7, 9),
+    ).double()  # fmt: skip
     with torch.no_grad():
         positions.a.weight[::3] = 0
     _, complete = sizes_tried(positions, torch.zeros(2, 7, 5).double())
     assert not complete
     assert svd.make_plan(positions, torch.zeros(2, 7, 5).double()).removed == 0
+
+
+class TextbookAttention(nn.Module):
+    """Attention written by hand: it divides by the root of a size that it reads from a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.out = nn.Linear(6, 12), nn.Linear(12, 5)
+        self.q, self.k, self.v = (nn.Linear(12, 12) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.body(x))
+        q, k, v = (layer(x).view(*x.shape[:2], 3, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        scores = (q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))).softmax(-1)
+        return self.out((scores @ v).transpose(1, 2).flatten(2))
+
+
+NUMBERS: dict[str, Callable[[], nn.Module]] = {
+    "attention": TextbookAttention,
+    "channels": lambda: Net(
+        lambda m, x: m.o(m.scaled(y := m.body(x)) / y.shape[-1]),
+        body=nn.Linear(6, 12), scaled=nn.Linear(12, 8), o=nn.Linear(8, 4)),
+    "root": lambda: Net(
+        lambda m, x: m.o(m.q(y := torch.relu(m.body(x))) * m.q.weight.shape[0] ** -0.5 + y.mean()),
+        body=nn.Linear(6, 12), q=nn.Linear(12, 8), o=nn.Linear(8, 4)),
+    "full": lambda: Net(
+        lambda m, x: m.o((y := torch.relu(m.body(x))) + torch.full((1,), float(y.shape[-1]), dtype=y.dtype)),
+        body=nn.Linear(6, 12), o=nn.Linear(12, 4)),
+    "shift": lambda: Net(
+        lambda m, x: m.o(m.q(y := torch.relu(m.body(x))) + y.size(2)),
+        body=nn.Linear(6, 12), q=nn.Linear(12, 8), o=nn.Linear(8, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_channels_whose_number_is_computed_with_stay_and_the_others_go(name: str) -> None:
+    torch.manual_seed(0)
+    model = NUMBERS[name]().double().eval()
+    with torch.no_grad():
+        for layer_name, layer in model.named_modules():
+            if isinstance(layer, nn.Linear) and layer_name not in ("out", "o"):
+                layer.weight[::3] = 0
+                layer.bias[::3] = 0
+    small, plan = svd.shrink(model, torch.randn(2, 7, 6).double())
+    for tokens in (7, 3):
+        x = torch.randn(1, tokens, 6).double()
+        torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-12)
+    if name in ("attention", "channels", "shift"):
+        assert plan.removed >= 2
+        assert any("in the code of" in group.reason and "computes with" in group.reason for group in plan.groups)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("settings", [{}, {"bidirectional": True}, {"num_layers": 2}], ids=str)
+def test_the_input_of_a_recurrent_layer_shrinks(kind: type[nn.Module], settings: dict[str, int]) -> None:
+    width = 18 if "bidirectional" in settings else 9
+    model = Net(
+        lambda m, x: m.o(m.r(torch.relu(m.i(x)))[0]),
+        i=nn.Linear(5, 12), r=kind(12, 9, batch_first=True, **settings), o=nn.Linear(width, 3),
+    ).double().eval()  # fmt: skip
+    with torch.no_grad():
+        model.i.weight[::2] = 0
+        model.i.bias[::4] = 1.0
+    small, plan = svd.shrink(model, torch.randn(2, 7, 5).double())
+    assert plan.removed == 6 and small.r.input_size == 6
+    for batch, steps in ((3, 4), (1, 11)):
+        x = torch.randn(batch, steps, 5).double()
+        torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-12)

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from .groups import ChannelGraph, CodeSize, SizeAttribute
 from .links import ChannelIds, Flags
+from .operators import operator_name
 from .resize import cut_, remaining_sizes
 from .tracing import Trace, make_traceable_copy, record
 
@@ -60,9 +62,10 @@ def _choose_channels(graph: ChannelGraph, draw: np.random.Generator) -> Flags:
 def tighten_graph(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGraph | None:
     """None where the code of a network can follow a removal, else `graph` with more pins.
 
-    The network without these channels is run without data, unless its code gives no sizes at all.
+    The network without these channels is run without data, unless its code gives no sizes and no numbers at all.
     """
-    return _tighten_by_trial(model, graph, removed) if graph.code_sizes and removed.any() else None
+    has_numbers = bool(graph.code_sizes) or any(_numbers(node) for node in graph.trace.graph.nodes)
+    return _tighten_by_trial(model, graph, removed) if has_numbers and removed.any() else None
 
 
 def _tighten_by_trial(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGraph | None:
@@ -72,6 +75,11 @@ def _tighten_by_trial(model: nn.Module, graph: ChannelGraph, removed: Flags) -> 
     if failure is None:
         return None
     kind = type(model.get_submodule(failure.module)).__name__
+    if failure.number_at is not None:
+        blamed = _channels_behind_number(model, graph, attributes, removed, failure.number_at)
+        if blamed.size:
+            reason = f"{operator_name(failure.number_at)} in the code of {kind} computes with their number"
+            return replace(graph, pins=graph.pins.with_pins(blamed, reason).propagated(graph.links), size_attributes=())
     blamed = _Suspects(failure, model, graph, attributes, free).to_blame()
     if blamed.size:
         pins = graph.pins.with_pins(blamed, f"a size in the code of {kind} cannot follow")
@@ -98,6 +106,52 @@ class _Failure:
     module: str
     node: Node | None
     """The operator that fails, or None for the code of the module between two operators."""
+    number_at: Node | None = None
+    """The operator, where it runs but computes with another number."""
+
+
+NUMBER_OPERATORS = {
+    *(getattr(aten, name).Tensor for name in ("add", "sub", "mul", "div", "remainder")),
+    *(getattr(aten, name).Scalar for name in ("add", "sub", "mul", "div", "rsub", "pow", "remainder")),
+    aten.div.Tensor_mode, aten.floor_divide.default,
+    aten.pow.Tensor_Scalar, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default,
+    aten.masked_fill.Scalar, aten.scaled_dot_product_attention.default, aten.lift_fresh_copy.default,
+    aten.full.default, aten.full_like.default, aten.new_full.default, aten.fill.Scalar, aten.scalar_tensor.default,
+}  # fmt: skip
+"""Operators that compute with numbers, where others take numbers as sizes and places."""
+
+
+def _numbers(node: Node) -> list[float]:
+    """The numbers that an operator computes with."""
+    if node.target not in NUMBER_OPERATORS:
+        return []
+    start = 1 if node.target in (aten.full.default, aten.new_full.default) else 0  # sizes come first, or after x
+    arguments = [argument for argument in node.args[start:] if not isinstance(argument, list | tuple)]
+    leaves = tree_leaves((arguments, node.kwargs))
+    return [float(leaf) for leaf in leaves if isinstance(leaf, int | float) and not isinstance(leaf, bool)]
+
+
+def _channels_behind_number(
+    model: nn.Module, graph: ChannelGraph, attributes: Iterable[SizeAttribute], removed: Flags, changed: Node
+) -> ChannelIds:
+    """The channels whose removal changes a number that the code of a network computes with.
+
+    They are found by trial: one group after the other loses its channels alone.  That is one run without data for
+    each group, and only for networks whose code computes with such a number.
+    """
+    nothing = np.empty(0, np.int64)
+    blamed = [nothing]
+    attributes = tuple(attributes)
+    for group in graph.groups:
+        chosen = group.channels[removed[group.channels]]
+        if group.pinned or not chosen.size:
+            continue
+        alone = np.zeros_like(removed)
+        alone[graph.with_members(chosen)] = True
+        failure = _find_failure(model, graph, attributes, graph.drop_infeasible(alone))
+        if failure is not None and failure.number_at is changed:
+            blamed.append(group.channels)
+    return np.concatenate(blamed)
 
 
 def _find_failure(
@@ -114,6 +168,8 @@ def _find_failure(
             return _Failure(old.meta["module"], old)
         if not _has_expected_shape(new.meta["val"], old.meta["val"], graph.value_channels[old], removed):
             return _Failure(old.meta["module"], old)
+        if _numbers(new) != _numbers(old):
+            return _Failure(old.meta["module"], old, number_at=old)
     if attempt.error is not None:
         return _Failure(attempt.place, before[len(after)] if attempt.in_operator else None)
     return None if len(before) == len(after) else _Failure("", None)

@@ -141,6 +141,10 @@ def _refresh_embedding(module: Any) -> None:
     module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
+def _refresh_recurrent(module: Any) -> None:
+    module.input_size = module.weight_ih_l0.shape[1]
+
+
 def _refresh_prelu(module: Any) -> None:
     module.num_parameters = len(module.weight)
 
@@ -153,4 +157,5 @@ _REFRESH: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.GroupNorm: _refresh_group_norm,
     nn.Embedding: _refresh_embedding,
     nn.PReLU: _refresh_prelu,
+    nn.RNNBase: _refresh_recurrent,
 }

@@ -86,12 +86,15 @@ def _count_live(value: Any) -> float:
 
 
 def _keys(trace: Trace) -> dict[Node, Key]:
+    """What each operator is, which parameters it takes, and how many alike come before it."""
+    # Parameters tell operators apart that a loop runs more often at another size: the steps of a recurrent layer.
     counts: dict[Key, int] = defaultdict(int)
     keys: dict[Node, Key] = {}
     for node in trace.graph.nodes:
         if node.op == "output":
             continue
-        kind = (node.op, node.target, node.meta["module"])
+        states = tuple(trace.state(source) for source in node.all_input_nodes)
+        kind = (node.op, node.target, node.meta["module"], states)
         keys[node] = (*kind, counts[kind])
         counts[kind] += 1
     return keys
