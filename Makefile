@@ -27,7 +27,7 @@ demo: .venv/ready ## sparsify, shrink, check and report two networks on scikit-l
 
 test: lint types docs ## lint, types, docs, and all tests
 	@echo "== tests"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready ## ruff
 	@echo "== lint"

@@ -17,6 +17,20 @@ from nni_sparsevd.testing import randomize_ as randomize_
 torch.set_num_threads(1)
 
 
+SLOWEST = ("ranks", "resume", "docs", "conformance", "laws", "layers_contract", "shrinking_run", "examples", "sweep")
+"""Files that take most of the time, the slowest first: what is left at the end should be short."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slowest files first, so that no worker has one of them to itself while the others are done."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return SLOWEST.index(name) if name in SLOWEST else len(SLOWEST)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def memory_goes_back() -> Iterator[None]:
     """Give the system what a file's networks took: else a worker keeps the most that any file needed."""

@@ -31,7 +31,7 @@ def free(graph: ChannelGraph) -> list[int]:
 
 FOLLOWED: dict[str, tuple[Callable[[Heads, Tensor], Tensor], list[int], set[tuple[str, int | None]]]] = {
     "attributes": (
-        lambda m, x: x.reshape(-1, m.heads, m.dimensions, 8, 8).tanh().reshape(-1, m.width, 8, 8),
+        lambda m, x: x.reshape(-1, m.heads, m.dimensions, *x.shape[2:]).tanh().reshape(-1, m.width, *x.shape[2:]),
         [3, 4], {("heads", None), ("dimensions", None), ("width", None)}),
     "the rest": (
         lambda m, x: x.unflatten(1, (m.heads, -1)).tanh().flatten(1, 2), [3, 4], {("heads", None)}),

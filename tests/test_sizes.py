@@ -147,8 +147,10 @@ def test_windows_get_multiples_and_tables_get_less() -> None:
 def test_a_size_that_cannot_be_changed_lets_only_zeros_pass_a_sum() -> None:
     positions = Net(
         lambda m, x: m.o((m.a(x).sigmoid() + 0 * m.p.weight).sum(1)),
-        a=nn.Linear(5, 9), o=nn.Linear(9, 4), p=nn.Embedding(7, 9),
-    ).double()  # fmt: skip
+        a=nn.Linear(5, 9),
+        o=nn.Linear(9, 4),
+        p=nn.Embedding(7, 9),
+    ).double()
     with torch.no_grad():
         positions.a.weight[::3] = 0
     _, complete = sizes_tried(positions, torch.zeros(2, 7, 5).double())
@@ -210,10 +212,16 @@ def test_channels_whose_number_is_computed_with_stay_and_the_others_go(name: str
 @pytest.mark.parametrize("settings", [{}, {"bidirectional": True}, {"num_layers": 2}], ids=str)
 def test_the_input_of_a_recurrent_layer_shrinks(kind: type[nn.Module], settings: dict[str, int]) -> None:
     width = 18 if "bidirectional" in settings else 9
-    model = Net(
-        lambda m, x: m.o(m.r(torch.relu(m.i(x)))[0]),
-        i=nn.Linear(5, 12), r=kind(12, 9, batch_first=True, **settings), o=nn.Linear(width, 3),
-    ).double().eval()  # fmt: skip
+    model = (
+        Net(
+            lambda m, x: m.o(m.r(torch.relu(m.i(x)))[0]),
+            i=nn.Linear(5, 12),
+            r=kind(12, 9, batch_first=True, **settings),
+            o=nn.Linear(width, 3),
+        )
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         model.i.weight[::2] = 0
         model.i.bias[::4] = 1.0

@@ -124,7 +124,7 @@ SMALLER = {
     "vgg11_bn": {"mlp_ratio": 0.05},
     "swin_tiny_patch4_window7_224": {"img_size": 224, "depths": (2, 2, 1, 1)},
     "deit_tiny_patch16_224": {"img_size": 64, "depth": 3},
-    "mixer_s32_224": {"img_size": 64, "num_blocks": 2, "mlp_ratio": (0.5, 1.0)},
+    "mixer_s32_224": {"img_size": 64, "mlp_ratio": (0.5, 1.0)},
 }
 
 

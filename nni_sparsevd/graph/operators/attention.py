@@ -60,6 +60,9 @@ def attention_channels(
         scores = _joined_scores(equations, scores, heads)
     if attn_mask is not None:
         scores = _joined_scores(equations, scores, attn_mask)
+    # 4. A mask that is made of a parameter, as a table of positions is, knows its tokens: they are no channels either.
+    for tokens in scores.ids[-2:]:
+        equations.pin(tokens, "attention over the channels")
     return TrackedTensor(shape, (*scores.ids[:-1], value.ids[-1]))
 
 
