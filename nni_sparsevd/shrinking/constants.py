@@ -83,7 +83,7 @@ def find_values_at_other_sizes(trace: Trace, states: dict[str, Tensor], other_si
     """
     values = []
     for other in other_sizes.traces:
-        values.append(OtherValues(trace, other, _find_at_one_size(other, states, ValuesAtOtherSizes((), True))))
+        values.append(OtherValues(trace, other, find_constants(other, states)))
     return ValuesAtOtherSizes(tuple(values), other_sizes.complete)
 
 
@@ -101,10 +101,6 @@ def find_constants(
         The abstract value of every node: a tensor, or a list of tensors; NaN where it depends on the input or its size.
         Weights that only readers use keep their type, all other floating-point numbers are float64.
     """
-    return _find_at_one_size(trace, states, others)
-
-
-def _find_at_one_size(trace: Trace, states: dict[str, Tensor], others: ValuesAtOtherSizes) -> dict[Node, Any]:
     values: dict[Node, Any] = {}
     from_input: set[Node] = set()
     """What is computed from an input, whether or not it is constant."""

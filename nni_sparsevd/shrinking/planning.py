@@ -30,8 +30,8 @@ def make_plan(model: nn.Module, example_inputs: Inputs, *, round_to: int = 1, re
 
     Args:
         model: Any network.  It is left as it is.
-        example_inputs: One tensor or a tuple of them, as `model` takes them.  The plan is exact for every input size
-            that the network accepts, not for the size of the example alone.
+        example_inputs: One tensor or a tuple of them, as `model` takes them.  What a channel carries is
+            compared at other input sizes that the network accepts, and what differs there is no constant.
         round_to: What is left of each group is a multiple of this number of channels, where the group had that many:
             dead channels are kept to fill it up.  Heads and the like, which are several channels each, are not counted.
         remember_norms: Whether a layer norm may lose channels: see `shrink`.
