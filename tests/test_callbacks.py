@@ -3,8 +3,6 @@
 import copy
 import importlib
 import itertools
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +11,9 @@ from typing import Any
 import pytest
 import pytorch_lightning
 import torch
-import torch.nn.functional as F
 import transformers
+from points import BATCH, EPOCHS, RATE, SAMPLES, SETTINGS, STEPS, Network, Points, train_rank
+from processes import run_ranks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -23,26 +22,7 @@ from nni_sparsevd.errors import FileFormatError, ModelError, SettingError, Spars
 from nni_sparsevd.nn import is_variational
 from nni_sparsevd.plugins import lightning as for_lightning
 from nni_sparsevd.plugins import transformers as for_transformers
-from nni_sparsevd.regularize import Regularizer, SparseVDSettings
-
-SAMPLES, BATCH, EPOCHS, RATE = 64, 16, 6, 1e-2
-STEPS = EPOCHS * SAMPLES // BATCH
-SETTINGS = SparseVDSettings(learning_rate=0.3, kl_coefficient=0.5)
-
-
-class Points(Dataset[dict[str, Tensor]]):
-    """Eight inputs, of which two matter."""
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(SAMPLES, 8, generator=generator)
-        self.y = (self.x[:, 0] * self.x[:, 1] > 0).long()
-
-    def __len__(self) -> int:
-        return SAMPLES
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"x": self.x[index], "labels": self.y[index]}
+from nni_sparsevd.regularize import Regularizer
 
 
 class Endless(IterableDataset[dict[str, Tensor]]):
@@ -50,19 +30,6 @@ class Endless(IterableDataset[dict[str, Tensor]]):
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return iter([Points()[index] for index in range(SAMPLES)])
-
-
-class Network(nn.Module):
-    """Returns its loss, as the Trainer wants it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        logits = self.body(x)
-        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
 class Module(pytorch_lightning.LightningModule):
@@ -184,36 +151,9 @@ def test_an_optimizer_can_bring_it_along() -> None:
     assert_same(network, by_hand())
 
 
-TOGETHER = """
-import sys, torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from test_callbacks import SAMPLES, SETTINGS, Network, Points
-from nni_sparsevd.regularize import Regularizer
-
-dist.init_process_group("gloo")
-rank, network, data = dist.get_rank(), Network(), Points()
-regularizer = Regularizer(network, SETTINGS)
-wrapped = DistributedDataParallel(network)
-optimizer = torch.optim.SGD(network.parameters(), 1e-2)
-for step in range(6):
-    torch.manual_seed(2 * step + rank)
-    optimizer.zero_grad()
-    wrapped(data.x[rank::2], data.y[rank::2])["loss"].backward()
-    regularizer.regularize(step / 6, SAMPLES)
-    optimizer.step()
-torch.save(network.state_dict(), f"{sys.argv[1]}/{rank}.pt")
-dist.barrier()  # a process that leaves while gloo's threads still hold tensors of Python's may abort
-dist.destroy_process_group()
-"""
-
-
 def test_two_processes_stay_one_network(tmp_path: Path) -> None:
     """As if one process had drawn both noises: gradients are means over processes, and the KL is added once."""
-    script = tmp_path / "together.py"
-    script.write_text(TOGETHER)
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path]
-    subprocess.run(run, check=True, timeout=120, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)})
+    run_ranks(2, train_rank, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     network, data = Network(), Points()

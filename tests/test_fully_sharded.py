@@ -1,40 +1,33 @@
 """FSDP2: each of two processes holds half of every parameter, and training goes as in one process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from processes import run_ranks
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 
 import nni_sparsevd as svd
 from nni_sparsevd.regularize import Regularizer, SparseVDSettings
 
 STEPS, SAMPLES = 12, 8
 
-WORKER = """
-import sys, torch
-import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import fully_shard
-from test_fully_sharded import batch, regularized, trained
 
-torch.set_num_threads(1)
-dist.init_process_group("gloo")
-rank, regularizer = dist.get_rank(), regularized(sys.argv[2])
-model = regularizer.model
-for layer in (model[0], model[2], model[4], model):
-    fully_shard(layer)
-kl = trained(regularizer, *(part[rank::2] for part in batch()))
-whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-if rank == 0:
-    torch.save({"state": whole, "kl": kl}, f"{sys.argv[1]}/whole.pt")
-dist.barrier()  # a process that leaves while gloo's threads still hold tensors of Python's may abort
-dist.destroy_process_group()
-"""
+def train_half(folder: Path, variance: str) -> None:
+    """Train as one of two processes; the first one writes the whole network and its KL."""
+    dist.init_process_group("gloo")
+    rank, regularizer = dist.get_rank(), regularized(variance)
+    model = regularizer.model
+    for layer in (model[0], model[2], model[4], model):
+        fully_shard(layer)
+    kl = trained(regularizer, *(part[rank::2] for part in batch()))
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    if rank == 0:
+        torch.save({"state": whole, "kl": kl}, folder / "whole.pt")
 
 
 def regularized(variance: str) -> Regularizer:
@@ -67,11 +60,7 @@ def trained(regularizer: Regularizer, x: Tensor, y: Tensor) -> float:
 
 @pytest.mark.parametrize("variance", ["weight", "channel"])
 def test_halves_learn_what_the_whole_learns(tmp_path: Path, variance: str) -> None:
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    place = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*run, script, tmp_path, variance], check=True, timeout=120, env=place)
+    run_ranks(2, train_half, tmp_path, variance)
     learned = torch.load(tmp_path / "whole.pt", weights_only=True)
     regularizer = regularized(variance)
     start = {name: value.clone() for name, value in regularizer.model.state_dict().items()}

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import Child
 
+from nni_sparsevd.cli import main
 from nni_sparsevd.files import load_tensors, read_rows
 
 ARGUMENTS = [
@@ -19,22 +21,19 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    program = "import sys; from nni_sparsevd.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "compress", "--out", str(folder), *ARGUMENTS, *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def compress_in_process(folder: Path, *more: str) -> Child:
+    return Child(main, ["compress", "--out", str(folder), *ARGUMENTS, *more])
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return output
+def finish(process: Child) -> None:
+    code, output = process.wait()
+    assert code == 0, output
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "whole"
-    finish(start(folder))
+    finish(compress_in_process(folder))
     return folder
 
 
@@ -56,21 +55,22 @@ def assert_same(left: Path, right: Path) -> None:
 
 def test_interrupt_saves_and_says_how_to_go_on(uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
-    process = start(folder)
+    command = [sys.executable, "-m", "nni_sparsevd", "compress", "--out", str(folder), *ARGUMENTS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     path = folder / "checkpoint.safetensors"
     while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume" in output
     assert "Traceback" not in output
-    finish(start(folder, "--resume"))
+    finish(compress_in_process(folder, "--resume"))
     assert_same(uninterrupted, folder)
 
 
 def test_resume_with_other_settings_names_them(uninterrupted: Path) -> None:
-    process = start(uninterrupted, "--resume", "--sparse.learning_rate=0.5")
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2
+    code, output = compress_in_process(uninterrupted, "--resume", "--sparse.learning_rate=0.5").wait()
+    assert code == 2
     assert "sparse.learning_rate" in output

@@ -1,8 +1,6 @@
 """A saved plan makes of the same masked network, elsewhere, the network that `shrink` makes; and of no other one."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import Child
 from safetensors.torch import load_file, save_file
 from shrinking import SMALL, Net, image, prepared
 from torch import Tensor, nn
@@ -109,19 +108,12 @@ def test_a_loaded_plan_makes_the_same_network_bit_for_bit(case: str, tmp_path: P
         assert torch.equal(fresh.eval()(x), small.eval()(x))
 
 
-ELSEWHERE = """
-import sys
-import timm
-from safetensors.torch import load_file, save_file
-import nni_sparsevd as svd
-from nni_sparsevd.shrinking import apply_plan_
-
-folder = sys.argv[1]
-model = timm.create_model("resnet18", num_classes=4, channels=[8, 8, 16, 16])
-model.load_state_dict(load_file(f"{folder}/masked.safetensors"))
-apply_plan_(model, svd.Plan.load(f"{folder}/plan.json"))
-save_file({name: value.contiguous() for name, value in model.state_dict().items()}, f"{folder}/small.safetensors")
-"""
+def apply_saved_plan(folder: Path) -> None:
+    """What another process does with the files of the masked network and of the plan."""
+    model = timm.create_model("resnet18", num_classes=4, channels=[8, 8, 16, 16])
+    model.load_state_dict(load_file(folder / "masked.safetensors"))
+    apply_plan_(model, svd.Plan.load(folder / "plan.json"))
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "small.safetensors")
 
 
 def test_a_plan_is_applied_in_another_process(tmp_path: Path) -> None:
@@ -130,7 +122,7 @@ def test_a_plan_is_applied_in_another_process(tmp_path: Path) -> None:
     assert plan.removed > 0 and plan.folds
     plan.save(tmp_path / "plan.json")
     save_file(masked.state_dict(), tmp_path / "masked.safetensors")
-    subprocess.run([sys.executable, "-c", ELSEWHERE, str(tmp_path)], check=True)
+    assert Child(apply_saved_plan, tmp_path).wait() == (0, "")
     found = load_file(tmp_path / "small.safetensors")
     assert_bit_identical({name: found[name] for name in small.state_dict()}, small.state_dict())
 

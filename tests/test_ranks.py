@@ -1,8 +1,10 @@
 """Several processes: the same posterior on every rank, and the KL counted once."""
 
+import contextlib
+import itertools
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -12,54 +14,82 @@ from typing import Any
 import pytest
 import timm
 import torch
+from processes import SECONDS, run_ranks
 from torch import Tensor, nn
 
-from nni_sparsevd.files import load_tensors
-from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage, write_recipe
+from nni_sparsevd.files import load_tensors, save_tensors
+from nni_sparsevd.recipe import (
+    DataSettings,
+    FinetuneStage,
+    ModelSettings,
+    Recipe,
+    SparseStage,
+    Stage,
+    read_recipe,
+    write_recipe,
+)
 from nni_sparsevd.settings import PosteriorSettings
-from nni_sparsevd.training import compress
+from nni_sparsevd.training import Interrupted, compress, learner, loop
 from nni_sparsevd.training.checkpoint import read_checkpoint
 from nni_sparsevd.training.sharding import find_blocks
 from nni_sparsevd.training.stages import StageSequence
 
-WORKER = """
-import os, signal, sys, torch
-torch.set_num_threads(1)
-from pathlib import Path
-from nni_sparsevd import recipe, training
-from nni_sparsevd.files import save_tensors
-from nni_sparsevd.training.stages import StageSequence
-def decide(stages, model, decide=StageSequence._decide):
-    save_tensors(model.state_dict(), Path(sys.argv[2]) / f"rank{stages.run.accelerator.process_index}.safetensors")
-    return decide(stages, model)
-StageSequence._decide = decide
-shares = []
-def shard_copy(model, real=training.learner.shard_copy):
-    shards = real(model)
-    held = sum(value.to_local().numel() for value in shards.parameters())
-    shares.append(held / sum(value.numel() for value in model.parameters()))
-    return shards
-training.learner.shard_copy = shard_copy
-folder = Path(sys.argv[2]) / "run"
-resume = (folder / "recipe.toml").exists()
-if len(sys.argv) > 3 and os.environ["RANK"] == sys.argv[4]:  # a signal reaches one process: all stop
-    real, seen = training.loop.set_learning_rate, 0
-    def counted(*arguments):
-        global seen
-        seen += 1
-        if seen == int(sys.argv[3]):
+
+def train_rank(folder: Path, stop_at: int = 0, stopped_rank: int = -1) -> None:
+    """Run or resume the folder's recipe, as one of several processes, and write down what this process holds.
+
+    Args:
+        folder: Holds recipe.toml; the run's folder and the notes of each rank are made in it.
+        stop_at: The step of this call at which a termination signal comes, counted from 1; 0 for none.
+        stopped_rank: The rank that gets the signal.
+    """
+    rank = int(os.environ["RANK"])
+    write_decided_network(folder / f"rank{rank}.safetensors")
+    shares = measure_shares()
+    if rank == stopped_rank:  # a signal reaches one process: all stop
+        terminate_at(stop_at)
+    loop.AGREE_EVERY = 2  # type: ignore[misc]
+    run = folder / "run"
+    with contextlib.suppress(Interrupted):
+        compress(read_recipe(folder / "recipe.toml"), run, [], resume=(run / "recipe.toml").exists())
+    (folder / f"shares{rank}.json").write_text(json.dumps(shares))
+
+
+def write_decided_network(path: Path) -> None:
+    decide = StageSequence._decide
+
+    def write_and_decide(stages: StageSequence, model: nn.Module) -> Any:
+        save_tensors(model.state_dict(), path)
+        return decide(stages, model)
+
+    StageSequence._decide = write_and_decide  # type: ignore[method-assign]
+
+
+def measure_shares() -> list[float]:
+    """A list that fills as networks are sharded: the share of the parameters that this process holds."""
+    shares: list[float] = []
+    shard_copy = learner.shard_copy
+
+    def shard_and_measure(model: nn.Module) -> nn.Module:
+        shards = shard_copy(model)
+        held = sum(value.to_local().numel() for value in shards.parameters())  # type: ignore[attr-defined]
+        shares.append(held / sum(value.numel() for value in model.parameters()))
+        return shards
+
+    learner.shard_copy = shard_and_measure
+    return shares
+
+
+def terminate_at(step: int) -> None:
+    set_learning_rate = loop.set_learning_rate
+    steps = itertools.count(1)
+
+    def terminate_and_set(optimizer: torch.optim.Optimizer, rate: float) -> None:
+        if next(steps) == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
-    training.loop.set_learning_rate = counted
-try:
-    training.loop.AGREE_EVERY = 2
-    training.compress(recipe.read_recipe(Path(sys.argv[1])), folder, [], resume=resume)
-except training.Interrupted:
-    pass
-(folder.parent / f"shares{os.environ['RANK']}.json").write_text(str(shares))
-torch.distributed.barrier()  # a process that leaves while gloo's threads still hold tensors of Python's may abort
-torch.distributed.destroy_process_group()
-"""
+        set_learning_rate(optimizer, rate)
+
+    loop.set_learning_rate = terminate_and_set
 
 
 def full_batches(size: int, shard: bool = False) -> Recipe:
@@ -72,24 +102,6 @@ def full_batches(size: int, shard: bool = False) -> Recipe:
         sparse=SparseStage(epochs=20, optimizer="sgd", learning_rate=0.05),
         finetune=FinetuneStage(),
     )
-
-
-def in_processes(count: int, folder: Path, *arguments: str) -> None:
-    """The worker under torchrun's environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "ACCELERATE_USE_CPU": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder / "recipe.toml"), str(folder), *arguments],
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(count)
-    ]
-    messages = [process.communicate(timeout=120)[1].decode() for process in running]
-    assert [process.returncode for process in running] == [0] * count, messages
 
 
 shards = pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
@@ -107,7 +119,7 @@ def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(StageSequence, "_decide", remember)
     compress(full_batches(80), tmp_path / "alone", [])
     write_recipe(full_batches(40, shard), tmp_path / "recipe.toml")
-    in_processes(2, tmp_path)
+    run_ranks(2, train_rank, tmp_path)
     first, second = (load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     held = [json.loads((tmp_path / f"shares{rank}.json").read_text()) for rank in range(2)]
@@ -137,7 +149,7 @@ def test_shards_learn_what_copies_learn(tmp_path: Path) -> None:
         )
         folder = tmp_path / str(shard)
         write_recipe(settings, folder / "recipe.toml")
-        in_processes(2, folder)
+        run_ranks(2, train_rank, folder)
         networks.append(load_tensors(folder / "rank0.safetensors")[0])
     copies, shards = networks
     assert any(".gate." in name for name in copies)
@@ -169,8 +181,8 @@ def test_resuming_among_another_number_of_processes(tmp_path: Path, shard: bool)
     )
     write_recipe(settings, tmp_path / "recipe.toml")  # 4 steps an epoch for two processes, 8 for one
     places = []
-    for processes, stop in ((2, ["18", "1"]), (1, ["17", "0"]), (2, [])):
-        in_processes(processes, tmp_path, *stop)
+    for processes, stop in ((2, (18, 1)), (1, (17, 0)), (2, ())):
+        run_ranks(processes, train_rank, tmp_path, *stop)
         start = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors")
         assert start is not None
         places.append((start.place.stage, start.place.step, start.place.per_epoch))
@@ -190,11 +202,11 @@ def test_two_processes_resume_where_they_stopped(tmp_path: Path, shard: bool) ->
     data = DataSettings(batch_size=20, limit=200, holdout=0.2)
     settings = Recipe(shard=shard, data=data, dense=Stage(epochs=2), sparse=SparseStage(epochs=2))
     folders = []
-    for name, stops in (("whole", ([],)), ("stopped", (["5", "1"], ["5", "0"], []))):
+    for name, stops in (("whole", ((),)), ("stopped", ((5, 1), (5, 0), ()))):
         folder = tmp_path / name
         write_recipe(settings, folder / "recipe.toml")
         for stop in stops:
-            in_processes(2, folder, *stop)
+            run_ranks(2, train_rank, folder, *stop)
         folders.append(folder / "run")
     whole, stopped = (load_tensors(folder / "checkpoint.safetensors")[0] for folder in folders)
     assert whole.keys() == stopped.keys() and all(torch.equal(whole[name], stopped[name]) for name in whole)
@@ -215,8 +227,8 @@ def test_two_processes_shrink_alike(tmp_path: Path) -> None:
     )
     write_recipe(settings, tmp_path / "recipe.toml")  # 16 steps an epoch for two processes, 32 for one
     sizes = []
-    for processes, stop in ((1, ["150", "0"]), (2, [])):
-        in_processes(processes, tmp_path, *stop)
+    for processes, stop in ((1, (150, 0)), (2, ())):
+        run_ranks(processes, train_rank, tmp_path, *stop)
         tensors, _ = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
         sizes.append(sum(value.numel() for name, value in tensors.items() if name.startswith("model.")))
     ranks = [load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2)]
@@ -224,3 +236,24 @@ def test_two_processes_shrink_alike(tmp_path: Path) -> None:
     assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in learnt)
     dense = sum(value.numel() for value in load_tensors(tmp_path / "run" / "dense.safetensors")[0].values())
     assert dense > sizes[0] > sizes[1]
+
+
+def test_the_program_runs_under_torchrun(tmp_path: Path) -> None:
+    """The real launcher and fresh interpreters, which end by themselves: one process makes the results and reports."""
+    program = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "nni_sparsevd",
+    ]
+    settings = ["--data.limit=100", "--dense.epochs=1", "--sparse.epochs=1", "--finetune.epochs=0"]
+    command = [*launcher, "-m", "nni_sparsevd", "compress", "--out", str(tmp_path / "run"), *settings]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.count("report: ") == 1
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["command"][1] == "compress"
+    assert {"small.safetensors", "report.html"} <= {path.name for path in (tmp_path / "run").iterdir()}

@@ -1,21 +1,30 @@
 """The law of resuming: a run that was killed, at any moment, ends bit-identical to one that was not."""
 
+import itertools
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import Child
 
 from nni_sparsevd import files
 from nni_sparsevd.files import load_tensors
-from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage, write_recipe
+from nni_sparsevd.recipe import (
+    DataSettings,
+    FinetuneStage,
+    ModelSettings,
+    Recipe,
+    SparseStage,
+    Stage,
+    read_recipe,
+    write_recipe,
+)
 from nni_sparsevd.settings import MaskSettings, PosteriorSettings
 from nni_sparsevd.training import Interrupted, compress, loop
 from nni_sparsevd.training.checkpoint import read_checkpoint
@@ -60,32 +69,18 @@ def differing(whole: dict[str, object], resumed: dict[str, object]) -> list[str]
     return sorted(key for key in whole.keys() | resumed.keys() if whole.get(key) != resumed.get(key))
 
 
-WORKER = """
-import os, signal, sys, torch
-torch.set_num_threads(1)
-from pathlib import Path
-from nni_sparsevd import files, recipe, training
-from nni_sparsevd.training import loop
-folder, how, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-room, name = {"step": (loop, "set_learning_rate"), "write": (os, "replace"), "none": (loop, "set_learning_rate")}[how]
-real, count = getattr(room, name), 0
-def counted(*arguments):
-    global count
-    count += 1
-    if count == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments)
-setattr(room, name, counted)
-chosen = recipe.read_recipe(folder.parent / "recipe.toml")
-training.compress(chosen, folder, [], resume=(folder / "recipe.toml").exists())
-"""
+def run_and_die(folder: Path, how: str, at: int) -> None:
+    """Run or resume in a process that kills itself at the `at`-th step, or as it writes the `at`-th file."""
+    place, name = {"step": (loop, "set_learning_rate"), "write": (os, "replace")}[how]
+    real, count = getattr(place, name), itertools.count(1)
 
+    def call_or_die(*arguments: object) -> object:
+        if next(count) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
 
-def run_killed(folder: Path, how: str, at: int) -> int:
-    place = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", WORKER, str(folder), how, str(at)], env=place, capture_output=True)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
-    return done.returncode
+    setattr(place, name, call_or_die)
+    compress(read_recipe(folder.parent / "recipe.toml"), folder, [], resume=(folder / "recipe.toml").exists())
 
 
 def test_killed_three_times_and_none_the_worse(tmp_path: Path) -> None:
@@ -96,7 +91,8 @@ def test_killed_three_times_and_none_the_worse(tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     plan = [("step", dice.randint(5, 40)), ("step", dice.randint(5, 40)), ("write", dice.randint(2, 6))]
     for how, at in plan:
-        assert run_killed(killed, how, at) == -signal.SIGKILL, plan
+        code, output = Child(run_and_die, killed, how, at).wait()
+        assert code == -signal.SIGKILL, f"{plan}: {output}"
         assert (killed / "recipe.toml").exists()
     made = compress(recipe(), killed, [], resume=True)
     assert differing(results(tmp_path / "whole"), results(killed)) == [], plan

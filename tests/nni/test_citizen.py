@@ -1,21 +1,18 @@
 """`SparseVDPruner` among NNI's own: chains in both directions, schedules, saving, several processes, and by name."""
 
 import copy
-import multiprocessing
-import os
-import socket
 
 import nni.compression.pruning
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from evaluators import SAMPLES, network, torch_evaluator
 from nni.compression.base.compressor import Pruner
 from nni.compression.distillation import DynamicLayerwiseDistiller
 from nni.compression.pruning import AGPPruner, L1NormPruner, LinearPruner
 from nni.compression.quantization import QATQuantizer
 from nni.compression.speedup import ModelSpeedup
+from processes import run_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 from nni_sparsevd.plugins.nni import SparseVDPruner, SparseVDSettings, disable, enable
@@ -192,10 +189,9 @@ def test_masks_go_through_a_file_into_modelspeedup(tmp_path):
 # Several processes: every rank holds the same posterior and reaches the same masks.
 
 
-def a_rank(rank, world, port, out):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    torch.set_num_threads(1)
+def prune_rank(folder):
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     found = {}
     for granularity in ("weight", "gate"):
         model = DistributedDataParallel(network())
@@ -206,18 +202,11 @@ def a_rank(rank, world, port, out):
         _, masks = pruner.compress(20)
         found |= {(granularity, "mask", name): targets["weight"] for name, targets in masks.items()}
         found |= {(granularity, "learnt", name): t["weight"] for name, t in pruner.log_alpha().items()}
-    torch.save(found, f"{out}/{rank}.pt")
-    dist.barrier()  # a process that leaves while gloo's threads still hold tensors of Python's may abort
-    dist.destroy_process_group()
+    torch.save(found, folder / f"{rank}.pt")
 
 
 def test_ranks_agree(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # The server of forks imports what takes seconds once for both ranks, and has no threads that a fork would lose.
-    multiprocessing.set_forkserver_preload(["nni_sparsevd.plugins.nni"])
-    mp.start_processes(a_rank, (2, port, str(tmp_path)), nprocs=2, start_method="forkserver")
+    run_ranks(2, prune_rank, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert len(first) == 8 and first.keys() == second.keys()
     for key, value in first.items():
