@@ -70,7 +70,7 @@ def train_(model: nn.Module, stage: Stage, data: datasets.DataSets, seed: int, n
 
 def slimmed(model: nn.Module, stage: SparseStage, data: datasets.DataSets, seed: int, name: str) -> nn.Module:
     """Gates on a copy of `model`, trained; then without the channels that drowned, physically."""
-    example = data.normalize(data.train.images[:2])
+    example = data.make_example_inputs()
     gated = svd.sparsify_(copy.deepcopy(model), granularity="gate", kl_weights=KL_WEIGHTS, example_inputs=example)
     train_(gated, stage, data, seed, name)
     masks = svd.compute_masks(gated, structure="structured", threshold=THRESHOLD, example_inputs=example)

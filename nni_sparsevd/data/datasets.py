@@ -68,6 +68,10 @@ class DataSets:
         mean, std = (value.to(images.device).view(shape) for value in (self.mean, self.std))
         return (values - mean) / std
 
+    def make_example_inputs(self, count: int = 2) -> Tensor:
+        """Normalize the first training images, for what traces or tries a network."""
+        return self.normalize(self.train.images[:count])
+
     def batches(self, split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Walk over a split in order.
 

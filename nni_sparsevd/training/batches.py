@@ -19,7 +19,8 @@ class Batches:
 
     def __init__(self, run: Run, stage: str) -> None:
         """Give each of the run's processes the same number of batches per epoch, and different images."""
-        self._recipe, self._split, self._stage = run.recipe, run.data.train, stage
+        self._recipe, self._data, self._stage = run.recipe, run.data, stage
+        self._split = run.data.train
         self._rank = run.accelerator.process_index
         self._world = run.accelerator.num_processes
         self._device = run.accelerator.device
@@ -29,7 +30,7 @@ class Batches:
         """Steps in an epoch; images that do not fill a batch are left out."""
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """The augmented images and the labels of `step`, counted from 0, on the device of this process."""
+        """The inputs of the network and the labels at `step`, counted from 0, on the device of this process."""
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._shuffle(epoch)
@@ -38,7 +39,7 @@ class Batches:
         rows = rows[: self._recipe.data.batch_size]
         generator = torch.Generator().manual_seed(derive_seed(*self._seed_parts(step), "augment"))
         images = augment(self._split.images[rows], self._recipe.data, generator)
-        return images.to(self._device), self._split.labels[rows].to(self._device)
+        return self._data.normalize(images.to(self._device)), self._split.labels[rows].to(self._device)
 
     def seed_noise(self, step: int) -> None:
         """Seed torch's generators, from which dropout and the posteriors draw their noise at `step`."""

@@ -55,7 +55,7 @@ def compress(
     image_size = recipe.data.image_size or models.find_image_size(recipe.model)
     data = datasets.load_data(recipe.data, image_size, recipe.seed)
     model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
-    example_inputs = data.normalize(data.train.images[:2])
+    example_inputs = data.make_example_inputs()
     try_recipe(model, example_inputs, recipe)
     # Data and network are known to be good: only now may an old run be deleted.
     if accelerator.is_main_process:

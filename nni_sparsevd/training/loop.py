@@ -138,8 +138,7 @@ class _StageTrainer:
         self._batches.seed_noise(self._step)
         self._learner.trained.train()
         with self._accelerator.autocast():
-            inputs = to_memory_format(self._run.data.normalize(images), self._recipe.channels_last)
-            logits = self._learner.forward(inputs)
+            logits = self._learner.forward(to_memory_format(images, self._recipe.channels_last))
         loss = F.cross_entropy(logits.float(), labels)
         set_learning_rate(self._optimizer, learning_rate_at(self._stage, self._step / self._total))
         self._optimizer.zero_grad()
@@ -149,7 +148,9 @@ class _StageTrainer:
         self._step += 1
         # The sums stay on the device: reading them at every step would make it wait.
         with torch.no_grad():
-            correct = (logits.argmax(1) == labels).sum()
+            # Mixed images have a share of several classes each: shape (count, classes).
+            classes = labels if labels.dim() == 1 else labels.argmax(1)
+            correct = (logits.argmax(1) == classes).sum()
             self._sums += torch.stack([loss * len(labels), correct, loss.new_tensor(len(labels))])
         return loss
 
@@ -224,7 +225,7 @@ class _StageTrainer:
         data, settings = self._run.data, self._recipe.masks
         # A layer whose inputs do not divide into blocks could not be decided N of M at the end.
         multiple = settings.block if settings.structure == "n:m" else 1
-        example_inputs = data.normalize(data.train.images[:2])
+        example_inputs = data.make_example_inputs()
         model = self._learner.model
         shrink_(model, example_inputs, self._optimizer, threshold=stage.shrink_at, round_to=multiple)
         self._optimizer = rebuild_optimizer(self._optimizer, model, stage, self._gate_rate)

@@ -61,7 +61,7 @@ class Arena:
     @property
     def example(self) -> Tensor:
         """Two training images, (2, channels, height, width), as the network sees them."""
-        return self.data.normalize(self.data.train.images[:2])
+        return self.data.make_example_inputs()
 
     @cached_property
     def dense_macs(self) -> int:

@@ -53,7 +53,7 @@ def open_finished(folder: Path) -> FinishedRun:
     # Two networks of the same shape: the dense one is read before the other one gets its posterior.
     dense = copy.deepcopy(model)
     read_network_(dense, folder / "dense.safetensors")
-    sparsify_(model, recipe.posterior, example_inputs=data.normalize(data.train.images[:2]))
+    sparsify_(model, recipe.posterior, example_inputs=data.make_example_inputs())
     read_network_(model, folder / "posterior.safetensors")
     masks = unflatten_masks(load_tensors(folder / "masks.safetensors")[0])
     small = load(folder / "small.safetensors")

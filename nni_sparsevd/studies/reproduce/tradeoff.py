@@ -14,7 +14,7 @@ from .finished import FinishedRun
 
 def measure_tradeoff(run: FinishedRun) -> list[dict[str, Any]]:
     """Threshold, compression and test error in percent of a finished run, one row for each threshold."""
-    example = run.data.normalize(run.data.train.images[:2])
+    example = run.data.make_example_inputs()
     rows = []
     for threshold in THRESHOLD_GRID:
         settings = run.recipe.masks.model_copy(update={"threshold": threshold, "ratio": None})
