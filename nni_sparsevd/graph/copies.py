@@ -6,12 +6,18 @@ from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, describe_error
 
 NOT_COPIED = (type, FunctionType, BuiltinFunctionType, ModuleType, nn.Parameter)
 """What `copy.deepcopy` does not look into: the copy shares it with the original, or copies its numbers alone."""
+
+FIXED = {int, float, complex, bool, str, bytes, type(None), type(Ellipsis), torch.dtype, *NOT_COPIED[:-1]}
+"""Types of which a deep copy holds the same object."""
+HELD_BY_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""Attributes that PyTorch itself gives to every module: tables of parameters, buffers, modules and hooks."""
 
 
 def copy_module(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -28,6 +34,10 @@ def copy_module(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
         ModelError: The network holds something that cannot be copied; the message names the module and attribute.
     """
     memo = {} if memo is None else memo
+    try:
+        return _copy_tree(model, dict(memo))
+    except Exception:  # whatever a tensor with a history, or the class of a user's attribute, raises: try without
+        pass
     for value in _find_tensors(model):
         if id(value) not in memo and _has_history(value):
             memo[id(value)] = value.detach().clone()
@@ -39,6 +49,33 @@ def copy_module(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
             f"{type(model).__name__} cannot be copied, because of {place}: {describe_error(error)}; remove that "
             "attribute or hook before the call, and put it back afterwards"
         ) from error
+
+
+def _copy_tree(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What `copy.deepcopy` makes of a module, several times faster: most of what a module holds is empty or fixed."""
+    if id(module) in memo:
+        copied: nn.Module = memo[id(module)]
+        return copied
+    if not _is_copied_by_attributes(type(module)):
+        return copy.deepcopy(module, memo)
+    memo[id(module)] = copied = type(module).__new__(type(module))
+    state: dict[str, Any] = {}
+    for key, value in vars(module).items():
+        if type(value) in FIXED or (key in HELD_BY_EVERY_MODULE and not value):
+            state[key] = value if type(value) in FIXED else type(value)()
+        elif key == "_modules":
+            children = ((name, child and _copy_tree(child, memo)) for name, child in value.items())
+            state[key] = type(value)(children)
+        else:
+            state[key] = copy.deepcopy(value, memo)
+    copied.__setstate__(state)
+    return copied
+
+
+def _is_copied_by_attributes(kind: type[nn.Module]) -> bool:
+    """Whether a class leaves to `copy.deepcopy` how its modules are copied."""
+    own_ways = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__slots__")
+    return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in own_ways)
 
 
 def _has_history(value: Tensor) -> bool:

@@ -1,8 +1,9 @@
 """A network as a flat, functional list of operators, recorded while it runs without data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from operator import getitem
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import TraceError, describe_error
 from .copies import copy_module
 from .operators import find_channel_rule
 from .origins import Origins, name_numbers_
+from .shapes import make_result
 
 Inputs = Tensor | tuple[Tensor, ...]
 """The positional arguments of a network: one tensor or a tuple of them."""
@@ -78,10 +80,19 @@ def clear_caches_(model: nn.Module) -> None:
 
     Modules do so of themselves when they are set to training.  Each gets its own mode back.
     """
+    if not any(_hears_of_modes(module) for module in model.modules()):
+        return
     mode = model.training
     with evaluation_mode(model):
         model.train()
         model.train(mode)  # whatever modules did in the one direction, they undo in the other
+
+
+def _hears_of_modes(module: nn.Module) -> bool:
+    """Whether a module does more than to remember that it is set to training."""
+    kind = type(module)
+    is_plain = kind.train is nn.Module.train and kind.__setattr__ is nn.Module.__setattr__
+    return not is_plain or "train" in vars(module) or "training" not in vars(module)
 
 
 def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -163,9 +174,10 @@ def make_traceable_copy(model: nn.Module, device: str | None) -> nn.Module:
 def record(model: nn.Module, inputs: tuple[Tensor, ...], device: str | None) -> Attempt:
     """Run `model`, a `make_traceable_copy` for `device`, once; see `trace`."""
     inputs = tuple(value if device is None else value.to(device) for value in inputs)
-    recorder = _Recorder(model, inputs)
+    modules = list(model.named_modules(remove_duplicate=False))
     # In reverse, so that a module with several names goes by its first one.
-    names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+    names = {id(module): name for name, module in reversed(modules)}
+    recorder = _Recorder(modules, inputs)
     enter = register_module_forward_pre_hook(lambda module, _: recorder.enter(names.get(id(module), "")))
     leave = register_module_forward_hook(lambda *_: recorder.leave())
     error = None
@@ -180,9 +192,13 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...], device: str | None) -> 
     finally:
         enter.remove()
         leave.remove()
-    layers = (name for name, module in model.named_modules() if type(module).__module__.startswith("torch.nn.modules."))
-    recorded = Trace(recorder.graph, frozenset(layers), device, inputs)
+    layers = frozenset(names[id(module)] for _, module in modules if _is_of_torch(type(module)))
+    recorded = Trace(recorder.graph, layers, device, inputs)
     return Attempt(recorded, error, recorder.place, recorder.in_operator)
+
+
+def _is_of_torch(kind: type[nn.Module]) -> bool:
+    return kind.__module__.startswith("torch.nn.modules.")
 
 
 @dataclass
@@ -208,7 +224,7 @@ class _Call:
 class _Recorder(TorchDispatchMode):
     """Makes a node of every operator that runs."""
 
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, modules: Sequence[tuple[str, nn.Module]], inputs: tuple[Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
         self.in_operator = False
@@ -219,10 +235,8 @@ class _Recorder(TorchDispatchMode):
         self._by_storage: dict[int, list[Tensor]] = {}
         self._stale: dict[int, Node] = {}  # id of a tensor -> the operator that wrote to a part of its memory
         self._live: set[Node] = set()
-        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-        modules = model.named_modules()
         self._convolutions = {name for name, module in modules if isinstance(module, nn.modules.conv._ConvNd)}
-        self._names = {id(tensor): name for name, tensor in reversed(named)}
+        self._names = _name_states(modules)
         for index, value in enumerate(inputs):
             node = self.graph.placeholder(f"input_{index}")
             self._live.add(node)
@@ -266,12 +280,15 @@ class _Recorder(TorchDispatchMode):
                 parts = target.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        arguments, options = tree_map_only(Tensor, self.node, (args, kwargs))
-        live = any(isinstance(leaf, Node) and leaf in self._live for leaf in tree_leaves((arguments, options)))
+        arguments = self._replace_tensors(args)
+        options = {name: self._replace_tensors(value) for name, value in kwargs.items()}
+        live = any(source in self._live for source in _find_nodes((arguments, *options.values())))
         if live and _shows_values(target, args):
             raise TraceError(f"its way depends on the values of the input ({target})")
         self.in_operator = True  # stays so where the operator fails
-        outputs = target(*args, **kwargs)
+        outputs = make_result(target, args, kwargs)
+        if outputs is None:
+            outputs = target(*args, **kwargs)
         self.in_operator = False
         if outputs is None:  # an assertion
             return None
@@ -288,6 +305,14 @@ class _Recorder(TorchDispatchMode):
             self._mark_stale(args[0], node)
         self._bind_outputs(outputs, node)
         return outputs
+
+    def _replace_tensors(self, value: Any) -> Any:
+        """An argument with the node of each tensor in its place."""
+        if isinstance(value, Tensor):
+            return self.node(value)
+        if isinstance(value, list | tuple):
+            return type(value)(self._replace_tensors(item) for item in value)
+        return value
 
     def _bind_outputs(self, outputs: Any, node: Node) -> None:
         if isinstance(outputs, Tensor):
@@ -311,7 +336,8 @@ class _Recorder(TorchDispatchMode):
 
     def _describe(self, node: Node, value: Any) -> None:
         call = self._calls[-1]
-        node.meta |= {"val": tree_map(_without_data, value), "module": call.module, "step": call.nodes}
+        described = _without_data(value) if isinstance(value, Tensor) else tree_map(_without_data, value)
+        node.meta |= {"val": described, "module": call.module, "step": call.nodes}
         call.nodes += 1
 
     def _mark_stale(self, written: Tensor, node: Node) -> None:
@@ -320,6 +346,17 @@ class _Recorder(TorchDispatchMode):
         for other in self._by_storage.get(written.untyped_storage()._cdata, []):
             if other is not written:
                 self._stale[id(other)] = node
+
+
+def _name_states(modules: Sequence[tuple[str, nn.Module]]) -> dict[int, str]:
+    """The first name of each parameter, and of each buffer, by its id."""
+    names: dict[int, str] = {}
+    for table in ("_parameters", "_buffers"):
+        for module_name, module in modules:
+            prefix = f"{module_name}." if module_name else ""
+            for key, tensor in getattr(module, table).items():
+                names.setdefault(id(tensor), prefix + key)
+    return names
 
 
 def partial_write(before: Tensor, writing: Tensor) -> Tensor:
@@ -337,11 +374,21 @@ def _shows_values(target: Any, args: Any) -> bool:
 
 def _without_data(value: Any) -> Any:
     """Shape and type of a tensor, without its memory."""
-    if isinstance(value, Tensor) and value.device.type != "meta":
+    if isinstance(value, Tensor) and not value.is_meta:
         return torch.empty_like(value, device="meta")
     return value
 
 
+def _find_nodes(arguments: Any) -> Iterator[Node]:
+    """The nodes in the arguments of an operator."""
+    for value in arguments:
+        if isinstance(value, Node):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _find_nodes(value)
+
+
+@cache
 def _functional(target: Any) -> Any:
     """`add.Tensor` for `add_.Tensor`: what an in-place operator computes."""
     name = target._schema.name.partition("::")[2]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from ..graph import Trace, compress, live_like, make_uniform
+from ..graph import READERS, Trace, compress, live_like, make_uniform
 
 Key = tuple[object, ...]
 """What an operator is called where a network runs at another size."""
@@ -55,6 +55,18 @@ class OtherValues:
         """The value of an operator that has the same one at both sizes, None where that has to be compared."""
         return self._values[self._match[node]] if node in self._made_of_states else None  # type: ignore[index]
 
+    def known_reading(self, node: Node, values: dict[Node, Any]) -> Any:
+        """The result of a reader whose arguments have the same values at both sizes, None for every other operator.
+
+        What a reader makes of constants has no size of the input in it, and to search its weight once is enough.
+        """
+        other = self._match.get(node)
+        if other is None or node.target not in READERS or not self._is_same_call(node, other):
+            return None
+        pairs = zip(node.all_input_nodes, other.all_input_nodes, strict=True)
+        is_same = all(_is_same_value(values[source], self._values[other_source]) for source, other_source in pairs)
+        return self._values[other] if is_same else None
+
     def restrict_arguments_(self, node: Node, values: dict[Node, Any]) -> None:
         """Make live what the matched operator gets another value for."""
         other = self._match.get(node)
@@ -74,6 +86,15 @@ class OtherValues:
         if _count_live(agreed) > _count_live(value):
             self.disagreeing.add(node)
         return agreed
+
+
+def _is_same_value(value: Any, other: Any) -> bool:
+    """Whether two abstract values are one, live at the same places."""
+    if value is other:
+        return True
+    if not isinstance(value, Tensor) or not isinstance(other, Tensor) or value.shape != other.shape:
+        return False
+    return value.dtype == other.dtype and bool(((value == other) | ((value != value) & (other != other))).all())
 
 
 def _count_live(value: Any) -> float:

@@ -11,7 +11,7 @@ the network is also run on abstract values at other sizes, and a value counts as
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Container
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -88,7 +88,10 @@ def find_values_at_other_sizes(trace: Trace, states: dict[str, Tensor], other_si
 
 
 def find_constants(
-    trace: Trace, states: dict[str, Tensor], others: ValuesAtOtherSizes = AT_NO_OTHER_SIZE
+    trace: Trace,
+    states: dict[str, Tensor],
+    others: ValuesAtOtherSizes = AT_NO_OTHER_SIZE,
+    not_covered: set[Node] | None = None,
 ) -> dict[Node, Any]:
     """Find the constants that a network carries, with its parameters as they are.
 
@@ -96,6 +99,7 @@ def find_constants(
         trace: The operators of the network.
         states: Every parameter and buffer by name, on the CPU.
         others: The values at other input sizes.  What differs there counts as depending on the input.
+        not_covered: Takes up the operators without a rule for the constants that enter them.
 
     Returns:
         The abstract value of every node: a tensor, or a list of tensors; NaN where it depends on the input or its size.
@@ -104,6 +108,7 @@ def find_constants(
     values: dict[Node, Any] = {}
     from_input: set[Node] = set()
     """What is computed from an input, whether or not it is constant."""
+    not_covered = set() if not_covered is None else not_covered
     for node in trace.graph.nodes:
         if node.op == "output":
             continue
@@ -119,7 +124,10 @@ def find_constants(
             other.restrict_arguments_(node, values)
         if node.op == "placeholder" or not from_input.isdisjoint(node.all_input_nodes):
             from_input.add(node)
-        value = _evaluate(node, values) if node.op == "call_function" else _read_held_tensor(node)
+        if len(others.values) == 1 and (same := others.values[0].known_reading(node, values)) is not None:
+            values[node] = same
+            continue
+        value = _evaluate(node, values, not_covered) if node.op == "call_function" else _read_held_tensor(node)
         # Where no other size could be tried, nothing shows that a sum grows with the size: only 0 passes it.
         if not others.complete and node.target in SUMS and node in from_input:
             value = map_tensors(keep_zeros, value)
@@ -141,7 +149,7 @@ def _read_held_tensor(node: Node) -> Tensor:
     return live_like(node.meta["val"]) if value is None or value.is_meta else to_double(value.detach().cpu())
 
 
-def _evaluate(node: Node, values: dict[Node, Any]) -> Any:
+def _evaluate(node: Node, values: dict[Node, Any], not_covered: set[Node]) -> Any:
     """The value of an operator: by its rule; without one, by running it if nothing that enters it is live."""
     target: Any = node.target
     if target is getitem:
@@ -150,18 +158,15 @@ def _evaluate(node: Node, values: dict[Node, Any]) -> Any:
     rule = find_constant_rule(target)
     if rule is not None:
         try:
-            return _call_constant_rule(rule, node, values)
+            arguments, options = _look_up_arguments(node, values)
+            return call_rule(rule, operator_name(node), node, *arguments, **options)
         except NotCovered:
             pass  # as if there were no rule
+    not_covered.add(node)
     arguments, options = _look_up_arguments(node, values)
     if is_known((arguments, options)) and isinstance(target, OpOverload) and _is_repeatable(target):
         return _compute(node, values)
     return map_tensors(live_like, node.meta["val"])
-
-
-def _call_constant_rule(rule: Callable[..., Any], node: Node, values: dict[Node, Any]) -> Any:
-    arguments, options = _look_up_arguments(node, values)
-    return call_rule(rule, operator_name(node), node, *arguments, **options)
 
 
 def _look_up_arguments(node: Node, values: dict[Node, Any]) -> tuple[Any, Any]:
@@ -173,6 +178,7 @@ def find_stopped_constants(
     trace: Trace,
     values: dict[Node, Any],
     value_channels: dict[Node, Any],
+    not_covered: Container[Node],
     others: ValuesAtOtherSizes = AT_NO_OTHER_SIZE,
 ) -> StoppedConstants:
     """Find the channels that are constant before an operator and live after it, though it reads nothing live.
@@ -181,6 +187,7 @@ def find_stopped_constants(
         trace: The operators of the network.
         values: The result of `find_constants`.
         value_channels: The channels along the axes of every value, None for an axis without.
+        not_covered: The operators without a rule for the constants that enter them, as `find_constants` found them.
         others: What `find_constants` compared with.
 
     Returns:
@@ -193,7 +200,7 @@ def find_stopped_constants(
             continue
         if node in disagreeing:
             reason = f"what {operator_name(node)} makes of that depends on the size of the input"
-        elif _is_stopping(node, values):
+        elif node in not_covered and _is_live(values[node]):
             reason = f"{operator_name(node)} has no rule for constants"
         else:
             continue
@@ -203,19 +210,10 @@ def find_stopped_constants(
     return {reason: np.unique(np.concatenate(channels)) for reason, channels in stopped.items() if channels}
 
 
-def _is_stopping(node: Node, values: dict[Node, Any]) -> bool:
-    """Whether an operator makes everything live because no rule says what it does with these arguments."""
-    results = [leaf for leaf in tree_leaves(values[node]) if isinstance(leaf, Tensor)]
-    if not all(result.isnan().all() for result in results):
-        return False
-    rule = find_constant_rule(node.target)
-    if rule is None:
-        return True
-    try:
-        _call_constant_rule(rule, node, values)
-    except NotCovered:
-        return True
-    return False
+def _is_live(value: Any) -> bool:
+    """Whether all that an operator makes depends on the input."""
+    results = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return all(bool(result.isnan().all()) for result in results)
 
 
 def _constant_channels(value: Tensor, axes: Any) -> list[ChannelIds]:

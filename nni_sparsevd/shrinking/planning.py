@@ -78,11 +78,12 @@ def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Pl
         raise SettingError(f"round_to: a number of channels, 1 or more, found {round_to}")
     states = _states_on_cpu(model)
     others = find_values_at_other_sizes(graph.trace, states, trace_other_sizes(model, graph.trace))
-    values = find_constants(graph.trace, states, others)
+    not_covered: set[Node] = set()
+    values = find_constants(graph.trace, states, others, not_covered)
     readings = find_readings(graph, states, values)
     removal = _find_removal(model, graph, readings, round_to)
     removed = removal.removed
-    stopped = find_stopped_constants(graph.trace, values, graph.value_channels, others)
+    stopped = find_stopped_constants(graph.trace, values, graph.value_channels, not_covered, others)
     accountant = Accountant(removal.graph, readings, removal.carriers, removed, removal.last, stopped)
     return Plan(
         groups=tuple(accountant.plan_group(group) for group in removal.graph.groups),

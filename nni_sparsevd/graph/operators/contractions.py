@@ -298,7 +298,7 @@ def linear_constant(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None =
     columns = constant.flatten(0, -2).any(0)
     value = F.linear(constant[..., columns], weight[:, columns].double(), bias)
     patterns, pattern_of_place = torch.unique(live.flatten(0, -2), dim=0, return_inverse=True)
-    reads_live = torch.stack([(weight[:, pattern] != 0).any(1) for pattern in patterns])
+    reads_live = patterns.to(weight.dtype) @ weight.abs().T != 0  # faster than to search the columns; NaN is not 0
     return value.masked_fill(reads_live[pattern_of_place].view(value.shape), LIVE)
 
 
