@@ -3,17 +3,27 @@
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-import numpy as np
+import torch
 from torch import Tensor, nn
 
 from .errors import ModelError, SettingError
-from .graph import ChannelGraph, ChannelGroup, Inputs, Writer, channel_graph, require_convertible
+from .graph import (
+    ChannelGraph,
+    Inputs,
+    Silencer,
+    Silencing,
+    channel_graph,
+    find_silencing,
+    require_convertible,
+)
 from .masks import Masks, apply_masks_, compute_masks, find_holders, validate_masks
 from .nn import (
     VARIATIONAL,
     ChannelGate,
     is_convertible,
     is_variational,
+    scales_outputs,
+    scaling_keys,
     share_posterior_,
     to_plain_network_,
     to_variational_,
@@ -78,7 +88,7 @@ def sparsify_(
     layers = _select_layers(model, chosen)
     _require_whole_ties(model, layers)
     if chosen.granularity in ("gate", "both"):
-        _attach_gates_(model, chosen, example_inputs, set(layers))
+        _attach_gates_(model, chosen, example_inputs)
     if chosen.granularity in ("weight", "both"):
         for names in _group_by_weight(model, layers):
             _add_posterior_(model, names, chosen)
@@ -190,81 +200,121 @@ def find_kl_weight(name: str, module: nn.Module, settings: PosteriorSettings) ->
 # Gates.
 
 
-def _attach_gates_(
-    model: nn.Module, settings: PosteriorSettings, example_inputs: Inputs | None, layers: set[str]
-) -> None:
+def _attach_gates_(model: nn.Module, settings: PosteriorSettings, example_inputs: Inputs | None) -> None:
     if example_inputs is None:
         raise SettingError(f"granularity={settings.granularity!r} traces the network: pass example_inputs")
-    shared = {name for name in layers if len(find_holders(model)[_weight_of(model, name)]) > 1}
-    groups = find_gateable_groups(channel_graph(model, example_inputs), layers - shared)
-    if not groups:
-        raise ModelError(f"{type(model).__name__} has no channel group that a gate could remove")
-    for group in groups:
-        attach_gate_(model, settings, group)
+    silencings = find_gateable_groups(model, channel_graph(model, example_inputs), settings)
+    gateable = [silencing for silencing in silencings if not silencing.obstacle]
+    if not gateable:
+        reasons = "; ".join(f"{silencing.group.name}, because {silencing.obstacle}" for silencing in silencings[:5])
+        passed_over = f": passed over are {reasons}" if reasons else ""
+        raise ModelError(f"{type(model).__name__} has no channel group that a gate could remove{passed_over}")
+    for silencing in gateable:
+        attach_gate_(model, settings, silencing)
 
 
-def find_gateable_groups(graph: ChannelGraph, layers: set[str]) -> list[ChannelGroup]:
-    """Find the channel groups that a gate can remove.
-
-    A group qualifies when it is not pinned, when all its writers are among `layers`, and when each writer writes this
-    group and nothing else: otherwise something would keep the channel alive behind the gate.
+def find_gateable_groups(model: nn.Module, graph: ChannelGraph, settings: PosteriorSettings) -> list[Silencing]:
+    """Find the channel groups that a gate can remove, and why it cannot remove the others.
 
     Args:
-        graph: The channel graph of a network.
-        layers: Names of the layers that may be gated.
+        model: The network.
+        graph: Its channel graph.
+        settings: They say which modules are selected.
 
     Returns:
-        The groups, in the order of the graph.
+        For each group that is not pinned, in the order of the graph, what silences it, or why nothing can.
     """
-    groups = []
+    holders = find_holders(model)
+    scales: dict[str, bool] = {}
+    silencings = []
     for group in graph.groups:
-        if group.pinned or not group.writers:
+        if group.pinned:
             continue
-        if not all(writer.module in layers for writer in group.writers):
-            continue
-        if all(_writes_only(graph, writer, group) for writer in group.writers):
-            groups.append(group)
-    return groups
+        silencing = find_silencing(graph, group)
+        for silencer in silencing.silencers:
+            obstacle = _find_obstacle(model, silencer, settings, holders, scales)
+            if obstacle:
+                silencing = Silencing(group, obstacle=obstacle)
+                break
+        silencings.append(silencing)
+    return silencings
 
 
-def _writes_only(graph: ChannelGraph, writer: Writer, group: ChannelGroup) -> bool:
-    """Whether each output of a writer is a channel of this group, in order."""
-    return writer.outputs == len(group) and np.array_equal(graph.axes[writer.axis], group.channels)
+def _find_obstacle(
+    model: nn.Module,
+    silencer: Silencer,
+    settings: PosteriorSettings,
+    holders: dict[Tensor, list[str]],
+    scales: dict[str, bool],
+) -> str:
+    """Why a gate cannot stand behind a module, empty where it can.
+
+    Args:
+        model: The network.
+        silencer: The module.
+        settings: They say which modules are selected.
+        holders: The names of every parameter.
+        scales: What was found of other modules; filled on the way.
+    """
+    # 1. The gate is there as long as the layer is selected, like a posterior of its weights.
+    # 2. A gate is baked into parameters.  Another module that shares them would be scaled, too.
+    # 3. Scaling them must scale what the module returns: that does not hold where a weight is standardized.
+    layer, scaled = model.get_submodule(silencer.layer), model.get_submodule(silencer.scaled)
+    if not _is_selected(silencer.layer, layer, settings):
+        return f"{silencer.layer} is not selected"
+    for key in scaling_keys(scaled):
+        parameter = scaled._parameters.get(key)
+        if parameter is not None and len(holders[parameter]) > 1:
+            return f"{silencer.scaled} shares its {key} with {_other_holder(holders[parameter], silencer.scaled)}"
+    if scaled._parameters.get(scaling_keys(scaled)[0]) is None:
+        return f"{silencer.scaled} ({type(scaled).__name__}) has no parameter that scales its outputs"
+    if silencer.scaled not in scales:
+        scales[silencer.scaled] = _takes_up_scale(scaled, silencer)
+    if not scales[silencer.scaled]:
+        return f"no parameter of {silencer.scaled} ({type(scaled).__name__}) scales its outputs"
+    return ""
 
 
-def attach_gate_(model: nn.Module, settings: PosteriorSettings, group: ChannelGroup) -> ChannelGate:
-    """Attach one gate behind every last writer of a channel group, after its normalization.
+def _other_holder(names: list[str], module: str) -> str:
+    return next((name for name in names if name.rpartition(".")[0] != module), names[0])
+
+
+def _takes_up_scale(module: nn.Module, silencer: Silencer) -> bool:
+    """Whether scaling the parameters of a layer or a norm scales what it returns."""
+    if silencer.scaled != silencer.layer or type(module) in VARIATIONAL or is_convertible(module):
+        return True  # a norm returns what it normalizes, scaled and shifted
+    return scales_outputs(module, scaling_keys(module))
+
+
+def attach_gate_(model: nn.Module, settings: PosteriorSettings, silencing: Silencing) -> ChannelGate:
+    """Attach one gate to every module that silences a channel group.
 
     Args:
         model: The network.
         settings: Settings of the posterior.
-        group: The channel group.
+        silencing: The channel group, and the modules behind which the gate stands.
 
     Returns:
         The gate.
 
     Raises:
-        ModelError: A module that the gate would be attached to has a `gate` already, or is a Sequential.
+        ModelError: A module that the gate would be attached to is a Sequential.
     """
-    # not `get_parameter`: in a module that a host has wrapped, the weight is a tensor, and its parameter lies elsewhere
-    weight: Tensor = getattr(model.get_submodule(group.writers[0].module), "weight")  # noqa: B009
+    group, silencers = silencing.group, silencing.silencers
+    # Not `get_parameter`: in a module that a host has wrapped, the weight is a tensor, and no parameter.
+    weight: Tensor = getattr(model.get_submodule(silencers[0].layer), "weight")  # noqa: B009
     gate = ChannelGate(len(group), settings, device=weight.device, dtype=weight.dtype)
     gate.kl_weight = find_kl_weight(group.module, model.get_submodule(group.module), settings)
-    gate.writers = tuple(writer.module for writer in group.writers)
-    for writer in group.writers:
-        gate.attach_(_find_site(model.get_submodule(writer.site)), writer.channel_dim)
+    gate.writers = tuple(dict.fromkeys(silencer.layer for silencer in silencers))
+    sites = set()
+    for silencer in silencers:
+        if silencer.site in sites:
+            continue  # a module that is called twice
+        sites.add(silencer.site)
+        is_plain = list(silencer.places) == list(range(len(group)))
+        places = None if is_plain else torch.from_numpy(silencer.places)
+        gate.attach_(model.get_submodule(silencer.site), silencer.channel_dim, places)
     return gate
-
-
-def _find_site(module: nn.Module) -> nn.Module:
-    """The module to attach a gate to.
-
-    timm's norms with an activation inside have an empty slot, `drop`, between the two. There the gate can be multiplied
-    into the norm when it is baked; behind the activation it could not.
-    """
-    slot = getattr(module, "drop", None)
-    has_activation = isinstance(getattr(module, "act", None), nn.Module)
-    return slot if isinstance(slot, nn.Identity) and has_activation else module
 
 
 def bake_(model: nn.Module, masks: Masks | None = None, *, allow_empty: bool = False) -> nn.Module:

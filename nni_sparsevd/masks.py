@@ -5,8 +5,18 @@ import torch
 from torch import Tensor, nn
 
 from .errors import MaskError, ModelError, SettingError
-from .graph import ChannelGraph, ChannelGroup, Inputs, channel_graph
-from .nn import ChannelGate, Variational, gate_sites, is_variational, make_plain_copy, named_posteriors, output_dim
+from .graph import ChannelGraph, ChannelGroup, Inputs, Writer, channel_graph
+from .nn import (
+    ChannelGate,
+    Variational,
+    gate_sites,
+    is_variational,
+    make_plain_copy,
+    named_posteriors,
+    output_dim,
+    scaling_keys,
+    spread_over_parameter,
+)
 from .posterior import group_log_alpha
 from .settings import MaskSettings, make_settings
 
@@ -154,13 +164,11 @@ def _mask_outputs_(masks: Masks, model: nn.Module, name: str, kept: Tensor) -> N
     """Mask the outputs of a layer, or scale and shift of a norm, where `kept` is False; on top of masks it has."""
     module = model.get_submodule(name)
     targets = masks.setdefault(name, {})
-    for key in ("weight", "bias"):
+    for key in scaling_keys(module):
         parameter = module._parameters.get(key)
         if parameter is None:
             continue
-        shape = [1] * parameter.dim()
-        shape[output_dim(module) if key == "weight" else 0] = -1
-        mask = kept.view(shape).expand_as(parameter).to(torch.float32)
+        mask = spread_over_parameter(kept, module, key, parameter).expand_as(parameter).to(torch.float32)
         targets[key] = targets[key] * mask if key in targets else mask.clone()
 
 
@@ -173,10 +181,10 @@ def _weight_masks(model: nn.Module, chosen: MaskSettings) -> Masks:
     thresholds = {name: layer.threshold for name, layer in layers.items()}
     kept = _select_kept(scores, chosen, thresholds)
     masks: Masks = {name: {"weight": kept_weights.float()} for name, kept_weights in kept.items()}
-    for scaled, _, gate in gate_sites(model):
+    for scaled, site, gate in gate_sites(model):
         # A ratio counts weights, so it does not apply to gates: they keep to the threshold.
         kept_channels = gate.log_alpha() < _threshold(chosen, gate.threshold)
-        _mask_outputs_(masks, model, scaled, gate.repeat_over_parts(kept_channels))
+        _mask_outputs_(masks, model, scaled, gate.spread(kept_channels, site))
     return masks
 
 
@@ -207,17 +215,28 @@ def _layer_channel_masks(model: nn.Module, chosen: MaskSettings) -> Masks:
     """Masks of output channels of each layer by itself, and of the channels of gates."""
     scores: dict[str, Tensor] = {}
     thresholds: dict[str, float] = {}
-    for name, layer in _find_variational(model).items():
+    sites = list(gate_sites(model))
+    layers = _find_variational(model)
+    for name, _, _ in sites:  # where there is a gate, the gate decides
+        layers.pop(name, None)
+    for name, layer in layers.items():
         inputs = [dim for dim in range(layer.weight.dim()) if dim != output_dim(layer)]
         scores[name] = group_log_alpha(layer.weight, layer.log_sigma2, inputs)
         thresholds[name] = layer.threshold
-    gates = {name: gate for name, _, gate in gate_sites(model)}
-    for name, gate in gates.items():
-        scores[name], thresholds[name] = gate.log_alpha(), gate.threshold
+    for _, _, gate in sites:
+        scores[_gate_key(gate)], thresholds[_gate_key(gate)] = gate.log_alpha(), gate.threshold
     masks: Masks = {}
-    for name, kept in _select_kept(scores, chosen, thresholds).items():
-        _mask_outputs_(masks, model, name, gates[name].repeat_over_parts(kept) if name in gates else kept)
+    selected = _select_kept(scores, chosen, thresholds)
+    for name in layers:
+        _mask_outputs_(masks, model, name, selected[name])
+    for name, site, gate in sites:
+        _mask_outputs_(masks, model, name, gate.spread(selected[_gate_key(gate)], site))
     return masks
+
+
+def _gate_key(gate: ChannelGate) -> str:
+    """A gate among layers, which go by their names: no module's name has a number sign."""
+    return f"#{id(gate)}"
 
 
 def _group_channel_masks(model: nn.Module, graph: ChannelGraph, chosen: MaskSettings) -> Masks:
@@ -257,15 +276,30 @@ def find_group_gates(model: nn.Module, graph: ChannelGraph) -> dict[str, Channel
     Returns:
         Name of a channel group -> the gate behind its writers.
     """
-    gate_of_writer: dict[str, ChannelGate] = {}
-    for _, _, gate in gate_sites(model):
-        gate_of_writer.update(dict.fromkeys(gate.writers, gate))
+    gates_at: dict[str, list[tuple[nn.Module, ChannelGate]]] = {}
+    for name, site, gate in gate_sites(model):
+        gates_at.setdefault(name, []).append((site, gate))
     group_gates: dict[str, ChannelGate] = {}
     for group in graph.groups:
         for writer in group.writers:
-            if writer.module in gate_of_writer:
-                group_gates.setdefault(group.name, gate_of_writer[writer.module])
+            for site, gate in gates_at.get(writer.site, ()):
+                if group.name not in group_gates and _stands_on_group(graph, group, writer, gate, site):
+                    group_gates[group.name] = gate
     return group_gates
+
+
+def _stands_on_group(
+    graph: ChannelGraph, group: ChannelGroup, writer: Writer, gate: ChannelGate, site: nn.Module
+) -> bool:
+    """Whether a gate scales the outputs of a writer by the positions of their channels in a group."""
+    if len(gate.mu) != len(group):
+        return False
+    positions = graph.positions_of(graph.value_channels[writer.node][writer.channel_dim], group)
+    places = gate.read_places(site)
+    scaling = np.arange(len(group)) if places is None else places.cpu().numpy()
+    if scaling.size != positions.size:
+        return False
+    return bool((positions == scaling)[scaling >= 0].all())
 
 
 def _group_threshold(model: nn.Module, group: ChannelGroup, gate: ChannelGate | None) -> float:

@@ -160,36 +160,51 @@ def test_refuses_the_wrong_number_of_channels() -> None:
                 gate().train(training)(torch.randn(shape))
 
 
-def test_refuses_a_site_that_has_a_gate_or_would_run_it_as_a_layer() -> None:
-    taken = nn.Linear(4, 4)
-    gate().attach_(taken, -1)
+def test_refuses_a_site_that_has_this_gate_or_would_run_it_as_a_layer() -> None:
+    taken, made = nn.Linear(4, 4), gate()
+    made.attach_(taken, -1)
     for site in (taken, nn.Sequential(nn.Linear(4, 4))):
         with pytest.raises(SparseVDError, match="gate"):
-            gate().attach_(site, -1)
+            made.attach_(site, -1)
 
 
-def test_a_gate_in_parts_scales_some_and_leaves_others() -> None:
-    """Queries, keys and values in one projection: the same draw on queries and values, none on keys."""
-    made = ChannelGate(2, PosteriorSettings(init_log_sigma2=-1.0), parts=(True, False, True))
+def test_two_gates_on_one_site_multiply_and_come_off_one_by_one() -> None:
+    site, first, second = nn.Linear(3, 4), gate().eval(), gate().eval()
+    x = torch.randn(2, 3)
+    plain = site(x)
+    first.attach_(site, -1)
+    second.attach_(site, -1)
+    assert {"gate.mu", "gate_2.mu"} < set(site.state_dict())
+    torch.testing.assert_close(site(x), plain * torch.tensor([1.0, 0.0, 0.49, 4.0]))
+    first.detach_(site)
+    assert torch.equal(site(x), second(plain, -1))
+
+
+PLACES = torch.tensor([0, 1, -1, -1, 0, 1])
+"""Queries, keys and values of two dimensions: the gate scales queries and values."""
+
+
+def test_a_gate_with_places_scales_some_outputs_and_leaves_others() -> None:
+    made = ChannelGate(2, PosteriorSettings(init_log_sigma2=-1.0))
     with torch.no_grad():
         made.mu.copy_(torch.tensor([0.5, 1e-3]))
     x = torch.ones(3, 5, 6)
-    assert torch.equal(made.eval()(x, -1), torch.tensor([0.5, 0, 1, 1, 0.5, 0]).expand(3, 5, 6))
-    drawn = made.train()(x, -1)
+    assert torch.equal(made.eval()(x, -1, PLACES), torch.tensor([0.5, 0, 1, 1, 0.5, 0]).expand(3, 5, 6))
+    drawn = made.train()(x, -1, PLACES)
     assert torch.equal(drawn[..., :2], drawn[..., 4:]) and torch.equal(drawn[..., 2:4], x[..., :2])
     assert not torch.equal(drawn[0, 0, :2], drawn[1, 0, :2])
-    with pytest.raises(SparseVDError, match="2 channels in 3 parts"):
-        made(torch.ones(3, 5, 4), -1)
+    with pytest.raises(SparseVDError, match="2 channels in 6 places"):
+        made(torch.ones(3, 5, 4), -1, PLACES)
 
 
-def test_a_gate_in_parts_is_folded_and_masked_where_it_scales() -> None:
+def test_a_gate_with_places_is_folded_and_masked_where_it_scales() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(4, 6)
     model, weight = nn.Sequential(layer), layer.weight.detach().clone()
-    made = ChannelGate(2, PosteriorSettings(), parts=(True, False, True))
+    made = ChannelGate(2, PosteriorSettings())
     with torch.no_grad():
         made.mu.copy_(torch.tensor([0.5, 1e-3]))
-    made.attach_(layer, -1)
+    made.attach_(layer, -1, PLACES)
     model.eval()
     x = torch.randn(3, 4)
     expected = model(x)
@@ -197,3 +212,10 @@ def test_a_gate_in_parts_is_folded_and_masked_where_it_scales() -> None:
     svd.bake_(model)
     torch.testing.assert_close(model(x), expected)
     assert torch.equal(layer.weight[2:4], weight[2:4]) and not layer.weight[[1, 5]].any()
+
+
+def test_places_are_renumbered_when_channels_leave() -> None:
+    site, made = nn.Linear(3, 6), ChannelGate(4)
+    made.attach_(site, -1, torch.tensor([3, 0, -1, 2, 3, 0]))
+    made.renumber_(torch.tensor([0, 2, 3]))
+    assert made.read_places(site).tolist() == [2, 0, -1, 1, 2, 0]

@@ -6,12 +6,11 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
-from shrinking import Net, outputs, prepared
+from shrinking import outputs, prepared
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
-from nni_sparsevd.errors import ShrinkError
 from nni_sparsevd.nn import ChannelGate, Variational, gate_sites, named_posteriors
 from nni_sparsevd.shrinking import shrink_
 
@@ -175,14 +174,6 @@ def test_nothing_dead_changes_nothing() -> None:
     held = list(model.parameters())
     assert shrink_(model, x, torch.optim.Adam(model.parameters())).removed == 0
     assert all(now is before for now, before in zip(model.parameters(), held, strict=True))
-
-
-def test_a_gate_on_parts_is_refused() -> None:
-    layer = nn.Linear(4, 6)
-    model = prepared(Net(lambda m, x: m.head(m.qkv(x)), qkv=layer, head=nn.Linear(6, 2)))
-    ChannelGate(2, parts=(True, True, False), dtype=torch.float64).attach_(layer, 1)
-    with pytest.raises(ShrinkError, match="qkv: a gate on 3 parts"):
-        shrink_(model, torch.randn(2, 4, dtype=torch.float64))
 
 
 def test_a_threshold_of_its_own_spares_what_may_come_back() -> None:

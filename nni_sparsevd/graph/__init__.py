@@ -47,6 +47,7 @@ from .other_sizes import OtherSizes, trace_other_sizes
 from .preconditions import require_convertible, require_numbers, require_traceable
 from .resize import cut_, kept_indices, named_states, remaining_sizes, remove_indices
 from .scales import AttentionScale
+from .silencers import Silencer, Silencing, find_silencing
 from .tracing import Inputs, Trace, as_tuple, clear_caches_, copy_model, evaluation_mode
 
 __all__ = [
@@ -65,6 +66,8 @@ __all__ = [
     "Product",
     "Reader",
     "RememberingNorm",
+    "Silencer",
+    "Silencing",
     "SizeAttribute",
     "Trace",
     "Writer",
@@ -81,6 +84,7 @@ __all__ = [
     "evaluation_mode",
     "expand_fully",
     "find_constant_rule",
+    "find_silencing",
     "is_known",
     "keep_zeros",
     "kept_indices",

@@ -59,7 +59,7 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
     channel_of, links, pins = equations.solve()
     never = len(channel_of)  # the number of the channel that stands for what never leaves
     value_channels = {node: _solve_value(value, channel_of) for node, value in walk.values.items()}
-    writers = {node: Writer(*parts) for node, parts in walk.writers.items()}
+    writers = {node: Writer(*parts, node) for node, parts in walk.writers.items()}
     graph = ChannelGraph(
         trace=recorded,
         axes={axis: channel_of[ids] for axis, ids in equations.axes.items()},

@@ -1,7 +1,7 @@
 """The coupled channel groups of a network: what would have to be removed together, and what never can be."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,8 @@ class Writer:
     """The dimension of the site's output that the channels are in."""
     outputs: int
     """How many channels the site's output has."""
+    node: Node = field(compare=False)
+    """The operator, the first one where the same weight writes several times."""
 
     @property
     def module(self) -> str:
@@ -202,10 +204,14 @@ class ChannelGraph:
 
     def positions_in_group(self, axis: Axis, group: ChannelGroup) -> ChannelIds:
         """For each index of `axis` the position in `group` of the channel that takes it along, -1 for none."""
+        return self.positions_of(self.axes[axis], group)
+
+    def positions_of(self, channels: ChannelIds, group: ChannelGroup) -> ChannelIds:
+        """For each of `channels` the position in `group` of the channel that takes it along, -1 for none."""
         rows = self.reach[group.channels]
         position = np.full(self.num_channels, -1, np.int64)
         position[rows.indices] = np.repeat(np.arange(len(group)), np.diff(rows.indptr))
-        return position[self.axes[axis]]
+        return position[channels]
 
 
 def _find_groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:

@@ -38,7 +38,8 @@ class Trace:
       which is then in `meta["constant"]`.
     - `meta["val"]` has shape and type of every value.
     - `meta["module"]` is the name of the innermost module that ran the operator, `meta["step"]` how many nodes that
-      call of the module had made before.
+      call of the module had made before, `meta["returned_by"]`, if any module returns the value, the names of these
+      modules, the innermost first.
     - Sizes stand in the arguments as the code gave them, -1 included; `meta["origins"]` has the attributes that they
       were read from.
     """
@@ -179,7 +180,7 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...], device: str | None) -> 
     names = {id(module): name for name, module in reversed(modules)}
     recorder = _Recorder(modules, inputs)
     enter = register_module_forward_pre_hook(lambda module, _: recorder.enter(names.get(id(module), "")))
-    leave = register_module_forward_hook(lambda *_: recorder.leave())
+    leave = register_module_forward_hook(lambda module, inputs, output: recorder.leave(output))
     error = None
     try:
         # Inference mode, because then PyTorch shows operators whole that it would take apart for autograd.
@@ -251,9 +252,11 @@ class _Recorder(TorchDispatchMode):
         """Follow the network into a module."""
         self._calls.append(_Call(module))
 
-    def leave(self) -> None:
-        """Follow the network out of the innermost module."""
-        self._calls.pop()
+    def leave(self, output: Any) -> None:
+        """Follow the network out of the innermost module, with what the module returns."""
+        module = self._calls.pop().module
+        if isinstance(output, Tensor) and id(output) in self._nodes:
+            self._nodes[id(output)].meta.setdefault("returned_by", []).append(module)
 
     def node(self, value: Tensor) -> Node:
         """The node that stands for a tensor; one that no operator made is held by the network."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .gate import ChannelGate
+from .gate import ChannelGate, gates_on
 from .layers import (
     VARIATIONAL,
     Conv1d,
@@ -23,8 +23,24 @@ from .layers import (
     to_plain_,
     to_variational_,
 )
-from .sites import gate_sites, is_variational, make_plain_copy, scale_channels_, to_plain_network_
-from .variational import Operation, Variational, local_reparameterization, make_log_sigma2, output_dim, sample_weights
+from .sites import (
+    gate_sites,
+    is_variational,
+    make_plain_copy,
+    scale_channels_,
+    to_plain_network_,
+)
+from .subclasses import scales_outputs
+from .variational import (
+    Operation,
+    Variational,
+    local_reparameterization,
+    make_log_sigma2,
+    output_dim,
+    sample_weights,
+    scaling_keys,
+    spread_over_parameter,
+)
 
 __all__ = [
     "VARIATIONAL",
@@ -40,6 +56,7 @@ __all__ = [
     "Operation",
     "Variational",
     "gate_sites",
+    "gates_on",
     "is_convertible",
     "is_variational",
     "kl",
@@ -52,7 +69,10 @@ __all__ = [
     "regularize_",
     "sample_weights",
     "scale_channels_",
+    "scales_outputs",
+    "scaling_keys",
     "share_posterior_",
+    "spread_over_parameter",
     "to_plain_",
     "to_plain_network_",
     "to_variational_",

@@ -1,5 +1,6 @@
 """One multiplicative Gaussian posterior per channel, neuron or head."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,8 @@ class ChannelGate(nn.Module):
     every reader.  A gate on several writers is one posterior: its KL counts once; each writer and sample draws its own
     noise.
 
-    `parts` are for layers that write several things at once, such as queries, keys and values: the outputs are then as
-    many blocks of channels as there are parts, and the gate scales each block whose part is True.
+    A module may write other channels, too, or a channel several times: a projection to queries, keys and values writes
+    a head by several outputs.  The gate then has **places** there: for each output the channel that scales it.
     """
 
     def __init__(
@@ -27,7 +28,6 @@ class ChannelGate(nn.Module):
         channels: int,
         settings: PosteriorSettings | None = None,
         *,
-        parts: tuple[bool, ...] = (True,),
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -36,7 +36,6 @@ class ChannelGate(nn.Module):
         Args:
             channels: Number of channels.
             settings: Settings of the posterior; None: the defaults.
-            parts: Which blocks of the outputs the gate scales.
             device: Device of the parameters.
             dtype: Type of the parameters.
         """
@@ -46,7 +45,6 @@ class ChannelGate(nn.Module):
         self.log_sigma2 = nn.Parameter(torch.full_like(self.mu, self.settings.init_log_sigma2))
         self.threshold = self.settings.threshold
         self.kl_weight = 1.0
-        self.parts = parts
         self.writers: tuple[str, ...] = ()
         """Names of the layers whose channels the gate scales."""
 
@@ -73,25 +71,60 @@ class ChannelGate(nn.Module):
         """True where a channel is kept, shape (channels,)."""
         return self.log_alpha() < self.threshold
 
-    def repeat_over_parts(self, values: Tensor, dim: int = 0) -> Tensor:
-        """Repeat values of the gate's channels for every part of the outputs, with 1 for parts that it leaves alone.
+    def spread(self, values: Tensor, site: nn.Module, dim: int = 0) -> Tensor:
+        """Spread values of the gate's channels over the outputs of a module, with 1 where the gate scales nothing.
 
         Args:
             values: One value per channel of the gate along `dim`.
+            site: A module that the gate is attached to.
             dim: The dimension of the channels.
 
         Returns:
-            One value per output channel along `dim`.
+            One value per output of the module along `dim`.
         """
-        ones = torch.ones_like(values)
-        return torch.cat([values if scaled else ones for scaled in self.parts], dim)
+        places = self.read_places(site)
+        return _spread(values, None if places is None else places.to(values.device), dim)
 
-    def forward(self, x: Tensor, dim: int = 1) -> Tensor:
+    def read_places(self, site: nn.Module) -> Tensor | None:
+        """For each output of a module the channel of the gate that scales it, -1 for none.
+
+        Args:
+            site: A module that the gate is attached to.
+
+        Returns:
+            Whole numbers, shape (outputs,); None where the outputs are the gate's channels.
+        """
+        key = self.places_name(site)
+        return None if key is None else self.get_buffer(key)
+
+    def places_name(self, site: nn.Module) -> str | None:
+        """The name of the buffer that `read_places` reads, None where there is none."""
+        for hook in site._forward_hooks.values():
+            if self._is_own_hook(hook):
+                key: str | None = hook.keywords["places"]  # type: ignore[attr-defined]
+                return key
+        raise ModelError(f"this gate is not attached to this {type(site).__name__}")
+
+    def renumber_(self, kept: Tensor) -> None:
+        """Bring the places up to date, in place, after the gate has lost channels and its sites the outputs of these.
+
+        Args:
+            kept: The channels that are left, by their numbers before, ascending.
+        """
+        for name, places in self.named_buffers(recurse=False):
+            if not name.startswith("places_"):
+                continue
+            before = torch.cat([kept.to(places), places.new_tensor([-1])])
+            places.copy_((places.unsqueeze(1) == before).long().argmax(1))
+            places[places == len(kept)] = -1
+
+    def forward(self, x: Tensor, dim: int = 1, places: Tensor | None = None) -> Tensor:
         """Scale the channels of `x`: in training by a fresh z per sample, in evaluation by the means that are kept.
 
         Args:
             x: Outputs of a layer, shape (batch, ...), with the channels along `dim`.
             dim: The dimension of the channels.
+            places: For each output along `dim` the channel that scales it, -1 for none; None: they are the channels.
 
         Returns:
             A tensor in the shape of `x`.
@@ -99,37 +132,47 @@ class ChannelGate(nn.Module):
         Raises:
             ModelError: `x` has another number of channels.
         """
-        if x.shape[dim] != len(self.mu) * len(self.parts):
+        if x.shape[dim] != len(self.mu if places is None else places):
+            where = "" if places is None else f" in {len(places)} places"
             raise ModelError(
-                f"a gate of {len(self.mu)} channels in {len(self.parts)} parts met {tuple(x.shape)}, channels at "
-                f"dimension {dim}"
+                f"a gate of {len(self.mu)} channels{where} met {tuple(x.shape)}, channels at dimension {dim}"
             )
         shape = [1] * x.dim()
         shape[dim] = -1
         if not self.training:
             kept = torch.where(self.mask(), self.mu, torch.zeros_like(self.mu))
-            return x * self.repeat_over_parts(kept).to(x.dtype).view(shape)
+            return x * _spread(kept, places, 0).to(x.dtype).view(shape)
         noise_shape = [1] * x.dim()
         noise_shape[0], noise_shape[dim] = x.shape[0], len(self.mu)
         noise = torch.randn(noise_shape, device=x.device, dtype=self.mu.dtype)
         z = self.mu.view(shape) + (0.5 * self.log_sigma2).exp().view(shape) * noise
-        return x * self.repeat_over_parts(z, dim).to(x.dtype)
+        return x * _spread(z, places, dim).to(x.dtype)
 
-    def attach_(self, site: nn.Module, dim: int) -> None:
+    def attach_(self, site: nn.Module, dim: int, places: Tensor | None = None) -> None:
         """Gate the outputs of a module, as its child "gate" and a forward hook; a deep copy takes both along.
+
+        A module that has a gate already gets the next one as its child "gate_2", and so on.
 
         Args:
             site: The module.
             dim: The dimension of the channels in its outputs.
+            places: For each output the channel that scales it, -1 for none; None: the outputs are the channels.
 
         Raises:
-            ModelError: The module is a Sequential, which would run the gate as a layer, or has a `gate` already.
+            ModelError: The module is a Sequential, which would run the gate as a layer, or has this gate already.
         """
-        if isinstance(site, nn.Sequential) or hasattr(site, "gate"):
-            reason = "would run it as a layer" if isinstance(site, nn.Sequential) else "has a `gate` already"
+        if isinstance(site, nn.Sequential) or self in site._modules.values():
+            reason = "would run it as a layer" if isinstance(site, nn.Sequential) else "has it already"
             raise ModelError(f"a gate cannot be attached to this {type(site).__name__}, which {reason}")
-        site.register_module("gate", self)
-        site.register_forward_hook(partial(self._scale_output, dim=dim))
+        key = None
+        if places is not None:
+            key = f"places_{len(self._buffers)}"
+            self.register_buffer(key, places.to(self.mu.device, torch.int64))
+        number = 1
+        while hasattr(site, _gate_name(number)):
+            number += 1
+        site.register_module(_gate_name(number), self)
+        site.register_forward_hook(partial(self._scale_output, dim=dim, places=key))
 
     def detach_(self, site: nn.Module) -> None:
         """Undo `attach_`.
@@ -137,12 +180,35 @@ class ChannelGate(nn.Module):
         Args:
             site: The module that the gate was attached to.
         """
-        del site._modules["gate"]
+        for name in [name for name, module in site._modules.items() if module is self]:
+            del site._modules[name]
         for key, hook in list(site._forward_hooks.items()):
-            if isinstance(hook, partial) and getattr(hook.func, "__self__", None) is self:
+            if self._is_own_hook(hook):
                 del site._forward_hooks[key]
 
-    def _scale_output(self, site: nn.Module, inputs: Any, output: Tensor, *, dim: int) -> Tensor:
+    def _is_own_hook(self, hook: Any) -> bool:
+        return isinstance(hook, partial) and getattr(hook.func, "__self__", None) is self
+
+    def _scale_output(self, site: nn.Module, inputs: Any, output: Tensor, *, dim: int, places: str | None) -> Tensor:
         """The forward hook."""
-        gated: Tensor = self(output, dim)
+        gated: Tensor = self(output, dim, None if places is None else self.get_buffer(places))
         return gated
+
+
+def gates_on(site: nn.Module) -> Iterator[ChannelGate]:
+    """Walk over the gates that are attached to a module, without those of the modules in it."""
+    for module in site._modules.values():
+        if isinstance(module, ChannelGate):
+            yield module
+
+
+def _gate_name(number: int) -> str:
+    return "gate" if number == 1 else f"gate_{number}"
+
+
+def _spread(values: Tensor, places: Tensor | None, dim: int) -> Tensor:
+    if places is None:
+        return values
+    one = torch.ones_like(values.narrow(dim, 0, 1))
+    index = torch.where(places < 0, values.shape[dim], places)
+    return torch.cat([values, one], dim).index_select(dim, index)

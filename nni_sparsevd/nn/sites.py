@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import copy_module
-from .gate import ChannelGate
+from .gate import ChannelGate, gates_on
 from .layers import to_plain_
-from .variational import Variational, output_dim
+from .variational import Variational, scaling_keys, spread_over_parameter
 
 
 def is_variational(model: nn.Module) -> bool:
@@ -27,9 +27,8 @@ def gate_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module, ChannelGate]]
         gate. The first two differ for timm's norms with an activation inside: the gate is attached to the empty slot
         between norm and activation.
     """
-    for name, site in model.named_modules(remove_duplicate=False):
-        gate = site._modules.get("gate")
-        if isinstance(gate, ChannelGate):
+    for name, site in model.named_modules():
+        for gate in gates_on(site):
             site_has_weight = isinstance(getattr(site, "weight", None), Tensor)
             yield (name if site_has_weight else name.rpartition(".")[0]), site, gate
 
@@ -44,9 +43,10 @@ def to_plain_network_(model: nn.Module) -> nn.Module:
         `model`.
     """
     for scaled_name, site, gate in list(gate_sites(model)):
+        factors = gate.spread(gate.mu, site)
         gate.detach_(site)
         scaled = model.get_submodule(scaled_name)
-        scale_channels_(scaled, gate.repeat_over_parts(gate.mu), (scaled,))
+        scale_channels_(scaled, factors, (scaled,))
     for module in list(model.modules()):
         if isinstance(module, Variational):
             to_plain_(module)
@@ -62,13 +62,10 @@ def scale_channels_(layer: nn.Module, scale: Tensor, holders: tuple[nn.Module, .
         holders: Modules that may hold weight and bias of the layer; the first that has a parameter of the name counts.
     """
     with torch.no_grad():
-        for key, dim in (("weight", output_dim(layer)), ("bias", 0)):
+        for key in scaling_keys(layer):
             parameter = _first_parameter(holders, key)
-            if parameter is None:
-                continue
-            shape = [1] * parameter.dim()
-            shape[dim] = -1
-            parameter.mul_(scale.to(parameter).view(shape))
+            if parameter is not None:
+                parameter.mul_(spread_over_parameter(scale, layer, key, parameter).to(parameter))
 
 
 def _first_parameter(modules: tuple[nn.Module, ...], key: str) -> nn.Parameter | None:

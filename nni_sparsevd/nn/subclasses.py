@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .variational import Variational
+from ..graph import copy_module
+from .variational import Variational, spread_over_parameter
 
 aten = torch.ops.aten
 OPERATION_OF: dict[type[nn.Module], tuple[Any, ...]] = {
@@ -42,12 +43,7 @@ def _repeats_in_mode(module: Any, operations: tuple[Any, ...], training: bool) -
     shadow = copy.copy(module)
     parameters = {key: None if value is None else value.to("meta") for key, value in module._parameters.items()}
     vars(shadow).update(_parameters=parameters, training=training)
-    if isinstance(module, nn.Linear):
-        shape = [2, module.in_features]
-    else:
-        extents = zip(module.kernel_size, module.dilation, strict=True)
-        shape = [2, module.in_channels, *(2 * (dilation * (size - 1) + 1) for size, dilation in extents)]
-    x = torch.empty(shape, device="meta", dtype=module.weight.dtype)
+    x = torch.empty(_small_shape(module), device="meta", dtype=module.weight.dtype)
     recorder = _Calls()
     with torch.inference_mode(), recorder:
         output = type(module).forward(shadow, x)
@@ -68,6 +64,47 @@ def _pads_zeros(target: Any, settings: list[Any]) -> bool:
         mode = settings[1] if len(settings) > 1 else "constant"
         return mode == "constant" and not (settings[2] if len(settings) > 2 else 0)
     return target == aten.constant_pad_nd.default and not (settings[1] if len(settings) > 1 else 0)
+
+
+def scales_outputs(layer: nn.Module, keys: tuple[str, str]) -> bool:
+    """Whether a layer's outputs are multiplied where two of its parameters are, output by output.
+
+    Args:
+        layer: A linear layer or convolution of any class; it is run on a copy, on random numbers.
+        keys: Names of the two parameters; the layer need not have the second.
+    """
+    if not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+        return False
+    twin: Any = copy_module(layer).double().cpu().eval()
+    generator = torch.Generator().manual_seed(0)
+    factors = 2.0 + torch.arange(_count_outputs(twin), dtype=torch.float64)
+    x = torch.randn(_small_shape(twin), dtype=torch.float64, generator=generator)
+    try:
+        with torch.no_grad():
+            for parameter in twin.parameters():  # which may be 0 where training starts
+                parameter.normal_(generator=generator)
+            before = twin(x)
+            for key in keys:
+                parameter = twin._parameters.get(key)
+                if parameter is not None:
+                    parameter.mul_(spread_over_parameter(factors, twin, key, parameter))
+            along = (-1,) if isinstance(twin, nn.Linear) else (-1, *(1,) * (before.dim() - 2))
+            return torch.allclose(twin(x), before * factors.view(along), rtol=1e-9, atol=1e-12)
+    except Exception:  # whatever a forward of the user's own raises on an input that nobody made for it
+        return False
+
+
+def _count_outputs(layer: Any) -> int:
+    outputs: int = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return outputs
+
+
+def _small_shape(layer: Any) -> list[int]:
+    """The shape of a small input."""
+    if isinstance(layer, nn.Linear):
+        return [2, layer.in_features]
+    extents = zip(layer.kernel_size, layer.dilation, strict=True)
+    return [2, layer.in_channels, *(2 * (dilation * (size - 1) + 1) for size, dilation in extents)]
 
 
 class _Calls(TorchDispatchMode):

@@ -162,6 +162,41 @@ def output_dim(layer: nn.Module) -> int:
     return 1 if getattr(layer, "transposed", False) or isinstance(layer, nn.Embedding) else 0
 
 
+def scaling_keys(layer: nn.Module) -> tuple[str, str]:
+    """Find the parameters that scale the outputs of a layer or norm when both are scaled.
+
+    Args:
+        layer: The layer or norm.
+
+    Returns:
+        The names "weight" and "bias", whether or not the layer has both.  A layer that standardizes its weight has a
+        gain behind that, which stands for the weight: timm's ScaledStdConv2d.
+    """
+    return ("gain", "bias") if isinstance(layer._parameters.get("gain"), Tensor) else ("weight", "bias")
+
+
+def spread_over_parameter(values: Tensor, layer: nn.Module, key: str, parameter: Tensor) -> Tensor:
+    """Bring one value per output channel into a shape that is broadcast to a parameter.
+
+    Args:
+        values: The values, shape (channels,).
+        layer: The layer or norm.
+        key: One of its `scaling_keys`.
+        parameter: The parameter of that name.
+
+    Returns:
+        The values along the dimension of the outputs.
+    """
+    dim = output_dim(layer) if key == "weight" else 0
+    groups = getattr(layer, "groups", 1)
+    if dim == 1 and groups > 1:  # a transposed convolution: the outputs of a group beside the inputs of the group
+        by_group = values.view(groups, 1, -1).expand(-1, len(parameter) // groups, -1)
+        return by_group.flatten(0, 1).view(len(parameter), -1, *[1] * (parameter.dim() - 2))
+    shape = [1] * parameter.dim()
+    shape[dim] = -1
+    return values.view(shape)
+
+
 def make_log_sigma2(layer: nn.Module, settings: PosteriorSettings) -> Tensor:
     """Make the initial log sigma^2 of a layer.
 

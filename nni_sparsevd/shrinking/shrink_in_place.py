@@ -6,14 +6,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..convert import bake_
-from ..errors import ShrinkError
-from ..graph import Axis, Inputs, channel_graph, copy_model, named_states, remove_indices, require_traceable
+from ..graph import (
+    Axis,
+    Inputs,
+    channel_graph,
+    copy_model,
+    kept_indices,
+    named_states,
+    remove_indices,
+    require_traceable,
+)
 from ..masks import compute_masks
-from ..nn import ChannelGate, Variational, gate_sites, is_variational, named_posteriors, output_dim
+from ..nn import ChannelGate, Variational, gate_sites, is_variational, named_posteriors, output_dim, scaling_keys
 from ..settings import MaskSettings
 from .apply import apply_plan_
 from .plan import Plan
@@ -56,7 +65,7 @@ def shrink_(
         The plan: what was removed, what was kept, and why.
 
     Raises:
-        ShrinkError: A gate stands on several parts of one layer, or the smaller network does not compute the same.
+        ShrinkError: The smaller network does not compute the same.
         TraceError: The network cannot be traced.
         SettingError: `round_to` is below 1.
 
@@ -111,20 +120,20 @@ def _shrink_(model: nn.Module, example_inputs: Inputs, optimizer: torch.optim.Op
     # 3. After that, no weight that carries for others may count as removed.
     require_traceable(model, example_inputs)
     sites = list(gate_sites(model))
-    for name, _, gate in sites:
-        if len(gate.parts) > 1:
-            raise ShrinkError(f"{name}: a gate on {len(gate.parts)} parts of one layer stays until the end of training")
     masks = compute_masks(model, MaskSettings(allow_empty=True)) if is_variational(model) else {}
     masked = bake_(copy_model(model), masks, allow_empty=True)
     small, plan, _ = shrink_masked(masked, channel_graph(masked, example_inputs), example_inputs, round_to)
 
     before = dict(named_states(model))
-    cuts = {**plan.cuts, **_find_posterior_cuts(model, plan.cuts, sites)}  # 2a
+    gate_cuts = _find_gate_cuts(model, plan.cuts, sites)
+    cuts = {**plan.cuts, **_find_posterior_cuts(model, plan.cuts), **gate_cuts}  # 2a
+    sizes_before = {gate: len(gate.mu) for _, _, gate in sites}
     for (name, dim), merges in plan.merges.items():
         _clear_removed_(_owner(model, name), dim, merges)  # 2b
     _keep_log_alpha_(model, plan)  # 2c
     folds = _divide_by_gates(plan.folds, sites)  # 2d
     apply_plan_(model, replace(plan, cuts=cuts, folds=folds, shapes=read_shapes(model)))
+    _renumber_places_(model, gate_cuts, sizes_before)
     for name, _ in plan.merges:
         _keep_carriers_(_owner(model, name), small.get_parameter(name))  # 3
     if optimizer is not None:
@@ -136,9 +145,9 @@ def _owner(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name.rpartition(".")[0])
 
 
-def _find_posterior_cuts(model: nn.Module, cuts: Cuts, sites: Sites) -> Cuts:
-    """What log sigma^2 and gates lose, along with the weights that they belong to."""
-    tensors, modules = dict(named_states(model)), dict(model.named_modules())
+def _find_posterior_cuts(model: nn.Module, cuts: Cuts) -> Cuts:
+    """What log sigma^2 loses, along with the weights that it belongs to."""
+    tensors = dict(named_states(model))
     posteriors = dict(named_posteriors(model))  # layers that share a weight share its log sigma^2: it is cut once
     posterior_cuts: Cuts = {}
     for (name, dim), indices in cuts.items():
@@ -148,14 +157,53 @@ def _find_posterior_cuts(model: nn.Module, cuts: Cuts, sites: Sites) -> Cuts:
             # One variance for each output has size 1 along the other dimensions: nothing is cut there.
             if module.log_sigma2.shape[dim] == module.weight.shape[dim]:
                 posterior_cuts[f"{owner}.log_sigma2", dim] = indices
-    names = {id(module): name for name, module in modules.items()}
-    for _, _, gate in sites:
-        writer = gate.writers[0]  # all writers of a gate lose the same channels
-        indices = cuts.get((f"{writer}.weight", output_dim(modules[writer])), ())
-        if indices:
-            posterior_cuts[f"{names[id(gate)]}.mu", 0] = indices
-            posterior_cuts[f"{names[id(gate)]}.log_sigma2", 0] = indices
     return posterior_cuts
+
+
+def _find_gate_cuts(model: nn.Module, cuts: Cuts, sites: Sites) -> Cuts:
+    """What gates lose: the channels of which no output is left, and the places of the outputs that leave."""
+    names = {id(module): name for name, module in model.named_modules()}
+    gate_cuts: Cuts = {}
+    for scaled, site, gate in sites:
+        removed = _find_removed_outputs(model.get_submodule(scaled), scaled, cuts)
+        if not removed:
+            continue
+        gate_name, places = names[id(gate)], gate.read_places(site)
+        if places is None:
+            channels = removed
+        else:
+            gate_cuts[f"{gate_name}.{gate.places_name(site)}", 0] = removed
+            left = set(places[kept_indices(len(places), removed).to(places.device)].tolist())
+            channels = tuple(channel for channel in range(len(gate.mu)) if channel not in left)
+        if channels:  # all sites of a gate lose the same channels
+            gate_cuts[f"{gate_name}.mu", 0] = channels
+            gate_cuts[f"{gate_name}.log_sigma2", 0] = channels
+    return gate_cuts
+
+
+def _find_removed_outputs(layer: nn.Module, name: str, cuts: Cuts) -> tuple[int, ...]:
+    """The outputs that a layer or norm loses, ascending."""
+    key = scaling_keys(layer)[0]
+    dim = output_dim(layer) if key == "weight" else 0
+    removed = cuts.get((f"{name}.{key}", dim), ())
+    groups = getattr(layer, "groups", 1)
+    if dim == 0 or groups == 1:
+        return removed
+    # The second axis of a grouped transposed convolution has the positions in a group; whole groups leave with all
+    # their inputs, along the first axis.
+    inputs, positions = layer.weight.shape[:2]  # type: ignore[index, union-attr]
+    lost_inputs = np.isin(np.arange(inputs), cuts.get((f"{name}.{key}", 0), ())).reshape(groups, -1)
+    lost_positions = np.isin(np.arange(positions), removed)
+    lost = np.logical_or.outer(np.logical_and.reduce(lost_inputs, axis=1), lost_positions)
+    return tuple(np.flatnonzero(lost).tolist())
+
+
+def _renumber_places_(model: nn.Module, gate_cuts: Cuts, sizes_before: dict[ChannelGate, int]) -> None:
+    names = {id(module): name for name, module in model.named_modules()}
+    for gate, size in sizes_before.items():
+        channels = gate_cuts.get((f"{names[id(gate)]}.mu", 0), ())
+        if channels:
+            gate.renumber_(kept_indices(size, channels))
 
 
 def _keep_log_alpha_(model: nn.Module, plan: Plan) -> None:
@@ -168,7 +216,11 @@ def _keep_log_alpha_(model: nn.Module, plan: Plan) -> None:
 
 def _divide_by_gates(folds: dict[str, Tensor], sites: Sites) -> dict[str, Tensor]:
     """What baked biases absorb, for biases that a gate still scales afterwards."""
-    factors = {f"{name}.bias": torch.where(gate.mask(), gate.mu, 1).detach().double().cpu() for name, _, gate in sites}
+    factors: dict[str, Tensor] = {}
+    for name, site, gate in sites:
+        means = torch.where(gate.mask(), gate.mu, 1).detach().double().cpu()
+        own = gate.spread(means, site)
+        factors[f"{name}.bias"] = own * factors.get(f"{name}.bias", 1.0)
     return {name: added / factors.get(name, 1.0) for name, added in folds.items()}
 
 

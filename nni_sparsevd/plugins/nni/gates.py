@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...convert import attach_gate_, find_gateable_groups
 from ...errors import SettingError
-from ...graph import ChannelGraph, ChannelGroup, channel_graph
+from ...graph import ChannelGraph, ChannelGroup, Silencing, channel_graph
 from ...nn import ChannelGate, gate_sites, output_dim, scale_channels_
 from ...settings import PosteriorSettings
 from .config import check_config
@@ -31,15 +31,16 @@ class Places:
     graph: ChannelGraph
     layers: Layers
     """The layers that the config_list selects."""
-    groups: list[ChannelGroup]
-    """The channel groups that these layers alone write: each can have a gate."""
+    silencings: list[Silencing]
+    """The channel groups that these layers alone write, each of them whole: each can have a gate."""
 
     def attach_(self, posterior: PosteriorSettings) -> "Gates":
         """Put one gate behind the last writers of each group."""
         model = self.model
         gates = Gates(model, {}, {})
-        for group in self.groups:
-            gate = attach_gate_(model, posterior, group)
+        for silencing in self.silencings:
+            group = silencing.group
+            gate = attach_gate_(model, posterior, silencing)
             gates.writers.update({writer.site: self.layers[writer.module] for writer in group.writers})
             for layer in self._layers_written_whole(group):
                 gates.by_layer[layer] = gate
@@ -78,7 +79,7 @@ def find_places(model: nn.Module, config_list: Any, evaluator: Evaluator | None,
     if example_inputs is None:
         raise SettingError("posterior.granularity: gates trace the network; give the evaluator a dummy_input")
     graph = channel_graph(network, example_inputs)
-    places = Places(network, graph, layers, find_gateable_groups(graph, set(layers)))
+    places = Places(network, graph, layers, _find_whole_groups(network, graph, layers))
     reasons |= _layers_without_gate(places)
     if reasons and granularity == "gate":
         layer, reason = next(iter(reasons.items()))
@@ -109,9 +110,22 @@ def _select_layers(model: nn.Module, config_list: Any, prefix: str) -> tuple[Lay
     return layers, reasons
 
 
+def _find_whole_groups(network: nn.Module, graph: ChannelGraph, layers: Layers) -> list[Silencing]:
+    """The groups that selected layers write, each of them whole: NNI's masks have one entry for each output."""
+    whole = []
+    for silencing in find_gateable_groups(network, graph, PosteriorSettings()):
+        channels = np.arange(len(silencing.group))
+        is_whole = all(
+            silencer.layer in layers and np.array_equal(silencer.places, channels) for silencer in silencing.silencers
+        )
+        if is_whole and not silencing.obstacle:
+            whole.append(silencing)
+    return whole
+
+
 def _layers_without_gate(places: Places) -> Reasons:
     """The selected layers that write a group without a gate."""
-    gated = {axis for group in places.groups for axis in group.axes}
+    gated = {axis for silencing in places.silencings for axis in silencing.group.axes}
     reasons: Reasons = {}
     for group in places.graph.groups:
         for name, dim in group.axes:
@@ -145,9 +159,9 @@ class Gates:
             kept: Layer -> 1 for each output channel that is kept and 0 for each masked one, shape (channels,).
         """
         for scaled, site, gate in list(gate_sites(self.model)):  # a list: folding removes the sites one by one
-            layer, mean = self.model.get_submodule(scaled), gate.mu.detach()
+            layer, mean = self.model.get_submodule(scaled), gate.spread(gate.mu.detach(), site)
             gate.detach_(site)
             wrapper = getattr(layer, "_nni_wrapper", None)  # while a layer is wrapped, NNI keeps its targets there
             holders = (layer,) if wrapper is None else (wrapper, layer)
             mean = mean * kept.get(self.writers[scaled], torch.ones_like(mean))
-            scale_channels_(layer, gate.repeat_over_parts(mean), holders)
+            scale_channels_(layer, mean, holders)

@@ -45,12 +45,11 @@ def attach_gates_(attentions: list[Attention], posterior: PosteriorSettings) -> 
             continue
         projection = attention.module.qkv
         weight = projection.weight
-        parts = (True, False, True)  # queries, keys, values
-        gate = ChannelGate(
-            attention.heads * attention.head_dim, posterior, parts=parts, device=weight.device, dtype=weight.dtype
-        )
+        channels = torch.arange(attention.heads * attention.head_dim)
+        gate = ChannelGate(len(channels), posterior, device=weight.device, dtype=weight.dtype)
         gate.writers = (f"{attention.name}.qkv",)
-        gate.attach_(projection, -1)
+        places = torch.cat([channels, torch.full_like(channels, -1), channels])  # queries, keys, values
+        gate.attach_(projection, -1, places)
 
 
 def update_attentions_(attentions: list[Attention], num_heads: dict[nn.Module, int]) -> list[Attention]:

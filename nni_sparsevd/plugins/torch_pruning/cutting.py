@@ -7,6 +7,7 @@ what it does not know. `enable` teaches it the rest, `disable` undoes that; impo
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch_pruning.dependency.group import Group
 from torch_pruning.pruner.function import BasePruningFunc
@@ -67,19 +68,17 @@ def disable() -> None:
     _enabled = False
 
 
-def find_gate(layer: nn.Module) -> ChannelGate | None:
-    """The gate on the outputs of `layer`, a layer or a norm; None where it has none."""
-    for name, _, gate in gate_sites(layer):
-        if not name:  # the layer itself, not a module inside it
-            return gate
-    return None
+def find_gates(layer: nn.Module) -> list[tuple[nn.Module, ChannelGate]]:
+    """The gates on the outputs of `layer`, a layer or a norm, each with the module that it is attached to."""
+    # Only the layer itself has no name here; the others are modules inside it.
+    return [(site, gate) for name, site, gate in gate_sites(layer) if not name]
 
 
 def _needs_help(layer: object) -> bool:
     """Whether something must be cut along with the weight of `layer`, or its channels must be kept in order."""
     if not isinstance(layer, nn.Module):  # a parameter that belongs to no layer
         return False
-    return isinstance(layer, Variational | nn.LayerNorm) or find_gate(layer) is not None
+    return isinstance(layer, Variational | nn.LayerNorm) or bool(find_gates(layer))
 
 
 def _follow_weights(cut_parameter: CutParameter, layers: list[nn.Module]) -> CutParameter:
@@ -96,9 +95,9 @@ def _follow_weights(cut_parameter: CutParameter, layers: list[nn.Module]) -> Cut
         if isinstance(layer, Variational) and layer.log_sigma2.shape[dim] == size:
             # With one variance per output channel there is nothing to cut along the other dimensions.
             layer.log_sigma2 = cut_parameter(self, layer.log_sigma2, in_order, dim)
-        gate = find_gate(layer)
-        if gate is not None and dim == output_dim(layer):
-            _cut_gate_(gate, size, in_order, lambda values, indices: cut_parameter(self, values, indices, 0))
+        if dim == output_dim(layer):
+            for site, gate in find_gates(layer):
+                _cut_gate_(gate, site, size, in_order, lambda values, indices: cut_parameter(self, values, indices, 0))
         return cut_parameter(self, parameter, in_order, dim)
 
     return cut_along
@@ -115,14 +114,24 @@ def _find_owner(parameter: Tensor, layers: list[nn.Module]) -> nn.Module | None:
 
 
 def _cut_gate_(
-    gate: ChannelGate, size: int, kept: list[int], cut: Callable[[nn.Parameter, list[int]], nn.Parameter]
+    gate: ChannelGate,
+    site: nn.Module,
+    size: int,
+    kept: list[int],
+    cut: Callable[[nn.Parameter, list[int]], nn.Parameter],
 ) -> None:
-    """Cut the gate of a weight that has `size` output channels, of which `kept` stay."""
-    # 1. A gate on several writers is cut with the first of them. With the others its size is another one already.
-    # 2. A gate on a fused projection scales its parts (queries, keys, values), and all parts are cut at the same
-    #    places. So the indices of the first part are those of the gate.
-    if len(gate.mu) * len(gate.parts) != size:
+    """Cut the gate behind a weight that has `size` output channels, of which `kept` stay."""
+    # A gate on several writers is cut with the first of them. With the others its channels are those that are left.
+    places = gate.read_places(site)
+    if places is None:
+        channels = kept if len(gate.mu) == size else list(range(len(gate.mu)))
+    else:
+        smaller = places[kept]
+        lost = set(places.tolist()) - set(smaller.tolist())
+        channels = [channel for channel in range(len(gate.mu)) if channel not in lost]
+        setattr(gate, str(gate.places_name(site)), smaller)
+    if len(channels) == len(gate.mu):
         return
-    in_first_part = [index for index in kept if index < len(gate.mu)]
-    gate.mu = cut(gate.mu, in_first_part)
-    gate.log_sigma2 = cut(gate.log_sigma2, in_first_part)
+    gate.renumber_(torch.tensor(channels))
+    gate.mu = cut(gate.mu, channels)
+    gate.log_sigma2 = cut(gate.log_sigma2, channels)

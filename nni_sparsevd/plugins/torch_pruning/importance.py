@@ -11,7 +11,7 @@ from torch_pruning.pruner import function
 
 from ...errors import SettingError
 from ...nn import ChannelGate, Variational, output_dim
-from .cutting import enable, find_gate
+from .cutting import enable, find_gates
 
 CUTS_INPUTS = (function.prune_conv_in_channels, function.prune_linear_in_channels)
 """Torch-Pruning's functions for a layer that reads the channels of a group."""
@@ -114,28 +114,27 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
             if not isinstance(layer, tuple(self.target_types)) or None in places:
                 continue
             reads = item.dep.pruning_fn in CUTS_INPUTS
-            gate = None if reads else find_gate(layer)
-            if gate is not None and gate not in gates_seen:
-                gates_seen.add(gate)
-                yield _gate_member(gate, indices, places)
+            for site, gate in [] if reads else find_gates(layer):
+                if gate not in gates_seen:
+                    gates_seen.add(gate)
+                    yield _gate_member(gate, site, indices, places)
             if isinstance(layer, Variational):
                 dim = 1 - output_dim(layer) if reads else output_dim(layer)
                 yield Member(_moments(layer, dim)[:, indices], places, is_gate=False)
 
 
-def _gate_member(gate: ChannelGate, indices: list[int], places: list[int]) -> Member:
-    """The gate of a layer whose channels `indices` stand at `places` in the group.
+def _gate_member(gate: ChannelGate, site: nn.Module, indices: list[int], places: list[int]) -> Member:
+    """The gate of a layer whose outputs `indices` stand at `places` in the group.
 
-    A fused projection (queries, keys, values) has a multiple of the gate's channels; the first part's are the gate's.
+    A channel of the gate that scales several outputs at one place, as those of queries and values, comes once.
     """
-    own_indices = []
-    own_places = []
-    for index, place in zip(indices, places, strict=True):
-        if index < len(gate.mu):
-            own_indices.append(index)
-            own_places.append(place)
+    channels = gate.read_places(site)
+    channel_of = indices if channels is None else channels[indices].tolist()
+    pairs = dict.fromkeys(zip(channel_of, places, strict=True))
+    own_pairs = [(channel, place) for channel, place in pairs if channel >= 0]
     moments = torch.stack([gate.mu.square(), gate.log_sigma2.exp()]).double()
-    return Member(moments[:, own_indices], own_places, is_gate=True)
+    own_channels = [channel for channel, _ in own_pairs]
+    return Member(moments[:, own_channels], [place for _, place in own_pairs], is_gate=True)
 
 
 def _signal_share(moments: Tensor) -> Tensor:

@@ -1,0 +1,167 @@
+"""Gates wherever channels can go: a closed gate removes its channel exactly, whatever writes the channel."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from shrinking import Net, image, outputs, prepared
+from timm.layers import Attention, Conv2dSame, ScaledStdConv2d, SplitAttn, SqueezeExcite
+from torch import Tensor, nn
+
+import nni_sparsevd as svd
+from nni_sparsevd.errors import ModelError
+from nni_sparsevd.graph import channel_graph
+from nni_sparsevd.masks import find_group_gates
+from nni_sparsevd.nn import ChannelGate, gate_sites, named_posteriors
+from nni_sparsevd.shrinking import shrink_
+from nni_sparsevd.testing import assert_shrinks_exactly
+
+TOKENS = torch.randn(2, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+class Apart(nn.Module):
+    """Two heads of queries and keys of 4 dimensions and values of 6, each written by a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.head = nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.heads = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        scores = ((q * 0.5) @ k.transpose(-2, -1)).softmax(-1)
+        return self.head((scores @ v).transpose(1, 2).flatten(2)).mean(1)
+
+
+def split(m: nn.Module, x: Tensor) -> Tensor:
+    """Res2Net: each piece of a layer's outputs is added to what a convolution made of the piece before."""
+    first, second, third = m.norm(m.a(x)).relu().chunk(3, 1)
+    second = m.b(first) + second
+    return m.head(torch.cat([first, second, m.c(second) + third], 1)).mean((2, 3))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "grouped": (lambda: nn.Sequential(
+        nn.Conv2d(3, 12, 1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 18, 3, groups=3, padding=1),
+        nn.BatchNorm2d(18), nn.ReLU(), nn.Conv2d(18, 4, 1)), image()),
+    "grouped transposed": (lambda: nn.Sequential(
+        nn.Conv2d(3, 12, 1), nn.ReLU(), nn.ConvTranspose2d(12, 9, 2, 2, groups=3), nn.ReLU(), nn.Conv2d(9, 4, 1)),
+        image()),
+    "pieces": (lambda: Net(
+        split, a=nn.Conv2d(3, 12, 1), norm=nn.BatchNorm2d(12), b=nn.Conv2d(4, 4, 3, padding=1),
+        c=nn.Conv2d(4, 4, 3, padding=1), head=nn.Conv2d(12, 3, 1)), image()),
+    "split attention": (lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), SplitAttn(8, 8, rd_channels=6, norm_layer=nn.BatchNorm2d), nn.Conv2d(8, 3, 1)),
+        image()),
+    "squeeze and excite": (lambda: nn.Sequential(
+        nn.Conv2d(3, 9, 1), nn.BatchNorm2d(9), nn.SiLU(), SqueezeExcite(9, rd_channels=6), nn.Conv2d(9, 3, 1)),
+        image()),
+    "standardized weights": (lambda: nn.Sequential(
+        ScaledStdConv2d(3, 9, 1), nn.GELU(), nn.Conv2d(9, 4, 3, padding=1)), image()),
+    "same padding": (lambda: nn.Sequential(
+        Conv2dSame(3, 9, 3, stride=2), nn.SiLU(), nn.Conv2d(9, 4, 1)), image()),
+    "queries, keys and values in one": (lambda: Net(
+        lambda m, x: m.head(m.attention(x)).mean(1), attention=Attention(12, num_heads=3),
+        head=nn.Linear(12, 3)), TOKENS),
+    "queries, keys and values apart": (Apart, TOKENS),
+}  # fmt: skip
+
+
+def gated(name: str) -> tuple[nn.Module, Tensor, list[ChannelGate]]:
+    """A network whose gates close every third channel."""
+    make, x = NETWORKS[name]
+    model = svd.sparsify_(prepared(make()), granularity="gate", example_inputs=x)
+    gates = [posterior for _, posterior in named_posteriors(model) if isinstance(posterior, ChannelGate)]
+    with torch.no_grad():
+        for gate in gates:
+            gate.mu.copy_(torch.linspace(0.7, 1.4, len(gate.mu)))
+            gate.log_sigma2[1::3] = 9.0
+    return model, x, gates
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_free_group_has_a_gate_and_a_closed_one_removes_its_channel(name: str) -> None:
+    model, x, gates = gated(name)
+    expected = outputs(model, x)
+    masked = svd.bake_(copy.deepcopy(model))
+    assert not any("gate" in key for key in masked.state_dict())
+    assert (outputs(masked, x) - expected).abs().max() < 1e-12 * expected.abs().max()
+    graph = channel_graph(masked, x)
+    gate_of = find_group_gates(model, graph)
+    assert set(gate_of) == {group.name for group in graph.groups if not group.pinned} and len(gates) == len(gate_of)
+    _, plan = assert_shrinks_exactly(masked, x)
+    for group in plan.groups:
+        assert group.removed == (int((~gate_of[group.name].mask()).sum()) if group.name in gate_of else 0), group.name
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gates_shrink_with_their_network_while_it_learns(name: str) -> None:
+    model, x, gates = gated(name)
+    closed = sum(int((~gate.mask()).sum()) for gate in gates)
+    expected = outputs(model, x)
+    assert shrink_(model, x).removed == closed and all(gate.mask().all() for gate in gates)
+    assert (outputs(model, x) - expected).abs().max() < 1e-12 * expected.abs().max()
+    baked = svd.bake_(copy.deepcopy(model))
+    assert (outputs(baked, x) - expected).abs().max() < 1e-12 * expected.abs().max()
+    model.train()(torch.randn_like(x)).square().sum().backward()
+    assert all(gate.mu.grad.any() for gate in gates)
+
+
+def test_masks_by_groups_decide_by_the_gates() -> None:
+    model, x, _ = gated("queries, keys and values in one")
+    masks = svd.compute_masks(model, structure="structured", example_inputs=x)
+    by_group = svd.bake_(copy.deepcopy(model), masks)
+    by_gate = svd.bake_(copy.deepcopy(model))
+    assert (outputs(by_group, x) - outputs(by_gate, x)).abs().max() < 1e-12
+    assert svd.make_plan(by_group, x).removed == svd.make_plan(by_gate, x).removed > 0
+
+
+def test_places_are_in_the_state_dict_and_go_where_the_network_goes() -> None:
+    model, x, _ = gated("queries, keys and values in one")
+    fresh = svd.sparsify_(
+        prepared(NETWORKS["queries, keys and values in one"][0]()), granularity="gate", example_inputs=x
+    )
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(outputs(fresh, x), outputs(model, x))
+    twin = copy.deepcopy(model)
+    assert torch.equal(outputs(twin, x), outputs(model, x))
+    assert not {id(gate) for _, _, gate in gate_sites(twin)} & {id(gate) for _, _, gate in gate_sites(model)}
+
+
+def test_keys_have_no_gate_where_queries_do() -> None:
+    """One factor of 0 is enough for a product, and the noise of two would be multiplied."""
+    model, _, gates = gated("queries, keys and values apart")
+    assert {name for name, _, _ in gate_sites(model)} == {"q", "v"}
+    assert sorted(len(gate.mu) for gate in gates) == [2, 4, 6]  # heads, dimensions of queries and keys, of values
+
+
+class Bounded(nn.Conv2d):
+    """A convolution by the hyperbolic tangent of its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.tanh(), self.bias)
+
+
+def test_what_a_gate_could_not_be_baked_into_has_none() -> None:
+    model = prepared(nn.Sequential(Bounded(3, 9, 1), nn.GELU(), nn.Conv2d(9, 4, 1)))
+    with pytest.raises(ModelError, match=r"0, because no parameter of 0 \(Bounded\) scales its outputs"):
+        svd.sparsify_(model, granularity="gate", example_inputs=image())
+
+
+def test_a_layer_whose_weight_another_layer_has_gets_no_gate() -> None:
+    first, second = nn.Linear(12, 9), nn.Linear(12, 9)
+    second.weight = first.weight
+    model = prepared(Net(lambda m, x: m.head(m.a(x).relu() * m.b(x)), a=first, b=second, head=nn.Linear(9, 3)))
+    with pytest.raises(ModelError, match=r"a shares its weight with b\.weight"):
+        svd.sparsify_(model, granularity="gate", example_inputs=TOKENS)
+
+
+def test_a_weight_that_is_used_without_its_layer_gets_no_gate() -> None:
+    """The gate stands behind the module, and the module is never called."""
+    model = prepared(
+        Net(lambda m, x: m.head(F.linear(x, m.a.weight).relu()), a=nn.Linear(12, 9, bias=False), head=nn.Linear(9, 3))
+    )
+    with pytest.raises(ModelError, match=r"no module returns what a\.weight writes"):
+        svd.sparsify_(model, granularity="gate", example_inputs=TOKENS)
