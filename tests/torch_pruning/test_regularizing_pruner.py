@@ -287,8 +287,8 @@ def test_heads_and_their_dimensions_go_exactly(fused):
         block.attn.fused_attn = fused
     pruner = SparseVDPruner(model, x, ignored_layers=[model.head], settings=settings())
     gate = model.blocks[2].attn.qkv.gate
-    heads = torch.arange(192)
-    expected_places = torch.cat([heads, torch.full_like(heads, -1), heads])  # queries, keys, values
+    dimensions = torch.arange(192)
+    expected_places = torch.cat([dimensions, torch.full_like(dimensions, -1), dimensions])  # queries, keys, values
     assert torch.equal(gate.read_places(model.blocks[2].attn.qkv), expected_places)
     with torch.no_grad():
         gate.mu.uniform_(0.5, 1.5)

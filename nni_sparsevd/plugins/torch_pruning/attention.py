@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ...errors import ModelError
-from ...nn import ChannelGate, Variational
+from ...nn import ChannelGate, Variational, gates_on
 from ...settings import PosteriorSettings
 
 NORMS = ("q_norm", "k_norm", "norm")
@@ -38,12 +38,15 @@ def find_attentions(model: nn.Module) -> list[Attention]:
 def attach_gates_(attentions: list[Attention], posterior: PosteriorSettings) -> None:
     """Put a gate on each dimension of each head: on its query and its value, so that its key has no say either.
 
-    An attention with a norm gets no gate: a normalized dimension has a say in all others.
+    An attention with a norm gets no gate: a normalized dimension has a say in all others. Gates that `sparsify_` has put
+    on whole heads, and on a dimension of all heads, leave: Torch-Pruning cuts a dimension of each head by itself.
     """
     for attention in attentions:
+        projection = attention.module.qkv
+        for gate in list(gates_on(projection)):
+            gate.detach_(projection)
         if _has_norm(attention.module):
             continue
-        projection = attention.module.qkv
         weight = projection.weight
         channels = torch.arange(attention.heads * attention.head_dim)
         gate = ChannelGate(len(channels), posterior, device=weight.device, dtype=weight.dtype)
