@@ -36,10 +36,10 @@ def find_attentions(model: nn.Module) -> list[Attention]:
 
 
 def attach_gates_(attentions: list[Attention], posterior: PosteriorSettings) -> None:
-    """Put a gate on each dimension of each head: on its query and its value, so that its key has no say either.
+    """Put a gate on each dimension of each head: on query and value, so that the key has no say either.
 
-    An attention with a norm gets no gate: a normalized dimension has a say in all others. Gates that `sparsify_` has put
-    on whole heads, and on a dimension of all heads, leave: Torch-Pruning cuts a dimension of each head by itself.
+    An attention with a norm gets no gate: a normalized dimension has a say in all others. The gates of `sparsify_` on
+    whole heads, and on a dimension of all heads, leave: Torch-Pruning cuts a dimension of each head by itself.
     """
     for attention in attentions:
         projection = attention.module.qkv
