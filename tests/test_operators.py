@@ -27,6 +27,9 @@ SETTINGS: dict[str, tuple[object, ...]] = {
     "threshold": (0.2, 7.0),
     "rsub": (0.4,),
     "pow": (3,),
+    "dropout": (0.5, False),
+    "feature_dropout": (0.5, False),
+    "alpha_dropout": (0.5, False),
 }
 SECOND = {aten.clamp_min.Tensor, aten.clamp_max.Tensor, aten.rsub.Tensor}
 DOMAIN = {"sqrt", "rsqrt", "log", "logit"}

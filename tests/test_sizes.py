@@ -127,7 +127,7 @@ def test_what_does_not_depend_on_the_size_is_still_removed(gather: Callable[[Ten
 def sizes_tried(model: nn.Module, *inputs: Tensor) -> tuple[list[list[tuple[int, ...]]], bool]:
     """The shapes of the inputs at each other size, and whether they are complete."""
     others = trace_other_sizes(model, trace(model, inputs))
-    return [[tuple(value.shape) for value in other.inputs] for other in others.traces], others.complete
+    return [[tuple(value.shape) for value in other.inputs.tensors] for other in others.traces], others.complete
 
 
 def test_every_dimension_but_the_channels_gets_another_size() -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, SettingError, describe_error
-from ..graph import Inputs, as_tuple, evaluation_mode
+from ..graph import Inputs, as_arguments, evaluation_mode
 from ..nn import is_variational
-from ..shrinking import draw_inputs
+from ..shrinking import batch_sizes, draw_inputs
 
 TOLERANCE = 1e-4
 """Largest difference between two runtimes in float32, relative to the largest output."""
@@ -107,7 +107,7 @@ def export(model: nn.Module, path: Path | str, example_inputs: Inputs, *, dynami
         SettingError: The suffix is unknown, or a package is missing; the message has the command that installs it.
         ModelError: The network is still variational, the format cannot express it, or the file computes something else.
     """
-    path, inputs = Path(path), as_tuple(example_inputs)
+    path, inputs = Path(path), as_arguments(example_inputs).tensors
     chosen = _find_format(path)
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} still has posteriors; export what bake_ or shrink gives back")
@@ -179,7 +179,8 @@ def _compare(model: nn.Module, run: Run, inputs: Arrays, chosen: Format, dynamic
     batches = BATCHES if dynamic else (len(inputs[0]),)
     largest_difference = largest_output = 0.0
     for batch in batches:
-        drawn = draw_inputs(inputs, batch, generator)
+        example = as_arguments(inputs)
+        drawn = draw_inputs(example, batch_sizes(example, batch), generator).tensors
         typed = tuple(value.to(like.dtype) for value, like in zip(drawn, inputs, strict=True))
         with torch.no_grad():
             expected = model(*typed)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..graph import Inputs, as_tuple, evaluation_mode
+from ..graph import Inputs, as_arguments, evaluation_mode
 from ..measure import measure_latencies
 from ..nn import is_variational
 
@@ -115,7 +115,7 @@ def _record_inputs(model: nn.Module, example_inputs: Inputs) -> dict[str, Tensor
 
     hooks = [module.register_forward_pre_hook(record) for module in layers.values()]
     try:
-        model(*as_tuple(example_inputs))
+        as_arguments(example_inputs).call(model)
     finally:
         for hook in hooks:
             hook.remove()

@@ -19,7 +19,9 @@ The words of this room:
 from .build import channel_graph
 from .code_sizes import tighten_graph
 from .copies import copy_module
+from .culprits import find_failing_module, find_source_of_nan
 from .equations import Axis
+from .example_inputs import CallArguments, Inputs, as_arguments, use_other_numbers
 from .groups import ChannelGraph, ChannelGroup, Product, Reader, RememberingNorm, SizeAttribute, Writer
 from .links import ChannelIds, Flags, Link
 from .operators import (
@@ -43,18 +45,21 @@ from .operators import (
     to_double,
     used_taps,
 )
-from .other_sizes import OtherSizes, trace_other_sizes
+from .other_sizes import OtherSizes, resize_inputs, trace_other_sizes
 from .preconditions import require_convertible, require_numbers, require_traceable
+from .pytrees import PLAIN, map_leaves, name_leaves
 from .resize import cut_, kept_indices, named_states, remaining_sizes, remove_indices
 from .scales import AttentionScale
 from .silencers import Silencer, Silencing, find_silencing
-from .tracing import Inputs, Trace, as_tuple, clear_caches_, copy_model, evaluation_mode
+from .tracing import Trace, clear_caches_, copy_model, evaluation_mode
 
 __all__ = [
+    "PLAIN",
     "READERS",
     "TRANSPOSED",
     "AttentionScale",
     "Axis",
+    "CallArguments",
     "ChannelGraph",
     "ChannelGroup",
     "ChannelIds",
@@ -71,7 +76,7 @@ __all__ = [
     "SizeAttribute",
     "Trace",
     "Writer",
-    "as_tuple",
+    "as_arguments",
     "call_rule",
     "channel_graph",
     "clear_caches_",
@@ -84,13 +89,17 @@ __all__ = [
     "evaluation_mode",
     "expand_fully",
     "find_constant_rule",
+    "find_failing_module",
     "find_silencing",
+    "find_source_of_nan",
     "is_known",
     "keep_zeros",
     "kept_indices",
     "live_like",
     "make_uniform",
+    "map_leaves",
     "map_tensors",
+    "name_leaves",
     "named_states",
     "operator_name",
     "pads_zeros",
@@ -99,9 +108,11 @@ __all__ = [
     "require_convertible",
     "require_numbers",
     "require_traceable",
+    "resize_inputs",
     "rows_of_weight",
     "tighten_graph",
     "to_double",
     "trace_other_sizes",
+    "use_other_numbers",
     "used_taps",
 ]

@@ -9,12 +9,13 @@ from torch.fx import Node
 
 from .code_sizes import resolve_sizes
 from .equations import TrackedTensor
+from .example_inputs import Inputs
 from .groups import ChannelGraph, CodeSize, Product, Reader, RememberingNorm, Writer
 from .links import ChannelIds, IndexIds
 from .operators import channel_dim
 from .preconditions import require_traceable
 from .scales import AttentionScale, find_query_rows
-from .tracing import Inputs, Trace, trace
+from .tracing import Trace, trace
 from .walk import Walk
 
 aten = torch.ops.aten

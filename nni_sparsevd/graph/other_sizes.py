@@ -1,4 +1,4 @@
-"""The same network at other input sizes: what a value is at one size may be something else at another."""
+"""The same network at other input sizes and numbers: what a value is at one size may be something else at another."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .tracing import Trace, clear_caches_, make_traceable_copy, record
+from .example_inputs import CallArguments, use_other_numbers
+from .tracing import Attempt, Trace, clear_caches_, make_traceable_copy, record
 
 InputDim = tuple[int, int]
 """The place of an input among the inputs, and one of its dimensions."""
@@ -46,7 +47,8 @@ def trace_other_sizes(model: nn.Module, trace: Trace) -> OtherSizes:
             break
     for dims in search.dims_of_equal_size(without=accepted):
         accepted |= search.change_together_or_alone(dims)
-    return OtherSizes(tuple(search.traces_of(accepted)), search.covers(accepted))
+    traces = [*search.traces_of(accepted), *search.traces_of_other_numbers()]
+    return OtherSizes(tuple(traces), search.covers(accepted))
 
 
 def other_sizes_of(size: int) -> list[int]:
@@ -62,7 +64,8 @@ class _Search:
     """Asks a network for the sizes that it accepts."""
 
     def __init__(self, model: nn.Module, trace: Trace) -> None:
-        self._inputs, self._device = trace.inputs, trace.device
+        self._arguments, self._device = trace.inputs, trace.device
+        self._inputs = trace.inputs.tensors
         self._model = make_traceable_copy(model, trace.device)
         self._accepted: dict[tuple[tuple[InputDim, int], ...], Trace] = {}
 
@@ -70,11 +73,14 @@ class _Search:
         key = tuple(sorted(sizes.items()))
         if key in self._accepted:
             return True
-        clear_caches_(self._model)
-        attempt = record(self._model, resize_inputs(self._inputs, sizes), self._device)
+        attempt = self._try(self._arguments.with_tensors(resize_inputs(self._inputs, sizes)))
         if attempt.error is None:
             self._accepted[key] = attempt.trace
         return attempt.error is None
+
+    def _try(self, arguments: CallArguments) -> Attempt:
+        clear_caches_(self._model)
+        return record(self._model, arguments, self._device)
 
     def _all_dims(self) -> list[InputDim]:
         dims = []
@@ -121,6 +127,15 @@ class _Search:
         if self._accepts(sizes):
             return [self._accepted[tuple(sorted(sizes.items()))]]
         return list(self._accepted.values())
+
+    def traces_of_other_numbers(self) -> list[Trace]:
+        """The trace with other numbers among the arguments: as many as the network accepts."""
+        for kinds in ((int, float), (float,), (int,)):
+            arguments = use_other_numbers(self._arguments, *kinds)
+            attempt = None if arguments is None else self._try(arguments)
+            if attempt is not None and attempt.error is None:
+                return [attempt.trace]
+        return []
 
     def covers(self, sizes: Sizes) -> bool:
         """Whether what has only one size can be the channels of each input."""

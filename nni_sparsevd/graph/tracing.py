@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ..errors import TraceError, describe_error
 from .copies import copy_module
+from .example_inputs import CallArguments, Inputs, as_arguments
 from .operators import find_channel_rule
 from .origins import Origins, name_numbers_
+from .pytrees import PLAIN, name_leaves
 from .shapes import make_result
 
-Inputs = Tensor | tuple[Tensor, ...]
-"""The positional arguments of a network: one tensor or a tuple of them."""
 SUMS_OF_PRODUCTS = {
     torch.ops.aten.addmm.default: torch.ops.aten.matmul.default,
     torch.ops.aten.baddbmm.default: torch.ops.aten.bmm.default,
@@ -49,18 +49,13 @@ class Trace:
     """Names of the modules whose classes are PyTorch's own, not derived from them."""
     device: str | None
     """Where the network ran: on "meta", or None where it had to see the inputs."""
-    inputs: tuple[Tensor, ...]
+    inputs: CallArguments
 
     def state(self, node: object) -> str | None:
         """Name of the parameter or buffer that `node` is, None if it is something else."""
         if isinstance(node, Node) and node.op == "get_attr" and "constant" not in node.meta:
             return str(node.target)
         return None
-
-
-def as_tuple(example_inputs: Inputs) -> tuple[Tensor, ...]:
-    """The positional arguments of a network as a tuple."""
-    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
 
 
 @contextmanager
@@ -120,22 +115,27 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     recorded as functional ones, so a value never changes after its node.  The network runs on PyTorch's `meta`
     device, which computes shapes only; where the code does not stand that, it runs on the example inputs.
 
+    Args:
+        model: The network.
+        example_inputs: What it is called with; see `as_arguments`.
+
+    Returns:
+        The operators.
+
     Raises:
-        TraceError: The network fails on the inputs, or its way depends on their values.
+        TraceError: The network fails on the inputs, or its way depends on their values; the message names the module.
+        ModelError: The network holds something that cannot be copied.
     """
-    inputs = as_tuple(example_inputs)
-    try:
-        attempt = record(make_traceable_copy(model, "meta"), inputs, "meta")
-        if attempt.error is not None:
-            attempt = record(make_traceable_copy(model, None), inputs, None)
-        if attempt.error is not None:
-            raise attempt.error
-        return attempt.trace
-    except Exception as error:  # whatever a user's forward raises
-        shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
+    inputs = as_arguments(example_inputs)
+    attempt = record(make_traceable_copy(model, "meta"), inputs, "meta")
+    if attempt.error is not None:
+        attempt = record(make_traceable_copy(model, None), inputs, None)
+    if attempt.error is not None:
+        place = f" in {attempt.place}" if attempt.place else ""
         raise TraceError(
-            f"{type(model).__name__} could not be traced on inputs of shape {shapes}: {describe_error(error)}"
-        ) from error
+            f"{type(model).__name__} could not be traced on {inputs.shapes}{place}: {describe_error(attempt.error)}"
+        ) from attempt.error
+    return attempt.trace
 
 
 @dataclass(frozen=True)
@@ -172,22 +172,25 @@ def make_traceable_copy(model: nn.Module, device: str | None) -> nn.Module:
     return traceable
 
 
-def record(model: nn.Module, inputs: tuple[Tensor, ...], device: str | None) -> Attempt:
+def record(model: nn.Module, inputs: CallArguments, device: str | None) -> Attempt:
     """Run `model`, a `make_traceable_copy` for `device`, once; see `trace`."""
-    inputs = tuple(value if device is None else value.to(device) for value in inputs)
+    # Copies, because a network may write to its inputs, and because one tensor may be several of them.
+    try:
+        inputs = inputs.map_tensors(lambda value: value.detach().clone() if device is None else value.to(device))
+    except Exception as refusal:  # of a class that wants its tensors to have data, such as a packed sequence
+        return Attempt(Trace(Graph(), frozenset(), device, inputs), refusal, "", in_operator=False)
     modules = list(model.named_modules(remove_duplicate=False))
     # In reverse, so that a module with several names goes by its first one.
     names = {id(module): name for name, module in reversed(modules)}
-    recorder = _Recorder(modules, inputs)
+    recorder = _Recorder(modules, inputs.tensors)
     enter = register_module_forward_pre_hook(lambda module, _: recorder.enter(names.get(id(module), "")))
     leave = register_module_forward_hook(lambda module, inputs, output: recorder.leave(output))
     error = None
     try:
         # Inference mode, because then PyTorch shows operators whole that it would take apart for autograd.
         with torch.inference_mode(), recorder.origins, recorder:
-            outputs = model(*inputs)
-        results = [recorder.node(value) for value in tree_leaves(outputs) if isinstance(value, Tensor)]
-        recorder.graph.output(tuple(results))
+            outputs = inputs.call(model)
+        recorder.graph.output(tuple(recorder.node(value) for value in _find_tensors(outputs)))
     except Exception as raised:  # whatever a user's forward raises
         error = raised
     finally:
@@ -360,6 +363,18 @@ def _name_states(modules: Sequence[tuple[str, nn.Module]]) -> dict[int, str]:
             for key, tensor in getattr(module, table).items():
                 names.setdefault(id(tensor), prefix + key)
     return names
+
+
+def _find_tensors(outputs: Any) -> list[Tensor]:
+    """The tensors of an output, whatever holds them."""
+    tensors = []
+    for name, leaf in name_leaves(outputs):
+        if isinstance(leaf, Tensor):
+            tensors.append(leaf)
+        elif not isinstance(leaf, PLAIN):
+            place = f"the output {name}" if name else "the output"
+            raise TraceError(f"{place} is of the class {type(leaf).__name__}, and what it holds is unknown")
+    return tensors
 
 
 def partial_write(before: Tensor, writing: Tensor) -> Tensor:

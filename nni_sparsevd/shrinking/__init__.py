@@ -1,8 +1,10 @@
 """Exact shrinking: from zeros in the weights to a smaller network that computes the same function."""
 
 from .apply import apply_plan_
-from .comparison import TOLERANCE_32, CheckResult, check, draw_inputs, gradient_difference
+from .comparison import TOLERANCE_32, CheckResult, check
+from .drawing import batch_sizes, draw_inputs
 from .fusion import fuse
+from .gradients import gradient_difference
 from .layer_norm import RememberingLayerNorm
 from .mask_extension import extend_masks
 from .plan import GroupPlan, Plan
@@ -26,6 +28,7 @@ __all__ = [
     "Plan",
     "RememberingLayerNorm",
     "apply_plan_",
+    "batch_sizes",
     "check",
     "draw_inputs",
     "extend_masks",

@@ -3,8 +3,17 @@
 from torch import nn
 
 from ..convert import bake_
-from ..errors import ShrinkError
-from ..graph import ChannelGraph, Inputs, channel_graph, copy_model, require_numbers, require_traceable
+from ..errors import ModelError, ShrinkError
+from ..graph import (
+    ChannelGraph,
+    Inputs,
+    as_arguments,
+    channel_graph,
+    copy_model,
+    find_source_of_nan,
+    require_numbers,
+    require_traceable,
+)
 from ..masks import Masks
 from .apply import apply_plan_
 from .comparison import CheckResult, check, find_half_type
@@ -105,14 +114,24 @@ def shrink_masked(
 
 
 def _compare(masked: nn.Module, small: nn.Module, example_inputs: Inputs, plan: Plan) -> CheckResult:
-    """Compare two networks; raises `ShrinkError` unless they compute the same."""
+    """Compare two networks.
+
+    Raises:
+        ModelError: The masked network itself fails on the example, or gives NaN there.
+        ShrinkError: The two do not compute the same.
+    """
     try:
         result = check(masked, small, example_inputs, rounds=1)
-    except RuntimeError as error:
+    except ShrinkError as error:
         raise ShrinkError(
-            f"the shrunk {type(masked).__name__} does not run: {error}; a size written in its forward? "
-            f"The plan was:\n{plan}"
+            f"the shrunk network: {error}; a size written in its forward? The plan was:\n{plan}"
         ) from error
-    if not result.ok:
-        raise ShrinkError(f"the shrunk {type(masked).__name__} gives other outputs, {result}; the plan was:\n{plan}")
-    return result
+    if result.ok:
+        return result
+    source = find_source_of_nan(masked, as_arguments(example_inputs))
+    if source is not None:
+        raise ModelError(
+            f"{type(masked).__name__} gives NaN on the example, so nothing can be compared with it: {source}; pass an "
+            "example on which its outputs are numbers"
+        )
+    raise ShrinkError(f"the shrunk {type(masked).__name__} gives other outputs, {result}; the plan was:\n{plan}")

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, describe_error
-from ..graph import Inputs, as_tuple, evaluation_mode
+from ..graph import CallArguments, Inputs, as_arguments, evaluation_mode
 from ..settings import Argument
-from ..shrinking import draw_inputs
+from ..shrinking import batch_sizes, draw_inputs
 
 SEPARATOR = "***"
 TOLERANCE = 1e-4
@@ -25,7 +25,7 @@ def timm_structure(
 
     Args:
         model: A network, shrunk for instance.
-        example_inputs: One tensor or a tuple of them, as `model` takes them.
+        example_inputs: What `model` is called with; see `shrink`.
         name: timm's name of the network before it was shrunk.  Networks that timm made know their name.
         arguments: The arguments that timm builds it with, such as {"num_classes": 10}.
 
@@ -60,11 +60,11 @@ def timm_structure(
     if name is None:
         raise ModelError(f"timm does not know {type(model).__name__}: pass the name that it is built by")
     text = SEPARATOR.join(f"{key}:{list(tensor.shape)}" for key, tensor in model.state_dict().items())
-    inputs = _draw_typed_inputs(as_tuple(example_inputs))
+    inputs = _draw_typed_inputs(as_arguments(example_inputs))
     try:
         rebuilt = _rebuild(models.build_model(name, arguments), text, model.state_dict())
         with torch.no_grad(), evaluation_mode(model):
-            rebuilt_output, expected = rebuilt(*inputs), model(*inputs)
+            rebuilt_output, expected = inputs.call(rebuilt), inputs.call(model)
     except ModelError:
         raise
     except Exception as error:  # of timm, or of the network that it made
@@ -74,10 +74,11 @@ def timm_structure(
     return text
 
 
-def _draw_typed_inputs(example: tuple[Tensor, ...]) -> list[Tensor]:
+def _draw_typed_inputs(example: CallArguments) -> CallArguments:
     # Drawn in float64, as for `check`; the two networks run in the example's own type.
-    drawn = draw_inputs(example, 2, torch.Generator().manual_seed(0))
-    return [value.to(like.dtype) for value, like in zip(drawn, example, strict=True)]
+    drawn = draw_inputs(example, batch_sizes(example, 2), torch.Generator().manual_seed(0))
+    pairs = zip(drawn.tensors, example.tensors, strict=True)
+    return drawn.with_tensors([value.to(like.dtype) for value, like in pairs])
 
 
 def _rebuild(original: nn.Module, text: str, tensors: dict[str, Tensor]) -> nn.Module:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import bake_
-from ..graph import Inputs, as_tuple, copy_module
+from ..graph import CallArguments, Inputs, as_arguments, copy_module, name_leaves
 from ..masks import Masks
 from ..shrinking import Plan, check, make_plan, shrink
 from .assertions import check_that
@@ -34,7 +34,7 @@ def assert_shrinks_exactly(
     Args:
         model: Any network, with zeros in its weights or with `masks`; it stays as it is. The comparison runs on a copy
             in float64.
-        example_inputs: Inputs of the network: one tensor, or a tuple of them, each with its batch along dimension 0.
+        example_inputs: Inputs of the network: see `shrink`; each tensor has its batch along dimension 0.
         masks: What to remove beside the zeros in the weights.
 
     Returns:
@@ -44,7 +44,9 @@ def assert_shrinks_exactly(
         AssertionError: A part of the law does not hold.
     """
     model = copy_module(model).double()
-    example = tuple(value.double() if value.is_floating_point() else value for value in as_tuple(example_inputs))
+    example = as_arguments(example_inputs).map_tensors(
+        lambda value: value.double() if value.is_floating_point() else value
+    )
     state_before = copy.deepcopy(model.state_dict())
     modes_before = [module.training for module in model.modules()]
     small, plan = shrink(model, example, masks)
@@ -65,14 +67,14 @@ def assert_same_outputs(model: nn.Module, small: nn.Module, example_inputs: Inpu
     Args:
         model: The network that is right, in float64.
         small: The network that should compute the same, in float64.
-        example_inputs: Inputs of both networks: one tensor, or a tuple of them.
+        example_inputs: Inputs of both networks: see `shrink`.
 
     Raises:
         AssertionError: The outputs differ by more than rounding.
     """
     difference = relative_difference(model, small, example_inputs)
     check_that(difference < TOLERANCE_64, f"outputs differ by {difference:.2g} of the largest output")
-    result = check(model, small, as_tuple(example_inputs), rounds=1)
+    result = check(model, small, example_inputs, rounds=1)
     check_that(result.ok, f"check: {result}")
     check_that(result.stored_in_64, "check: the networks are not stored in float64")
     check_that(result.max_rel_64 < TOLERANCE_64, f"check: {result}")
@@ -84,7 +86,7 @@ def assert_sensitive(model: nn.Module, example_inputs: Inputs) -> None:
 
     Args:
         model: A network in float64.
-        example_inputs: Inputs of the network: one tensor, or a tuple of them.
+        example_inputs: Inputs of the network: see `shrink`.
 
     Raises:
         AssertionError: The outputs do not depend on the first layer.
@@ -102,7 +104,7 @@ def relative_difference(left: nn.Module, right: nn.Module, example_inputs: Input
     Args:
         left: The network that is right; it stays as it is.
         right: The other network; it stays as it is.
-        example_inputs: Inputs of both networks: one tensor, or a tuple of them. Random inputs have these shapes in
+        example_inputs: Inputs of both networks: see `shrink`. Random inputs have these shapes in
             batches of one and of three, and larger images where `left` takes them.
 
     Returns:
@@ -114,7 +116,7 @@ def relative_difference(left: nn.Module, right: nn.Module, example_inputs: Input
     left, right = copy_module(left).eval(), copy_module(right).eval()
     largest = 0.0
     with torch.no_grad():
-        for batch in _draw_batches(left, as_tuple(example_inputs)):
+        for batch in _draw_batches(left, as_arguments(example_inputs)):
             for expected, actual in zip(_run(left, batch), _run(right, batch), strict=True):
                 shapes = f"shapes {tuple(expected.shape)} and {tuple(actual.shape)}"
                 check_that(expected.shape == actual.shape, f"outputs of {shapes}")
@@ -123,18 +125,20 @@ def relative_difference(left: nn.Module, right: nn.Module, example_inputs: Input
     return largest
 
 
-def _draw_batches(model: nn.Module, example: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+def _draw_batches(model: nn.Module, example: CallArguments) -> list[CallArguments]:
     """Random inputs in batches of three and of one, and larger images where the network takes them."""
     generator = torch.Generator().manual_seed(0)
-    batches = [tuple(_draw(value, batch, 0, generator) for value in example) for batch in (3, 1)]
-    if any(value.dim() == 4 for value in example):
-        larger = tuple(_draw(value, 2, EXTRA_PIXELS, generator) for value in example)
+    batches = []
+    for batch in (3, 1):
+        batches.append(example.with_tensors([_draw(value, batch, 0, generator) for value in example.tensors]))
+    if any(value.dim() == 4 for value in example.tensors):
+        larger = example.map_tensors(lambda value: _draw(value, 2, EXTRA_PIXELS, generator))
         if _takes(model, larger):
             batches.append(larger)
     return batches
 
 
-def _takes(model: nn.Module, batch: tuple[Tensor, ...]) -> bool:
+def _takes(model: nn.Module, batch: CallArguments) -> bool:
     """Whether a network runs on a batch of two, and gives two outputs for it."""
     try:
         outputs = _run(model, batch)
@@ -154,9 +158,8 @@ def _draw(example: Tensor, batch: int, extra_pixels: int, generator: torch.Gener
     return values[torch.randint(len(values), shape, generator=generator)]
 
 
-def _run(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    outputs = model(*batch)
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+def _run(model: nn.Module, batch: CallArguments) -> list[Tensor]:
+    return [leaf for _, leaf in name_leaves(batch.call(model)) if isinstance(leaf, Tensor)]
 
 
 def _assert_untouched(
@@ -192,7 +195,7 @@ def _assert_plan_is_true(model: nn.Module, small: nn.Module, plan: Plan) -> None
             check_that(after[name].shape == value.shape, f"{name} is not in the plan, but its shape changed: {shapes}")
 
 
-def _assert_fixed_point(model: nn.Module, small: nn.Module, example: tuple[Tensor, ...]) -> None:
+def _assert_fixed_point(model: nn.Module, small: nn.Module, example: CallArguments) -> None:
     again = make_plan(small, example)
     nothing_left = again.removed == 0 and not again.cuts
     check_that(nothing_left or _has_freed_convolution(model, small), f"planning again finds more to remove:\n{again}")

@@ -290,8 +290,10 @@ def linear_constant(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None =
     #    nothing, and the weight may be large.
     # 3. An output is live at a place if it reads a channel that is live there.  Places have few patterns of live
     #    channels, mostly one, so the weight is searched once for each pattern, not for each place.
-    if x.dim() < 2 or weight.dim() != 2:
-        raise NotCovered("linear of a vector, or with a vector as weight")
+    if x.dim() < 1 or weight.dim() != 2:
+        raise NotCovered("linear with a vector as weight")
+    if x.dim() == 1:  # one place
+        return linear_constant(node, x.unsqueeze(0), weight, bias).squeeze(0)
     weight = expand_along(node, weight, 0, 1, argument=1)
     x = x.expand(*x.shape[:-1], weight.shape[1])
     live, constant = _live_and_constant(x, varies=False)

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor
 from ..links import IndexIds
-from .abstract_values import LIVE, has_live, is_known, live_like, product
+from .abstract_values import LIVE, has_live, is_known, keep_zeros, live_like, product
 from .rows import NoRule, NotCovered, Operator, operator_name, shape_of
 
 aten = torch.ops.aten
@@ -126,6 +126,13 @@ def pass_value(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor:
     return x.to(kind) if is_known([x]) else live_like(x)
 
 
+def dropout_constant(node: Node, x: Tensor, p: float, train: bool) -> Tensor:
+    """Dropout that is on in evaluation mode leaves 0 alone, and alpha dropout not even that."""
+    if not train:
+        return pass_value(node, x)
+    return keep_zeros(x) if node.target != aten.alpha_dropout.default else live_like(x)
+
+
 def multiply_constant(node: Node, left: Any, right: Any) -> Tensor:
     """Zero times anything is zero."""
     return product(_as_tensor(left), _as_tensor(right))
@@ -189,10 +196,13 @@ OPERATORS = (
     Operator((aten.round.decimals,), elementwise_channels, NoRule("its steps may be as small as a rounding error")),
     Operator(
         (aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default,
-         aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.contiguous.default,
-         aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other,
-         aten.type_as.default),
+         aten.contiguous.default, aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout,
+         aten.to.other, aten.type_as.default),
         elementwise_channels, pass_value,
+    ),
+    Operator(
+        (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default),
+        elementwise_channels, dropout_constant,
     ),
     Operator((aten.bitwise_not.default, aten.logical_not.default), elementwise_channels, FLAGS),
     Operator(

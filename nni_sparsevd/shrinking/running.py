@@ -1,0 +1,142 @@
+"""Running two networks alike: on the same inputs, in one type of numbers, with the same random draws."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import ShrinkError
+from ..graph import PLAIN, CallArguments, copy_model, name_leaves
+
+Outputs = dict[str, Any]
+"""Tensors and plain values, by their places in the output of a network; see `name_leaves`."""
+SEED = 0
+FLAGS = ("aten::bernoulli", "aten::bernoulli_")
+DRAWS = (
+    "aten::bernoulli", "aten::bernoulli_", "aten::rand", "aten::rand_like", "aten::randn", "aten::randn_like",
+    "aten::randint", "aten::randint_like", "aten::normal", "aten::normal_", "aten::uniform", "aten::uniform_",
+    "aten::exponential", "aten::exponential_",
+)  # fmt: skip
+"""Operators that draw random numbers and do nothing else."""
+
+
+def copy_as(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Copy a network to the CPU, in evaluation mode.
+
+    Args:
+        model: The network.
+        dtype: The type that its numbers get.
+
+    Returns:
+        The copy.
+    """
+    return copy_model(model).cpu().to(dtype).eval()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a network."""
+
+    outputs: Outputs
+    draws: bool
+    """Whether the network drew random numbers."""
+
+
+def run_copy(model: nn.Module, inputs: CallArguments, *, uniform_draws: bool = False) -> Run:
+    """Run a network of `copy_as`.
+
+    Args:
+        model: The network.
+        inputs: Its arguments, on the CPU; their numbers get the type of the network's.
+        uniform_draws: Whether every random tensor that the network draws holds one number.
+
+    Returns:
+        Its outputs, and whether it drew random numbers.
+
+    Raises:
+        ShrinkError: An output can be compared with nothing.
+    """
+    dtype = _type_of_numbers(model)
+    with torch.no_grad(), _same_draws(uniform_draws):
+        before = torch.get_rng_state()
+        output = inputs.map_tensors(lambda value: to_type(value, dtype)).call(model)
+        return Run(name_outputs(output), not torch.equal(before, torch.get_rng_state()))
+
+
+def to_type(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give a tensor a type of numbers, where its own are not whole.
+
+    Args:
+        value: The tensor.
+        dtype: A type of real numbers; complex numbers get the complex type of the same precision.
+
+    Returns:
+        A copy: some networks write to their inputs.
+    """
+    if value.is_complex():
+        return value.to(dtype.to_complex(), copy=True)
+    return value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
+
+
+def _type_of_numbers(model: nn.Module) -> torch.dtype:
+    types = (parameter.dtype for parameter in model.parameters())
+    return next((dtype for dtype in types if dtype.is_floating_point), torch.float64)
+
+
+def name_outputs(output: Any) -> Outputs:
+    """List what a network returned.
+
+    Args:
+        output: Tensors and plain values in any nesting.
+
+    Returns:
+        The tensors and values by their places.  Single numbers are tensors, too.
+
+    Raises:
+        ShrinkError: An output can be compared with nothing.
+    """
+    outputs: Outputs = {}
+    for name, leaf in name_leaves(output):
+        if not isinstance(leaf, (Tensor, *PLAIN)):
+            raise ShrinkError(
+                f"outputs can be compared if they are tensors or plain values, found {type(leaf).__name__}"
+                + (f" at {name}" if name else "")
+            )
+        is_number = isinstance(leaf, int | float | complex) and not isinstance(leaf, bool)
+        outputs[name] = torch.as_tensor(leaf) if is_number else leaf
+    return outputs
+
+
+@contextmanager
+def _same_draws(uniform_draws: bool) -> Iterator[None]:
+    """Let torch's random numbers begin anew, and go on afterwards as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[]), _UniformDraws() if uniform_draws else nullcontext():
+        torch.manual_seed(SEED)
+        yield
+
+
+class _UniformDraws(TorchDispatchMode):
+    """Makes every random tensor hold one number."""
+
+    # 1. A shrunk network draws fewer numbers: noise on a hidden layer has one number for each channel that is left.
+    # 2. So it could not draw what the masked network draws, neither there nor later.
+    # 3. With one number for each draw, whatever its shape, both draw the same.
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._generator = torch.Generator().manual_seed(SEED)
+
+    def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_draw = target._schema.name in DRAWS
+        if is_draw:
+            torch.manual_seed(SEED)  # whole numbers are drawn one by one: the first one is the same in any shape
+        drawn = target(*args, **(kwargs or {}))
+        if not is_draw or not drawn.numel():
+            return drawn
+        share = float(torch.rand((), generator=self._generator))
+        if target._schema.name in FLAGS:
+            return drawn.fill_(share < 0.5)
+        return drawn.fill_(share if drawn.is_floating_point() else drawn.flatten()[0])

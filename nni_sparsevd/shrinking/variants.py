@@ -1,0 +1,182 @@
+"""The inputs of a comparison: those that a network takes, asked of the network itself before it is compared."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError, ShrinkError, describe_error
+from ..graph import CallArguments, find_failing_module, use_other_numbers
+from .drawing import (
+    ALL_VALUES,
+    Sizes,
+    Values,
+    batch_sizes,
+    draw_inputs,
+    larger_image_sizes,
+    make_unusual_values,
+    other_sizes_of_classes,
+)
+from .running import Outputs, Run, copy_as, run_copy
+
+BATCH_SIZES = (1, 3)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Inputs that a network takes, with what it makes of them."""
+
+    kind: str
+    """What is special about them, in words."""
+    inputs: CallArguments
+    outputs: Outputs
+    is_regular: bool
+    """Whether their values are ordinary, and their sizes those of the example but for the batch."""
+
+
+class VariantSearch:
+    """Invents inputs, and asks a network which of them it takes.
+
+    Args:
+        model: The network that is right.
+        example: Arguments that it takes.
+        generator: Where the random numbers come from.
+
+    Raises:
+        ModelError: The network does not run on the example.
+    """
+
+    # 1. A network may refuse another batch, other sizes or random values, and it may take them and make NaN of them.
+    #    Then they say nothing about a second network, and the next best ones are tried; at last the example itself.
+    # 2. A network that reshapes to a fixed size may take larger images, and make several small ones of each.  A second
+    #    network with fewer channels would make another number of them.  So where an output has the batch of the inputs
+    #    along its first dimension in the example, it must have it elsewhere.
+    def __init__(self, model: nn.Module, example: CallArguments, generator: torch.Generator) -> None:
+        self.example = example.map_tensors(lambda value: value.detach().cpu())
+        self._generator = generator
+        self._model, self.dtype, run = _run_on_example(model, self.example)
+        self.uses_uniform_draws = run.draws
+        """Whether the network draws random numbers, which are then the same in all runs."""
+        self._run_of_example = run if not run.draws else run_copy(self._model, self.example, uniform_draws=True)
+        self._has_infinities = _has_infinities(self._run_of_example.outputs)
+        self._follows_batch = [
+            name for name, value in self._run_of_example.outputs.items() if _has_batch(value, self.example)
+        ]
+
+    def find(self, rounds: int) -> list[Variant]:
+        """Find the inputs to compare on.
+
+        Args:
+            rounds: How often each batch size is drawn.
+
+        Returns:
+            Regular ones first, at least one of them.
+        """
+        values = self._find_values()
+        if values is None:
+            return [Variant("the example itself", self.example, self._run_of_example.outputs, is_regular=True)]
+        regular = self._find_batches(values, rounds)
+        takes_any_batch = all(variant.kind.startswith("batches") for variant in regular)
+        base = batch_sizes(self.example, BATCH_SIZES[0]) if takes_any_batch else {}
+        return [*regular, *self._find_other_sizes(values, base), *self._find_other_values(values, base)]
+
+    def _find_values(self) -> Values | None:
+        """The most telling values that the network takes, at least at the sizes of the example."""
+        for values in ALL_VALUES:
+            for sizes in (batch_sizes(self.example, BATCH_SIZES[0]), {}):
+                if self._try("", draw_inputs(self.example, sizes, self._generator, values)) is not None:
+                    return values
+        return None
+
+    def _find_batches(self, values: Values, rounds: int) -> list[Variant]:
+        variants = []
+        for _ in range(rounds):
+            for size in BATCH_SIZES:
+                drawn = self._draw(f"batches of {size}", batch_sizes(self.example, size), values)
+                variants.append(drawn or self._draw("the example's sizes", {}, values))
+        regular = [variant for variant in variants if variant is not None]
+        return regular or [Variant("the example itself", self.example, self._run_of_example.outputs, is_regular=True)]
+
+    def _find_other_sizes(self, values: Values, base: Sizes) -> list[Variant]:
+        variants = []
+        larger = larger_image_sizes(self.example)
+        if larger:
+            variants.append(self._draw("larger images", {**base, **larger}, values, is_regular=False))
+        for options in other_sizes_of_classes(self.example, base):
+            dims = list(options[0]) if options else []
+            alone = [{dim: options[0][dim]} for dim in dims] if len(dims) > 1 else []
+            variants.append(self._draw_first("other sizes", [{**base, **sizes} for sizes in options], values))
+            if variants[-1] is None:
+                variants += [self._draw_first("other sizes", [{**base, **sizes}], values) for sizes in alone]
+        return [variant for variant in variants if variant is not None]
+
+    def _find_other_values(self, values: Values, base: Sizes) -> list[Variant]:
+        drawn = draw_inputs(self.example, base, self._generator, values)
+        variants = []
+        for inputs in make_unusual_values(drawn, self._generator):
+            variants.append(self._try("other magnitudes", inputs, is_regular=False))
+        with_other_numbers = use_other_numbers(drawn, float)
+        if with_other_numbers is not None:
+            variants.append(self._try("other numbers", with_other_numbers, is_regular=False))
+        return [variant for variant in variants if variant is not None]
+
+    def _draw_first(self, kind: str, options: Iterable[Sizes], values: Values) -> Variant | None:
+        """The first of several sizes that the network takes."""
+        for sizes in options:
+            variant = self._draw(kind, sizes, values, is_regular=False)
+            if variant is not None:
+                return variant
+        return None
+
+    def _draw(self, kind: str, sizes: Sizes, values: Values, *, is_regular: bool = True) -> Variant | None:
+        return self._try(kind, draw_inputs(self.example, sizes, self._generator, values), is_regular=is_regular)
+
+    def _try(self, kind: str, inputs: CallArguments, *, is_regular: bool = True) -> Variant | None:
+        """What the network makes of inputs; None where it does not take them."""
+        try:
+            outputs = run_copy(self._model, inputs, uniform_draws=self.uses_uniform_draws).outputs
+        except Exception:  # whatever a network says to inputs that it was not made for
+            return None
+        is_comparable = self._is_comparable(outputs) and self._keeps_batch(outputs, inputs)
+        return Variant(kind, inputs, outputs, is_regular) if is_comparable else None
+
+    def _is_comparable(self, outputs: Outputs) -> bool:
+        """Whether the outputs are numbers; they may be infinite where those of the example are."""
+        tensors = [value for value in outputs.values() if isinstance(value, Tensor)]
+        if self._has_infinities:
+            return not any(bool(value.isnan().any()) for value in tensors)
+        return all(bool(value.isfinite().all()) for value in tensors)
+
+    def _keeps_batch(self, outputs: Outputs, inputs: CallArguments) -> bool:
+        return all(name in outputs and _has_batch(outputs[name], inputs) for name in self._follows_batch)
+
+
+def _run_on_example(model: nn.Module, example: CallArguments) -> tuple[nn.Module, torch.dtype, Run]:
+    """A copy of the network in float64, or in its own type where it does not run in float64, and its run."""
+    own_type = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
+    failure: Exception | None = None
+    for dtype in dict.fromkeys((torch.float64, own_type)):
+        copied = copy_as(model, dtype)
+        try:
+            return copied, dtype, run_copy(copied, example)
+        except ShrinkError:
+            raise
+        except Exception as error:  # whatever a user's forward raises
+            failure = error
+    assert failure is not None
+    module = find_failing_module(copied, example)
+    place = f", in {module}" if module else ""
+    raise ModelError(
+        f"{type(model).__name__} itself fails on the example, {example.shapes}{place}: {describe_error(failure)}"
+    ) from failure
+
+
+def _has_infinities(outputs: Outputs) -> bool:
+    return any(isinstance(value, Tensor) and bool(value.isinf().any()) for value in outputs.values())
+
+
+def _has_batch(value: object, inputs: CallArguments) -> bool:
+    """Whether an output has the first dimension of the first input."""
+    lengths = [len(tensor) for tensor in inputs.tensors if tensor.dim()]
+    return isinstance(value, Tensor) and value.dim() > 0 and bool(lengths) and len(value) == lengths[0]

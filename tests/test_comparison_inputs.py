@@ -1,0 +1,133 @@
+"""The comparison asks the network that is right which inputs it takes, and says who is to blame."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nni_sparsevd as svd
+from nni_sparsevd.errors import ModelError, ShrinkError
+
+
+class Around(nn.Module):
+    """Two layers, of whose 12 hidden channels every other one is 0, and whatever is done around them."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3))
+        self.around = forward
+        with torch.no_grad():
+            self.layers[0].weight[::2] = 0
+            self.layers[0].bias[::2] = -1
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.around(self.layers, *inputs)
+
+
+def spread(layers: nn.Module, nodes: Tensor, edges: Tensor) -> Tensor:
+    return layers(torch.zeros_like(nodes).index_add(0, edges[1], nodes[edges[0]]))
+
+
+NODES, EDGES = torch.randn(7, 5), torch.randint(0, 7, (2, 11))
+TAKEN = {
+    "a graph of nodes and edges": (spread, (NODES, EDGES)),
+    "nodes and their adjacency": (lambda m, x, adjacency: m(adjacency @ x), (NODES, torch.rand(7, 7))),
+    "positions without a batch": (lambda m, x, p: m(x + p[None, :, None]), (torch.randn(2, 7, 5), torch.arange(7))),
+    "frames in the batch": (lambda m, x: m(x).view(-1, 4, 3).mean(1), torch.randn(8, 5)),
+    "positive inputs": (lambda m, x: m(x.log()), torch.rand(4, 5) + 0.1),
+    "shares": (lambda m, x: m(torch.asin(x)), torch.rand(4, 5)),
+    "a vector without a batch": (lambda m, x: m(x), torch.randn(5)),
+    "sorted lengths": (
+        lambda m, x, n: nn.utils.rnn.pack_padded_sequence(m(x), n, batch_first=True).data,
+        (torch.randn(2, 4, 5), torch.tensor([4, 2])),
+    ),
+    "noise on the inputs": (lambda m, x: m(x + torch.randn_like(x)), torch.randn(4, 5)),
+    "dropout that is always on": (lambda m, x: m[2](nn.functional.dropout(m[:2](x))), torch.randn(4, 5)),
+    "no float64": (lambda m, x: m(x.float()), torch.randn(4, 5)),
+    "scores that are masked": (
+        lambda m, x: m(x).masked_fill(torch.tensor([True, False, False]), -torch.inf),
+        torch.randn(4, 5),
+    ),
+    "it writes to its input": (lambda m, x: m(x.add_(1)), torch.randn(4, 5)),
+}
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_what_a_network_takes_is_compared(kind: str) -> None:
+    forward, inputs = TAKEN[kind]
+    model = Around(forward).eval()
+    small, plan = svd.shrink(model, inputs)
+    assert plan.removed == 6
+    with torch.no_grad():
+        small.layers[2].bias += 0.1  # a mistake, which the comparison has to see
+    assert not svd.check(model, small, inputs).ok
+
+
+def test_the_result_says_what_was_compared() -> None:
+    image = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    kinds = ("batches of 1", "batches of 3", "larger images", "other sizes", "other magnitudes")
+    assert svd.check(image, image, torch.zeros(2, 3, 8, 8)).kinds == kinds
+    assert "other magnitudes" in str(svd.check(image, image, torch.zeros(2, 3, 8, 8)))
+    assert svd.check(image, image, torch.zeros(3, 8, 8)).kinds[0] == "the example's sizes"
+    lengths = Around(TAKEN["sorted lengths"][0])
+    assert svd.check(lengths, lengths, TAKEN["sorted lengths"][1]).ok
+
+
+class Factor(nn.Module):
+    def forward(self, x: Tensor, factor: float) -> Tensor:
+        return x * factor
+
+
+class OfOne(nn.Module):
+    def forward(self, x: Tensor, factor: float) -> Tensor:
+        return x * 0.5
+
+
+def test_a_network_that_is_right_for_one_number_alone_is_found() -> None:
+    result = svd.check(Factor(), OfOne(), (torch.randn(2, 3), 0.5))
+    assert not result.ok and "other numbers" in result.kinds
+
+
+def test_small_and_large_inputs_are_judged_by_their_own_size() -> None:
+    class Bent(nn.Module):
+        def __init__(self, at: float) -> None:
+            super().__init__()
+            self.at = nn.Parameter(torch.tensor(at, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x.abs() > 500, x + self.at, x)
+
+    assert not svd.check(Bent(0.0), Bent(1e-3), torch.randn(2, 3)).ok
+    assert svd.check(Bent(0.0), Bent(0.0), torch.randn(2, 3)).ok
+
+
+def test_every_output_is_judged_by_its_own_size() -> None:
+    class Two(nn.Module):
+        def __init__(self, added: float) -> None:
+            super().__init__()
+            self.added = nn.Parameter(torch.tensor(added, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"boxes": 1e4 * x, "scores": x + self.added}
+
+    assert not svd.check(Two(0.0), Two(1e-8), torch.randn(2, 3)).ok
+
+
+def test_the_network_itself_is_blamed_where_it_fails() -> None:
+    model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 2))
+    with pytest.raises(
+        ModelError, match=r"Sequential itself fails on the example, .*\(1, 2\), in 0: index out of range"
+    ):
+        svd.check(model, model, torch.tensor([[1, 4]]))
+    narrow = nn.Sequential(nn.Linear(3, 2), nn.Linear(3, 2))
+    with pytest.raises(ShrinkError, match=r"Sequential does not run on .*\(1, 3\) \(batches of 1\).* in 1: mat1"):
+        svd.check(nn.Linear(3, 2), narrow, torch.zeros(2, 3))
+
+
+def test_the_source_of_nan_is_named() -> None:
+    model = Around(lambda m, x: m[2](m[:2](x) - torch.inf + torch.inf))
+    with pytest.raises(ModelError, match=r"gives NaN on the example.*the first NaN comes out of layers\.2"):
+        svd.shrink(model, torch.randn(4, 5))
