@@ -1,6 +1,7 @@
 """Imports run one way.  Every file's imports are read, those inside functions too."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -153,60 +154,75 @@ def plant(folder: Path, file: str, line: str) -> Path:
     return package
 
 
-def test_the_front_door_loads_nothing_optional():
+FRESH = """
+import importlib, json, pkgutil, sys
+findings = {}
+import nni_sparsevd as svd
+findings["front door"] = [*sys.modules]
+import nni_sparsevd.testing
+findings["testing"] = [*sys.modules]
+import nni_sparsevd.regularize
+findings["regularize"] = [*sys.modules]
+import torch
+svd.save(torch.nn.Linear(2, 2), "x.safetensors")
+svd.load("x.safetensors", torch.nn.Linear(2, 2))
+findings["load"] = [*sys.modules]
+
+import matplotlib
+matplotlib.use("svg")
+svd.load("x.safetensors", torch.nn.Linear(2, 2))
+findings["backend after load"] = matplotlib.get_backend()
+for room in pkgutil.iter_modules(svd.__path__):
+    if room.name != "__main__":
+        importlib.import_module(f"nni_sparsevd.{room.name}")
+import nni_sparsevd.studies.bench, nni_sparsevd.studies.reproduce, nni_sparsevd.studies.zoo
+findings["backend after rooms"] = matplotlib.get_backend()
+import nni_sparsevd.plugins.torch_pruning, nni_sparsevd.plugins.nni
+findings["backend after plugins"] = matplotlib.get_backend()
+print(json.dumps(findings))
+"""
+"""Each step loads more: what is not loaded after a step is not loaded by it alone either."""
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory):
+    """What one fresh interpreter says; each takes seconds to import PyTorch."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    folder = tmp_path_factory.mktemp("fresh")
+    ended = subprocess.run(
+        [sys.executable, "-c", FRESH], capture_output=True, text=True, cwd=folder, env=environment, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def packages(modules: list[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules}
+
+
+def test_the_front_door_loads_nothing_optional(findings):
     optional = {
         *HOSTS, "timm", "torchvision", "matplotlib", "accelerate", "sklearn", "tensorboard", "jsonargparse", "rich",
         "jinja2", "onnx",
     }  # fmt: skip
-    code = "import sys, nni_sparsevd; print(*{name.partition('.')[0] for name in sys.modules})"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
-    )
-    assert set(loaded.stdout.split()) & optional == set()
-    assert {"torch", "nni_sparsevd"} <= set(loaded.stdout.split())
+    assert packages(findings["front door"]) & optional == set()
+    assert {"torch", "nni_sparsevd"} <= packages(findings["front door"])
 
 
-BACKEND = """
-import importlib, pkgutil
-import matplotlib
-matplotlib.use("svg")
-import nni_sparsevd as svd
-{use}
-assert matplotlib.get_backend() == "svg", matplotlib.get_backend()
-"""
+def test_the_room_of_testing_imports_no_pytest(findings):
+    assert "nni_sparsevd.testing" in findings["testing"]
+    assert "pytest" not in findings["testing"]
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        "for room in pkgutil.iter_modules(svd.__path__):\n"
-        "    if room.name != '__main__': importlib.import_module(f'nni_sparsevd.{room.name}')\n"
-        "import nni_sparsevd.studies.bench, nni_sparsevd.studies.reproduce, nni_sparsevd.studies.zoo",
-        "import nni_sparsevd.plugins.torch_pruning, nni_sparsevd.plugins.nni",
-        "import torch; svd.save(torch.nn.Linear(2, 2), 'x.safetensors')\n"
-        "svd.load('x.safetensors', torch.nn.Linear(2, 2))",
-    ],
-    ids=["rooms", "plugins", "load"],
-)
-def test_nobody_touches_the_users_matplotlib_backend(tmp_path, use):
-    code = BACKEND.format(use=use)
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
+def test_the_room_that_drives_the_kl_needs_no_host(findings):
+    assert "nni_sparsevd.regularize" in findings["regularize"]
+    assert packages(findings["regularize"]) & {*HOSTS, "matplotlib"} == set()
 
 
-def test_loading_a_saved_network_draws_and_exports_nothing(tmp_path):
-    code = (
-        "import sys, torch, nni_sparsevd as svd\n"
-        "svd.save(torch.nn.Linear(2, 2), 'x.safetensors')\n"
-        "svd.load('x.safetensors', torch.nn.Linear(2, 2))\n"
-        "print(*sys.modules)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
-    )
-    loaded = set(ended.stdout.split())
-    assert not loaded & {"matplotlib", "nni_sparsevd.report", "onnx", "onnxruntime"}
+def test_loading_a_saved_network_draws_and_exports_nothing(findings):
+    assert not set(findings["load"]) & {"matplotlib", "nni_sparsevd.report", "onnx", "onnxruntime"}
+
+
+@pytest.mark.parametrize("use", ["load", "rooms", "plugins"])
+def test_nobody_touches_the_users_matplotlib_backend(findings, use):
+    assert findings[f"backend after {use}"] == "svg"

@@ -241,7 +241,7 @@ def test_two_processes_shrink_alike(tmp_path: Path) -> None:
 def test_the_program_runs_under_torchrun(tmp_path: Path) -> None:
     """The real launcher and fresh interpreters, which end by themselves: one process makes the results and reports."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    settings = ["--data.limit=100", "--dense.epochs=1", "--sparse.epochs=1", "--finetune.epochs=0"]
+    settings = ["--shard=true", "--data.limit=100", "--dense.epochs=1", "--sparse.epochs=1", "--finetune.epochs=0"]
     command = [*launcher, "-m", "nni_sparsevd", "compress", "--out", str(tmp_path / "run"), *settings]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)

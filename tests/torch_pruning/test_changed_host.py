@@ -1,5 +1,6 @@
 """The plugin changes Torch-Pruning only while it is used, and everything can be undone."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -75,41 +76,32 @@ def use_everything() -> list[nn.Module]:
     return [by_importance, by_pruner, by_hand]
 
 
-def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def test_importing_the_plugin_changes_nothing():
-    code = """
+FRESH = """
+import json, sys
 import torch_pruning as tp
 from torch_pruning.dependency.dependency import Dependency
 from torch_pruning.dependency.group import Group
 from torch_pruning.pruner.function import BasePruningFunc, PrunerBox
 
+hosts_own = "matplotlib" in sys.modules
 classes = [tp.DependencyGraph, Dependency, Group, BasePruningFunc, tp.pruner.BasePruner]
 classes += [type(pruner) for pruner in PrunerBox.values()]
 before = [dict(vars(kind)) for kind in classes]
 import nni_sparsevd.plugins.torch_pruning
-print(before == [dict(vars(kind)) for kind in classes])
-"""
-    assert run(code) == "True"
-
-
-def test_importing_the_plugin_leaves_matplotlib_alone():
-    code = """
-import sys
-import torch_pruning
-hosts_own = "matplotlib" in sys.modules
-import nni_sparsevd.plugins.torch_pruning
-print(hosts_own or "matplotlib" not in sys.modules)
+findings = {"unchanged": before == [dict(vars(kind)) for kind in classes]}
+findings["draws"] = "matplotlib" in sys.modules and not hosts_own
 import matplotlib
 matplotlib.use("svg")
 import nni_sparsevd.plugins.torch_pruning.pruner
-print(matplotlib.get_backend())
+findings["backend"] = matplotlib.get_backend()
+print(json.dumps(findings))
 """
-    assert run(code).split() == ["True", "svg"]
+
+
+def test_importing_the_plugin_changes_neither_the_host_nor_matplotlib():
+    ended = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1]) == {"unchanged": True, "draws": False, "backend": "svg"}
 
 
 def test_what_use_has_changed_is_undone():
