@@ -1,6 +1,7 @@
 """Sparse variational dropout: networks that learn which of their weights and channels are noise, and lose them."""
 
 from .convert import bake_ as bake_
+from .convert import find_passed_over as find_passed_over
 from .convert import sparsify_ as sparsify_
 from .errors import SparseVDError as SparseVDError
 from .graph import channel_graph as channel_graph

@@ -18,7 +18,7 @@ from .nn import (
     spread_over_parameter,
 )
 from .posterior import group_log_alpha
-from .settings import MaskSettings, make_settings
+from .settings import MaskSettings, choose_settings
 
 Masks = dict[str, dict[str, Tensor]]
 """Masks in the format of NNI: {module name: {"weight" or "bias": tensor of 0 and 1 in the target's shape}}.
@@ -79,10 +79,7 @@ def compute_masks(
         assert masks["0"]["bias"].sum() == 3
         ```
     """
-    if settings is not None and keywords:
-        keys = ", ".join(keywords)
-        raise SettingError(f"compute_masks: give either a MaskSettings or keywords, not both (found {keys})")
-    chosen = make_settings(MaskSettings, keywords) if settings is None else settings
+    chosen = choose_settings("compute_masks", MaskSettings, settings, keywords)
     if chosen.threshold == "held_out":
         raise SettingError("compute_masks: threshold='held_out' is chosen in training; give a number here")
     if not is_variational(model):

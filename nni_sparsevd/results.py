@@ -60,6 +60,7 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
         "size": _measure_sizes(networks, folder, compressed.example_inputs[:1]),
         "check": result.to_dict(),
         "plan": account.to_rows(),
+        "passed_over": compressed.passed_over,
         "shrinking_seconds": round(time.monotonic() - began, 2),
         "command": environment["command"],
         "seed": environment["seed"],

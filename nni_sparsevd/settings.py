@@ -129,3 +129,26 @@ def make_settings(kind: type[S], values: dict[str, object]) -> S:
     except ValidationError as error:
         known = ", ".join(kind.model_fields)
         raise SettingError(f"{describe_validation_error(error)}\n{kind.__name__} has the keys: {known}") from None
+
+
+def choose_settings(function: str, kind: type[S], settings: S | None, keywords: dict[str, object]) -> S:
+    """Choose the settings of a call that takes an object or keywords.
+
+    Args:
+        function: Name of the function that is called.
+        kind: The class of the settings.
+        settings: The object, or None.
+        keywords: Key -> value.
+
+    Returns:
+        `settings`, or the settings that the keywords give.
+
+    Raises:
+        SettingError: Both are given, or a keyword is unknown or its value wrong.
+    """
+    if settings is None:
+        return make_settings(kind, keywords)
+    if keywords:
+        found = ", ".join(keywords)
+        raise SettingError(f"{function}: give either a {kind.__name__} or keywords, not both (found {found})")
+    return settings

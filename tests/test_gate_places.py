@@ -11,7 +11,7 @@ from timm.layers import Attention, Conv2dSame, ScaledStdConv2d, SplitAttn, Squee
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
-from nni_sparsevd.errors import ModelError
+from nni_sparsevd.errors import ModelError, SparseVDWarning
 from nni_sparsevd.graph import channel_graph
 from nni_sparsevd.masks import find_group_gates
 from nni_sparsevd.nn import ChannelGate, gate_sites, named_posteriors
@@ -146,7 +146,7 @@ class Bounded(nn.Conv2d):
 
 def test_what_a_gate_could_not_be_baked_into_has_none() -> None:
     model = prepared(nn.Sequential(Bounded(3, 9, 1), nn.GELU(), nn.Conv2d(9, 4, 1)))
-    with pytest.raises(ModelError, match=r"0, because no parameter of 0 \(Bounded\) scales its outputs"):
+    with pytest.raises(ModelError, match=r"no parameter of 0 \(Bounded\) scales its outputs"):
         svd.sparsify_(model, granularity="gate", example_inputs=image())
 
 
@@ -165,3 +165,25 @@ def test_a_weight_that_is_used_without_its_layer_gets_no_gate() -> None:
     )
     with pytest.raises(ModelError, match=r"no module returns what a\.weight writes"):
         svd.sparsify_(model, granularity="gate", example_inputs=TOKENS)
+
+
+def test_what_is_left_without_a_gate_is_named_once() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.GELU(), Bounded(6, 9, 1), nn.GELU(), nn.Conv2d(9, 4, 1)).double()
+    expected = {"2": "9 channels have no gate: no parameter of 2 (Bounded) scales its outputs"}
+    assert svd.find_passed_over(model, granularity="gate", example_inputs=image()) == expected
+    assert not svd.find_passed_over(model, granularity="gate", example_inputs=image(), exclude=["2"])
+    with pytest.warns(SparseVDWarning, match=r"2 \(9 channels have no gate") as caught:
+        svd.sparsify_(model, granularity="gate", example_inputs=image())
+    assert len(caught) == 1 and [name for name, _, _ in gate_sites(model)] == ["0"]
+
+
+def test_weights_without_a_posterior_are_named() -> None:
+    model = Net(lambda m, x: x, rnn=nn.LSTM(6, 4), attention=nn.MultiheadAttention(6, 2), a=nn.Linear(6, 4))
+    model.register_parameter("w", nn.Parameter(torch.zeros(6, 4)))
+    model.register_parameter("pos_embed", nn.Parameter(torch.zeros(1, 6, 4)))
+    passed_over = svd.find_passed_over(model)
+    attention = ["attention.in_proj_weight", "attention.out_proj.weight"]
+    assert list(passed_over) == ["w", "rnn.weight_ih_l0", "rnn.weight_hh_l0", *attention]
+    assert "MultiheadAttention" in passed_over["attention.in_proj_weight"]
+    with pytest.warns(SparseVDWarning, match=r"w \(no posterior fits what Net does with this weight\); rnn"):
+        svd.sparsify_(model)

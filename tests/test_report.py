@@ -102,6 +102,13 @@ def test_a_difference_is_not_hidden(run):
         assert "DIFFERENT" in page
 
 
+def test_what_had_no_posterior_is_named(run):
+    assert json.loads((run / "result.json").read_text())["passed_over"] == {}
+    edit(run / "result.json", lambda values: values.update(passed_over={"rnn.weight_ih_l0": "an LSTM has it"}))
+    for page in pages(run):
+        assert "Left without a posterior" in page and "rnn.weight_ih_l0" in page and "an LSTM has it" in page
+
+
 @pytest.mark.parametrize(
     "content", [None, b"", b'{"test": ', b"\x80\x04pickled"], ids=["missing", "empty", "cut", "binary"]
 )

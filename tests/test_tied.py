@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import nn as variational
-from nni_sparsevd.errors import SettingError
+from nni_sparsevd.errors import SettingError, SparseVDWarning
 from nni_sparsevd.files import load_tensors, save_tensors
 from nni_sparsevd.masks import count_weights
 
@@ -215,7 +215,8 @@ def test_half_of_a_tie_is_refused_by_both_names() -> None:
 
 def test_a_tie_has_no_gate_of_one_side() -> None:
     torch.manual_seed(0)
-    model = svd.sparsify_(Pyramid(), granularity="both", example_inputs=IMAGES).eval()
+    with pytest.warns(SparseVDWarning, match="shares its weight with"):
+        model = svd.sparsify_(Pyramid(), granularity="both", example_inputs=IMAGES).eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, variational.ChannelGate):

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ..convert import bake_, sparsify_
+from ..convert import bake_, find_passed_over, sparsify_
 from ..data import DataSets
 from ..errors import TrainingError
 from ..files import load_tensors, save_tensors, write_json
@@ -38,6 +38,7 @@ class Compressed:
         masks: The decision.
         data: The data of the run.
         example_inputs: Two normalized training images, shape (2, channels, height, width).
+        passed_over: Weights and channel groups that had no posterior -> the reason.
     """
 
     dense: nn.Module
@@ -45,6 +46,7 @@ class Compressed:
     masks: Masks
     data: DataSets
     example_inputs: Tensor
+    passed_over: dict[str, str]
 
 
 @final
@@ -80,7 +82,8 @@ class StageSequence:
         masked = read_network_(plain, self._folder / "baked.safetensors")
         self._finetune(masked, masks)
         ordinary = bake_(masked.cpu(), masks, allow_empty=True).eval()
-        return Compressed(dense, ordinary, masks, self._data, self._example_inputs)
+        passed_over = find_passed_over(dense, self._recipe.posterior, example_inputs=self._example_inputs)
+        return Compressed(dense, ordinary, masks, self._data, self._example_inputs, passed_over)
 
     def _find_start(self, stage: str) -> Checkpoint | None:
         """The checkpoint, where it is one of this stage."""

@@ -1,0 +1,8 @@
+"""`sparsify_` and `bake_`: ordinary layers learn a posterior, and become ordinary again."""
+
+from .conversion import bake_, sparsify_
+from .gating import attach_gate_, find_gateable_groups
+from .passed_over import find_passed_over
+from .selection import find_kl_weight
+
+__all__ = ["attach_gate_", "bake_", "find_gateable_groups", "find_kl_weight", "find_passed_over", "sparsify_"]
