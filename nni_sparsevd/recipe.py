@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tomli_w
 import yaml
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from .errors import SettingError
@@ -74,8 +74,14 @@ class Stage(Settings):
     """Peak rate."""
     weight_decay: NonNegativeFloat = 0.0
     """Decay of the weights; variances of the posterior and gates never decay."""
+    warmup: Fraction = 0.0
+    """Part of the stage in which the rate rises linearly from a hundredth of the peak."""
     hold: Fraction = 0.0
-    """Part of the stage at the peak rate; after it the rate falls linearly to 0."""
+    """Part of the stage at the peak rate, the warm-up included; after it the rate falls to 0."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the rate falls to 0: linearly, or as half a cosine."""
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of the gradient of all parameters together; a longer one is scaled down. Not set: any length."""
 
 
 class SparseStage(Stage):
@@ -110,6 +116,17 @@ class FinetuneStage(Stage):
     stage."""
 
 
+class TeacherSettings(ModelSettings):
+    """A network whose outputs the training learns to give, beside the labels (distillation)."""
+
+    name: str = ""
+    """A network that teaches all stages; not set: the run's own dense network teaches the stages after the dense one."""
+    weight: Annotated[float, Ge(0), Le(1)] = 0.0
+    """The teacher's part of the loss, the labels have the rest; 0 trains on the labels alone."""
+    temperature: PositiveFloat = 2.0
+    """What the logits of both networks are divided by; above 1 the teacher also says which wrong classes are near."""
+
+
 class Recipe(Settings):
     """Everything that `nni-sparsevd compress` does, in one file."""
 
@@ -125,6 +142,8 @@ class Recipe(Settings):
     """Sparse VD."""
     finetune: FinetuneStage = FinetuneStage()
     """Training of the weights that are left, with fixed masks."""
+    teacher: TeacherSettings = TeacherSettings()
+    """Distillation."""
     masks: MaskSettings = MaskSettings()
     """The decision."""
     seed: int = 0

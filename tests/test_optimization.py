@@ -30,6 +30,20 @@ def test_the_rate_holds_then_falls_to_exactly_nothing() -> None:
     assert rates[-1] == 0
 
 
+def test_the_rate_warms_up_from_a_hundredth_and_falls_as_half_a_cosine() -> None:
+    stage = Stage(learning_rate=2.0, warmup=0.2, schedule="cosine")
+    rates = [learning_rate_at(stage, progress) for progress in (0, 0.1, 0.2, 0.4, 0.6, 0.8, 1)]
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([torch.zeros(1)], lr=2.0), T_max=4)
+    falling = []
+    for _ in range(5):
+        falling.append(reference.get_last_lr()[0])
+        reference.optimizer.step()
+        reference.step()
+    assert rates == pytest.approx([0.02, 1.01, *falling])
+    assert rates[-1] == 0
+    assert learning_rate_at(Stage(learning_rate=2.0, warmup=0.2, hold=0.5), 0.5) == 2.0
+
+
 def test_seeds_depend_on_the_place_and_on_nothing_else() -> None:
     seeds = {derive_seed(seed, stage, step) for seed in range(3) for stage in "ab" for step in range(100)}
     assert len(seeds) == 600

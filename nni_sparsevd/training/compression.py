@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from rich.console import Console
+from torch import Tensor, nn
 
 from .. import data as datasets
 from .. import models
@@ -15,7 +16,7 @@ from .metrics import Metrics
 from .run import Run
 from .run_folder import check_folder, prepare_folder
 from .stages import STAGES, Compressed, StageSequence
-from .starting_network import try_recipe
+from .starting_network import try_forward, try_recipe
 
 ALL_EPOCHS = 1 << 60
 """More epochs than any stage has."""
@@ -57,6 +58,7 @@ def compress(
     model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
     example_inputs = data.make_example_inputs()
     try_recipe(model, example_inputs, recipe)
+    teacher = _create_teacher(recipe, data, example_inputs)
     # Data and network are known to be good: only now may an old run be deleted.
     if accelerator.is_main_process:
         prepare_folder(recipe, folder, command, resume=resume, overwrite=overwrite)
@@ -64,7 +66,7 @@ def compress(
     start = read_checkpoint(folder / "checkpoint.safetensors")
     with Metrics(folder, Console(), _find_rows_to_keep(start), write=accelerator.is_main_process) as metrics:
         run = Run(recipe, folder, data, accelerator, metrics)
-        return StageSequence(run, example_inputs, start).train(model)
+        return StageSequence(run, example_inputs, start, teacher).train(model)
 
 
 def _make_accelerator(recipe: Recipe) -> Accelerator:
@@ -73,6 +75,16 @@ def _make_accelerator(recipe: Recipe) -> Accelerator:
     except ValueError as error:
         # This machine cannot compute in that precision, or this process has begun with another one.
         raise SettingError(f"precision={recipe.precision!r}: {error}") from None
+
+
+def _create_teacher(recipe: Recipe, data: datasets.DataSets, example_inputs: Tensor) -> nn.Module | None:
+    """The network that `teacher.name` asks for, tried on an image; None where the run's dense network teaches."""
+    settings = recipe.teacher
+    if not settings.name or not settings.weight:
+        return None
+    teacher = models.create_model(settings, data.num_classes, data.in_chans, data.image_size)
+    try_forward(teacher, example_inputs, f"the teacher {settings.name}")
+    return teacher
 
 
 def _find_rows_to_keep(start: Checkpoint | None) -> dict[str, int]:

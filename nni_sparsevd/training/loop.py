@@ -23,6 +23,7 @@ from .optimizer import build_optimizer, rebuild_optimizer, set_learning_rate
 from .run import Run
 from .schedule import kl_coefficient_at, learning_rate_at
 from .signals import Interrupted, SignalFlag
+from .teacher import Teacher
 
 LOOK_EVERY = 50
 """Steps between looks at the loss: each look makes the device wait."""
@@ -40,12 +41,14 @@ def train_stage(
     on_epoch_end: OnEpochEnd,
     *,
     masks: Masks | None = None,
+    teacher: Teacher | None = None,
     start: Checkpoint | None = None,
 ) -> None:
     """Train `model` in place through `stage`, from the beginning or from a checkpoint.
 
-    The objective is the mean cross-entropy, plus KL weight * KL / N where the network has posteriors and the stage a KL
-    coefficient. Checkpoints are written at the end of each epoch, every `checkpoint_minutes`, and when interrupted.
+    The objective is the mean cross-entropy, joined by the distance from the teacher where there is one, plus KL weight
+    * KL / N where the network has posteriors and the stage a KL coefficient. Checkpoints are written at the end of each
+    epoch, every `checkpoint_minutes`, and when interrupted.
 
     A stage that is resumed among another number of processes goes on where as much of it is done. Of the epoch at hand,
     images may then come twice or not at all.
@@ -57,13 +60,14 @@ def train_stage(
         stage: Epochs, optimizer and schedule.
         on_epoch_end: Called by every process at the end of each epoch, when `model` is up to date.
         masks: What they remove stays zero.
+        teacher: Whose outputs the network learns to give, beside the labels.
         start: The checkpoint of this stage to go on from.
 
     Raises:
         TrainingError: The loss or a weight is not finite; the last checkpoint is from before.
         Interrupted: On Ctrl-C or a termination signal, after the step at hand has been saved.
     """
-    _StageTrainer(run, name, model, stage, on_epoch_end, masks, start).train()
+    _StageTrainer(run, name, model, stage, on_epoch_end, masks, teacher, start).train()
 
 
 @final
@@ -82,10 +86,11 @@ class _StageTrainer:
         stage: Stage,
         on_epoch_end: OnEpochEnd,
         masks: Masks | None,
+        teacher: Teacher | None,
         start: Checkpoint | None,
     ) -> None:
         self._run, self._name, self._stage, self._on_epoch_end = run, name, stage, on_epoch_end
-        self._recipe, self._accelerator = run.recipe, run.accelerator
+        self._recipe, self._accelerator, self._teacher = run.recipe, run.accelerator, teacher
         # The network takes the sizes of the checkpoint before the optimizer is built for its parameters.
         if start is not None:
             start.restore_(model)
@@ -140,6 +145,9 @@ class _StageTrainer:
         with self._accelerator.autocast():
             logits = self._learner.forward(to_memory_format(images, self._recipe.channels_last))
         loss = F.cross_entropy(logits.float(), labels)
+        if self._teacher is not None:
+            with self._accelerator.autocast():
+                loss = self._teacher.join(loss, logits, inputs)
         set_learning_rate(self._optimizer, learning_rate_at(self._stage, self._step / self._total))
         self._optimizer.zero_grad()
         self._accelerator.backward(loss)
@@ -166,6 +174,10 @@ class _StageTrainer:
 
     def _update_weights(self) -> None:
         scaler = self._accelerator.scaler
+        if self._stage.clip_norm is not None:
+            if scaler is not None:
+                scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._learner.trained.parameters(), self._stage.clip_norm)
         if scaler is None:
             self._optimizer.step()
         else:

@@ -1,21 +1,31 @@
 """How the learning rate and the coefficient of the KL change over a stage, and where its random numbers come from."""
 
+import math
 from hashlib import blake2b
 
 from ..recipe import SparseStage, Stage
 
+WARMUP_FROM = 0.01
+"""Part of the peak rate at which a warm-up begins: at 0 the first step would be none."""
+
 
 def learning_rate_at(stage: Stage, progress: float) -> float:
-    """The peak rate while `progress` is at most `stage.hold`; from there it falls linearly to 0.
+    """The rate rises up to `stage.warmup`, stays at its peak up to `stage.hold`, and falls to 0 from there.
 
     Args:
-        stage: Has the peak rate and `hold`.
+        stage: Has the peak rate and the schedule.
         progress: The part of the stage that is done, from 0 to 1.
 
     Returns:
         The rate, exactly 0 at the end.
     """
-    return stage.learning_rate * min(1.0, (1.0 - progress) / (1.0 - stage.hold))
+    if progress < stage.warmup:
+        return stage.learning_rate * (WARMUP_FROM + (1 - WARMUP_FROM) * progress / stage.warmup)
+    peak_until = max(stage.hold, stage.warmup)
+    left = min(1.0, (1.0 - progress) / (1.0 - peak_until))
+    if stage.schedule == "cosine" and 0 < left < 1:
+        left = 0.5 * (1.0 - math.cos(math.pi * left))
+    return stage.learning_rate * left
 
 
 def kl_coefficient_at(stage: SparseStage, epoch: float) -> float:

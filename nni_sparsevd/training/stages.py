@@ -22,6 +22,7 @@ from .network_files import read_network_, write_network
 from .run import Run
 from .scoring import evaluate_baked
 from .starting_network import make_variational_
+from .teacher import Teacher
 from .threshold import choose_threshold
 
 STAGES = ("dense", "sparse", "finetune")
@@ -56,12 +57,22 @@ class StageSequence:
     Between the stages, networks and masks pass through files: a resumed run reads the same ones.
     """
 
-    def __init__(self, run: Run, example_inputs: Tensor, start: Checkpoint | None) -> None:
-        """Prepare to train, from the checkpoint `start` if there is one."""
+    def __init__(
+        self, run: Run, example_inputs: Tensor, start: Checkpoint | None, teacher: nn.Module | None = None
+    ) -> None:
+        """Prepare to train, from the checkpoint `start` if there is one.
+
+        Args:
+            run: The recipe under way.
+            example_inputs: Two normalized training images.
+            start: Where an interrupted run stood.
+            teacher: The network that `recipe.teacher.name` asks for, if it does.
+        """
         self.run, self._recipe, self._folder, self._data = run, run.recipe, run.folder, run.data
         self._example_inputs, self._start = example_inputs, start
         self._reached = -1 if start is None else STAGES.index(start.place.stage)
         """Index of the stage of the checkpoint."""
+        self._teacher = None if teacher is None else self._make_teacher(teacher)
         # All processes hold the same networks: one of them writes for all.
         self._is_main = run.accelerator.is_main_process
 
@@ -102,10 +113,23 @@ class StageSequence:
             read_network_(model, self._folder / "dense.safetensors")
         else:
             if self._recipe.dense.epochs:
-                start = self._find_start("dense")
-                train_stage(self.run, "dense", model, self._recipe.dense, lambda _: self._score(model, {}), start=start)
+                train_stage(
+                    self.run,
+                    "dense",
+                    model,
+                    self._recipe.dense,
+                    lambda _: self._score(model, {}),
+                    teacher=self._teacher,
+                    start=self._find_start("dense"),
+                )
             self._write("dense", model)
-        return copy.deepcopy(model).cpu().eval()
+        dense = copy.deepcopy(model).cpu().eval()
+        if self._teacher is None and self._recipe.teacher.weight:
+            self._teacher = self._make_teacher(dense)
+        return dense
+
+    def _make_teacher(self, network: nn.Module) -> Teacher:
+        return Teacher(network, self._recipe.teacher, self.run.accelerator.device)
 
     def _train_sparse(self, model: nn.Module) -> None:
         """Train a variational network, and write its posterior."""
@@ -125,7 +149,15 @@ class StageSequence:
                 save_tensors(weights, self._folder / "snapshots" / f"{epoch:04}.safetensors")
             return row
 
-        train_stage(self.run, "sparse", model, recipe.sparse, end_epoch, start=self._find_start("sparse"))
+        train_stage(
+            self.run,
+            "sparse",
+            model,
+            recipe.sparse,
+            end_epoch,
+            teacher=self._teacher,
+            start=self._find_start("sparse"),
+        )
         self._write("posterior", model)
 
     def _score(self, model: nn.Module, masks: Masks) -> dict[str, float]:
@@ -183,8 +215,16 @@ class StageSequence:
             # The weights that are left have felt the KL already: it needs no warm-up.
             optimization = settings.model_dump(exclude={"variational"})
             stage = SparseStage(**optimization, kl_coefficient=self._recipe.sparse.kl_coefficient)
-        start = self._find_start("finetune")
-        train_stage(self.run, "finetune", model, stage, lambda _: self._score(model, masks), masks=masks, start=start)
+        train_stage(
+            self.run,
+            "finetune",
+            model,
+            stage,
+            lambda _: self._score(model, masks),
+            masks=masks,
+            teacher=self._teacher,
+            start=self._find_start("finetune"),
+        )
 
 
 def _collect_shipped_weights(model: nn.Module, names: tuple[str, ...]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import sparsify_
-from ..errors import ModelError, SettingError
+from ..errors import ModelError, SettingError, describe_error
 from ..graph import channel_graph
 from ..nn import Variational, named_posteriors
 from ..recipe import Recipe
@@ -37,7 +37,7 @@ def try_recipe(model: nn.Module, example_inputs: Tensor, recipe: Recipe) -> None
     """
     for stage in (recipe.dense, recipe.sparse, recipe.finetune):
         build_optimizer(model, stage)
-    _try_forward(model, example_inputs, recipe)
+    try_forward(model, example_inputs, recipe.model.name)
     # Otherwise only the end of the first sparse epoch would tell that the network cannot be traced.
     if recipe.sparse.shrink_at is not None:
         channel_graph(model, example_inputs)
@@ -45,14 +45,24 @@ def try_recipe(model: nn.Module, example_inputs: Tensor, recipe: Recipe) -> None
     _check_snapshots(variational, recipe)
 
 
-def _try_forward(model: nn.Module, example_inputs: Tensor, recipe: Recipe) -> None:
+def try_forward(model: nn.Module, example_inputs: Tensor, name: str) -> None:
+    """Run a copy of a network on images.
+
+    Args:
+        model: The network.
+        example_inputs: The images, shape (batch, channels, height, width).
+        name: What the message calls the network.
+
+    Raises:
+        ModelError: The network does not run on images of this size.
+    """
     try:
         with torch.no_grad():
             copy.deepcopy(model).eval()(example_inputs)
-    except RuntimeError as error:
+    except Exception as error:  # whatever the network's code raises
         shape = "x".join(str(size) for size in example_inputs.shape[1:])
         raise ModelError(
-            f"{recipe.model.name} does not run on images of {shape}: {str(error).splitlines()[0]}; "
+            f"{name} does not run on images of {shape}: {describe_error(error)}; "
             "set data.image_size, or the network's own size in model.arguments"
         ) from error
 
