@@ -120,7 +120,7 @@ class TeacherSettings(ModelSettings):
     """A network whose outputs the training learns to give, beside the labels (distillation)."""
 
     name: str = ""
-    """A network that teaches all stages; not set: the run's own dense network teaches the stages after the dense one."""
+    """A network that teaches all stages; empty: the run's dense network teaches the stages after the dense one."""
     weight: Annotated[float, Ge(0), Le(1)] = 0.0
     """The teacher's part of the loss, the labels have the rest; 0 trains on the labels alone."""
     temperature: PositiveFloat = 2.0

@@ -142,12 +142,13 @@ class _StageTrainer:
         images, labels = self._batches.draw(self._step)
         self._batches.seed_noise(self._step)
         self._learner.trained.train()
+        images = to_memory_format(images, self._recipe.channels_last)
         with self._accelerator.autocast():
-            logits = self._learner.forward(to_memory_format(images, self._recipe.channels_last))
+            logits = self._learner.forward(images)
         loss = F.cross_entropy(logits.float(), labels)
         if self._teacher is not None:
             with self._accelerator.autocast():
-                loss = self._teacher.join(loss, logits, inputs)
+                loss = self._teacher.join(loss, logits, images)
         set_learning_rate(self._optimizer, learning_rate_at(self._stage, self._step / self._total))
         self._optimizer.zero_grad()
         self._accelerator.backward(loss)
