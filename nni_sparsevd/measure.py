@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .graph import evaluation_mode
+from .graph import Inputs, as_tuple, evaluation_mode
 
 CostKind = Literal["macs", "parameters", "latency"]
 
@@ -19,14 +19,14 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: nn.Module, example_inputs: Tensor) -> int:
+def count_macs(model: nn.Module, example_inputs: Inputs) -> int:
     """Count the multiply-accumulates of one forward pass: half the FLOPs that torch counts.
 
     Torch counts matrix products, convolutions and attention; normalization, activations and additions are not counted.
 
     Args:
         model: The network; it runs in evaluation mode, and its mode is restored.
-        example_inputs: The input, with its batch dimension.
+        example_inputs: The input, with its batch dimension, or a tuple of inputs.
 
     Returns:
         Multiply-accumulates for the whole batch.
@@ -44,7 +44,7 @@ def count_macs(model: nn.Module, example_inputs: Tensor) -> int:
     counter = FlopCounterMode(display=False)
     try:
         with evaluation_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(example_inputs)
+            model(*as_tuple(example_inputs))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for parameter in learning:

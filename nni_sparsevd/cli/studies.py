@@ -13,7 +13,12 @@ def add_zoo_arguments(parser: ArgumentParser, typed: list[str]) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the rows; those that it holds are not made again"
     )
-    parser.add_argument("--families", default="*", help="shell pattern of timm's modules, or several with commas")
+    parser.add_argument("--library", default="timm", help="timm, torchvision or transformers")
+    parser.add_argument(
+        "--families",
+        default="*",
+        help="shell pattern of timm's modules or the other's networks, or several with commas",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="networks at once, one thread each")
     parser.add_argument("--seconds", type=float, default=600.0, help="what one family may take")
     parser.add_argument("--gibibytes", type=float, default=16.0, help="memory that one family may take")
@@ -27,10 +32,8 @@ def run_zoo_command(arguments: Namespace, command_line: list[str]) -> None:
     from ..training.environment import describe_environment
 
     limits = Limits(arguments.seconds, arguments.gibibytes)
-    rows = [
-        row.to_dict()
-        for row in run_zoo(arguments.out / "rows", arguments.families, arguments.jobs, limits, arguments.seed)
-    ]
+    folder, families, library = arguments.out / "rows", arguments.families, arguments.library
+    rows = [row.to_dict() for row in run_zoo(folder, families, arguments.jobs, limits, arguments.seed, library)]
     environment = describe_environment(command_line, arguments.seed)
     page = arguments.out / "zoo.md"
     write_json(arguments.out / "zoo.json", {"environment": environment, "rows": rows})

@@ -6,13 +6,14 @@ networks that both need are made by `randomize_` and `settle_`: fresh networks h
 
 from .contract import VariationalLayerTestCase
 from .law import assert_same_outputs, assert_sensitive, assert_shrinks_exactly, relative_difference
-from .random_networks import randomize_, settle_
+from .random_networks import draw_like, randomize_, settle_
 
 __all__ = [
     "VariationalLayerTestCase",
     "assert_same_outputs",
     "assert_sensitive",
     "assert_shrinks_exactly",
+    "draw_like",
     "randomize_",
     "relative_difference",
     "settle_",

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..graph import Inputs, as_tuple
+
 
 def randomize_(model: nn.Module, seed: int = 0) -> nn.Module:
     """Draw norms, biases and layer scales at random, in place.
@@ -43,7 +45,14 @@ def _randomize_parameter_(name: str, tensor: Tensor, generator: torch.Generator)
         tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
 
 
-def settle_(model: nn.Module, example_inputs: Tensor, seed: int = 0) -> nn.Module:
+def draw_like(value: Tensor, generator: torch.Generator) -> Tensor:
+    """Random numbers in the shape, type and device of an input; whole numbers are taken as they are."""
+    if not value.is_floating_point():
+        return value
+    return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+
+
+def settle_(model: nn.Module, example_inputs: Inputs, seed: int = 0) -> nn.Module:
     """Set the statistics of batch norms to those of random inputs, disturbed at random, in place.
 
     With statistics that have nothing to do with what arrives, values grow from layer to layer, up to 1e11 in timm's
@@ -52,7 +61,7 @@ def settle_(model: nn.Module, example_inputs: Tensor, seed: int = 0) -> nn.Modul
 
     Args:
         model: Any network.
-        example_inputs: An input; random inputs have its shape, type and device.
+        example_inputs: One tensor or a tuple of them; random inputs have their shapes, types and devices.
         seed: Seed of the random numbers.
 
     Returns:
@@ -71,8 +80,7 @@ def settle_(model: nn.Module, example_inputs: Tensor, seed: int = 0) -> nn.Modul
     hooks = [norm.register_forward_pre_hook(set_statistics) for norm in norms if norm.running_mean is not None]
     try:
         with torch.no_grad():
-            x = torch.randn(example_inputs.shape, generator=generator, dtype=torch.float64)
-            model(x.to(example_inputs))
+            model(*(draw_like(value, generator) for value in as_tuple(example_inputs)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,22 @@ import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ...errors import TraceError
-from ...graph import ChannelGraph, channel_graph, clear_caches_, copy_model
+from ...graph import ChannelGraph, Inputs, as_tuple, channel_graph, clear_caches_, copy_model
 from ...masks import Masks, apply_masks_, mask_group_channels_
 from ...measure import count_macs, count_parameters
-from ...shrinking import Plan, apply_plan_, check, gradient_difference, make_plan, plan_removal
-from ...testing import randomize_, settle_
+from ...shrinking import apply_plan_, check, gradient_difference, make_plan, plan_removal
+from ...testing import draw_like, randomize_, settle_
 from .families import Member
 
 MASK_KINDS = ("half", "random", "remember")
 """Kinds of masks; see `Row.mask_kind`."""
 TRIES = 3
 """Number of input sizes that may leave parameters without effect before the smallest is taken all the same."""
+SAME_BOXES = 1e-8
+"""Relative differences between boxes up to this are rounding, in float64."""
 KEYS_IN_FILES = {"mask_kind": "kill", "masked": "killed", "without_effect": "deaf"}
 """Fields of `Row` whose keys in files differ from their names: published results have these keys."""
 
@@ -74,10 +78,16 @@ class Row:
     """Time to trace, plan and shrink, without the comparison."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Why channels are pinned, or stayed though dead -> number of groups."""
+    max_rel_boxes: float | None = None
+    """Largest difference between the boxes and scores of a whole detector, as a part of the largest value of each kind;
+    None for everything else, and left out of files."""
 
     def to_dict(self) -> dict[str, Any]:
         """The row as it is in a file."""
-        return {KEYS_IN_FILES.get(name, name): value for name, value in asdict(self).items()}
+        values = {KEYS_IN_FILES.get(name, name): value for name, value in asdict(self).items()}
+        if self.max_rel_boxes is None:
+            del values["max_rel_boxes"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Row":
@@ -105,31 +115,60 @@ def run_trial(member: Member, mask_kind: str, seed: int) -> Row:
         example = _find_input(model, member, seed)
     except TraceError as error:
         return Row(member.family, member.model, mask_kind, f"not traced: {error}")
-    remember_norms = mask_kind == "remember"
+    row = Row(member.family, member.model, mask_kind, "")
+    return shrink_and_compare(row, model, (example,), seed, modes=(True, False))
+
+
+def shrink_and_compare(
+    row: Row,
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    seed: int,
+    modes: Sequence[bool] = (False,),
+    compare_boxes: Callable[..., float] | None = None,
+) -> Row:
+    """Mask channels of a network that is ready for it, shrink it, and compare the two.
+
+    Args:
+        row: The names of the network and the kind of masks.
+        model: The network, in float64 and evaluation mode; its weights are masked in place.
+        example: Its inputs.
+        seed: Seed of masks and inputs.
+        modes: Whether the gradients are compared in training mode (True), in evaluation mode, or both.  Training mode
+            says nothing about a network with dropout.
+        compare_boxes: For a detector, the difference of its boxes: called with both networks and the images.
+
+    Returns:
+        The row with everything that was measured.
+    """
+    remember_norms = row.mask_kind == "remember"
     started = time.perf_counter()
     graph = channel_graph(model, example, remember_norms=remember_norms)
     tracing_seconds = time.perf_counter() - started
-    masks, masked = mask_channels(model, graph, mask_kind, seed)
+    masks, masked = mask_channels(model, graph, row.mask_kind, seed)
     apply_masks_(model, masks)
     started = time.perf_counter()
     plan = plan_removal(model, graph)
     small = apply_plan_(copy_model(model), plan)
     shrinking_seconds = time.perf_counter() - started
     result = check(model, small, example, rounds=1, seed=seed)
-    gradient = None if mask_kind == "random" else _largest_gradient_difference(model, small, plan, example, seed)
-    return Row(
-        member.family,
-        member.model,
-        mask_kind,
-        verdict="exact" if result.ok else f"different: {result}",
-        input_size=example.shape[-1],
+    gradient = None
+    if row.mask_kind != "random":
+        gradient = max(gradient_difference(model, small, plan, example, training=mode, seed=seed) for mode in modes)
+    boxes = None if compare_boxes is None else compare_boxes(model, small, example[0])
+    same_boxes = boxes is None or boxes < SAME_BOXES
+    sample = tuple(value[:1] for value in example)
+    return replace(
+        row,
+        verdict="exact" if result.ok and same_boxes else f"different: {result}, boxes {boxes}",
+        input_size=example[0].shape[-1],
         groups=len(graph.groups),
         free_groups=sum(not group.pinned for group in graph.groups),
         masked=masked,
         removed=plan.removed,
         again=make_plan(small, example, remember_norms=remember_norms).removed,
         parameters=(count_parameters(model), count_parameters(small)),
-        macs=(count_macs(model, example[:1]), count_macs(small, example[:1])),
+        macs=(count_macs(model, sample), count_macs(small, sample)),
         max_rel_64=result.max_rel_64,
         max_rel_32=result.max_rel_32,
         max_rel_gradient=gradient,
@@ -137,6 +176,7 @@ def run_trial(member: Member, mask_kind: str, seed: int) -> Row:
         without_effect=find_parameters_without_effect(small, example, seed),
         seconds=tracing_seconds + shrinking_seconds,
         reasons=dict(Counter(group.reason for group in plan.groups if group.reason)),
+        max_rel_boxes=boxes,
     )
 
 
@@ -222,25 +262,19 @@ def _keep_weight_masks(masks: Masks) -> Masks:
     return weight_masks
 
 
-def find_parameters_without_effect(model: nn.Module, example: Tensor, seed: int) -> tuple[str, ...]:
+def find_parameters_without_effect(model: nn.Module, example: Inputs, seed: int) -> tuple[str, ...]:
     """Names of the parameters of which no element changes the output on random inputs.
 
     A comparison of outputs says nothing about these parameters.
     """
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(example.shape, generator=generator, dtype=torch.float64)
+    inputs = [draw_like(value, generator) for value in as_tuple(example)]
     clear_caches_(model)
     parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
-    output = model(inputs)
-    weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    outputs = [value for value in tree_leaves(model(*inputs)) if isinstance(value, Tensor) and value.requires_grad]
     # Random weights of the outputs: in a plain sum of outputs behind a softmax, say, all gradients would be zero.
-    gradients = torch.autograd.grad((output * weights).sum(), list(parameters.values()), allow_unused=True)
+    sums = [(value * torch.randn(value.shape, generator=generator, dtype=torch.float64)).sum() for value in outputs]
+    gradients = torch.autograd.grad(sums, list(parameters.values()), allow_unused=True)
     clear_caches_(model)  # of tables that this pass has made, with its graph
     pairs = zip(parameters, gradients, strict=True)
     return tuple(name for name, gradient in pairs if gradient is None or not gradient.any())
-
-
-def _largest_gradient_difference(model: nn.Module, small: nn.Module, plan: Plan, example: Tensor, seed: int) -> float:
-    """The larger one of the differences in training and in evaluation mode."""
-    differences = [gradient_difference(model, small, plan, example, training=mode, seed=seed) for mode in (True, False)]
-    return max(differences)

@@ -1,0 +1,94 @@
+"""The libraries whose networks the zoo tries."""
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import SettingError, TraceError
+from ...testing import randomize_, settle_
+from . import torchvision_networks, transformers_networks
+from .families import find_smallest, list_families
+from .trials import MASK_KINDS, Row, run_trial, shrink_and_compare
+
+Trial = Callable[[str, int], Row]
+"""A trial of one network: called with the kind of masks and the seed."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """Where networks come from."""
+
+    list_names: Callable[[str], list[str]]
+    """Names that match a shell pattern, or several with commas."""
+    find: Callable[[str], tuple[str, bool, Trial]]
+    """For a name: what the network is, whether it has layer norms, and the trial of it."""
+
+
+def mask_kinds_for(has_layer_norms: bool) -> list[str]:
+    """The kinds of masks that say something about a network."""
+    return [kind for kind in MASK_KINDS if kind != "remember" or has_layer_norms]
+
+
+def find_library(name: str) -> Library:
+    """A library by its name; raises `SettingError` where the zoo has no such library."""
+    if name not in LIBRARIES:
+        raise SettingError(f"library: one of {', '.join(LIBRARIES)}, found {name!r}")
+    return LIBRARIES[name]
+
+
+def _match_names(names: Iterable[str], pattern: str, library: str) -> list[str]:
+    patterns = [part.strip() for part in pattern.split(",")]
+    matching = [name for name in names if any(fnmatch.fnmatch(name, part) for part in patterns)]
+    if not matching:
+        raise SettingError(f"families: no network of {library} in the zoo matches {pattern!r}")
+    return matching
+
+
+def _find_timm(family: str) -> tuple[str, bool, Trial]:
+    member = find_smallest(family)
+    return member.model, member.layer_norms, lambda mask_kind, seed: run_trial(member, mask_kind, seed)
+
+
+def _find_listed(networks: Any, name: str) -> tuple[str, bool, Trial]:
+    """A network of one of the lists: a module with `ENTRIES` and `make_network`."""
+    entry = networks.ENTRIES[name]
+    with torch.device("meta"):
+        model, _ = networks.make_network(name)
+    has_layer_norms = any(isinstance(module, nn.LayerNorm) for module in model.modules())
+
+    def run(mask_kind: str, seed: int) -> Row:
+        torch.manual_seed(seed)
+        model, inputs = networks.make_network(name)
+        compare = networks.largest_box_difference if entry.kind == "detection with boxes" else None
+        return _try_listed(Row(name, entry.kind, mask_kind, ""), model, inputs, seed, compare)
+
+    return entry.kind, has_layer_norms, run
+
+
+def _try_listed(
+    row: Row, model: nn.Module, inputs: tuple[Tensor, ...], seed: int, compare_boxes: Callable[..., float] | None
+) -> Row:
+    model = randomize_(model, seed).double().eval()
+    example = tuple(value.double() if value.is_floating_point() else value for value in inputs)
+    settle_(model, example, seed)
+    try:
+        return shrink_and_compare(row, model, example, seed, compare_boxes=compare_boxes)
+    except TraceError as error:
+        return replace(row, verdict=f"not traced: {error}")
+
+
+LIBRARIES = {
+    "timm": Library(list_families, _find_timm),
+    "torchvision": Library(
+        lambda pattern: _match_names(torchvision_networks.ENTRIES, pattern, "torchvision"),
+        lambda name: _find_listed(torchvision_networks, name),
+    ),
+    "transformers": Library(
+        lambda pattern: _match_names(transformers_networks.ENTRIES, pattern, "transformers"),
+        lambda name: _find_listed(transformers_networks, name),
+    ),
+}
