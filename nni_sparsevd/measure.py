@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .graph import Inputs, as_tuple, evaluation_mode
+from .graph import Inputs, as_arguments, evaluation_mode
 
 CostKind = Literal["macs", "parameters", "latency"]
 
@@ -26,7 +26,7 @@ def count_macs(model: nn.Module, example_inputs: Inputs) -> int:
 
     Args:
         model: The network; it runs in evaluation mode, and its mode is restored.
-        example_inputs: The input, with its batch dimension, or a tuple of inputs.
+        example_inputs: What the network is called with, tensors with their batch dimension; see `as_arguments`.
 
     Returns:
         Multiply-accumulates for the whole batch.
@@ -44,7 +44,7 @@ def count_macs(model: nn.Module, example_inputs: Inputs) -> int:
     counter = FlopCounterMode(display=False)
     try:
         with evaluation_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(*as_tuple(example_inputs))
+            as_arguments(example_inputs).call(model)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for parameter in learning:

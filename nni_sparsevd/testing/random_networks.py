@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph import Inputs, as_tuple
+from ..graph import Inputs, as_arguments
 
 
 def randomize_(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -61,7 +61,7 @@ def settle_(model: nn.Module, example_inputs: Inputs, seed: int = 0) -> nn.Modul
 
     Args:
         model: Any network.
-        example_inputs: One tensor or a tuple of them; random inputs have their shapes, types and devices.
+        example_inputs: What the network is called with; random inputs have the shapes, types and devices of these.
         seed: Seed of the random numbers.
 
     Returns:
@@ -80,7 +80,7 @@ def settle_(model: nn.Module, example_inputs: Inputs, seed: int = 0) -> nn.Modul
     hooks = [norm.register_forward_pre_hook(set_statistics) for norm in norms if norm.running_mean is not None]
     try:
         with torch.no_grad():
-            model(*(draw_like(value, generator) for value in as_tuple(example_inputs)))
+            as_arguments(example_inputs).map_tensors(lambda value: draw_like(value, generator)).call(model)
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...errors import SettingError, TraceError
+from ...graph import Inputs, as_arguments
 from ...testing import randomize_, settle_
 from . import torchvision_networks, transformers_networks
 from .families import find_smallest, list_families
@@ -70,10 +71,10 @@ def _find_listed(networks: Any, name: str) -> tuple[str, bool, Trial]:
 
 
 def _try_listed(
-    row: Row, model: nn.Module, inputs: tuple[Tensor, ...], seed: int, compare_boxes: Callable[..., float] | None
+    row: Row, model: nn.Module, inputs: Inputs, seed: int, compare_boxes: Callable[..., float] | None
 ) -> Row:
     model = randomize_(model, seed).double().eval()
-    example = tuple(value.double() if value.is_floating_point() else value for value in inputs)
+    example = as_arguments(inputs).map_tensors(lambda value: value.double() if value.is_floating_point() else value)
     settle_(model, example, seed)
     try:
         return shrink_and_compare(row, model, example, seed, compare_boxes=compare_boxes)

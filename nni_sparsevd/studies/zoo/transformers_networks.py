@@ -305,39 +305,13 @@ TEXT = {
 ENTRIES = {**BACKBONES, **SEGMENTERS, **DETECTORS, **TEXT}
 
 
-class WithoutNames(nn.Module):
-    """A network of the library that takes its inputs by place and returns a tuple of tensors."""
-
-    def __init__(self, network: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.network = network
-        self.names = names
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        output = self.network(**dict(zip(self.names, inputs, strict=True)))
-        return tuple(_find_tensors(output))
-
-
-def _find_tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    tensors = []
-    for item in value if isinstance(value, list | tuple) else ():
-        tensors += _find_tensors(item)
-    return tensors
-
-
-def make_network(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A network of the list and its inputs."""
+def make_network(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A network of the list and what it is called with."""
     import transformers
 
     entry = ENTRIES[name]
     config = _make_config(entry.config, entry.settings)
-    model = getattr(transformers, entry.model)(config)
-    inputs = entry.inputs()
-    return WithoutNames(model, tuple(inputs)), tuple(inputs.values())
+    return getattr(transformers, entry.model)(config), entry.inputs()
 
 
 def _make_config(name: str, settings: Mapping[str, Any]) -> Any:

@@ -11,10 +11,9 @@ import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ...errors import TraceError
-from ...graph import ChannelGraph, Inputs, as_tuple, channel_graph, clear_caches_, copy_model
+from ...graph import ChannelGraph, Inputs, as_arguments, channel_graph, clear_caches_, copy_model, name_leaves
 from ...masks import Masks, apply_masks_, mask_group_channels_
 from ...measure import count_macs, count_parameters
 from ...shrinking import apply_plan_, check, gradient_difference, make_plan, plan_removal
@@ -116,13 +115,13 @@ def run_trial(member: Member, mask_kind: str, seed: int) -> Row:
     except TraceError as error:
         return Row(member.family, member.model, mask_kind, f"not traced: {error}")
     row = Row(member.family, member.model, mask_kind, "")
-    return shrink_and_compare(row, model, (example,), seed, modes=(True, False))
+    return shrink_and_compare(row, model, example, seed, modes=(True, False))
 
 
 def shrink_and_compare(
     row: Row,
     model: nn.Module,
-    example: tuple[Tensor, ...],
+    example_inputs: Inputs,
     seed: int,
     modes: Sequence[bool] = (False,),
     compare_boxes: Callable[..., float] | None = None,
@@ -132,7 +131,7 @@ def shrink_and_compare(
     Args:
         row: The names of the network and the kind of masks.
         model: The network, in float64 and evaluation mode; its weights are masked in place.
-        example: Its inputs.
+        example_inputs: What it is called with.
         seed: Seed of masks and inputs.
         modes: Whether the gradients are compared in training mode (True), in evaluation mode, or both.  Training mode
             says nothing about a network with dropout.
@@ -141,6 +140,7 @@ def shrink_and_compare(
     Returns:
         The row with everything that was measured.
     """
+    example = as_arguments(example_inputs)
     remember_norms = row.mask_kind == "remember"
     started = time.perf_counter()
     graph = channel_graph(model, example, remember_norms=remember_norms)
@@ -155,13 +155,13 @@ def shrink_and_compare(
     gradient = None
     if row.mask_kind != "random":
         gradient = max(gradient_difference(model, small, plan, example, training=mode, seed=seed) for mode in modes)
-    boxes = None if compare_boxes is None else compare_boxes(model, small, example[0])
+    boxes = None if compare_boxes is None else compare_boxes(model, small, example.tensors[0])
     same_boxes = boxes is None or boxes < SAME_BOXES
-    sample = tuple(value[:1] for value in example)
+    sample = example.map_tensors(lambda value: value[:1])
     return replace(
         row,
         verdict="exact" if result.ok and same_boxes else f"different: {result}, boxes {boxes}",
-        input_size=example[0].shape[-1],
+        input_size=example.tensors[0].shape[-1],
         groups=len(graph.groups),
         free_groups=sum(not group.pinned for group in graph.groups),
         masked=masked,
@@ -268,10 +268,11 @@ def find_parameters_without_effect(model: nn.Module, example: Inputs, seed: int)
     A comparison of outputs says nothing about these parameters.
     """
     generator = torch.Generator().manual_seed(seed)
-    inputs = [draw_like(value, generator) for value in as_tuple(example)]
+    inputs = as_arguments(example).map_tensors(lambda value: draw_like(value, generator))
     clear_caches_(model)
     parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
-    outputs = [value for value in tree_leaves(model(*inputs)) if isinstance(value, Tensor) and value.requires_grad]
+    outputs = [value for _, value in name_leaves(inputs.call(model)) if isinstance(value, Tensor)]
+    outputs = [value for value in outputs if value.requires_grad]
     # Random weights of the outputs: in a plain sum of outputs behind a softmax, say, all gradients would be zero.
     sums = [(value * torch.randn(value.shape, generator=generator, dtype=torch.float64)).sum() for value in outputs]
     gradients = torch.autograd.grad(sums, list(parameters.values()), allow_unused=True)
