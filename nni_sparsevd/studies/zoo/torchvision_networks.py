@@ -67,11 +67,11 @@ CLASSIFICATION = {
     "vit_b_16": Entry("classification", _image(64), {**OPTIONS, "image_size": 64}),
 }
 SEGMENTATION = {
-    name: Entry("segmentation", _image(64), DETECTOR)
-    for name in (
-        "fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"
-    )
-}  # fmt: skip
+    "fcn_resnet50": Entry("segmentation", _image(64), DETECTOR),
+    "deeplabv3_resnet50": Entry("segmentation", _image(64), DETECTOR),
+    "deeplabv3_mobilenet_v3_large": Entry("segmentation", _image(64), DETECTOR),
+    "lraspp_mobilenet_v3_large": Entry("segmentation", _image(64), DETECTOR),
+}
 DETECTION = {
     "fasterrcnn_resnet50_fpn": Entry("detection with boxes", _image(64), TWO_STAGES, 1),
     "fasterrcnn_resnet50_fpn_v2": Entry("detection with boxes", _image(64), TWO_STAGES, 1),
