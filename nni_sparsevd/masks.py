@@ -56,7 +56,7 @@ def compute_masks(
     Args:
         model: A variational network; it stays as it is.
         settings: How to decide; None: the defaults.
-        example_inputs: Inputs of the network: one tensor, or a tuple of them.
+        example_inputs: What the network is called with: a tensor, a tuple, a dict of keywords, or (args, kwargs).
         keywords: Fields of `MaskSettings`, instead of `settings`: `compute_masks(model, ratio=0.9)`.
 
     Returns:

@@ -35,7 +35,8 @@ def sparsify_(
     Args:
         model: Any network.
         settings: What is learned, and about which layers; None: the defaults.
-        example_inputs: Inputs of the network: one tensor, or a tuple of them; needed for gates only.
+        example_inputs: What the network is called with: a tensor, a tuple of arguments, a dict of keyword arguments, or
+            a pair (args, kwargs), in any nesting; needed for gates only.
         keywords: Fields of `PosteriorSettings`, instead of `settings`: `sparsify_(model, exclude=["head"])`.
 
     Returns:

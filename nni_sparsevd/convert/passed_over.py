@@ -31,7 +31,8 @@ def find_passed_over(
     Args:
         model: An ordinary network; it stays as it is.
         settings: What is learned, and about which layers; None: the defaults.
-        example_inputs: Inputs of the network: one tensor, or a tuple of them; needed for gates only.
+        example_inputs: What the network is called with: a tensor, a tuple of arguments, a dict of keyword arguments, or
+            a pair (args, kwargs), in any nesting; needed for gates only.
         keywords: Fields of `PosteriorSettings`, instead of `settings`.
 
     Returns:

@@ -1,6 +1,7 @@
 """Export and deploy: files that other runtimes run, compared with the network before they are handed over."""
 
-from .exporting import FORMATS, Comparison, Format, Run, export, open_file
+from .exporting import FORMATS, Format, Run, export, open_file
+from .file_comparison import Comparison, OutputDifference
 from .runtime import Deployed, open_exported
 from .sparse_inference import Choice, SparseLinear, to_sparse_inference_
 
@@ -10,6 +11,7 @@ __all__ = [
     "Comparison",
     "Deployed",
     "Format",
+    "OutputDifference",
     "Run",
     "SparseLinear",
     "export",

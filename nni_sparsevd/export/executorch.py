@@ -4,16 +4,18 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from .exporting import Arrays, Run
+from ..graph import CallArguments
+from .arguments import Outputs, Tracing, number_outputs
+from .exporting import Run
 from .torch_export import trace_program
 
 
-def write(model: nn.Module, inputs: Arrays, path: Path, dynamic_batch: bool) -> None:
+def write(model: nn.Module, tracing: Tracing, path: Path) -> None:
     """Lower the network to XNNPACK and write it; the batch is fixed."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    traced = trace_program(model, inputs, dynamic_batch)
+    traced = trace_program(model, tracing)
     lowered = to_edge_transform_and_lower(traced, partitioner=[XnnpackPartitioner()])
     path.write_bytes(lowered.to_executorch().buffer)
 
@@ -24,8 +26,9 @@ def open_file(path: Path) -> Run:
 
     method = Runtime.get().load_program(path).load_method("forward")
 
-    def run(inputs: Arrays) -> Tensor:
-        output: Tensor = method.execute(list(inputs))[0]
-        return output.clone()  # the next run writes into the same memory
+    def run(arguments: CallArguments) -> Outputs:
+        outputs = method.execute(list(arguments.tensors))
+        # Copies, as the next run writes into the same memory.
+        return number_outputs([value.clone() for value in outputs if isinstance(value, Tensor)])
 
     return run

@@ -1,29 +1,35 @@
 """`export`: write a network for another runtime, run the file there, compare, and only then give it its name."""
 
 import importlib.util
-import math
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ModelError, SettingError, describe_error
-from ..graph import Inputs, as_arguments, evaluation_mode
+from ..graph import CallArguments, Inputs, as_arguments, copy_model, resize_inputs
 from ..nn import is_variational
-from ..shrinking import batch_sizes, draw_inputs
+from ..shrinking import Variant, VariantSearch, batch_sizes, to_type
+from .arguments import (
+    FlatNetwork,
+    Outputs,
+    Tracing,
+    is_flat,
+    name_inputs,
+    name_outputs,
+    return_plain_outputs_,
+)
+from .file_comparison import Comparison, FileComparison
 
-TOLERANCE = 1e-4
-"""Largest difference between two runtimes in float32, relative to the largest output."""
 BATCHES = (1, 2, 3)
 """Batch sizes that a file with a dynamic batch is compared at."""
-Arrays = tuple[Tensor, ...]
-Run = Callable[[Arrays], Tensor]
-"""What runs a file: from its inputs to its output."""
+Run = Callable[[CallArguments], Outputs]
+"""What runs a file: from its arguments to its outputs by name."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +38,15 @@ class Format:
 
     title: str
     module: str
-    """File of this room with `write(model, inputs, path, dynamic_batch)` and `open_file(path)`, which gives a `Run`."""
+    """File of this room with `write(model, tracing, path)` and `open_file(path)`, which gives a `Run`."""
     needs: tuple[str, ...]
     """Packages that must be installed."""
     install: str
     """Command that installs them."""
     dynamic: bool
     """Whether a file can serve all batch sizes."""
+    keeps_nesting: bool = False
+    """Whether a file has nested arguments and outputs; else its inputs and outputs are tensors in a row."""
     runs_code: bool = False
     """Whether opening a file can run code that it holds."""
 
@@ -50,42 +58,13 @@ class Format:
 
 FORMATS = {
     ".onnx": Format("ONNX", "onnx", ("onnx", "onnxscript", "onnxruntime"), "pip install 'nni_sparsevd[export]'", True),
-    ".pt2": Format("torch.export", "torch_export", (), "", True, runs_code=True),
+    ".pt2": Format("torch.export", "torch_export", (), "", True, keeps_nesting=True, runs_code=True),
     ".pte": Format("ExecuTorch", "executorch", ("executorch",), "pip install 'nni_sparsevd[mobile]'", False),
     ".tflite": Format(
         "LiteRT", "litert", ("litert_torch", "ai_edge_litert"), "pip install litert-torch ai-edge-litert", False
     ),
 }
 """Formats by the suffix of their files.  A new runtime is one file of this room and one row here."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The network against its exported file, over random inputs."""
-
-    format: str
-    max_abs: float
-    """Largest absolute difference between two outputs."""
-    max_rel: float
-    """The same, relative to the largest output."""
-    batches: tuple[int, ...]
-    """Batch sizes that were compared."""
-    bytes: int
-    """Size of the file."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the two agree as closely as float32 lets two runtimes agree."""
-        return self.max_rel <= TOLERANCE
-
-    def to_dict(self) -> dict[str, object]:
-        """Give all fields and the verdict, ready for JSON."""
-        return {**asdict(self), "ok": self.ok}
-
-    def __str__(self) -> str:
-        sizes = ", ".join(str(size) for size in self.batches)
-        difference = f"largest difference {self.max_abs:.2g} (relative {self.max_rel:.2g}), batches of {sizes}"
-        return f"{self.format}: {self.bytes:,} bytes; {difference}"
 
 
 def export(model: nn.Module, path: Path | str, example_inputs: Inputs, *, dynamic_batch: bool = True) -> Comparison:
@@ -96,28 +75,33 @@ def export(model: nn.Module, path: Path | str, example_inputs: Inputs, *, dynami
     Args:
         model: A network without posteriors; it is exported in evaluation mode.
         path: The file to write; its suffix says the format: .onnx, .pt2, .pte or .tflite.
-        example_inputs: A tensor or a tuple of tensors that the network accepts.
-        dynamic_batch: Let the file take any batch size, where the format can (.onnx, .pt2).  Otherwise the batch size
-            is that of `example_inputs`.
+        example_inputs: What the network is called with: a tensor, a tuple of arguments, a dict of keyword arguments, or
+            a pair (args, kwargs), in any nesting.  Numbers, strings and None are written into the file.
+        dynamic_batch: Let the file take any batch size, where the format can (.onnx, .pt2) and the network does.
+            Otherwise the batch size is that of `example_inputs`.
 
     Returns:
         The comparison of the file with the network on random inputs.
 
     Raises:
         SettingError: The suffix is unknown, or a package is missing; the message has the command that installs it.
-        ModelError: The network is still variational, the format cannot express it, or the file computes something else.
+        ModelError: The network is still variational, fails on the example, or cannot be copied; the format cannot
+            express it; its runtime does not run it in its type; or the file computes something else.
     """
-    path, inputs = Path(path), as_arguments(example_inputs).tensors
-    chosen = _find_format(path)
+    path, chosen = Path(path), _find_format(Path(path))
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} still has posteriors; export what bake_ or shrink gives back")
-    dynamic = dynamic_batch and chosen.dynamic
+    # A copy, because hooks and example inputs are put into it; on the CPU, where the runtimes are.
+    network = copy_model(model).cpu().eval()
+    search = VariantSearch(network, as_arguments(example_inputs), torch.Generator().manual_seed(0))
+    batches = search.find_batches(BATCHES) if dynamic_batch and chosen.dynamic else []
+    tracing = _plan_tracing(network, search.example, bool(batches))
+    variants = batches or [search.draw_at_own_sizes()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder) / path.name
-        with evaluation_mode(model):
-            _write(model, inputs, written, chosen, dynamic)
-            comparison = _compare(model, open_file(written), inputs, chosen, dynamic, written.stat().st_size)
+        _write(network, tracing, written, chosen)
+        comparison = _compare(network, variants, written, chosen)
         if not comparison.ok:
             raise ModelError(f"{path}: the file computes something else than {type(model).__name__}: {comparison}")
         os.replace(written, path)
@@ -131,7 +115,7 @@ def open_file(path: Path | str) -> Run:
         path: The file; its suffix says the runtime.
 
     Returns:
-        A function from a tuple of inputs to the output.
+        A function from the arguments of a call to the outputs by name.
 
     Raises:
         SettingError: The suffix is unknown, or a package is missing.
@@ -157,36 +141,57 @@ def _module_of(chosen: Format) -> ModuleType:
     return importlib.import_module(f".{chosen.module}", __package__)
 
 
-def _write(model: nn.Module, inputs: Arrays, path: Path, chosen: Format, dynamic: bool) -> None:
+def _plan_tracing(network: nn.Module, example: CallArguments, dynamic: bool) -> Tracing:
+    """How a network is traced; it is run once for the names of its outputs."""
+    with torch.no_grad():
+        outputs = name_outputs(example.map_tensors(torch.clone).call(network))
+    # A batch of one would be traced as a constant, and then no other size would be accepted.
+    sizes = {dim: max(2, example.tensors[dim[0]].shape[0]) for dim in batch_sizes(example, 1)} if dynamic else {}
+    arguments = example.with_tensors(resize_inputs(example.tensors, sizes))
+    return Tracing(arguments, dynamic, name_inputs(network, example), tuple(outputs))
+
+
+def _write(network: nn.Module, tracing: Tracing, path: Path, chosen: Format) -> None:
     """Write the file; what the exporter raises becomes an error of ours that names the network."""
     try:
-        # a batch of one would be traced as a constant, and then no other size would be accepted
-        traced = tuple(_at_least_two(value) for value in inputs) if dynamic else inputs
-        _module_of(chosen).write(model, traced, path, dynamic)
+        written, traced = _simplify(network, tracing, chosen)
+        _module_of(chosen).write(written, traced, path)
     except ImportError as error:
         raise SettingError(f"{path.name}: {chosen.title} lacks {error.name}: {chosen.install}") from None
     except Exception as error:  # exporters raise whatever their tracers raise
-        raise ModelError(f"{chosen.title} cannot express {type(model).__name__}: {describe_error(error)}") from error
+        raise ModelError(f"{chosen.title} cannot express {type(network).__name__}: {describe_error(error)}") from error
 
 
-def _at_least_two(value: Tensor) -> Tensor:
-    return value if len(value) > 1 else torch.cat([value, value])
+def _simplify(network: nn.Module, tracing: Tracing, chosen: Format) -> tuple[nn.Module, Tracing]:
+    """The network and its arguments in a form that the format can express."""
+    with torch.no_grad():
+        output = tracing.arguments.map_tensors(torch.clone).call(network)
+    if is_flat(tracing.arguments, output):
+        return network, tracing
+    if chosen.keeps_nesting:
+        simplified = copy_model(network).eval()
+        return_plain_outputs_(simplified)
+        return simplified, tracing
+    flat = FlatNetwork(network, tracing.arguments).eval()
+    return flat, replace(tracing, arguments=CallArguments(tracing.arguments.tensors, {}))
 
 
-def _compare(model: nn.Module, run: Run, inputs: Arrays, chosen: Format, dynamic: bool, size: int) -> Comparison:
-    """Run both on the same random inputs, at several batch sizes where the file takes them."""
-    generator = torch.Generator().manual_seed(0)
-    batches = BATCHES if dynamic else (len(inputs[0]),)
-    largest_difference = largest_output = 0.0
-    for batch in batches:
-        example = as_arguments(inputs)
-        drawn = draw_inputs(example, batch_sizes(example, batch), generator).tensors
-        typed = tuple(value.to(like.dtype) for value, like in zip(drawn, inputs, strict=True))
-        with torch.no_grad():
-            expected = model(*typed)
-        difference = float((expected - run(typed)).abs().max())
-        # max() would drop a NaN, which is the largest difference there is
-        largest_difference = max(largest_difference, float("inf") if math.isnan(difference) else difference)
-        largest_output = max(largest_output, float(expected.abs().max()))
-    relative = largest_difference / max(largest_output, 1e-30)
-    return Comparison(chosen.title, largest_difference, relative, batches, size)
+def _compare(network: nn.Module, variants: list[Variant], path: Path, chosen: Format) -> Comparison:
+    """Run network and file on the same random inputs."""
+    dtype = next((value.dtype for value in network.parameters() if value.is_floating_point()), torch.float32)
+    comparison = FileComparison(network, chosen.title)
+    batches = []
+    try:
+        run = open_file(path)
+        for variant in variants:
+            typed = variant.inputs.map_tensors(lambda value: to_type(value, dtype))
+            comparison.add(run(typed), typed, variant)
+            batches += [len(tensor) for tensor in typed.tensors if tensor.dim()][:1]
+    except ModelError:
+        raise
+    except Exception as error:  # runtimes raise errors of many types, and none is ours
+        raise ModelError(
+            f"{chosen.title} wrote {type(network).__name__} in {dtype}, but its runtime does not run it: "
+            f"{describe_error(error)}; model.float() is what every runtime knows"
+        ) from error
+    return comparison.result(tuple(batches), path.stat().st_size)

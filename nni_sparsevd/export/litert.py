@@ -3,16 +3,18 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .exporting import Arrays, Run
+from ..graph import CallArguments
+from .arguments import Outputs, Tracing, number_outputs
+from .exporting import Run
 
 
-def write(model: nn.Module, inputs: Arrays, path: Path, dynamic_batch: bool) -> None:
+def write(model: nn.Module, tracing: Tracing, path: Path) -> None:
     """Convert the network and write it; the batch is fixed."""
     import litert_torch
 
-    litert_torch.convert(model, inputs).export(str(path))
+    litert_torch.convert(model, tracing.arguments.args).export(str(path))
 
 
 def open_file(path: Path) -> Run:
@@ -22,11 +24,12 @@ def open_file(path: Path) -> Run:
     interpreter = Interpreter(model_path=str(path), num_threads=1)
     interpreter.allocate_tensors()
 
-    def run(inputs: Arrays) -> Tensor:
-        for slot, value in zip(interpreter.get_input_details(), inputs, strict=True):
+    def run(arguments: CallArguments) -> Outputs:
+        for slot, value in zip(interpreter.get_input_details(), arguments.tensors, strict=True):
             interpreter.set_tensor(slot["index"], value.numpy())
         interpreter.invoke()
-        output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-        return torch.from_numpy(output.copy())  # the next run writes into the same memory
+        outputs = [interpreter.get_tensor(slot["index"]) for slot in interpreter.get_output_details()]
+        # Copies, as the next run writes into the same memory.
+        return number_outputs([torch.from_numpy(output.copy()) for output in outputs])
 
     return run

@@ -3,18 +3,29 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .exporting import Arrays, Run
-from .torch_export import dynamic_shapes
+from ..graph import CallArguments
+from .arguments import Outputs, Tracing, describe_dynamic_shapes, order_inputs
+from .exporting import Run
 
 
-def write(model: nn.Module, inputs: Arrays, path: Path, dynamic_batch: bool) -> None:
+def write(model: nn.Module, tracing: Tracing, path: Path) -> None:
     """Write one file, weights included, and let ONNX check it."""
     import onnx
 
-    shapes = dynamic_shapes(inputs, dynamic_batch)
-    torch.onnx.export(model, inputs, path, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False)
+    torch.onnx.export(
+        model,
+        tracing.arguments.args,
+        path,
+        kwargs=dict(tracing.arguments.kwargs),
+        dynamo=True,
+        dynamic_shapes=describe_dynamic_shapes(model, tracing),
+        input_names=list(tracing.input_names),
+        output_names=list(tracing.output_names),
+        external_data=False,
+        verbose=False,
+    )
     onnx.checker.check_model(path)
 
 
@@ -25,10 +36,11 @@ def open_file(path: Path) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [argument.name for argument in session.get_inputs()]
+    input_names = [argument.name for argument in session.get_inputs()]
+    output_names = [argument.name for argument in session.get_outputs()]
 
-    def run(inputs: Arrays) -> Tensor:
-        arrays = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
-        return torch.from_numpy(session.run(None, arrays)[0])
+    def run(arguments: CallArguments) -> Outputs:
+        feed = {name: value.numpy() for name, value in order_inputs(input_names, arguments).items()}
+        return dict(zip(output_names, map(torch.from_numpy, session.run(None, feed)), strict=True))
 
     return run

@@ -1,10 +1,13 @@
 """A file that another runtime runs, as a module: what `load` gives back for the files of `export`."""
 
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import FileFormatError, SettingError, describe_error
+from ..graph import CallArguments
+from .arguments import SINGLE
 from .exporting import FORMATS, Run, open_file
 
 
@@ -12,16 +15,29 @@ class Deployed(nn.Module):
     """Runs an exported file; it has neither parameters nor gradients.
 
     Args:
-        run: What runs the file: from a tuple of inputs to the output.
+        run: What runs the file: from the arguments of a call to the outputs by name.
     """
 
     def __init__(self, run: Run) -> None:
         super().__init__()
         self._run = run
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Give the file's output for the inputs."""
-        return self._run(inputs)
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        """Run the file.
+
+        Args:
+            *inputs: What the network takes, in the order of the file's inputs.
+            **keywords: What it takes by name.
+
+        Returns:
+            The output; a tuple where the network returned one; else a dict of all outputs by their names, such as
+            "logits" or "features.0".
+        """
+        outputs = self._run(CallArguments(inputs, keywords).map_tensors(lambda value: value.detach().cpu()))
+        if list(outputs) == [SINGLE]:
+            return outputs[SINGLE]
+        numbered = [f"{SINGLE}_{place}" for place in range(len(outputs))]
+        return tuple(outputs.values()) if list(outputs) == numbered else outputs
 
 
 def open_exported(path: Path | str) -> Deployed:

@@ -77,7 +77,7 @@ def to_sparse_inference_(model: nn.Module, example_inputs: Inputs, *, least: flo
 
     Args:
         model: A network without posteriors, with zeros in its weights.
-        example_inputs: A tensor or a tuple of tensors of the shapes and batch size that will be used.
+        example_inputs: What `model` is called with, of the shapes and batch size that will be used; see `export`.
         least: Speed-up from which a layer is converted.
 
     Returns:

@@ -3,38 +3,31 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .exporting import Arrays, Run
-
-Shapes = tuple[dict[int, torch.export.Dim], ...] | None
-
-
-def dynamic_shapes(inputs: Arrays, dynamic_batch: bool) -> Shapes:
-    """Say which sizes may vary, as PyTorch's exporters want it: the first dimension of every input, or none."""
-    if not dynamic_batch:
-        return None
-    batch = torch.export.Dim("batch")
-    return tuple({0: batch} for _ in inputs)
+from ..graph import CallArguments
+from .arguments import Outputs, Tracing, describe_dynamic_shapes, name_outputs
+from .exporting import Run
 
 
-def trace_program(model: nn.Module, inputs: Arrays, dynamic_batch: bool) -> torch.export.ExportedProgram:
+def trace_program(model: nn.Module, tracing: Tracing) -> torch.export.ExportedProgram:
     """Trace the network."""
-    return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes(inputs, dynamic_batch))
+    arguments = tracing.arguments
+    shapes = describe_dynamic_shapes(model, tracing)
+    return torch.export.export(model, arguments.args, dict(arguments.kwargs), dynamic_shapes=shapes)
 
 
-def write(model: nn.Module, inputs: Arrays, path: Path, dynamic_batch: bool) -> None:
+def write(model: nn.Module, tracing: Tracing, path: Path) -> None:
     """Trace the network and write it."""
-    torch.export.save(trace_program(model, inputs, dynamic_batch), path)
+    torch.export.save(trace_program(model, tracing), path)
 
 
 def open_file(path: Path) -> Run:
     """Open a file in PyTorch."""
     module = torch.export.load(path).module()
 
-    def run(inputs: Arrays) -> Tensor:
+    def run(arguments: CallArguments) -> Outputs:
         with torch.no_grad():
-            output: Tensor = module(*inputs)
-        return output
+            return name_outputs(arguments.call(module))
 
     return run

@@ -47,7 +47,7 @@ from .operators import (
 )
 from .other_sizes import OtherSizes, resize_inputs, trace_other_sizes
 from .preconditions import require_convertible, require_numbers, require_traceable
-from .pytrees import PLAIN, map_leaves, name_leaves
+from .pytrees import PLAIN, map_leaves, name_leaves, to_plain
 from .resize import cut_, kept_indices, named_states, remaining_sizes, remove_indices
 from .scales import AttentionScale
 from .silencers import Silencer, Silencing, find_silencing
@@ -112,6 +112,7 @@ __all__ = [
     "rows_of_weight",
     "tighten_graph",
     "to_double",
+    "to_plain",
     "trace_other_sizes",
     "use_other_numbers",
     "used_taps",

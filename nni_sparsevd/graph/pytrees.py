@@ -68,6 +68,25 @@ def map_leaves(function: Callable[[str, Any], Any], tree: Any) -> Any:
     return _map_leaves(function, tree, "", ())
 
 
+def to_plain(tree: Any) -> Any:
+    """Make the same nesting of dicts, lists and tuples alone, which can be read without the classes of a network.
+
+    Args:
+        tree: A nested value.
+
+    Returns:
+        Dicts in the place of mappings, dataclasses and other objects; lists and tuples; the same values in them.
+    """
+    branch = _open(tree)
+    if branch is None:
+        return tree
+    children = {name: to_plain(child) for name, child in branch.children.items()}
+    if isinstance(tree, list):
+        return list(children.values())
+    is_named = isinstance(tree, tuple) and "_fields" in dir(tree)
+    return tuple(children.values()) if isinstance(tree, tuple) and not is_named else children
+
+
 def _map_leaves(function: Callable[[str, Any], Any], tree: Any, name: str, enclosing: tuple[int, ...]) -> Any:
     if id(tree) in enclosing:
         return tree

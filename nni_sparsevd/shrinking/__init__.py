@@ -17,8 +17,10 @@ from .resizing import (
     set_possible_attributes_,
     split_attributes,
 )
+from .running import to_type
 from .shrink_copy import shrink, shrink_masked
 from .shrink_in_place import shrink_
+from .variants import Variant, VariantSearch
 
 __all__ = [
     "TOLERANCE_32",
@@ -27,6 +29,8 @@ __all__ = [
     "GroupPlan",
     "Plan",
     "RememberingLayerNorm",
+    "Variant",
+    "VariantSearch",
     "apply_plan_",
     "batch_sizes",
     "check",
@@ -44,4 +48,5 @@ __all__ = [
     "shrink_",
     "shrink_masked",
     "split_attributes",
+    "to_type",
 ]

@@ -24,7 +24,7 @@ def fuse(model: nn.Module, example_inputs: Inputs) -> nn.Module:
 
     Args:
         model: Any network.  It is left as it is.
-        example_inputs: One tensor or a tuple of them, as `model` takes them.
+        example_inputs: What `model` is called with; see `shrink`.
 
     Returns:
         The fused copy, in evaluation mode.

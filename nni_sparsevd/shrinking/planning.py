@@ -30,8 +30,10 @@ def make_plan(model: nn.Module, example_inputs: Inputs, *, round_to: int = 1, re
 
     Args:
         model: Any network.  It is left as it is.
-        example_inputs: One tensor or a tuple of them, as `model` takes them.  What a channel carries is
-            compared at other input sizes that the network accepts, and what differs there is no constant.
+        example_inputs: What `model` is called with: a tensor, a tuple of arguments, a dict of keyword arguments, or a
+            pair (args, kwargs), with numbers, None, lists, dicts and dataclasses in any nesting.
+            What a channel carries is compared at other input sizes and numbers that the network accepts, and what
+            differs there is no constant.  Strings and flags are part of the call that the plan holds for.
         round_to: What is left of each group is a multiple of this number of channels, where the group had that many:
             dead channels are kept to fill it up.  Heads and the like, which are several channels each, are not counted.
         remember_norms: Whether a layer norm may lose channels: see `shrink`.

@@ -37,7 +37,8 @@ def shrink(
 
     Args:
         model: A network with zeros in its weights, or a variational one, which is baked first.  It is left as it is.
-        example_inputs: One tensor or a tuple of them, as `model` takes them.
+        example_inputs: What `model` is called with: a tensor, a tuple of arguments, a dict of keyword arguments, or a
+            pair (args, kwargs), with numbers, None, lists, dicts and dataclasses in any nesting.
         masks: Masks in NNI's format, {module: {parameter: tensor}}, each in the shape of its parameter.  They are
             multiplied in first.  For a variational network they replace the decision of its posteriors.
         round_to: What is left of each channel group is a multiple of this number of channels, where the group had that
@@ -52,7 +53,7 @@ def shrink(
     Raises:
         ModelError: The network is quantized, scripted, exported, lazy or without data, its parameters hold NaN, it
             holds something that cannot be copied, or an input is empty.
-        TraceError: The network cannot be traced.
+        TraceError: The network cannot be traced, for instance because it does not take the example.
         MaskError: The masks do not fit the network.
         SettingError: `round_to` is below 1.
         ShrinkError: The smaller network does not run or gives other outputs.  No such network is known: please report
@@ -91,7 +92,7 @@ def shrink_masked(
     Args:
         masked: An ordinary network with zeros in its weights.  It is left as it is.
         graph: Its channel graph.
-        example_inputs: One tensor or a tuple of them, as the network takes them.
+        example_inputs: What the network is called with; see `shrink`.
         round_to: What is left of each channel group is a multiple of this number of channels.
 
     Returns:

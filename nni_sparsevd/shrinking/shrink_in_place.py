@@ -53,7 +53,7 @@ def shrink_(
 
     Args:
         model: A variational network.  A network without posteriors loses its plain zeros.
-        example_inputs: One tensor or a tuple of them, as `model` takes them.
+        example_inputs: What `model` is called with; see `shrink`.
         optimizer: The optimizer of its parameters.  Memory in the shape of a parameter, as Adam's moments, loses the
             same channels; memory in another shape, as Adafactor's rows and columns, is forgotten.
         threshold: Log alpha from which on a weight or a gate counts as removed, instead of each posterior's own

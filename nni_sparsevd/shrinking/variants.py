@@ -75,11 +75,36 @@ class VariantSearch:
         """
         values = self._find_values()
         if values is None:
-            return [Variant("the example itself", self.example, self._run_of_example.outputs, is_regular=True)]
-        regular = self._find_batches(values, rounds)
+            return [self._make_example_variant()]
+        regular = self._draw_regular(values, rounds)
         takes_any_batch = all(variant.kind.startswith("batches") for variant in regular)
         base = batch_sizes(self.example, BATCH_SIZES[0]) if takes_any_batch else {}
         return [*regular, *self._find_other_sizes(values, base), *self._find_other_values(values, base)]
+
+    def find_batches(self, sizes: Iterable[int]) -> list[Variant]:
+        """Draw one batch of each size.
+
+        Args:
+            sizes: Numbers of samples.
+
+        Returns:
+            A batch of each size, or none where the network does not take one of them.
+        """
+        values = self._find_values()
+        if values is None:
+            return []
+        drawn = [self._draw(f"batches of {size}", batch_sizes(self.example, size), values) for size in sizes]
+        taken = [variant for variant in drawn if variant is not None]
+        return taken if len(taken) == len(drawn) else []
+
+    def draw_at_own_sizes(self) -> Variant:
+        """Draw inputs of the example's sizes; the example itself where the network takes no other values."""
+        values = self._find_values()
+        drawn = None if values is None else self._draw("the example's sizes", {}, values)
+        return drawn or self._make_example_variant()
+
+    def _make_example_variant(self) -> Variant:
+        return Variant("the example itself", self.example, self._run_of_example.outputs, is_regular=True)
 
     def _find_values(self) -> Values | None:
         """The most telling values that the network takes, at least at the sizes of the example."""
@@ -89,14 +114,14 @@ class VariantSearch:
                     return values
         return None
 
-    def _find_batches(self, values: Values, rounds: int) -> list[Variant]:
+    def _draw_regular(self, values: Values, rounds: int) -> list[Variant]:
         variants = []
         for _ in range(rounds):
             for size in BATCH_SIZES:
                 drawn = self._draw(f"batches of {size}", batch_sizes(self.example, size), values)
                 variants.append(drawn or self._draw("the example's sizes", {}, values))
         regular = [variant for variant in variants if variant is not None]
-        return regular or [Variant("the example itself", self.example, self._run_of_example.outputs, is_regular=True)]
+        return regular or [self._make_example_variant()]
 
     def _find_other_sizes(self, values: Values, base: Sizes) -> list[Variant]:
         variants = []

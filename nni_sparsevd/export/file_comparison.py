@@ -1,0 +1,152 @@
+"""A file against the network that it was made of: every output, by its name, within the rounding of its type."""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..graph import CallArguments
+from ..shrinking import Variant
+from .arguments import Outputs, name_output, name_outputs
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Largest difference between two runtimes for each type, relative to the largest value of the output."""
+HALF = (torch.float16, torch.bfloat16)
+"""Types whose tolerance is also twice what the network itself loses in them."""
+SMALLEST = 1e-30
+"""What an output that is 0 is divided by."""
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One output of the network against that of the file, over random inputs."""
+
+    name: str
+    max_abs: float
+    """Largest absolute difference."""
+    max_rel: float
+    """The same, relative to the largest value of this output."""
+    tolerance: float
+    """The largest relative difference that counts as rounding; 0 for whole numbers and flags."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the two agree as closely as the type of the output lets two runtimes agree."""
+        return self.max_rel <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The network against its exported file, over random inputs."""
+
+    format: str
+    max_abs: float
+    """Largest absolute difference between two outputs."""
+    max_rel: float
+    """Largest difference relative to the largest value of its output."""
+    batches: tuple[int, ...]
+    """Batch sizes that were compared; empty where the inputs have no tensor with a batch."""
+    bytes: int
+    """Size of the file."""
+    outputs: tuple[OutputDifference, ...]
+    """Each output by its name."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every output agrees as closely as its type lets two runtimes agree."""
+        return all(output.ok for output in self.outputs)
+
+    def to_dict(self) -> dict[str, object]:
+        """Give all fields and the verdict, ready for JSON."""
+        return {**asdict(self), "ok": self.ok}
+
+    def __str__(self) -> str:
+        sizes = ", ".join(str(size) for size in self.batches)
+        worst = max(self.outputs, key=lambda output: output.max_rel - output.tolerance)
+        place = f" in {worst.name}" if len(self.outputs) > 1 else ""
+        difference = f"largest difference {self.max_abs:.2g} (relative {worst.max_rel:.2g}{place}), batches of {sizes}"
+        return f"{self.format}: {self.bytes:,} bytes; {difference}"
+
+
+class FileComparison:
+    """Compares a network with its file, batch by batch.
+
+    Args:
+        model: The network, on the CPU and in evaluation mode.
+        title: The format of the file.
+    """
+
+    def __init__(self, model: nn.Module, title: str) -> None:
+        self._model, self._title = model, title
+        self._largest: dict[str, float] = {}
+        self._differences: dict[str, float] = {}
+        self._tolerances: dict[str, float] = {}
+
+    def add(self, computed: Outputs, arguments: CallArguments, variant: Variant) -> None:
+        """Compare one batch.
+
+        Args:
+            computed: What the file gives.
+            arguments: The batch in the types that the network takes.
+            variant: The same batch, with what the network makes of it in float64.
+
+        Raises:
+            ModelError: The file has other outputs than the network.
+        """
+        with torch.no_grad():
+            expected = name_outputs(arguments.map_tensors(torch.clone).call(self._model))
+        exact = {name_output(place): value for place, value in variant.outputs.items()}
+        for name, file_value in self._match_outputs(expected, computed).items():
+            value = _as_real(expected[name])
+            noise = _largest_value(value - _as_real(exact[name])) / max(_largest_value(value), SMALLEST)
+            is_half = expected[name].dtype in HALF
+            tolerance = max(TOLERANCES.get(expected[name].dtype, 0.0), 2 * noise if is_half else 0.0)
+            difference = _largest_value(_as_real(file_value) - value)
+            self._largest[name] = max(self._largest.get(name, 0.0), _largest_value(value))
+            self._differences[name] = max(self._differences.get(name, 0.0), difference)
+            self._tolerances[name] = max(self._tolerances.get(name, 0.0), tolerance)
+
+    def _match_outputs(self, expected: Outputs, computed: Outputs) -> Outputs:
+        """What the file gives, by the network's names; a runtime that knows no names keeps the order.
+
+        Raises:
+            ModelError: An output is missing, or has another shape.
+        """
+        named = computed if set(computed) == set(expected) else dict(zip(expected, computed.values(), strict=False))
+        for name, value in expected.items():
+            shape = tuple(named[name].shape) if name in named and len(computed) == len(expected) else None
+            if shape != tuple(value.shape):
+                found = "is missing in the file" if shape is None else f"has the shape {shape} in the file"
+                raise ModelError(f"{self._title}: the output {name} of shape {tuple(value.shape)} {found}")
+        return {name: named[name] for name in expected}
+
+    def result(self, batches: tuple[int, ...], size: int) -> Comparison:
+        """What all batches together show.
+
+        Args:
+            batches: Their sizes.
+            size: Bytes of the file.
+
+        Returns:
+            The comparison.
+        """
+        outputs = []
+        for name, difference in self._differences.items():
+            relative = difference / max(self._largest[name], SMALLEST)
+            outputs.append(OutputDifference(name, difference, relative, self._tolerances[name]))
+        largest = max(output.max_abs for output in outputs)
+        return Comparison(
+            self._title, largest, max(output.max_rel for output in outputs), batches, size, tuple(outputs)
+        )
+
+
+def _as_real(value: Tensor) -> Tensor:
+    return torch.view_as_real(value.to(torch.complex128)) if value.is_complex() else value.double()
+
+
+def _largest_value(value: Tensor) -> float:
+    """The largest absolute value; infinite where one is NaN, which is as far away as a number can be."""
+    largest = float(value.abs().max()) if value.numel() else 0.0
+    return math.inf if math.isnan(largest) else largest
