@@ -56,8 +56,7 @@ def shrink(
         TraceError: The network cannot be traced, for instance because it does not take the example.
         MaskError: The masks do not fit the network.
         SettingError: `round_to` is below 1.
-        ShrinkError: The smaller network does not run or gives other outputs.  No such network is known: please report
-            it.
+        ShrinkError: The smaller network does not run or gives other outputs: please report it.
 
     Example:
         ```python
