@@ -179,8 +179,13 @@ REASONS = {
     "chunk": (lambda m, x: m.first(x).chunk(3, 1)[0], nn.Identity(), "chunk into unequal pieces"),
     "slice": (lambda m, x: m.first(x)[:, 2:5], nn.Identity(), "slice of the channels at a fixed place"),
     "select": (lambda m, x: m.first(x)[:, 2], nn.Identity(), "select of the channels at a fixed place"),
-    "norm of its own": (lambda m, x: m.norm(m.first(x)), nn.InstanceNorm2d(8), "instance_norm without weights"),
-    "unknown": (lambda m, x: torch.cumsum(m.first(x), 2), nn.Identity(), "cumsum has no rule"),
+    "cumulative": (lambda m, x: torch.cumsum(m.first(x), 1), nn.Identity(), "cumsum over the channels"),
+    "unknown": (lambda m, x: torch.logcumsumexp(m.first(x), 2), nn.Identity(), "logcumsumexp has no rule"),
+    "written": (
+        lambda m, x: torch.zeros(2, 8, 8, 8).scatter(2, m.first(x).argsort(2), m.first(x)),
+        nn.Identity(),
+        "scatter has no rule: it writes to places that are given by number",
+    ),
     "input": (
         lambda m, x: m.first(x) + x.repeat(1, 3, 1, 1)[:, :8],
         nn.Identity(),
@@ -200,10 +205,10 @@ def test_what_pins_a_channel_is_named(kind: str) -> None:
 
 def test_an_unknown_operator_pins_only_what_enters_it() -> None:
     model = Net(
-        lambda m, x: m.second(F.relu(m.first(x))).cumsum(1), first=nn.Conv2d(3, 4, 1), second=nn.Conv2d(4, 5, 1)
+        lambda m, x: m.second(F.relu(m.first(x))).logcumsumexp(1), first=nn.Conv2d(3, 4, 1), second=nn.Conv2d(4, 5, 1)
     )
     accounts = account(channel_graph(model, IMAGE))
-    assert accounts["first"][2] is None and accounts["second"][2] == "cumsum has no rule"
+    assert accounts["first"][2] is None and accounts["second"][2] == "logcumsumexp has no rule"
 
 
 def test_a_failing_network_is_a_trace_error_with_the_reason() -> None:

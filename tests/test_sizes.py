@@ -230,3 +230,20 @@ def test_the_input_of_a_recurrent_layer_shrinks(kind: type[nn.Module], settings:
     for batch, steps in ((3, 4), (1, 11)):
         x = torch.randn(batch, steps, 5).double()
         torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("is_indexed", [True, False])
+def test_a_table_may_be_shorter_than_another_size_asks_for(is_indexed: bool) -> None:
+    """Without data PyTorch does not check places, so a size that the network does not take seems to be accepted."""
+
+    def add_positions(model: nn.Module, x: Tensor) -> Tensor:
+        places, table = torch.arange(x.shape[1]), model.table.weight
+        return model.head(model.body(x) + (table[places] if is_indexed else table.index_select(0, places)))
+
+    model = Net(add_positions, body=nn.Linear(5, 9), table=nn.Embedding(8, 9), head=nn.Linear(9, 3)).double().eval()
+    with torch.no_grad():
+        model.body.weight[::3] = model.body.bias[::3] = model.table.weight[:, ::3] = 0
+    small, plan = svd.shrink(model, torch.randn(2, 8, 5).double())
+    assert plan.removed == 3
+    x = torch.randn(3, 4, 5).double()
+    torch.testing.assert_close(small(x), model(x), rtol=0, atol=1e-12)

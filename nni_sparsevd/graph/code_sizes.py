@@ -47,12 +47,14 @@ def resolve_sizes(model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
 
 def _choose_channels(graph: ChannelGraph, draw: np.random.Generator) -> Flags:
     """Some channels of every free group, but not all indices of any axis."""
+    # Two channels stay where there are more, as some code goes another way for axes of size 1: einsum leaves them out.
+    # A removal that leaves one channel is tried by itself, before it is planned.
     chosen = np.zeros(graph.num_channels, np.bool_)
     for group in graph.groups:
         if group.pinned or len(group) < 2:
             continue
         more = chosen.copy()
-        channels = draw.choice(group.channels, draw.integers(1, len(group)), replace=False)
+        channels = draw.choice(group.channels, draw.integers(1, max(2, len(group) - 1)), replace=False)
         more[graph.with_members(channels)] = True
         if not any(more[graph.axes[axis]].all() for axis in group.axes):
             chosen = more

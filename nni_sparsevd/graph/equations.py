@@ -63,9 +63,11 @@ class RecordedSize:
 class Equations:
     """Collects equations, links and pins; `solve` turns them into channels."""
 
-    def __init__(self, replaceable_norms: Container[str] = ()) -> None:
+    def __init__(self, replaceable_norms: Container[str] = (), layers_of_torch: Container[str] = ()) -> None:
         self.replaceable_norms = replaceable_norms
         """Layer norms whose place a norm may take that remembers the channels which it loses."""
+        self.layers_of_torch = layers_of_torch
+        """Modules whose classes are PyTorch's own."""
         self.remembering_norms: list[tuple[Node, IndexIds]] = []
         """Those of them that were met, with the index ids of their channels."""
         self.axes: dict[Axis, IndexIds] = {}

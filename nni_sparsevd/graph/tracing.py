@@ -278,9 +278,9 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if target in SUMS_OF_PRODUCTS and not kwargs:  # no factors on the two terms
+        if target in SUMS_OF_PRODUCTS:
             with self:
-                return args[0] + SUMS_OF_PRODUCTS[target](*args[1:])
+                return _add_product(target, *args, **kwargs)
         if find_channel_rule(target) is None and not target._schema.is_mutable:
             with self:  # an operator that consists of others comes back here as these
                 parts = target.decompose(*args, **kwargs)
@@ -299,7 +299,8 @@ class _Recorder(TorchDispatchMode):
         if outputs is None:  # an assertion
             return None
         node = self.graph.create_node("call_function", _functional(target), arguments, options)
-        node.meta["origins"] = self.origins.of(args[1:])
+        # The sizes of an operator come after the tensor that it takes; one that makes a tensor begins with them.
+        node.meta["origins"] = self.origins.of(args[1:] if args and isinstance(args[0], Tensor) else args)
         node.meta["groups_origin"] = self.origins.groups
         # One of torch's convolutions, or a class derived from it, is told its number of groups when its weight is cut.
         node.meta["groups_follow_weight"] = self.origins.groups == (self.place, "groups", None) and (
@@ -375,6 +376,14 @@ def _find_tensors(outputs: Any) -> list[Tensor]:
             place = f"the output {name}" if name else "the output"
             raise TraceError(f"{place} is of the class {type(leaf).__name__}, and what it holds is unknown")
     return tensors
+
+
+def _add_product(target: Any, x: Tensor, *factors: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Beta x + alpha times the product, with as few operators as that takes."""
+    product: Tensor = SUMS_OF_PRODUCTS[target](*factors)
+    if alpha != 1:
+        product = product * alpha
+    return (x if beta == 1 else x * beta) + product
 
 
 def partial_write(before: Tensor, writing: Tensor) -> Tensor:

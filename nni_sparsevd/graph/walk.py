@@ -16,12 +16,14 @@ from .equations import Axis, Equations, TrackedTensor
 from .links import IndexIds
 from .operators import (
     CONVOLUTIONS,
-    READERS,
     TRANSPOSED,
+    NoRule,
     NotCovered,
+    bias_of,
     call_rule,
     channel_dim,
-    find_channel_rule,
+    find_row,
+    is_reader,
     operator_name,
     shape_of,
 )
@@ -29,7 +31,7 @@ from .origins import Origin
 from .tracing import Trace
 
 aten = torch.ops.aten
-PRODUCTS = {aten.matmul.default, aten.bmm.default}
+PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.mm.default}
 """Products of two tensors, of which the second may be a weight that no layer of PyTorch's uses."""
 
 
@@ -49,7 +51,7 @@ class Walk:
     """What is known after the last operator."""
 
     def __init__(self, recorded: Trace, replaceable_norms: Container[str]) -> None:
-        self.equations = Equations(replaceable_norms)
+        self.equations = Equations(replaceable_norms, recorded.layers)
         self.values: dict[Node, Any] = {}
         """What is known of each value: a `TrackedTensor`, or a list of them."""
         self.writers: dict[Node, tuple[Axis, str, int, int]] = {}
@@ -98,18 +100,20 @@ class Walk:
             self._pin_all((arguments, options), uncovered.reason)
             self.values[node] = _unknown_result(node.meta["val"])
         else:
-            if node.target in READERS:
+            if is_reader(node):
                 self._record_reader(node, arguments)
         if node.target in PRODUCTS:
             self._record_bare_weight(node)
-        if node.target in READERS:  # also one that is not covered: its channels are a group, which says why they stay
+        if is_reader(node):  # also one that is not covered: its channels are a group, which says why they stay
             self._record_writer(node, arguments[1])
 
     def _apply_rule(self, node: Node, arguments: Any, options: Any) -> Any:
-        rule, name = find_channel_rule(node.target), operator_name(node)
-        if rule is None:
+        row, name = find_row(node.target), operator_name(node)
+        if row is None:
             raise NotCovered(f"{name} has no rule")
-        return call_rule(rule, name, self.equations, node, *arguments, **options)
+        if isinstance(row.channel_rule, NoRule):
+            raise NotCovered(f"{name} has no rule: {row.channel_rule.because}")
+        return call_rule(row.channel_rule, name, self.equations, node, *arguments, **options)
 
     def _pin_all(self, values: Any, reason: str) -> None:
         """Pin every channel of these values: nothing is known of what becomes of them."""
@@ -179,7 +183,7 @@ class Walk:
 
     def _find_bias(self, node: Node, weight: str | None) -> str | None:
         """The parameter that the operator adds, or the one that its module could be given."""
-        bias = node.args[2] if len(node.args) > 2 else None
+        bias = bias_of(node)
         if bias is not None:
             return self._recorded.state(bias)
         # A new bias takes part only where one of torch's own layers was called.  Code that takes the weight of a layer

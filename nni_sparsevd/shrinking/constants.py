@@ -25,7 +25,6 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from ..graph import (
-    READERS,
     ChannelIds,
     NotCovered,
     OtherSizes,
@@ -35,6 +34,7 @@ from ..graph import (
     expand_fully,
     find_constant_rule,
     is_known,
+    is_reader,
     keep_zeros,
     live_like,
     map_tensors,
@@ -46,9 +46,12 @@ from .agreement import OtherValues
 aten = torch.ops.aten
 SUMS = {
     aten.sum.dim_IntList, aten.logsumexp.default, aten.linalg_vector_norm.default, aten.matmul.default,
-    aten.bmm.default, aten.cumsum.default, aten.prod.dim_int,
+    aten.bmm.default, aten.mm.default, aten.cumsum.default, aten.cumprod.default, aten.prod.dim_int, aten.sum.default,
+    aten.prod.default,
 }  # fmt: skip
 """Operators whose result grows with the number of equal values that they take."""
+SAMPLERS = ("grid_sampler_2d", "grid_sampler_3d", "max_unpool2d", "max_unpool3d", "roi_align", "roi_pool")
+"""Operators that take places beside the tensor whose values they take."""
 StoppedConstants = dict[str, ChannelIds]
 """What stops constants, in words -> the channels whose constants are stopped, shape (channels,)."""
 
@@ -139,8 +142,8 @@ def find_constants(
 
 def _read_state(node: Node, state: Tensor) -> Tensor:
     """In float64, but for the weights of readers: those are large, and only some of their columns are needed so."""
-    only_a_weight = all(user.target in READERS and user.args[1] is node for user in node.users)
-    return state if only_a_weight else to_double(state)
+    only_a_weight = all(is_reader(user) and user.args[1] is node for user in node.users)
+    return state if only_a_weight and not state.is_complex() else to_double(state)
 
 
 def _read_held_tensor(node: Node) -> Tensor:
@@ -159,7 +162,8 @@ def _evaluate(node: Node, values: dict[Node, Any], not_covered: set[Node]) -> An
     if rule is not None:
         try:
             arguments, options = _look_up_arguments(node, values)
-            return call_rule(rule, operator_name(node), node, *arguments, **options)
+            value = call_rule(rule, operator_name(node), node, *arguments, **options)
+            return map_tensors(_without_complex_numbers, value)
         except NotCovered:
             pass  # as if there were no rule
     not_covered.add(node)
@@ -167,6 +171,10 @@ def _evaluate(node: Node, values: dict[Node, Any], not_covered: set[Node]) -> An
     if is_known((arguments, options)) and isinstance(target, OpOverload) and _is_repeatable(target):
         return _compute(node, values)
     return map_tensors(live_like, node.meta["val"])
+
+
+def _without_complex_numbers(value: Tensor) -> Tensor:
+    return to_double(value) if value.is_complex() else value
 
 
 def _look_up_arguments(node: Node, values: dict[Node, Any]) -> tuple[Any, Any]:
@@ -202,11 +210,15 @@ def find_stopped_constants(
             reason = f"what {operator_name(node)} makes of that depends on the size of the input"
         elif node in not_covered and _is_live(values[node]):
             reason = f"{operator_name(node)} has no rule for constants"
+        elif _is_the_only_one_to_blame(node):
+            reason = f"what {operator_name(node)} makes of that is no constant"
         else:
             continue
+        after = _all_constant_channels(values[node], value_channels[node])
         for source in node.all_input_nodes:
             if isinstance(values[source], Tensor):
-                stopped[reason] += _constant_channels(values[source], value_channels[source])
+                before = _all_constant_channels(values[source], value_channels[source])
+                stopped[reason].append(np.setdiff1d(before, after))
     return {reason: np.unique(np.concatenate(channels)) for reason, channels in stopped.items() if channels}
 
 
@@ -214,6 +226,18 @@ def _is_live(value: Any) -> bool:
     """Whether all that an operator makes depends on the input."""
     results = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
     return all(bool(result.isnan().all()) for result in results)
+
+
+def _is_the_only_one_to_blame(node: Node) -> bool:
+    """Whether a constant that becomes live in an operator does so by the operator, not by what it meets there."""
+    return len(node.all_input_nodes) == 1 or operator_name(node) in SAMPLERS
+
+
+def _all_constant_channels(value: Any, axes: Any) -> ChannelIds:
+    """The channels that carry a constant along any axis of a value, or of the first of several."""
+    if isinstance(value, list):
+        value, axes = value[0], axes[0]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *_constant_channels(value, axes)]))
 
 
 def _constant_channels(value: Tensor, axes: Any) -> list[ChannelIds]:

@@ -16,6 +16,7 @@ from ..graph import (
     Product,
     Reader,
     RememberingNorm,
+    bias_of,
     constant_at_every_place,
     constant_at_reader,
     pads_zeros,
@@ -167,7 +168,7 @@ def _bias_users(readers: list[Reader]) -> set[Node]:
     """All operators that use the biases which these readers are called with."""
     users: set[Node] = set()
     for reader in readers:
-        bias: Any = reader.node.args[2] if len(reader.node.args) > 2 else None
+        bias = bias_of(reader.node)
         if bias is not None:
             users.update(bias.users)
     return users

@@ -24,16 +24,18 @@ from .contractions import (
     CONVOLUTIONS,
     READERS,
     TRANSPOSED,
+    bias_of,
     channel_dim,
     constant_at_every_place,
     constant_at_reader,
+    is_reader,
     pads_zeros,
     rows_of_weight,
     used_taps,
 )
 from .reshapes import match_axes
 from .rows import NoRule, NotCovered, Operator, call_rule, operator_name, shape_of
-from .table import OPERATORS, find_channel_rule, find_constant_rule
+from .table import OPERATORS, find_channel_rule, find_constant_rule, find_row
 
 __all__ = [
     "CONVOLUTIONS",
@@ -44,6 +46,7 @@ __all__ = [
     "NoRule",
     "NotCovered",
     "Operator",
+    "bias_of",
     "call_rule",
     "channel_dim",
     "compress",
@@ -52,7 +55,9 @@ __all__ = [
     "expand_fully",
     "find_channel_rule",
     "find_constant_rule",
+    "find_row",
     "is_known",
+    "is_reader",
     "keep_zeros",
     "live_like",
     "make_uniform",

@@ -20,7 +20,12 @@ that computes NaN from its constants alone is treated as if these depended on th
 
 
 def to_double(value: Tensor) -> Tensor:
-    """The tensor in float64, or as it is where it holds whole numbers or flags."""
+    """The tensor in float64, or as it is where it holds whole numbers or flags.
+
+    Complex numbers are not followed: they become real ones, 0 where they are 0 and LIVE elsewhere.
+    """
+    if value.is_complex():
+        return torch.where(value == 0, torch.zeros((), dtype=torch.float64), LIVE)
     return value.double() if value.is_floating_point() else value
 
 

@@ -131,7 +131,7 @@ SOFTMAX_IS_LIVE = NoRule(
 )
 
 OPERATORS = (
-    Operator((aten.matmul.default, aten.bmm.default), matmul_channels, matmul_constant),
+    Operator((aten.matmul.default, aten.bmm.default, aten.mm.default), matmul_channels, matmul_constant),
     Operator((aten.scaled_dot_product_attention.default,), attention_channels, attention_constant),
     Operator((aten.softmax.int, aten._softmax.default, aten.log_softmax.int), softmax_channels, SOFTMAX_IS_LIVE),
 )

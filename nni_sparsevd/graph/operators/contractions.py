@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from ..equations import Equations, RecordedSize, TrackedTensor, repeat_ids
@@ -21,6 +22,23 @@ CONVOLUTIONS = {
 TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 READERS = CONVOLUTIONS | TRANSPOSED | {aten.linear.default}
 """Operators that read channels with a weight, their second argument, and write new channels."""
+DEFORMED = "torchvision::deform_conv2d"
+"""One more, which PyTorch does not have: a convolution that looks at places given by another tensor."""
+
+
+def is_reader(node: Node) -> bool:
+    """Whether an operator reads channels with a weight."""
+    return node.target in READERS or _is_deformed(node)
+
+
+def _is_deformed(node: Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.name == DEFORMED
+
+
+def bias_of(reader: Node) -> Any:
+    """The bias that a reader adds, None where it has none."""
+    place = 4 if _is_deformed(reader) else 2
+    return reader.args[place] if len(reader.args) > place else None
 
 
 def channel_dim(reader: Node) -> int:
@@ -168,6 +186,25 @@ def _grouped_transposed_outputs(
     return outputs
 
 
+def deformed_convolution_channels(
+    equations: Equations,
+    node: Node,
+    x: TrackedTensor,
+    weight: TrackedTensor,
+    offset: TrackedTensor,
+    mask: TrackedTensor,
+    bias: TrackedTensor,
+    *settings: Any,
+) -> TrackedTensor:
+    """As a convolution; where it looks, and how much of it counts, is the same for all channels."""
+    *_, groups, offset_groups, _ = settings
+    if (groups, offset_groups) != (1, 1):
+        raise NotCovered("deform_conv2d with several groups, of channels or of offsets")
+    for ids in (x.ids[0], *offset.ids, *mask.ids):
+        equations.pin(ids, "places that deform_conv2d looks at")
+    return convolution_channels(equations, node, x, weight, bias)
+
+
 def embedding_channels(
     equations: Equations, node: Node, weight: TrackedTensor, indices: TrackedTensor, *settings: Any
 ) -> TrackedTensor:
@@ -181,8 +218,8 @@ def embedding_channels(
 
 def pads_zeros(node: Node) -> bool:
     """Whether a convolution sees zeros around its input, so that a constant is not constant at the border."""
-    if node.target in TRANSPOSED:
-        return True  # windows at the border overlap fewer inputs, padding or not
+    if node.target in TRANSPOSED or _is_deformed(node):
+        return True  # windows at the border overlap fewer inputs, padding or not; deformed ones may look outside
     padding: Any = node.args[4] if len(node.args) > 4 else 0
     if isinstance(padding, str):
         kernel = full_shape(node, argument=1)[2:]
@@ -267,6 +304,13 @@ def transposed_convolution_constant(
     return _convolve_constants(node, x, rows_of_weight(node, weight), bias, groups)
 
 
+def deformed_convolution_constant(
+    node: Node, x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *settings: Any
+) -> Tensor:
+    """As a convolution that pads zeros."""
+    return convolution_constant(node, x, weight, bias, groups=settings[-3])
+
+
 def _convolve_constants(node: Node, x: Tensor, rows: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     """The result for a weight of shape (outputs, inputs of a group, *kernel)."""
     x = constant_at_reader(node, x)
@@ -313,6 +357,7 @@ def embedding_constant(node: Node, weight: Tensor, indices: Tensor, *settings: A
 OPERATORS = (
     Operator(tuple(CONVOLUTIONS), convolution_channels, convolution_constant),
     Operator(tuple(TRANSPOSED), transposed_convolution_channels, transposed_convolution_constant),
+    Operator((DEFORMED,), deformed_convolution_channels, deformed_convolution_constant),
     Operator((aten.linear.default,), linear_channels, linear_constant),
     Operator((aten.embedding.default,), embedding_channels, embedding_constant),
 )

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor
 from ..links import IndexIds
-from .abstract_values import LIVE, has_live, is_known, keep_zeros, live_like, product
+from .abstract_values import LIVE, expand_along, has_live, is_known, keep_zeros, live_like, product
 from .rows import NoRule, NotCovered, Operator, operator_name, shape_of
 
 aten = torch.ops.aten
@@ -123,6 +123,8 @@ def pass_value(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor:
     kind = node.meta["val"].dtype
     if kind.is_floating_point:
         return x.double()
+    if kind.is_complex:
+        return keep_zeros(x.double())
     return x.to(kind) if is_known([x]) else live_like(x)
 
 
@@ -160,9 +162,52 @@ def prelu_constant(node: Node, x: Tensor, weight: Tensor) -> Tensor:
 def where_constant(node: Node, condition: Tensor, x: Any, other: Any) -> Tensor:
     """The choice, or where it depends on the input a constant that both sides share."""
     x, other = _as_tensor(x), _as_tensor(other)
+    chosen = torch.where(condition != 0, x, other)
     if has_live(condition):
-        return torch.where((x == other) & torch.ones_like(condition, dtype=torch.bool), x.double(), LIVE)
-    return torch.where(condition != 0, x, other)
+        return torch.where(condition.isnan(), torch.where(x == other, x.double(), LIVE), chosen.double())
+    return chosen
+
+
+def compare_constant(node: Node, left: Any, right: Any) -> Tensor:
+    """A flag where nothing depends on the input, else the numbers 0 and 1, and LIVE where that is not known."""
+    # Two numbers that are nearly equal may compare differently after another rounding, so their flag counts as live.
+    flag: Tensor = same_computation(node, left, right)
+    if is_known([left, right]):
+        return flag
+    left, right = _as_tensor(left), _as_tensor(right)
+    is_apart = (left - right).abs() > SHIFT * (1 + left.abs())  # False for NaN
+    return torch.where(is_apart, flag.double(), LIVE)
+
+
+def lerp_constant(node: Node, start: Tensor, end: Tensor, weight: Any) -> Tensor:
+    """Start + weight (end - start)."""
+    return start + product(_as_tensor(weight), end - start)
+
+
+def add_product_constant(node: Node, x: Tensor, left: Tensor, right: Tensor, *, value: float = 1) -> Tensor:
+    """X + value left right."""
+    return x + value * product(left, right)
+
+
+def add_quotient_constant(node: Node, x: Tensor, left: Tensor, right: Tensor, *, value: float = 1) -> Tensor:
+    """X + value left / right."""
+    return x + value * product(left, 1 / right)
+
+
+def gated_channels(equations: Equations, node: Node, x: TrackedTensor, dim: int = -1) -> TrackedTensor:
+    """The two halves of an axis are multiplied, so a channel of the one leaves with its partner in the other."""
+    ids = list(x.ids)
+    along = ids[dim]
+    if along is not None:
+        first, second = np.split(along, 2)
+        ids[dim] = equations.equate(first, second, "")
+    return TrackedTensor(shape_of(node), tuple(ids))
+
+
+def gated_constant(node: Node, x: Tensor, dim: int = -1) -> Tensor:
+    """The first half times the sigmoid of the second."""
+    value, gate = expand_along(node, x, dim).chunk(2, dim)
+    return product(value, gate.sigmoid())
 
 
 def masked_fill_constant(node: Node, x: Tensor, mask: Tensor, value: Any) -> Tensor:
@@ -178,7 +223,9 @@ OPERATORS = (
             *(getattr(aten, name).default for name in (
                 "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "elu",
                 "selu", "celu", "leaky_relu", "mish", "softplus", "neg", "exp", "abs", "sqrt", "rsqrt", "erf", "square",
-                "clamp", "clamp_min", "clamp_max", "log", "sin", "cos", "reciprocal",
+                "clamp", "clamp_min", "clamp_max", "log", "sin", "cos", "reciprocal", "log1p", "log2", "log10", "expm1",
+                "exp2", "sinh", "cosh", "tan", "asin", "acos", "atan", "asinh", "atanh", "erfc", "sinc", "rrelu",
+                "deg2rad", "rad2deg",
             )),
             aten.pow.Tensor_Scalar,
         ),
@@ -190,14 +237,16 @@ OPERATORS = (
         elementwise_channels, same_computation_where_known,
     ),
     Operator(
-        (aten.threshold.default, aten.hardshrink.default, aten.round.default, aten.floor.default, aten.sign.default),
+        (aten.threshold.default, aten.hardshrink.default, aten.round.default, aten.floor.default, aten.sign.default,
+         aten.ceil.default, aten.trunc.default, aten.frac.default, aten.remainder.Scalar, aten.fmod.Scalar),
         elementwise_channels, computation_away_from_jumps,
     ),
     Operator((aten.round.decimals,), elementwise_channels, NoRule("its steps may be as small as a rounding error")),
     Operator(
         (aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default,
          aten.contiguous.default, aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout,
-         aten.to.other, aten.type_as.default),
+         aten.to.other, aten.type_as.default, aten._conj.default, aten.conj_physical.default,
+         aten.resolve_conj.default),
         elementwise_channels, pass_value,
     ),
     Operator(
@@ -218,8 +267,27 @@ OPERATORS = (
     Operator((aten.where.self,), broadcast_channels, where_constant),
     Operator((aten.masked_fill.Scalar, aten.masked_fill.Tensor), broadcast_channels, masked_fill_constant),
     Operator(
-        (aten.eq.Tensor, aten.lt.Tensor, aten.gt.Tensor, aten.logical_and.default, aten.logical_or.default),
+        tuple(getattr(aten, name).Scalar for name in ("eq", "ne", "lt", "le", "gt", "ge")),
+        elementwise_channels, compare_constant,
+    ),
+    Operator(
+        tuple(getattr(aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")),
+        broadcast_channels, compare_constant,
+    ),
+    Operator(
+        (aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default, aten.bitwise_and.Tensor,
+         aten.bitwise_or.Tensor, aten.bitwise_xor.Tensor),
         broadcast_channels, FLAGS,
     ),
+    Operator((aten.isnan.default, aten.bitwise_and.Scalar, aten.bitwise_or.Scalar), elementwise_channels, FLAGS),
+    Operator((aten.lerp.Scalar, aten.lerp.Tensor), broadcast_channels, lerp_constant),
+    Operator((aten.addcmul.default,), broadcast_channels, add_product_constant),
+    Operator((aten.addcdiv.default,), broadcast_channels, add_quotient_constant),
+    Operator(
+        (aten.remainder.Tensor, aten.fmod.Tensor, aten.atan2.default, aten.floor_divide.default),
+        broadcast_channels, computation_away_from_jumps,
+    ),
+    Operator((aten.hypot.default,), broadcast_channels, same_computation_where_known),
+    Operator((aten.glu.default,), gated_channels, gated_constant),
     Operator((aten.prelu.default, aten._prelu_kernel.default), prelu_channels, prelu_constant),
 )  # fmt: skip

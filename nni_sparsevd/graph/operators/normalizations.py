@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-from ..equations import Equations, TrackedTensor
-from .abstract_values import compress, expand_along, is_known, live_like, make_uniform, product
+from ..equations import Equations, RecordedSize, TrackedTensor
+from .abstract_values import compress, expand_along, full_shape, is_known, live_like, make_uniform, product
 from .rows import NoRule, NotCovered, Operator, operator_name
 
 aten = torch.ops.aten
@@ -41,9 +41,9 @@ def batch_norm_channels(
         reason = f"{name} over this axis: removing one changes the statistics of the others"
         for ids in (x.ids[0], *x.ids[2:]):
             equations.pin(ids, reason)
-    if not states:
-        # Nothing would be cut, so the module would go on to remember the old number of channels.
-        equations.pin(x.ids[1], f"{name} without weights keeps its number of channels")
+    if not states and node.meta["module"] in equations.layers_of_torch:
+        # Nothing is cut that the module could read its number of channels from, so that number has to be set.
+        equations.sizes.append(RecordedSize(node, (node.meta["module"], "num_features", None), x.ids[1]))
     return x
 
 
@@ -97,9 +97,10 @@ def group_norm_channels(
     for state in (weight, bias):
         if state is not None:
             equations.equate(x.ids[1], state.ids[0], "group norm")
-    if weight is None and bias is None:
-        # Nothing would be cut, so the module would go on to remember the old number of groups.
-        equations.pin(x.ids[1], "group_norm without weights keeps its number of groups")
+    equations.record_size(node, 0, num_groups, x.ids[1])
+    if weight is None and bias is None and node.meta["module"] in equations.layers_of_torch:
+        # Nothing is cut that the module could read its number of channels from, so that number has to be set.
+        equations.sizes.append(RecordedSize(node, (node.meta["module"], "num_channels", None), x.ids[1]))
     return x
 
 
@@ -149,7 +150,7 @@ def batch_norm_constant(
     if own_statistics:
         if is_known([x]):
             return _standardized(node, x, weight, bias, eps)
-        running_mean, running_var = live_like(x).flatten()[:1], torch.ones(1, dtype=torch.float64)
+        return _centered(x, [0, *range(2, rank)], weight, bias)
     scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
     normalized = product(x - _along_channels(running_mean, rank), _along_channels(scale, rank))
     return normalized + (0 if bias is None else _along_channels(bias, rank))
@@ -180,7 +181,12 @@ def instance_norm_constant(
         return batch_norm_constant(
             node, x, weight, bias, running_mean, running_var, False, momentum, eps, cudnn_enabled
         )
-    x = make_uniform(x, range(2, x.dim()))
+    return _centered(x, range(2, x.dim()), weight, bias)
+
+
+def _centered(x: Tensor, dims: Sequence[int], weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """A channel that is the same along `dims` has the mean of itself there, so it becomes the bias."""
+    x = make_uniform(x, dims)
     centered = torch.where(x.isnan(), x, 0.0)
     scaled = centered if weight is None else product(centered, _along_channels(weight, x.dim()))
     return scaled if bias is None else scaled + _along_channels(bias, x.dim())
@@ -222,7 +228,9 @@ def group_norm_constant(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:
-    """As a layer norm, with weight and bias along dimension 1."""
+    """As a layer norm, with weight and bias along dimension 1; each channel by itself where it is a group."""
+    if num_groups == full_shape(node)[1]:
+        return _centered(x, range(2, x.dim()), weight, bias)
     weight, bias = (None if state is None else _along_channels(state, x.dim()) for state in (weight, bias))
     return layer_norm_constant(node, x, (), weight, bias)
 

@@ -10,8 +10,8 @@ from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor
 from ..links import IndexIds
-from .abstract_values import compress, expand_along, has_live, map_tensors
-from .rows import NotCovered, Operator, operator_name, shape_of
+from .abstract_values import compress, expand_along, full_shape, live_like, make_uniform, map_tensors
+from .rows import NoRule, NotCovered, Operator, operator_name, shape_of
 
 aten = torch.ops.aten
 
@@ -218,7 +218,126 @@ def index_select_channels(
     return TrackedTensor(shape_of(node), tuple(ids))
 
 
+def gather_channels(
+    equations: Equations, node: Node, x: TrackedTensor, dim: int, indices: TrackedTensor, **options: Any
+) -> TrackedTensor:
+    """An axis is looked up, at other places for each element; along every other axis the two go together."""
+    if not x.shape:
+        raise NotCovered("gather of a number")
+    ids = list(indices.ids)
+    for axis in range(len(x.shape)):
+        if axis == dim % len(x.shape):
+            equations.pin(x.ids[axis], "looked up by a fixed number")
+        elif x.shape[axis] == indices.shape[axis]:
+            ids[axis] = equations.equate(x.ids[axis], ids[axis], "gather at places that are no channels")
+        else:
+            for along in (x.ids[axis], ids[axis]):
+                equations.pin(along, "gather of a part of the channels")
+            ids[axis] = None
+    return TrackedTensor(shape_of(node), tuple(ids))
+
+
+def largest_channels(
+    equations: Equations, node: Node, x: TrackedTensor, count: int, dim: int = -1, *settings: Any
+) -> list[TrackedTensor]:
+    """Some elements along an axis, ordered by value, and where they were; the other axes keep their channels."""
+    return _ordered_channels(equations, node, x, dim)
+
+
+def sort_channels(
+    equations: Equations, node: Node, x: TrackedTensor, dim: int = -1, descending: bool = False
+) -> list[TrackedTensor]:
+    """All elements along an axis, ordered by value, and where they were; the other axes keep their channels."""
+    return _ordered_channels(equations, node, x, dim)
+
+
+def stable_sort_channels(
+    equations: Equations,
+    node: Node,
+    x: TrackedTensor,
+    *,
+    stable: bool | None = None,
+    dim: int = -1,
+    descending: bool = False,
+) -> list[TrackedTensor]:
+    """As `sort`."""
+    return _ordered_channels(equations, node, x, dim)
+
+
+def argsort_channels(
+    equations: Equations, node: Node, x: TrackedTensor, dim: int = -1, descending: bool = False
+) -> TrackedTensor:
+    """As `sort`, without the values."""
+    return _without_order(equations, node, x, shape_of(node), dim)
+
+
+def cumulative_channels(equations: Equations, node: Node, x: TrackedTensor, dim: int, **options: Any) -> TrackedTensor:
+    """Elements along an axis are added up one after the other; the other axes keep their channels."""
+    if x.shape:
+        equations.pin(x.ids[dim], f"{operator_name(node)} over the channels")
+    return x
+
+
+def triangle_channels(equations: Equations, node: Node, x: TrackedTensor, diagonal: int = 0) -> TrackedTensor:
+    """A triangle of the last two axes is set to zero, by their places; the other axes keep their channels."""
+    for ids in x.ids[-2:]:
+        equations.pin(ids, _at_a_fixed_place(node))
+    return x
+
+
+def _ordered_channels(equations: Equations, node: Node, x: TrackedTensor, dim: int) -> list[TrackedTensor]:
+    return [_without_order(equations, node, x, tuple(value.shape), dim) for value in node.meta["val"]]
+
+
+def _without_order(
+    equations: Equations, node: Node, x: TrackedTensor, shape: tuple[int, ...], dim: int
+) -> TrackedTensor:
+    ids = list(x.ids)
+    if ids:
+        equations.pin(ids[dim], f"{operator_name(node)} over the channels")
+        ids[dim] = None
+    return TrackedTensor(shape, tuple(ids))
+
+
 # Taking pieces: how constants pass.
+
+
+def gather_constant(node: Node, x: Tensor, dim: int, indices: Tensor, **options: Any) -> Tensor:
+    """Whatever is looked up along an axis of equal values has that value."""
+    dim %= max(x.dim(), 1)
+    x = make_uniform(x, [dim])
+    full, taken = full_shape(node), shape_of(node)
+    shorter = [axis for axis in range(x.dim()) if axis != dim and taken[axis] < full[axis]]
+    return make_uniform(x, shorter)
+
+
+def largest_constant(node: Node, x: Tensor, count: int, dim: int = -1, *settings: Any) -> list[Tensor]:
+    """Some of equal values are that value; where they were is not told."""
+    return [make_uniform(x, [dim % x.dim()] if x.dim() else ()), live_like(node.meta["val"][1])]
+
+
+def sort_constant(node: Node, x: Tensor, dim: int = -1, descending: bool = False) -> list[Tensor]:
+    """Equal values are in any order; where they were is not told."""
+    return largest_constant(node, x, 0, dim)
+
+
+def stable_sort_constant(
+    node: Node, x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> list[Tensor]:
+    """As `sort`."""
+    return largest_constant(node, x, 0, dim)
+
+
+def cumulative_constant(node: Node, x: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
+    """The operator itself at full size."""
+    target: Any = node.target
+    return compress(target(expand_along(node, x, dim) if x.dim() else x, dim))
+
+
+def triangle_constant(node: Node, x: Tensor, diagonal: int = 0) -> Tensor:
+    """The operator itself at full size."""
+    target: Any = node.target
+    return compress(target(expand_along(node, x, -2, -1), diagonal))
 
 
 def piece_constant(node: Node, x: Tensor, *settings: Any, **options: Any) -> Any:
@@ -234,20 +353,31 @@ def piece_constant(node: Node, x: Tensor, *settings: Any, **options: Any) -> Any
 
 
 def index_constant(node: Node, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    """A table that is looked up at places which do not depend on the input."""
+    """A table that is looked up; one whose entries are all alike wherever that is."""
     looked_up = [dim for dim, index in enumerate(indices) if index is not None]
     _refuse_flags(node, looked_up)
-    if any(index is not None and index.is_floating_point() for index in indices):
-        raise NotCovered("index at places that depend on the input")
-    return compress(aten.index.Tensor(expand_along(node, x, *looked_up), indices))
+    full = full_shape(node)
+    if all(_are_known_places(indices[dim], full[dim]) for dim in looked_up):
+        return compress(aten.index.Tensor(expand_along(node, x, *looked_up), indices))
+    first_places = [None if index is None else torch.zeros([1] * index.dim(), dtype=torch.long) for index in indices]
+    return compress(aten.index.Tensor(make_uniform(x, looked_up), first_places))
 
 
 def index_select_constant(node: Node, x: Tensor, dim: int, indices: Tensor) -> Tensor:
     """The same along one axis."""
-    if has_live(indices):
-        raise NotCovered("index at places that depend on the input")
-    return compress(expand_along(node, x, dim).index_select(dim, indices))
+    if _are_known_places(indices, full_shape(node)[dim]):
+        return compress(expand_along(node, x, dim).index_select(dim, indices))
+    return make_uniform(x, [dim])
 
+
+def _are_known_places(places: Any, size: int) -> bool:
+    """Whether places do not depend on the input, and an axis of this size has all of them."""
+    # PyTorch looks at places only where there are data, so a size that the network does not take may come this far.
+    return not places.is_floating_point() and bool(((places >= -size) & (places < size)).all())
+
+
+PLACES = NoRule("it says where values are, which depends on the input where the values do not")
+WRITTEN = NoRule("it writes to places that are given by number, and which of them depends on the values of a tensor")
 
 OPERATORS = (
     Operator((aten.cat.default,), cat_channels, cat_constant),
@@ -259,6 +389,28 @@ OPERATORS = (
     Operator((aten.select.int,), select_channels, piece_constant),
     Operator((aten.slice.Tensor,), slice_channels, piece_constant),
     Operator((aten.narrow.default,), narrow_channels, piece_constant),
-    Operator((aten.index.Tensor,), index_channels, index_constant),
+    Operator((aten.index.Tensor, aten._unsafe_index.Tensor), index_channels, index_constant),
     Operator((aten.index_select.default,), index_select_channels, index_select_constant),
+    Operator((aten.gather.default,), gather_channels, gather_constant),
+    Operator((aten.topk.default,), largest_channels, largest_constant),
+    Operator((aten.sort.default,), sort_channels, sort_constant),
+    Operator((aten.sort.stable,), stable_sort_channels, stable_sort_constant),
+    Operator((aten.argsort.default,), argsort_channels, PLACES),
+    Operator((aten.cumsum.default, aten.cumprod.default), cumulative_channels, cumulative_constant),
+    Operator((aten.tril.default, aten.triu.default), triangle_channels, triangle_constant),
+    Operator(
+        (
+            aten.scatter.src,
+            aten.scatter.value,
+            aten.scatter.reduce,
+            aten.scatter_add.default,
+            aten.scatter_reduce.two,
+            aten.index_put.default,
+            aten.index_add.default,
+            aten.index_copy.default,
+            aten.masked_scatter.default,
+        ),
+        WRITTEN,
+        WRITTEN,
+    ),
 )

@@ -40,7 +40,7 @@ class Operator:
     """What is known of some of PyTorch's operators that behave alike."""
 
     targets: tuple[Any, ...]
-    """Overloads, such as `torch.ops.aten.relu.default`."""
+    """Overloads, such as `torch.ops.aten.relu.default`; names, such as "torchvision::nms", for those of others."""
     channel_rule: ChannelRule | NoRule
     constant_rule: ConstantRule | NoRule
 

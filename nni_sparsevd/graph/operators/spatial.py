@@ -13,7 +13,7 @@ from ..links import IndexIds
 from .abstract_values import LIVE, compress, expand_along, full_shape, keep_zeros, live_like, make_uniform
 from .contractions import is_padded
 from .reshapes import split_axis
-from .rows import NotCovered, Operator, operator_name, shape_of
+from .rows import NoRule, NotCovered, Operator, operator_name, shape_of
 
 aten = torch.ops.aten
 PADDED_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
@@ -40,7 +40,7 @@ def _resized_channels(equations: Equations, x: TrackedTensor, shape: tuple[int, 
 
 
 def pool_with_places_channels(
-    equations: Equations, node: Node, x: TrackedTensor, output_size: Any
+    equations: Equations, node: Node, x: TrackedTensor, *settings: Any
 ) -> list[TrackedTensor]:
     """The largest values of each window, and where they were."""
     return [_resized_channels(equations, x, tuple(value.shape)) for value in node.meta["val"]]
@@ -60,6 +60,52 @@ def pad_channels(
 def _padded_dims(rank: int, pad: Sequence[int]) -> list[int]:
     """The dimensions of a tensor that `pad` changes: it has two widths for each, beginning with the last dimension."""
     return sorted({rank - 1 - place // 2 for place, width in enumerate(pad) if width})
+
+
+def sampled_channels(
+    equations: Equations, node: Node, x: TrackedTensor, grid: TrackedTensor, *settings: Any
+) -> TrackedTensor:
+    """Channels are sampled one by one, at places that are the same for all of them."""
+    for ids in (*x.ids[2:], *grid.ids[1:]):
+        equations.pin(ids, "sampled at places")
+    batch = equations.equate(x.ids[0], grid.ids[0], "sampled at places")
+    return TrackedTensor(shape_of(node), (batch, x.ids[1], *(None,) * (len(x.shape) - 2)))
+
+
+def region_channels(
+    equations: Equations, node: Node, x: TrackedTensor, boxes: TrackedTensor, *settings: Any
+) -> TrackedTensor:
+    """Each channel is pooled by itself in each box; a box takes the place of an image."""
+    for ids in (x.ids[0], *x.ids[2:], *boxes.ids):
+        equations.pin(ids, "pooled in boxes")
+    return TrackedTensor(shape_of(node), (None, x.ids[1], None, None))
+
+
+def region_with_places_channels(
+    equations: Equations, node: Node, x: TrackedTensor, boxes: TrackedTensor, *settings: Any
+) -> list[TrackedTensor]:
+    """The largest value of each part of a box, and where it was."""
+    for ids in (x.ids[0], *x.ids[2:], *boxes.ids):
+        equations.pin(ids, "pooled in boxes")
+    return [TrackedTensor(tuple(value.shape), (None, x.ids[1], None, None)) for value in node.meta["val"]]
+
+
+def unpool_channels(
+    equations: Equations, node: Node, x: TrackedTensor, places: TrackedTensor, *settings: Any
+) -> TrackedTensor:
+    """Each channel is put back to the places where its values were found."""
+    ids = [equations.equate(a, b, "unpooled to places") for a, b in zip(x.ids, places.ids, strict=True)]
+    return _resized_channels(equations, TrackedTensor(x.shape, tuple(ids)), shape_of(node))
+
+
+def shuffle_channels(equations: Equations, node: Node, x: TrackedTensor, groups: int) -> TrackedTensor:
+    """Channels are laid out as (group, position) and read as (position, group): a position leaves in every group."""
+    ids = x.ids[1]
+    if ids is not None:
+        block = ids.reshape(groups, -1)
+        equations.link_block(block, [None, equations.new_ids(block.shape[1])])
+        ids = block.T.ravel()
+    return TrackedTensor(x.shape, (x.ids[0], ids, *x.ids[2:]))
 
 
 def pixel_shuffle_channels(equations: Equations, node: Node, x: TrackedTensor, factor: int) -> TrackedTensor:
@@ -147,9 +193,43 @@ def average_pool_constant(
     return x
 
 
-def pool_with_places_constant(node: Node, x: Tensor, output_size: Any) -> list[Tensor]:
+def pool_with_places_constant(node: Node, x: Tensor, *settings: Any) -> list[Tensor]:
     """The largest of equal values is that value; where it was found is not told."""
     return [_make_places_uniform(node, x), live_like(node.meta["val"][1])]
+
+
+ZEROS = 0
+"""The padding of `grid_sample` that is zero outside of the image."""
+
+
+def sampled_constant(
+    node: Node, x: Tensor, grid: Tensor, interpolation: int, padding: int, align_corners: bool
+) -> Tensor:
+    """A mean of equal values is that value; with a padding of zeros only zero is."""
+    x = make_uniform(x, range(2, x.dim()))
+    return keep_zeros(x) if padding == ZEROS else x
+
+
+def region_constant(node: Node, x: Tensor, boxes: Tensor, *settings: Any) -> Tensor:
+    """Zero stays zero; a part of a box that lies outside of the image is zero, whatever the image."""
+    return keep_zeros(make_uniform(x, (0, 2, 3)))
+
+
+def region_with_places_constant(node: Node, x: Tensor, boxes: Tensor, *settings: Any) -> list[Tensor]:
+    """The same; where the largest value was is not told."""
+    return [region_constant(node, x, boxes), live_like(node.meta["val"][1])]
+
+
+def unpool_constant(node: Node, x: Tensor, places: Tensor, *settings: Any) -> Tensor:
+    """Zero stays zero among the zeros in between."""
+    spatial = range(1 if x.dim() == 3 else 2, x.dim())
+    return keep_zeros(make_uniform(x, spatial))
+
+
+def shuffle_constant(node: Node, x: Tensor, groups: int) -> Tensor:
+    """The same order at full size."""
+    x = expand_along(node, x, 1)
+    return compress(x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2))
 
 
 def pad_constant(
@@ -203,16 +283,30 @@ def unfold_constant(node: Node, x: Tensor, dim: int, size: int, step: int) -> Te
     return make_uniform(x, [dim % len(full_shape(node))]).unsqueeze(-1)
 
 
+BOXES = NoRule("it chooses boxes by their values, or a channel for each part of a box by its place")
+
 OPERATORS = (
     Operator(
         (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, aten.adaptive_avg_pool1d.default,
          aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default, aten.upsample_nearest1d.vec,
          aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec, aten.upsample_linear1d.vec,
-         aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec, aten.upsample_trilinear3d.vec),
+         aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec, aten.upsample_trilinear3d.vec,
+         aten._upsample_nearest_exact1d.vec, aten._upsample_nearest_exact2d.vec, aten._upsample_nearest_exact3d.vec,
+         aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.vec),
         spatial_channels, resized_constant,
     ),
     Operator(PADDED_POOLS, spatial_channels, average_pool_constant),
-    Operator((aten.adaptive_max_pool2d.default,), pool_with_places_channels, pool_with_places_constant),
+    Operator(
+        (aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default, aten.max_pool2d_with_indices.default,
+         aten.max_pool3d_with_indices.default),
+        pool_with_places_channels, pool_with_places_constant,
+    ),
+    Operator((aten.max_unpool2d.default, aten.max_unpool3d.default), unpool_channels, unpool_constant),
+    Operator((aten.grid_sampler_2d.default, aten.grid_sampler_3d.default), sampled_channels, sampled_constant),
+    Operator(("torchvision::roi_align",), region_channels, region_constant),
+    Operator(("torchvision::nms", "torchvision::ps_roi_align", "torchvision::ps_roi_pool"), BOXES, BOXES),
+    Operator(("torchvision::roi_pool",), region_with_places_channels, region_with_places_constant),
+    Operator((aten.channel_shuffle.default, aten.native_channel_shuffle.default), shuffle_channels, shuffle_constant),
     Operator((aten.pad.default,), pad_channels, pad_constant),
     Operator((aten.constant_pad_nd.default,), pad_channels, constant_pad_constant),
     Operator((aten.pixel_shuffle.default,), pixel_shuffle_channels, pixel_shuffle_constant),

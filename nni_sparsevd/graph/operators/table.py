@@ -2,10 +2,25 @@
 
 from typing import Any
 
-from . import attention, contractions, elementwise, normalizations, pieces, reductions, reshapes, spatial
+from torch._ops import OpOverload
+
+from . import (
+    attention,
+    contractions,
+    elementwise,
+    factories,
+    normalizations,
+    pieces,
+    reductions,
+    reshapes,
+    spatial,
+    spectra,
+)
 from .rows import ChannelRule, ConstantRule, NoRule, Operator
 
-FILES = (contractions, attention, normalizations, elementwise, reshapes, pieces, reductions, spatial)
+FILES = (
+    contractions, attention, normalizations, elementwise, factories, reshapes, pieces, reductions, spatial, spectra,
+)  # fmt: skip
 
 
 def _rows_by_target() -> dict[Any, Operator]:
@@ -24,13 +39,21 @@ def _rows_by_target() -> dict[Any, Operator]:
 OPERATORS: dict[Any, Operator] = _rows_by_target()
 
 
+def find_row(target: Any) -> Operator | None:
+    """What is known of an operator; one that another library has added goes by its name, "library::operator"."""
+    row = OPERATORS.get(target)
+    if row is None and isinstance(target, OpOverload):
+        row = OPERATORS.get(target._schema.name)
+    return row
+
+
 def find_channel_rule(target: Any) -> ChannelRule | None:
     """How channels pass through an operator; None where nothing is known."""
-    operator = OPERATORS.get(target)
+    operator = find_row(target)
     return None if operator is None or isinstance(operator.channel_rule, NoRule) else operator.channel_rule
 
 
 def find_constant_rule(target: Any) -> ConstantRule | None:
     """How constants pass through an operator; None where nothing is known."""
-    operator = OPERATORS.get(target)
+    operator = find_row(target)
     return None if operator is None or isinstance(operator.constant_rule, NoRule) else operator.constant_rule
