@@ -93,7 +93,7 @@ def _find_numbers(arguments: Any) -> Iterator[int]:
     for value in arguments.values() if isinstance(arguments, dict) else arguments:
         if isinstance(value, int):
             yield value
-        elif type(value) in (tuple, list, dict):
+        elif isinstance(value, tuple | list | dict):  # a size of a tensor is a tuple, too
             yield from _find_numbers(value)
 
 
