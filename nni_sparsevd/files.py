@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .errors import FileFormatError
+from .errors import FileFormatError, describe_error
 
 PARTIAL_SUFFIX = ".part"
 """Suffix of files that are being written."""
@@ -166,6 +166,35 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if expected is not None and expected != _compute_digest(tensors):
         raise FileFormatError(f"{path}: altered since it was written: its tensors do not match their digest")
     return tensors, metadata
+
+
+def load_pickled_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file of `torch.save`; anything else in it is refused, and no code of it is run.
+
+    Args:
+        path: The file: a state dict, or one under "state_dict" or "model".
+
+    Returns:
+        Name -> tensor, without the "module." of a wrapper for several devices.
+
+    Raises:
+        FileFormatError: The file is missing, damaged, or holds more than tensors, numbers and texts.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileFormatError(f"{path}: no such file") from None
+    except Exception as error:  # the unpickler raises errors of many types
+        raise FileFormatError(
+            f"{path}: not a file of tensors only, and nothing else is unpickled ({describe_error(error)}); save "
+            "model.state_dict() as .safetensors"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise FileFormatError(f"{path}: holds no state dict, and none under 'state_dict' or 'model'")
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
 
 
 T = TypeVar("T")

@@ -2,6 +2,8 @@
 
 import difflib
 import inspect
+import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,11 +13,17 @@ from timm.models import register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from .errors import ModelError, describe_error
-from .files import load_tensors
+from .errors import FileFormatError, ModelError, SettingError, describe_error
+from .files import load_pickled_tensors, load_tensors
+from .preprocessing import Requirements, check_values, select_values
 from .recipe import ModelSettings
 from .settings import Argument
 
+logger = logging.getLogger(__name__)
+PREPROCESSING = "nni_sparsevd.preprocessing"
+"""Metadata key of a file of weights: how the images were made that they were trained with, a JSON object."""
+PICKLED = (".pth", ".pt", ".bin", ".tar")
+"""Suffixes of files of `torch.save`."""
 OWN_MODELS = ("lenet_300_100", "lenet5_caffe", "vgg_like", "resnet18_small")
 """Names of the papers' networks."""
 
@@ -234,9 +242,122 @@ def create_model(settings: ModelSettings, num_classes: int, in_chans: int, image
         arguments["img_size"] = image_size
     model = build_model(settings.name, arguments | settings.arguments, settings.pretrained)
     if settings.checkpoint is not None:
-        tensors, _ = load_tensors(settings.checkpoint)
-        load_weights_(model, tensors, settings.checkpoint)
+        tensors, _ = read_weights(settings.checkpoint)
+        load_weights_(model, _drop_other_head(model, tensors, settings.checkpoint), settings.checkpoint)
     return model
+
+
+def find_requirements(settings: ModelSettings) -> Requirements:
+    """Find out what a network asks of its images, before it is built.
+
+    A network that starts from weights gets the images that these were trained with: as the file of the weights says, or
+    else as timm says of the network. One that starts from nothing asks only for a size, if it takes no other.
+
+    Args:
+        settings: Which network, and where its weights come from.
+
+    Returns:
+        Its requirements.
+
+    Raises:
+        FileFormatError: The checkpoint cannot be read.
+    """
+    timms = timm.get_pretrained_cfg(settings.name) if timm.is_model(settings.name) else None
+    if timms is None or settings.name in OWN_MODELS:
+        configuration: dict[str, Any] = {}
+    else:
+        configuration = select_values(timms.to_dict())
+    size = configuration.get("input_size", (None, None, None))[-1]
+    own_size = settings.arguments.get("img_size", size if configuration.get("fixed_input_size") else None)
+    in_chans = settings.arguments.get("in_chans")
+    trained: dict[str, Any] = {}
+    if settings.pretrained or settings.checkpoint is not None:
+        trained = {key: value for key, value in configuration.items() if key != "label_names"}
+    if settings.checkpoint is not None:
+        tensors, told = read_weights(settings.checkpoint)
+        trained |= told
+        stem = None if timms is None else tensors.get(f"{timms.first_conv}.weight")
+        if in_chans is None and stem is not None:
+            in_chans = stem.shape[1]
+    if in_chans is None and trained:
+        in_chans = trained["input_size"][0]
+    return Requirements(
+        image_size=own_size if isinstance(own_size, int) else None,
+        usual_size=size,
+        in_chans=in_chans if isinstance(in_chans, int) else None,
+        trained=trained,
+    )
+
+
+def check_checkpoint(settings: ModelSettings, image_size: int | None) -> None:
+    """Refuse a checkpoint of another network, before anything costly is done; nothing without a checkpoint.
+
+    Args:
+        settings: Which network, and the checkpoint.
+        image_size: Side of the images, where it is known.
+
+    Raises:
+        ModelError: The network cannot be built, or the weights are not its own.
+        FileFormatError: The checkpoint cannot be read.
+    """
+    if settings.checkpoint is None:
+        return
+    tensors, _ = read_weights(settings.checkpoint)
+    requirements = find_requirements(settings)
+    # Sizes that only the data tell are left out of the comparison: here the names count, and most of the shapes.
+    size = image_size or requirements.image_size or requirements.usual_size or 32
+    untouched = settings.model_copy(update={"checkpoint": None, "pretrained": False})
+    model = create_model(untouched, 2, requirements.in_chans or 3, size)
+    own = model.state_dict()
+    depends_on_data = settings.name in OWN_MODELS
+    fitting = dict(tensors)
+    for name in _find_head(model):
+        if name in tensors:
+            fitting[name] = own[name]
+    for name, value in own.items():
+        if depends_on_data and name in tensors and tensors[name].shape != value.shape:
+            fitting[name] = value
+    load_weights_(model, fitting, settings.checkpoint)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of weights; nothing but tensors is ever unpickled.
+
+    Args:
+        path: A .safetensors file, or a .pth, .pt, .bin or .tar file of `torch.save` that holds tensors only: a state
+            dict, or one under "state_dict" or "model".
+
+    Returns:
+        Name -> tensor, and how the images were made that the weights were trained with, under timm's names, as far as
+        the file says.
+
+    Raises:
+        FileFormatError: The file is missing, damaged, or holds anything but tensors.
+    """
+    if path.suffix in PICKLED:
+        return load_pickled_tensors(path), {}
+    tensors, metadata = load_tensors(path)
+    try:
+        return tensors, check_values(json.loads(metadata.get(PREPROCESSING, "{}")))
+    except (json.JSONDecodeError, SettingError) as error:
+        raise FileFormatError(f"{path}: what it says of its images is damaged: {error}") from None
+
+
+def _find_head(model: nn.Module) -> list[str]:
+    """The tensors of the classifier, or of several, as timm names it."""
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    heads = (named,) if isinstance(named, str) else tuple(named)
+    return [key for key in model.state_dict() if key.startswith(tuple(f"{head}." for head in heads))]
+
+
+def _drop_other_head(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
+    """The weights with the network's own fresh classifier where the file has one for other classes."""
+    own = model.state_dict()
+    head = [key for key in _find_head(model) if key in tensors]
+    if all(tensors[key].shape == own[key].shape for key in head):
+        return tensors
+    logger.warning("%s: has another number of classes: %s is made anew", where, ", ".join(head))
+    return tensors | {key: own[key] for key in head}
 
 
 def find_image_size(settings: ModelSettings) -> int | None:

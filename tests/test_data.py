@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from nni_sparsevd.data import augment, datasets, load_data
+from nni_sparsevd.data import augment, load_data, splits
+from nni_sparsevd.data.splits import HeldSplit, StreamedSplit
 from nni_sparsevd.errors import DataError
 from nni_sparsevd.recipe import DataSettings
 
@@ -97,10 +98,10 @@ def test_without_a_size_the_images_keep_theirs(tmp_path: Path) -> None:
 def test_a_limit_counts_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roots = [folder(tmp_path / "train"), folder(tmp_path / "test", count=1)]
     settings = DataSettings(name="", train=roots[0], test=roots[1], holdout=0.5)
-    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 8 * 10 * 12 * 3)
-    with pytest.raises(DataError, match=r"data\.limit"):
-        load_data(settings)
+    monkeypatch.setattr(splits, "MEMORY_LIMIT", 8 * 10 * 12 * 3)
+    assert isinstance(load_data(settings).train, StreamedSplit)
     made = load_data(settings.model_copy(update={"limit": 4}))
+    assert isinstance(made.train, HeldSplit)
     assert (len(made.train), len(made.holdout), len(made.test)) == (2, 2, 3)
 
 

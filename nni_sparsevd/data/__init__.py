@@ -1,5 +1,18 @@
-"""Images and their labels."""
+"""Images and their labels: held in memory where they fit, streamed otherwise."""
 
-from .datasets import DataSets, Split, augment, load_data, to_memory_format
+from .augmentation import BatchAugmentation, augment
+from .datasets import DataSets, load_data, to_memory_format
+from .photos import decode_photo, make_transform
+from .splits import Pick, Split
 
-__all__ = ["DataSets", "Split", "augment", "load_data", "to_memory_format"]
+__all__ = [
+    "BatchAugmentation",
+    "DataSets",
+    "Pick",
+    "Split",
+    "augment",
+    "decode_photo",
+    "load_data",
+    "make_transform",
+    "to_memory_format",
+]

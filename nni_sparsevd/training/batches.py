@@ -1,11 +1,12 @@
 """The training batches of one process."""
 
+from collections.abc import Iterator
 from typing import final
 
 import torch
 from torch import Tensor
 
-from ..data import augment
+from ..data import BatchAugmentation, Pick, augment
 from .run import Run
 from .schedule import derive_seed
 
@@ -14,7 +15,8 @@ from .schedule import derive_seed
 class Batches:
     """Batches of a stage: each is a function of the recipe's seed, the stage, the step and the rank alone.
 
-    An iterator would have a state, and a resumed run would have to put it back.
+    Photos that are streamed are read some steps ahead. What is read is a function of the step, too: an iterator with a
+    state would have to be put back in a resumed run.
     """
 
     def __init__(self, run: Run, stage: str) -> None:
@@ -24,22 +26,29 @@ class Batches:
         self._rank = run.accelerator.process_index
         self._world = run.accelerator.num_processes
         self._device = run.accelerator.device
-        self._epoch = -1
-        self._order = torch.empty(0)
+        self._orders: dict[int, Tensor] = {}
+        """The shuffled images of this epoch and, where they are read ahead, of the next one."""
+        self._augment_batch = BatchAugmentation(run.recipe.data, run.data.num_classes)
+        self._reading: Iterator[Tensor] = iter(())
+        self._next_step = -1
+        """The step whose images `_reading` gives next."""
         self.per_epoch = max(len(self._split) // (run.recipe.data.batch_size * self._world), 1)
         """Steps in an epoch; images that do not fill a batch are left out."""
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """The inputs of the network and the labels at `step`, counted from 0, on the device of this process."""
-        epoch, place = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffle(epoch)
-        # The ranks take turns at the shuffled images, and so do the steps of each rank.
-        rows = self._order[place * self._world + self._rank :: self.per_epoch * self._world]
-        rows = rows[: self._recipe.data.batch_size]
+        """The inputs of the network at `step`, counted from 0, on the device of this process, and their labels.
+
+        Labels are classes, shape (count,), or the share of each class, shape (count, classes), of mixed images.
+        """
+        if step != self._next_step:
+            self._reading = self._split.follow(self._pick, step)
+        images = next(self._reading)
+        self._next_step = step + 1
         generator = torch.Generator().manual_seed(derive_seed(*self._seed_parts(step), "augment"))
-        images = augment(self._split.images[rows], self._recipe.data, generator)
-        return self._data.normalize(images.to(self._device)), self._split.labels[rows].to(self._device)
+        images = augment(images, self._recipe.data, generator).to(self._device)
+        labels = self._split.labels[self._find_rows(step)].to(self._device)
+        seed = derive_seed(*self._seed_parts(step), "mix")
+        return self._augment_batch(self._data.normalize(images), labels, seed)
 
     def seed_noise(self, step: int) -> None:
         """Seed torch's generators, from which dropout and the posteriors draw their noise at `step`."""
@@ -47,6 +56,23 @@ class Batches:
 
     def _seed_parts(self, step: int) -> tuple[int, str, int, int]:
         return self._recipe.seed, self._stage, step, self._rank
+
+    def _pick(self, step: int) -> list[Pick]:
+        """The images of a step, each with the seed of its augmentation in this epoch."""
+        epoch = step // self.per_epoch
+        rows = self._find_rows(step).tolist()
+        return [(row, derive_seed(self._recipe.seed, self._stage, epoch, row)) for row in rows]
+
+    def _find_rows(self, step: int) -> Tensor:
+        """The places of a step's images in the split."""
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch not in self._orders:
+            neighbors = {key: order for key, order in self._orders.items() if abs(key - epoch) == 1}
+            self._orders = {**neighbors, epoch: self._shuffle(epoch)}
+        order = self._orders[epoch]
+        # The ranks take turns at the shuffled images, and so do the steps of each rank.
+        rows = order[place * self._world + self._rank :: self.per_epoch * self._world]
+        return rows[: self._recipe.data.batch_size]
 
     def _shuffle(self, epoch: int) -> Tensor:
         """The same order of all images on every rank."""

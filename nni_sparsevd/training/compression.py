@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from .. import data as datasets
 from .. import models
 from ..errors import SettingError
+from ..files import write_json
+from ..preprocessing import set_values_
 from ..recipe import Recipe
 from .checkpoint import Checkpoint, read_checkpoint
 from .metrics import Metrics
@@ -52,16 +54,20 @@ def compress(
     check_folder(recipe, folder, resume=resume, overwrite=overwrite)
     # Every process has to look at the folder before one of them writes there.
     accelerator.wait_for_everyone()
+    requirements = models.find_requirements(recipe.model)
+    # A checkpoint of another network is found out before any photo is decoded.
+    models.check_checkpoint(recipe.model, recipe.data.image_size)
     torch.manual_seed(recipe.seed)
-    image_size = recipe.data.image_size or models.find_image_size(recipe.model)
-    data = datasets.load_data(recipe.data, image_size, recipe.seed)
+    data = datasets.load_data(recipe.data, None, recipe.seed, requirements)
     model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
+    set_values_(model, data.preprocessing.to_dict())
     example_inputs = data.make_example_inputs()
     try_recipe(model, example_inputs, recipe)
     teacher = _create_teacher(recipe, data, example_inputs)
     # Data and network are known to be good: only now may an old run be deleted.
     if accelerator.is_main_process:
         prepare_folder(recipe, folder, command, resume=resume, overwrite=overwrite)
+        write_json(folder / "preprocessing.json", data.preprocessing.to_dict())
     accelerator.wait_for_everyone()
     start = read_checkpoint(folder / "checkpoint.safetensors")
     with Metrics(folder, Console(), _find_rows_to_keep(start), write=accelerator.is_main_process) as metrics:

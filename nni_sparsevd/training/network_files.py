@@ -11,6 +11,7 @@ from torch import nn
 from .. import models
 from ..errors import FileFormatError
 from ..files import load_tensors, save_tensors
+from ..preprocessing import read_values
 from ..shrinking import read_attributes, resize_
 
 SIZES = "nni_sparsevd.sizes"
@@ -25,7 +26,10 @@ def write_network(model: nn.Module, path: Path, *, resized: bool = False) -> Non
         path: A .safetensors file.
         resized: Whether the network may have other sizes than the recipe gives it.
     """
-    save_tensors(model.state_dict(), path, {SIZES: json.dumps(read_attributes(model))} if resized else None)
+    metadata = {models.PREPROCESSING: json.dumps(read_values(model))}
+    if resized:
+        metadata[SIZES] = json.dumps(read_attributes(model))
+    save_tensors(model.state_dict(), path, metadata)
 
 
 def read_network_(model: nn.Module, path: Path) -> nn.Module:

@@ -1,5 +1,6 @@
 """Accuracy and loss of a network on a split of the data."""
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,6 +11,9 @@ from ..convert import bake_
 from ..data import DataSets, Split
 from ..graph import copy_module
 from ..masks import Masks
+
+VALUES = 1 << 23
+"""Values of the images of one forward pass: 55 images of 224 pixels."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +29,20 @@ class Score:
         return {**asdict(self), "error_percent": round(100 * (1 - self.accuracy), 4)}
 
 
-def evaluate(model: nn.Module, data: DataSets, split: Split, batch_size: int = 500) -> Score:
+def evaluate(model: nn.Module, data: DataSets, split: Split, batch_size: int | None = None) -> Score:
     """Score a network in evaluation mode; its own mode is left as it was.
 
     Args:
         model: A network of the data's classes, on any device.
         data: Knows how images are normalized.
         split: Which images: `data.holdout`, `data.test`, `data.train`.
-        batch_size: Images per forward pass; the score does not depend on it, except for rounding.
+        batch_size: Images per forward pass; the score does not depend on it, except for rounding. None: 500, or fewer
+            where they are large.
 
     Returns:
         The score over all images of the split.
     """
+    batch_size = batch_size or min(500, max(VALUES // math.prod(data.preprocessing.input_size), 1))
     training = model.training
     model.eval()
     device = next(model.parameters()).device
