@@ -309,14 +309,14 @@ def check_checkpoint(settings: ModelSettings, image_size: int | None) -> None:
     untouched = settings.model_copy(update={"checkpoint": None, "pretrained": False})
     model = create_model(untouched, 2, requirements.in_chans or 3, size)
     own = model.state_dict()
-    depends_on_data = settings.name in OWN_MODELS
     fitting = dict(tensors)
-    for name in _find_head(model):
-        if name in tensors:
-            fitting[name] = own[name]
-    for name, value in own.items():
-        if depends_on_data and name in tensors and tensors[name].shape != value.shape:
-            fitting[name] = value
+    for name in set(_find_head(model)) & set(tensors):
+        fitting[name] = own[name]
+    if settings.name in OWN_MODELS:
+        # How many inputs their layers have is known when the images are.
+        for name in set(own) & set(tensors):
+            if tensors[name].shape[:1] == own[name].shape[:1]:
+                fitting[name] = own[name]
     load_weights_(model, fitting, settings.checkpoint)
 
 

@@ -55,6 +55,9 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
     values = {
         "input": list(compressed.example_inputs.shape[1:]),
         "test": {name: score.to_dict() for name, score in scores.items()},
+        "images": {"train": len(data.train), "holdout": len(data.holdout), "test": len(data.test)},
+        "skipped": list(data.skipped),
+        "preprocessing": data.preprocessing.to_dict(),
         "layers": _describe_layers(compressed.dense, compressed.masked, small),
         "weights": _count_all_weights(compressed),
         "size": _measure_sizes(networks, folder, compressed.example_inputs[:1]),

@@ -65,6 +65,8 @@ def _describe_values(field: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "const" in field:
         return f"`{field['const']}`"
+    if "prefixItems" in field:
+        return f"list of {len(field['prefixItems'])} numbers"
     if field["type"] == "array":
         return f"list of {_describe_values(field['items'])}"
     if field["type"] == "object":

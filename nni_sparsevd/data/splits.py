@@ -1,12 +1,14 @@
 """Splits: images and their classes, held in memory, or read and decoded when they are asked for."""
 
+import atexit
 import itertools
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -230,14 +232,18 @@ def load(photos: Dataset[Any], batches: Iterable[Any], workers: int) -> Iterator
         batches: What to read; it may have no end.
         workers: Loader processes; 0 reads in this process.
 
-    Yields:
+    Returns:
         What `photos` makes of each batch.
     """
     if workers == 0:
-        for batch in batches:
-            yield photos[batch]
-        return
-    loader = DataLoader(
+        return map(photos.__getitem__, batches)
+    reading = _read_ahead(photos, batches, workers)
+    _OPEN.add(reading)
+    return reading
+
+
+def _read_ahead(photos: Dataset[Any], batches: Iterable[Any], workers: int) -> Generator[Any]:
+    yield from DataLoader(
         photos,
         batch_size=None,
         sampler=_Batches(batches),  # type: ignore[arg-type]
@@ -249,7 +255,17 @@ def load(photos: Dataset[Any], batches: Iterable[Any], workers: int) -> Iterator
         collate_fn=_hand_over,
         multiprocessing_context="fork" if hasattr(os, "fork") else None,
     )
-    yield from loader
+
+
+_OPEN: WeakSet[Generator[Any]] = WeakSet()
+"""Loaders that are not at their end."""
+
+
+@atexit.register
+def _close_loaders() -> None:
+    """End the loader processes that are left: Python would wait for them, as they ignore the signal that it sends."""
+    for reading in list(_OPEN):
+        reading.close()
 
 
 def _hand_over(batch: Any) -> Any:

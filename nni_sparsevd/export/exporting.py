@@ -25,6 +25,7 @@ from .arguments import (
     return_plain_outputs_,
 )
 from .file_comparison import Comparison, FileComparison
+from .inputs import write_beside, write_into_file
 
 BATCHES = (1, 2, 3)
 """Batch sizes that a file with a dynamic batch is compared at."""
@@ -101,9 +102,11 @@ def export(model: nn.Module, path: Path | str, example_inputs: Inputs, *, dynami
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder) / path.name
         _write(network, tracing, written, chosen)
+        write_into_file(network, written)
         comparison = _compare(network, variants, written, chosen)
         if not comparison.ok:
             raise ModelError(f"{path}: the file computes something else than {type(model).__name__}: {comparison}")
+        write_beside(network, path)
         os.replace(written, path)
     return comparison
 

@@ -7,8 +7,10 @@ from torch import nn
 
 from ..errors import FileFormatError, SettingError, describe_error
 from ..graph import CallArguments
+from ..preprocessing import set_values_
 from .arguments import SINGLE
 from .exporting import FORMATS, Run, open_file
+from .inputs import read_inputs
 
 
 class Deployed(nn.Module):
@@ -61,10 +63,14 @@ def open_exported(path: Path | str) -> Deployed:
     if known is not None and not path.is_file():
         raise FileFormatError(f"{path}: no such file")
     try:
-        return Deployed(open_file(path))
+        deployed = Deployed(open_file(path))
     except SettingError:
         raise
     except Exception as error:  # runtimes raise errors of many types, and none is ours
         raise FileFormatError(
             f"{path}: {FORMATS[path.suffix].title} cannot open it: {describe_error(error)}"
         ) from error
+    values = read_inputs(path)
+    if values:
+        set_values_(deployed, values)
+    return deployed

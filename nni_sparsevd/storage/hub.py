@@ -5,7 +5,6 @@ the hub, under timm's keys, with what timm knows of the inputs; `README.md` is t
 """
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from torch import nn
 
 from ..errors import FileFormatError, SettingError, describe_error
 from ..files import write_bytes, write_json
+from ..preprocessing import check_values, read_values
 from ..settings import Argument
 from . import networks
 from .packing import Coding
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 PREFIX = "hf-hub:"
 """How an address on the hub begins, as in timm: hf-hub:OWNER/NAME, or hf-hub:OWNER/NAME@REVISION."""
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-FROM_TIMM = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "mean", "std")
-"""What config.json takes over from timm's `pretrained_cfg`: how to make inputs.  The license is for you to choose."""
 
 
 def save_folder(
@@ -49,7 +47,7 @@ def save_folder(
             your own has none.
         arguments: The arguments that timm builds it with, such as {"num_classes": 10}.
         preprocessing: How inputs are made, where that is not what timm has for the network: "mean", "std",
-            "input_size" and so on, under timm's names.
+            "input_size" and so on, under timm's names, and the `label_names` of the classes.
         coding: If given, only what is not zero is written, with values "exact", in "float16", "int8" or "int4".
         measure: Called on the network as the file gives it back; the numbers that it returns, {name: value}, are
             written to all three files.
@@ -76,12 +74,13 @@ def save_folder(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingError(f"{folder}: is there already; delete it, or choose another folder")
-    preprocessing = dict(preprocessing or {})
-    _validate_preprocessing(preprocessing)
+    told = check_values(preprocessing or {})
     with _make_whole(folder) as unfinished:
         weights = unfinished / WEIGHTS
-        networks.save(model, weights, name=name, arguments=arguments, coding=coding, measure=measure)
-        config = _make_config(model, networks.describe_file(weights), preprocessing)
+        networks.save(
+            model, weights, name=name, arguments=arguments, coding=coding, measure=measure, preprocessing=told
+        )
+        config = _make_config(model, networks.describe_file(weights), told)
         write_json(unfinished / CONFIG, config)
         write_bytes(unfinished / CARD, _write_card(config, weights.stat().st_size).encode())
 
@@ -171,20 +170,8 @@ def _make_whole(folder: Path) -> Iterator[Path]:
         raise FileFormatError(f"{folder}: cannot be written ({error.strerror or error}); nothing was") from error
 
 
-def _validate_preprocessing(preprocessing: dict[str, Any]) -> None:
-    unknown = sorted(set(preprocessing) - set(FROM_TIMM))
-    if unknown:
-        raise SettingError(f"preprocessing has no {', '.join(unknown)}; it has {', '.join(FROM_TIMM)}")
-    try:
-        json.dumps(preprocessing)
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"preprocessing: {error}; give numbers, words and lists") from None
-
-
 def _make_config(model: nn.Module, header: dict[str, Any], preprocessing: dict[str, Any]) -> dict[str, Any]:
     """The content of config.json, under timm's keys where timm has one."""
-    timms = getattr(model, "pretrained_cfg", None) or {}
-    inputs = {key: timms[key] for key in FROM_TIMM if timms.get(key) is not None}
     num_classes = getattr(model, "num_classes", None)
     weights = [parameter.detach() for parameter in model.parameters() if parameter.dim() > 1]
     config = {
@@ -193,7 +180,8 @@ def _make_config(model: nn.Module, header: dict[str, Any], preprocessing: dict[s
         "num_classes": num_classes,
         "num_features": getattr(model, "num_features", None),
         "model_args": header["arguments"],
-        "pretrained_cfg": {"num_classes": num_classes, **inputs, **preprocessing},
+        # The license is for you to choose.
+        "pretrained_cfg": {"num_classes": num_classes, **read_values(model), **preprocessing},
         "library_name": "nni_sparsevd",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights": sum(weight.numel() for weight in weights),

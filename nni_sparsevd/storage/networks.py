@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FileFormatError, ModelError
+from ..errors import FileFormatError, ModelError, SettingError
 from ..files import load_tensors, save_tensors
 from ..graph import copy_module
 from ..nn import is_variational
+from ..preprocessing import check_values, read_values, set_values_
 from ..settings import Argument
 from ..shrinking import (
     Attributes,
@@ -48,6 +49,7 @@ def save(
     arguments: dict[str, Argument] | None = None,
     coding: Coding | None = None,
     measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a network to a .safetensors file, whole or not at all; `load` makes a working module of it.
 
@@ -62,8 +64,11 @@ def save(
             "float16", or in "int8" or "int4" with a scale for each row.
         measure: Called on the network as the file gives it back, after quantization say.  The numbers that it returns,
             {name: value}, are kept in the file; `describe_file` reads them.
+        preprocessing: How inputs are made, and the `label_names` of the classes, where that is not what the network's
+            `pretrained_cfg` says: "mean", "std", "input_size" and so on, under timm's names.
 
     Raises:
+        SettingError: `preprocessing` has a key that timm does not have, or a value of a wrong type.
         ModelError: The network still has posteriors, or is not what `name` and `arguments` build.
         FileFormatError: The file cannot be written; what was there before is intact.
 
@@ -84,7 +89,7 @@ def save(
     path = Path(path)
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} still has posteriors; save what bake_ or shrink gives back")
-    header = _make_header(model, name, arguments, path)
+    header = _make_header(model, name, arguments, path, check_values(preprocessing or {}))
     # Measured before the file is written: the file is whole, or it is not there.
     if measure is not None:
         as_loaded = model if coding is None else _copy_as_packed(model, coding)
@@ -99,7 +104,7 @@ def save(
 
 
 def _make_header(
-    model: nn.Module, name: str | None, arguments: dict[str, Argument] | None, path: Path
+    model: nn.Module, name: str | None, arguments: dict[str, Argument] | None, path: Path, told: dict[str, Any]
 ) -> dict[str, Any]:
     """What the file says besides its tensors: how to build the original, and how it differs."""
     from .. import models  # timm takes seconds to import: not before a network is saved or loaded
@@ -107,6 +112,8 @@ def _make_header(
     name, arguments = models.resolve_origin(model, name, arguments)
     remembering = _describe_remembering_norms(model)
     possible_attributes: Attributes = {}
+    # What timm has for the network is not repeated: a file says what is different.
+    inputs = read_values(model)
     if name is None:
         attributes, possible_attributes = split_attributes(model, read_attributes(model))
     else:
@@ -115,6 +122,7 @@ def _make_header(
         _put_remembering_norms_(original, remembering, path)
         _require_same_modules(original, model, f"timm.create_model({name!r}, **{arguments})")
         attributes = read_changed_attributes(model, original)
+        inputs = {} if inputs == read_values(original) else inputs
     return {
         "version": VERSION,
         "class": type(model).__name__,
@@ -123,6 +131,7 @@ def _make_header(
         "remembering": remembering,
         "attributes": attributes,
         "possible_attributes": possible_attributes,
+        "preprocessing": inputs | told,
     }
 
 
@@ -194,6 +203,12 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     _put_remembering_norms_(model, header.get("remembering", {}), path)
     resize_(model, tensors, attributes, path)
     set_possible_attributes_(model, header.get("possible_attributes", {}), path)  # older files do not have this key
+    try:
+        inputs = check_values(header.get("preprocessing", {}))  # older files do not have this key
+    except SettingError as error:
+        raise FileFormatError(f"{path}: {error}") from None
+    if inputs:
+        set_values_(model, inputs)
     return model.eval()
 
 

@@ -1,0 +1,63 @@
+"""The classes of photos, by a network that says itself how its inputs are made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .data import decode_photo, make_transform
+from .errors import DataError, SettingError
+from .loading import load
+from .preprocessing import Preprocessing, read_values
+from .results import FILES
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable class of a photo."""
+
+    photo: Path
+    label: str
+    """Name of the class, or its number where the classes have no names."""
+    probability: float
+
+    def __str__(self) -> str:
+        return f"{self.photo}: {self.label} {100 * self.probability:.1f} %"
+
+
+def predict_photos(source: Path, photos: Sequence[Path]) -> list[Prediction]:
+    """Classify photos, prepared as the network was trained to see them.
+
+    Args:
+        source: The folder of a finished run, whose small network is used, or anything that `load` opens.
+        photos: Files.
+
+    Returns:
+        The most probable class of each photo.
+
+    Raises:
+        DataError: A photo is missing or cannot be decoded.
+        SettingError: The network does not say how its inputs are made.
+        FileFormatError: The run is not finished, or a file of it is damaged.
+    """
+    is_run_folder = (source / "recipe.toml").exists()
+    network = load(source / FILES["shrunk"] if is_run_folder else source)
+    try:
+        preprocessing = Preprocessing.from_values(read_values(network))
+    except SettingError as error:
+        raise SettingError(f"{source}: does not say how its inputs are made: {error}") from None
+    transform = make_transform(preprocessing)
+    channels = preprocessing.input_size[0]
+    mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (preprocessing.mean, preprocessing.std))
+    names = preprocessing.label_names
+    predictions = []
+    for path in photos:
+        if not path.is_file():
+            raise DataError(f"{path}: no such photo")
+        photo = decode_photo(path.read_bytes(), str(path)).convert("L" if channels == 1 else "RGB")
+        with torch.inference_mode():
+            logits = network(((transform(photo).float() / 255 - mean) / std)[None])
+        probability, index = logits.float().softmax(1)[0].max(0)
+        predictions.append(Prediction(path, names[index] if names else str(int(index)), float(probability)))
+    return predictions
