@@ -140,9 +140,8 @@ def check_values(values: object) -> dict[str, Any]:
     for key, value in values.items():
         checked[key] = list(value) if isinstance(value, tuple) else value
         if not _is_well_formed(key, checked[key]):
-            raise SettingError(
-                f"preprocessing: {key} cannot be {value!r}, a {type(value).__name__}; give numbers, words and lists as timm does"
-            )
+            kind = type(value).__name__
+            raise SettingError(f"preprocessing: {key} cannot be {value!r}, a {kind}; give numbers, words and lists")
     return checked
 
 
