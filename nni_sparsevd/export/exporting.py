@@ -72,7 +72,7 @@ def export(model: nn.Module, path: Path | str, example_inputs: Inputs, *, dynami
     """Write a network for another runtime, run the file there, and compare it with the network.
 
     The file appears under its name only when both agree, whole or not at all.  The network is left as it was.  What its
-    `pretrained_cfg` says of inputs and classes goes into an ONNX file, and into FILE.json beside a file of another format.
+    `pretrained_cfg` says of inputs and classes goes into an ONNX file, and into FILE.json beside any other file.
 
     Args:
         model: A network without posteriors; it is exported in evaluation mode.
