@@ -183,6 +183,7 @@ EXACT: dict[str, Fed] = {
     "split": Fed(lambda x: x.split(2, 1)[1] - x.split(2, 1)[0]),
     "split_with_sizes": Fed(lambda x: x.split([1, 3], 1)[1]),
     "chunk": Fed(lambda x: x.chunk(2, 1)[0]),
+    "unsafe_split": Fed(lambda x: aten.unsafe_split.Tensor(x, 2, 1)[0] + aten.unsafe_split_with_sizes(x, [2, 2], 1)[1]),
     "unbind": Fed(lambda x: x.unbind(1)[3]),
     "select": Fed(lambda x: x[:, 1]),
     "slice": Fed(lambda x: x[:, 1:3]),

@@ -28,7 +28,7 @@ from .operators import (
     shape_of,
 )
 from .origins import Origin
-from .tracing import Trace
+from .tracing import Trace, partial_write
 
 aten = torch.ops.aten
 PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.mm.default}
@@ -109,6 +109,8 @@ class Walk:
 
     def _apply_rule(self, node: Node, arguments: Any, options: Any) -> Any:
         row, name = find_row(node.target), operator_name(node)
+        if node.target is partial_write:
+            raise NotCovered("a part of its memory was written to in place")
         if row is None:
             raise NotCovered(f"{name} has no rule")
         if isinstance(row.channel_rule, NoRule):

@@ -1,6 +1,7 @@
 """Constants at several input sizes: a value is one only where it is the same at all of them."""
 
 from collections import defaultdict
+from operator import getitem
 from typing import Any
 
 import torch
@@ -112,7 +113,8 @@ def _keys(trace: Trace) -> dict[Node, Key]:
     counts: dict[Key, int] = defaultdict(int)
     keys: dict[Node, Key] = {}
     for node in trace.graph.nodes:
-        if node.op == "output":
+        # One of several parts is compared where the operator is that makes them all; how many there are may differ.
+        if node.op == "output" or node.target is getitem:
             continue
         states = tuple(trace.state(source) for source in node.all_input_nodes)
         kind = (node.op, node.target, node.meta["module"], states)
@@ -127,14 +129,26 @@ def _agreed(value: Any, other: Any, node: Node, other_node: Node) -> Any:
 
 def _agreed_parts(value: Any, other: Any, shaped: Any, other_shaped: Any) -> Any:
     if isinstance(value, list):
-        if not isinstance(other, list) or len(other) != len(value):
+        if not isinstance(other, list):
             return [live_like(part) for part in shaped]
+        if len(other) != len(value):
+            return _agreed_with_all(value, other, shaped, other_shaped)
         return [_agreed_parts(*parts) for parts in zip(value, other, shaped, other_shaped, strict=True)]
     if not isinstance(value, Tensor) or (value.is_floating_point() and value.isnan().all()):
         return value
     if not isinstance(other, Tensor) or other.dim() != value.dim():
         return live_like(shaped)
     return _agreed_tensor(value, other, shaped.shape, other_shaped.shape)
+
+
+def _agreed_with_all(value: Any, other: Any, shaped: Any, other_shaped: Any) -> list[Any]:
+    """Parts of which there are more at one size than at another, such as steps of time: what all of them share."""
+    agreed = []
+    for part, shape in zip(value, shaped, strict=True):
+        for other_part, other_shape in zip(other, other_shaped, strict=True):
+            part = _agreed_parts(part, other_part, shape, other_shape)
+        agreed.append(part)
+    return agreed
 
 
 def _agreed_tensor(value: Tensor, other: Tensor, shape: torch.Size, other_shape: torch.Size) -> Tensor:

@@ -214,11 +214,15 @@ def find_stopped_constants(
             reason = f"what {operator_name(node)} makes of that is no constant"
         else:
             continue
-        after = _all_constant_channels(values[node], value_channels[node])
+        before = [np.empty(0, np.int64)]
         for source in node.all_input_nodes:
             if isinstance(values[source], Tensor):
-                before = _all_constant_channels(values[source], value_channels[source])
-                stopped[reason].append(np.setdiff1d(before, after))
+                before += _constant_channels(values[source], value_channels[source])
+        lost = np.setdiff1d(np.concatenate(before), _all_constant_channels(values[node], value_channels[node]))
+        if lost.size and node not in disagreeing:
+            # Not what was lost because another step of a loop, at another size, has another value.
+            lost = np.setdiff1d(lost, _all_constant_channels(_evaluate(node, values, set()), value_channels[node]))
+        stopped[reason].append(lost)
     return {reason: np.unique(np.concatenate(channels)) for reason, channels in stopped.items() if channels}
 
 

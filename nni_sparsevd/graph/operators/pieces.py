@@ -382,8 +382,10 @@ WRITTEN = NoRule("it writes to places that are given by number, and which of the
 OPERATORS = (
     Operator((aten.cat.default,), cat_channels, cat_constant),
     Operator((aten.stack.default,), stack_channels, stack_constant),
-    Operator((aten.split_with_sizes.default,), split_with_sizes_channels, piece_constant),
-    Operator((aten.split.Tensor,), split_channels, piece_constant),
+    Operator(
+        (aten.split_with_sizes.default, aten.unsafe_split_with_sizes.default), split_with_sizes_channels, piece_constant
+    ),
+    Operator((aten.split.Tensor, aten.unsafe_split.Tensor), split_channels, piece_constant),
     Operator((aten.chunk.default,), chunk_channels, piece_constant),
     Operator((aten.unbind.int,), unbind_channels, piece_constant),
     Operator((aten.select.int,), select_channels, piece_constant),
