@@ -172,8 +172,39 @@ def make_traceable_copy(model: nn.Module, device: str | None) -> nn.Module:
     return traceable
 
 
+class DependsOnValues(TraceError):
+    """A network looks at the values of its inputs to decide what to do."""
+
+
 def record(model: nn.Module, inputs: CallArguments, device: str | None) -> Attempt:
-    """Run `model`, a `make_traceable_copy` for `device`, once; see `trace`."""
+    """Run `model`, a `make_traceable_copy` for `device`; see `trace`.
+
+    A network that looks at the values of its inputs is run once more as `torch.export` would run it.
+    """
+    # 1. Many networks look at values only to save work: those of Hugging Face leave out a mask that hides nothing.
+    # 2. They ask PyTorch whether they are being exported, and then go the way that is right for all values.
+    # 3. What was recorded on that way is compared later with the network as it runs ordinarily.
+    attempt = _record_once(model, inputs, device)
+    if not isinstance(attempt.error, DependsOnValues):
+        return attempt
+    with _pretend_to_export():
+        exported = _record_once(model, inputs, device)
+    return attempt if exported.error is not None else exported
+
+
+@contextmanager
+def _pretend_to_export() -> Iterator[None]:
+    """Set what `torch.compiler.is_compiling` and `is_exporting` say, as `torch.export` does while it traces."""
+    compiler: Any = torch.compiler
+    before = compiler._is_compiling_flag, compiler._is_exporting_flag
+    try:
+        compiler._is_compiling_flag = compiler._is_exporting_flag = True
+        yield
+    finally:
+        compiler._is_compiling_flag, compiler._is_exporting_flag = before
+
+
+def _record_once(model: nn.Module, inputs: CallArguments, device: str | None) -> Attempt:
     # Copies, because a network may write to its inputs, and because one tensor may be several of them.
     try:
         inputs = inputs.map_tensors(lambda value: value.detach().clone() if device is None else value.to(device))
@@ -290,7 +321,7 @@ class _Recorder(TorchDispatchMode):
         options = {name: self._replace_tensors(value) for name, value in kwargs.items()}
         live = any(source in self._live for source in _find_nodes((arguments, *options.values())))
         if live and _shows_values(target, args):
-            raise TraceError(f"its way depends on the values of the input ({target})")
+            raise DependsOnValues(f"its way depends on the values of the input ({target})")
         self.in_operator = True  # stays so where the operator fails
         outputs = make_result(target, args, kwargs)
         if outputs is None:
