@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .graph import Inputs, as_arguments, evaluation_mode
+from .graph import CallArguments, Inputs, as_arguments, evaluation_mode, take_first_sample
 
 CostKind = Literal["macs", "parameters", "latency"]
 
@@ -53,7 +53,7 @@ def count_macs(model: nn.Module, example_inputs: Inputs) -> int:
 
 
 def measure_latencies(
-    models: dict[str, nn.Module], example_inputs: Tensor, rounds: int = 30, threads: int = 1
+    models: dict[str, nn.Module], example_inputs: Inputs, rounds: int = 30, threads: int = 1
 ) -> dict[str, float]:
     """Measure the latency of networks side by side.
 
@@ -62,13 +62,14 @@ def measure_latencies(
 
     Args:
         models: Name -> network; they run in evaluation mode, and their modes are restored.
-        example_inputs: The input, with its batch dimension.
+        example_inputs: What the network is called with: a tensor, a tuple, a dict of keywords, or (args, kwargs).
         rounds: How often each network is timed.
         threads: Threads of torch; the number is restored.
 
     Returns:
         Name -> median milliseconds of a forward pass.
     """
+    arguments = as_arguments(example_inputs)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -76,28 +77,28 @@ def measure_latencies(
     try:
         with evaluation_mode(*models.values()), torch.inference_mode():
             for name, model in models.items():
-                model(example_inputs)
-                repeats[name] = max(1, round(1e-3 / _measure_seconds(model, example_inputs, 1)))
+                arguments.call(model)
+                repeats[name] = max(1, round(1e-3 / _measure_seconds(model, arguments, 1)))
             for _ in range(rounds):
                 for name, model in models.items():
-                    times[name].append(_measure_seconds(model, example_inputs, repeats[name]))
+                    times[name].append(_measure_seconds(model, arguments, repeats[name]))
     finally:
         torch.set_num_threads(before)
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
-def cost_function(kind: CostKind, example_inputs: Tensor) -> Callable[[nn.Module], float]:
+def cost_function(kind: CostKind, example_inputs: Inputs) -> Callable[[nn.Module], float]:
     """The function that measures the cost of a network, as a budget wants it.
 
     Args:
         kind: What is measured: multiply-accumulates, parameters, or the latency on one thread in milliseconds.
-        example_inputs: A batch of inputs; the network is measured on the first one.
+        example_inputs: What the network is called with; of one tensor the first sample is measured, else all of it.
 
     Returns:
         A function: network -> cost.
 
     """
-    example = example_inputs[:1]
+    example = take_first_sample(example_inputs)
     if kind == "parameters":
         return count_parameters
     if kind == "macs":
@@ -105,9 +106,9 @@ def cost_function(kind: CostKind, example_inputs: Tensor) -> Callable[[nn.Module
     return lambda model: measure_latencies({"": model}, example, rounds=15)[""]
 
 
-def _measure_seconds(model: nn.Module, example_inputs: Tensor, repeats: int) -> float:
+def _measure_seconds(model: nn.Module, arguments: CallArguments, repeats: int) -> float:
     """Mean seconds of a forward pass."""
     began = time.perf_counter()
     for _ in range(repeats):
-        model(example_inputs)
+        model(*arguments.args, **arguments.kwargs)
     return (time.perf_counter() - began) / repeats

@@ -1,13 +1,14 @@
 """What the posterior says about its own predictions: networks drawn from it, and their mean, spread and entropy."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .convert import bake_
 from .errors import ModelError
-from .graph import copy_module
+from .graph import Inputs, as_arguments, copy_module, name_leaves
 from .masks import Masks
 from .nn import ChannelGate, is_variational, named_posteriors
 
@@ -76,12 +77,14 @@ def sample_network(model: nn.Module, masks: Masks | None = None) -> nn.Module:
     return bake_(drawn, {} if masks is None else masks, allow_empty=True)
 
 
-def predict(model: nn.Module, inputs: Tensor, samples: int = 20, masks: Masks | None = None) -> Prediction:
+def predict(model: nn.Module, inputs: Inputs, samples: int = 20, masks: Masks | None = None) -> Prediction:
     """Predict classes with networks drawn from the posterior, each in evaluation mode.
 
     Args:
-        model: A variational network that returns logits of shape (inputs, classes); it stays as it is.
-        inputs: Inputs of the network, shape (inputs, ...).
+        model: A variational network that returns logits of shape (inputs, classes), alone or under the name "logits".
+            It stays as it is.
+        inputs: What the network is called with: a tensor of shape (inputs, ...), a tuple, a dict of keywords, or a pair
+            (args, kwargs).
         samples: How many networks to draw.
         masks: What to set to zero in the drawn networks; None: nothing.
 
@@ -89,7 +92,7 @@ def predict(model: nn.Module, inputs: Tensor, samples: int = 20, masks: Masks | 
         Class probabilities, entropy and disagreement for each input.
 
     Raises:
-        ModelError: The network has no posterior, or `samples` is less than 1.
+        ModelError: The network has no posterior, `samples` is less than 1, or it is unclear which output is the logits.
         MaskError: The masks do not fit the network.
 
     Example:
@@ -108,12 +111,24 @@ def predict(model: nn.Module, inputs: Tensor, samples: int = 20, masks: Masks | 
     probabilities = own_entropy = torch.zeros(())
     with torch.no_grad():
         for _ in range(samples):
-            logits = sample_network(model, masks).eval()(inputs).double()
+            logits = _find_logits(as_arguments(inputs).call(sample_network(model, masks).eval())).double()
             probabilities = probabilities + logits.softmax(-1) / samples
             own_entropy = own_entropy + _entropy(logits.softmax(-1)) / samples
     entropy = _entropy(probabilities)
     # Rounding may leave a mutual information of 0 slightly below 0.
     return Prediction(probabilities, entropy, (entropy - own_entropy).clamp_min(0))
+
+
+def _find_logits(output: Any) -> Tensor:
+    """The output named "logits", or the only tensor."""
+    tensors = {name: leaf for name, leaf in name_leaves(output) if isinstance(leaf, Tensor)}
+    if "logits" in tensors:
+        return tensors["logits"]
+    if len(tensors) != 1:
+        raise ModelError(
+            f"which output is the logits? Found {', '.join(tensors) or 'no tensor'}; name one of them logits"
+        )
+    return next(iter(tensors.values()))
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from .code_sizes import tighten_graph
 from .copies import copy_module
 from .culprits import find_failing_module, find_source_of_nan
 from .equations import Axis
-from .example_inputs import CallArguments, Inputs, as_arguments, use_other_numbers
+from .example_inputs import CallArguments, Inputs, as_arguments, take_first_sample, use_other_numbers
 from .groups import ChannelGraph, ChannelGroup, Product, Reader, RememberingNorm, SizeAttribute, Writer
 from .links import ChannelIds, Flags, Link
 from .operators import (
@@ -114,6 +114,7 @@ __all__ = [
     "require_traceable",
     "resize_inputs",
     "rows_of_weight",
+    "take_first_sample",
     "tighten_graph",
     "to_double",
     "to_plain",

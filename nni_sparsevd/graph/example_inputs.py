@@ -106,6 +106,19 @@ def _read_keywords(mapping: Mapping[Any, Any]) -> dict[str, Any]:
     return dict(mapping)
 
 
+def take_first_sample(example_inputs: Inputs) -> CallArguments:
+    """Read example inputs, and take the first sample of a batch.
+
+    Args:
+        example_inputs: What a network is called with.
+
+    Returns:
+        The first sample where the example is one tensor; else the whole example, since it is not known which of its
+        tensors have a batch.
+    """
+    return as_arguments(example_inputs[:1] if isinstance(example_inputs, Tensor) else example_inputs)
+
+
 def use_other_numbers(arguments: CallArguments, *kinds: type) -> CallArguments | None:
     """The same arguments with other numbers among them, such as a factor or a time.
 

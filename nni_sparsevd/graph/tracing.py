@@ -172,7 +172,7 @@ def make_traceable_copy(model: nn.Module, device: str | None) -> nn.Module:
     return traceable
 
 
-class DependsOnValues(TraceError):
+class ValueDependenceError(TraceError):
     """A network looks at the values of its inputs to decide what to do."""
 
 
@@ -185,7 +185,7 @@ def record(model: nn.Module, inputs: CallArguments, device: str | None) -> Attem
     # 2. They ask PyTorch whether they are being exported, and then go the way that is right for all values.
     # 3. What was recorded on that way is compared later with the network as it runs ordinarily.
     attempt = _record_once(model, inputs, device)
-    if not isinstance(attempt.error, DependsOnValues):
+    if not isinstance(attempt.error, ValueDependenceError):
         return attempt
     with _pretend_to_export():
         exported = _record_once(model, inputs, device)
@@ -321,7 +321,7 @@ class _Recorder(TorchDispatchMode):
         options = {name: self._replace_tensors(value) for name, value in kwargs.items()}
         live = any(source in self._live for source in _find_nodes((arguments, *options.values())))
         if live and _shows_values(target, args):
-            raise DependsOnValues(f"its way depends on the values of the input ({target})")
+            raise ValueDependenceError(f"its way depends on the values of the input ({target})")
         self.in_operator = True  # stays so where the operator fails
         outputs = make_result(target, args, kwargs)
         if outputs is None:

@@ -30,7 +30,7 @@ class SparseVDCallback(Callback):
         model: The Lightning module, or the part of it that is to be pruned; changed in place.
         settings: How posteriors are made and trained; None: the defaults. Where `n_train` is missing, the trainer's
             data loader is asked.
-        example_inputs: Inputs that `model` accepts; needed where `settings.posterior.granularity` asks for gates.
+        example_inputs: What `model` is called with; needed where `settings.posterior.granularity` asks for gates.
 
     Raises:
         ModelError: No layer can have a posterior, `model` has posteriors already, or gates are asked for and

@@ -35,7 +35,7 @@ class SparseVDCallback(TrainerCallback):
         model: The network; changed in place.
         settings: How posteriors are made and trained; None: the defaults. Where `n_train` is missing, the Trainer's
             data loader is asked.
-        example_inputs: Inputs that `model` accepts; needed where `settings.posterior.granularity` asks for gates.
+        example_inputs: What `model` is called with; needed where `settings.posterior.granularity` asks for gates.
 
     Raises:
         ModelError: No layer can have a posterior, `model` has posteriors already, or gates are asked for and

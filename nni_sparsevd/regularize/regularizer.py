@@ -30,7 +30,7 @@ class Regularizer:
     Args:
         model: The network, changed in place.
         settings: How posteriors are made and trained; None: the defaults.
-        example_inputs: Inputs that the network accepts; needed where `settings.posterior.granularity` asks for gates.
+        example_inputs: What the network is called with; needed where `settings.posterior.granularity` asks for gates.
 
     Raises:
         ModelError: No layer can have a posterior, `model` has posteriors already, or gates are asked for and

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..graph import channel_graph, evaluation_mode
+from ..graph import Inputs, channel_graph, evaluation_mode, take_first_sample
 from ..masks import find_group_gates
 from ..nn import ChannelGate, Variational, make_plain_copy, named_posteriors, output_dim
 
@@ -15,14 +15,14 @@ Weighed = list[tuple[Variational | ChannelGate, float]]
 """(layer or gate, factor on the KL of each of its weights or channels)."""
 
 
-def weigh_by_macs_(model: nn.Module, example_inputs: Tensor) -> None:
+def weigh_by_macs_(model: nn.Module, example_inputs: Inputs) -> None:
     """Set each `kl_weight` by multiplications: in proportion for weights, by the square root for channels.
 
     The mean factor over all weights stays what it was, and so does the mean over all channels.
 
     Args:
         model: The network with posteriors, changed in place.
-        example_inputs: A batch of inputs; the first one is passed through the network.
+        example_inputs: What the network is called with; of one tensor the first sample.
     """
     # 1. A weight of a convolution costs one multiplication for each position of its output.
     # 2. A channel costs its part of all layers that write or read it: a first layer may be cheap, and yet what it
@@ -54,7 +54,7 @@ def _scale_kl_weights_(weighed: Weighed) -> None:
         module.kl_weight *= factor / mean if mean else 1.0
 
 
-def _count_layer_macs(model: nn.Module, example_inputs: Tensor) -> dict[nn.Module, float]:
+def _count_layer_macs(model: nn.Module, example_inputs: Inputs) -> dict[nn.Module, float]:
     """Linear layer or convolution -> multiply-accumulates that it spends on one example input."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)]
     macs: dict[nn.Module, float] = dict.fromkeys(layers, 0.0)
@@ -67,19 +67,19 @@ def _count_layer_macs(model: nn.Module, example_inputs: Tensor) -> dict[nn.Modul
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
         with evaluation_mode(model), torch.no_grad():
-            model(example_inputs[:1])
+            take_first_sample(example_inputs).call(model)
     finally:
         for hook in hooks:
             hook.remove()
     return macs
 
 
-def _count_gate_macs(model: nn.Module, example_inputs: Tensor, macs: dict[str, float]) -> dict[ChannelGate, float]:
+def _count_gate_macs(model: nn.Module, example_inputs: Inputs, macs: dict[str, float]) -> dict[ChannelGate, float]:
     """Gate -> multiply-accumulates of all its channels together.
 
     Args:
         model: The network with gates.
-        example_inputs: A batch of inputs that the network accepts.
+        example_inputs: What the network is called with.
         macs: Name of a layer -> its multiply-accumulates.
     """
     # Heads are no indices of any axis, so the second loop does not reach them: they cost what their writers cost.

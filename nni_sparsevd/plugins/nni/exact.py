@@ -12,9 +12,10 @@ from ... import shrinking
 from ...convert import bake_
 from ...errors import MaskError, ModelError, SettingError
 from ...files import load_tensors, save_tensors
-from ...graph import Inputs, channel_graph, copy_module
+from ...graph import CallArguments, channel_graph, copy_module
 from ...masks import Masks, flatten_masks, unflatten_masks
 from ...shrinking import CheckResult, Plan, shrink_masked
+from .dummy_input import read_dummy_input
 
 
 class ExactSpeedup:
@@ -28,7 +29,8 @@ class ExactSpeedup:
 
     Args:
         model: The unwrapped model (`pruner.unwrap_model()`).  It is changed in place.
-        dummy_input: A tensor, or a tuple, list or dictionary of the tensors that the model takes.
+        dummy_input: What the model is called with: a tensor, a tuple or list of arguments, a dictionary of keyword
+            arguments, or a pair (args, kwargs), in any nesting.
         masks_or_file: The masks of any pruner of NNI, or the path of a file that `save_masks` has written.  A pickled
             file is never read.
         map_location: Ignored; masks follow the model's device.
@@ -47,7 +49,7 @@ class ExactSpeedup:
         ModelError: The model is still wrapped.
         MaskError: A mask prunes an activation, or is no mask.
         FileFormatError: The file is missing, or holds no tensors in safetensors format.
-        SettingError: An argument replaces a part of `ModelSpeedup`, or `dummy_input` is no tensor.
+        SettingError: An argument replaces a part of `ModelSpeedup`, or `dummy_input` has no tensor.
     """
 
     def __init__(
@@ -158,9 +160,8 @@ def _read_masks(path: str | Path) -> Masks:
     return unflatten_masks(load_tensors(Path(path))[0])
 
 
-def _as_inputs(dummy_input: Any) -> Inputs:
-    values = tuple(dummy_input.values()) if isinstance(dummy_input, dict) else dummy_input
-    values = tuple(values) if isinstance(values, list | tuple) else (values,)
-    if not values or not all(isinstance(value, Tensor) for value in values):
-        raise SettingError(f"dummy_input: tensors, found {[type(value).__name__ for value in values]}")
-    return values
+def _as_inputs(dummy_input: Any) -> CallArguments:
+    arguments = read_dummy_input(dummy_input)
+    if not arguments.tensors:
+        raise SettingError(f"dummy_input: tensors, found {dummy_input!r}")
+    return arguments

@@ -16,6 +16,7 @@ from ...graph import ChannelGraph, ChannelGroup, Silencing, channel_graph
 from ...nn import ChannelGate, gate_sites, output_dim, scale_channels_
 from ...settings import PosteriorSettings
 from .config import check_config
+from .dummy_input import read_dummy_input
 
 Layers = dict[str, nn.Module]
 """{module name: layer}."""
@@ -78,7 +79,7 @@ def find_places(model: nn.Module, config_list: Any, evaluator: Evaluator | None,
     example_inputs = None if evaluator is None else evaluator.get_dummy_input()
     if example_inputs is None:
         raise SettingError("posterior.granularity: gates trace the network; give the evaluator a dummy_input")
-    graph = channel_graph(network, example_inputs)
+    graph = channel_graph(network, read_dummy_input(example_inputs))
     places = Places(network, graph, layers, _find_whole_groups(network, graph, layers))
     reasons |= _layers_without_gate(places)
     if reasons and granularity == "gate":

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import SettingError
+from ...graph import Inputs, as_arguments, name_leaves
 from .attention import Attention
 
 
@@ -46,7 +47,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise SettingError(f"SparseVDPruner: {', '.join(sorted(unknown))} is no option; known are {known}")
 
 
-def fill_options(options: Options, attentions: list[Attention]) -> Options:
+def fill_options(options: Options, attentions: list[Attention], example_inputs: Inputs) -> Options:
     """The user's options, with the heads that the network has, and with dictionaries that belong to one pruner alone.
 
     Torch-Pruning's defaults of these dictionaries are shared between all pruners of a process, which write into them.
@@ -56,8 +57,21 @@ def fill_options(options: Options, attentions: list[Attention]) -> Options:
         "in_channel_groups": {},
         "out_channel_groups": {},
     }
+    if not isinstance(example_inputs, Tensor):
+        # Torch-Pruning knows tensors, lists and dicts; the network is called with whatever else there is, as here.
+        filled["forward_fn"] = _call_network
+        filled["output_transform"] = _list_tensors
     filled.update(options)
     return filled
+
+
+def _call_network(model: nn.Module, example_inputs: Inputs) -> Any:
+    return as_arguments(example_inputs).call(model)
+
+
+def _list_tensors(output: Any) -> list[Tensor]:
+    """The tensors of an output from which there is a way back to the weights."""
+    return [leaf for _, leaf in name_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
 
 
 def find_ignored(options: Options) -> set[nn.Module]:

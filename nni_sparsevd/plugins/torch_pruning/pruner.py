@@ -53,7 +53,8 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
 
     Args:
         model: The network, changed in place.
-        example_inputs: Inputs that the network accepts, for tracing; one tensor where there is a budget.
+        example_inputs: What the network is called with, for tracing: a tensor, a tuple of arguments, a dict of keyword
+            arguments, or a pair (args, kwargs), in any nesting.
         importance: Ranks channels; None: a `SparseVDImportance`.
         pruning_ratio: The part of channels to remove; None: the posterior decides, or the budget.
         settings: How posteriors are made and trained; `n_train` is needed for `regularize`.
@@ -63,7 +64,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         **options: Further arguments of Torch-Pruning's `BasePruner`.
 
     Raises:
-        SettingError: Torch-Pruning does not have an option, or a budget comes with a ratio or with several inputs.
+        SettingError: Torch-Pruning does not have an option, or a budget comes with a ratio.
         ModelError: No layer can have a posterior.
     """
 
@@ -81,8 +82,8 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     ) -> None:
         check_options(options)
         has_ratio = pruning_ratio is not None or "pruning_ratio_dict" in options
-        if budget is not None and (has_ratio or not isinstance(example_inputs, Tensor)):
-            raise SettingError("SparseVDPruner: a budget goes with one input tensor and without a pruning_ratio")
+        if budget is not None and has_ratio:
+            raise SettingError("SparseVDPruner: a budget goes without a pruning_ratio")
         enable()
         self.settings = settings or SparseVDSettings()
         self._posterior_decides = not has_ratio
@@ -90,20 +91,19 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         self._steps_done = 0
         self._attentions = find_attentions(model)
         # Before the host's constructor: it traces the network, and must meet the layers and gates that are pruned.
-        options = fill_options(options, self._attentions)
+        options = fill_options(options, self._attentions, example_inputs)
         _add_posteriors_(model, self.settings.posterior, example_inputs, find_ignored(options))
         with evaluation_mode(model):  # in which Torch-Pruning leaves a network that it has traced
             super().__init__(
                 model, example_inputs, importance or SparseVDImportance(), pruning_ratio=pruning_ratio or 0.0, **options
             )
         self._variances = VarianceOptimizer.for_model(self.model, self.settings)
-        self._example_inputs = example_inputs
+        self._example_inputs, self._options = example_inputs, options
         self._controller = Controller(self.settings.posterior.threshold)
         self._search: BudgetSearch | None = None
         self.arrival: Arrival | None = None
         """How close the budget was met; None before `step` and without a budget."""
         if budget is not None:
-            assert isinstance(example_inputs, Tensor)
             self._search = BudgetSearch(budget, cost_function(budget.kind, example_inputs), self.model)
             if budget.kind != "parameters":  # each weight costs the same there
                 weigh_by_macs_(self.model, example_inputs)
@@ -246,7 +246,13 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         twin_of = dict(zip(self.model.modules(), twin.modules(), strict=True))
         attentions = find_attentions(twin)
         with torch.enable_grad():  # Torch-Pruning traces by autograd
-            graph = tp.DependencyGraph().build_dependency(twin, self._example_inputs, verbose=False)
+            graph = tp.DependencyGraph().build_dependency(
+                twin,
+                self._example_inputs,
+                forward_fn=self._options.get("forward_fn"),
+                output_transform=self._options.get("output_transform"),
+                verbose=False,
+            )
         num_heads: dict[nn.Module, int] = {}
         for cut in self._choose_cuts(groups, cutoff):
             group = graph.get_pruning_group(twin_of[cut.layer], cut.function, cut.indices)
