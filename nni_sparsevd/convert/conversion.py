@@ -3,7 +3,7 @@
 from torch import nn
 
 from ..errors import ModelError
-from ..graph import Inputs, require_convertible
+from ..graph import Inputs, require_convertible, require_numbers
 from ..masks import Masks, apply_masks_, compute_masks, validate_masks
 from ..nn import is_variational, share_posterior_, to_plain_network_, to_variational_
 from ..settings import PosteriorSettings, choose_settings
@@ -65,6 +65,7 @@ def sparsify_(
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} is variational already; bake_ it first")
     require_convertible(model)
+    require_numbers(model)
     warn_of_passed_over(model, _convert_(model, chosen, example_inputs))
     return model
 

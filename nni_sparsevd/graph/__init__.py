@@ -48,7 +48,7 @@ from .operators import (
     used_taps,
 )
 from .other_sizes import OtherSizes, resize_inputs, trace_other_sizes
-from .preconditions import require_convertible, require_numbers, require_traceable
+from .preconditions import require_convertible, require_numbers, require_parameters, require_traceable
 from .pytrees import PLAIN, map_leaves, name_leaves, to_plain
 from .resize import cut_, kept_indices, named_states, remaining_sizes, remove_indices
 from .scales import AttentionScale
@@ -111,6 +111,7 @@ __all__ = [
     "remove_indices",
     "require_convertible",
     "require_numbers",
+    "require_parameters",
     "require_traceable",
     "resize_inputs",
     "rows_of_weight",

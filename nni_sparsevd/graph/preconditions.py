@@ -1,13 +1,13 @@
 """Networks that cannot be worked on, refused by name before anything is changed."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.fx import GraphModule
 from torch.nn.parameter import UninitializedParameter
-from torch.utils._pytree import tree_leaves
 
 from ..errors import ModelError
+from .example_inputs import CallArguments, Inputs, as_arguments
 
 
 def require_convertible(model: nn.Module) -> None:
@@ -27,16 +27,16 @@ def require_convertible(model: nn.Module) -> None:
             raise ModelError(f"{what} ({type(module).__name__}) {remedy}")
 
 
-def require_traceable(model: nn.Module, example_inputs: object) -> None:
+def require_traceable(model: nn.Module, example_inputs: Inputs) -> None:
     """Refuse a network that cannot be traced and copied, or inputs that show nothing.
 
     Args:
         model: The network.
-        example_inputs: Its inputs, tensors in any nesting.
+        example_inputs: What it is called with.
 
     Raises:
         ModelError: What `require_convertible` raises; or a module is a ScriptModule, a parameter or buffer has no data,
-            or an input is empty.
+            parameters are on several devices, or an input is empty or holds NaN.
     """
     require_convertible(model)
     for name, module in model.named_modules():
@@ -51,29 +51,65 @@ def require_traceable(model: nn.Module, example_inputs: object) -> None:
                 f"{name} is on the meta device and has no values: materialize the network with "
                 "model.to_empty(device=...) and load its weights first"
             )
-    for place, value in enumerate(tree_leaves(example_inputs)):
-        if isinstance(value, Tensor) and value.numel() == 0:
+    _require_one_device(model)
+    _require_full_inputs(as_arguments(example_inputs))
+
+
+def _require_one_device(model: nn.Module) -> None:
+    parameters = list(model.named_parameters())
+    for name, value in parameters:
+        first_name, first = parameters[0]
+        if value.device != first.device:
             raise ModelError(
-                f"example input {place} has the shape {tuple(value.shape)}, which is empty: pass at least one sample"
+                f"{first_name} is on {first.device} and {name} is on {value.device}: move the network to one device "
+                "with model.to(...) first, and spread the smaller one over several afterwards"
             )
 
 
-def require_numbers(model: nn.Module) -> None:
-    """Refuse a network with NaN in its parameters: nothing can be compared with it.
+def _require_full_inputs(arguments: CallArguments) -> None:
+    for place, (name, value) in enumerate(arguments.named_tensors):
+        called = f"example input {place if name.isdigit() else name}"
+        if value.numel() == 0:
+            raise ModelError(f"{called} has the shape {tuple(value.shape)}, which is empty: pass at least one sample")
+        if value.is_floating_point() and not value.is_meta and bool(value.isnan().any()):
+            raise ModelError(f"{called} holds NaN, of which no network makes a number: pass a sample without")
+
+
+def require_parameters(model: nn.Module) -> None:
+    """Refuse a network from which nothing could be removed.
 
     Args:
         model: The network.
 
     Raises:
-        ModelError: A parameter holds NaN; the message names it.
+        ModelError: It has neither parameters nor buffers.
+    """
+    if next(model.parameters(), None) is None and next(model.buffers(), None) is None:
+        raise ModelError(
+            f"{type(model).__name__} has no parameters, so it has no channels that could be removed; are its layers "
+            "in a list or dict, where PyTorch does not find them? nn.ModuleList and nn.ModuleDict are for that"
+        )
+
+
+def require_numbers(model: nn.Module) -> None:
+    """Refuse a network with NaN or infinite numbers in its parameters: nothing can be compared with it.
+
+    Args:
+        model: The network.
+
+    Raises:
+        ModelError: A parameter is not finite; the message names it.
     """
     for name, value in model.named_parameters():
-        if value.is_floating_point() and bool(value.isnan().any()):
-            count = int(value.isnan().sum())
-            raise ModelError(
-                f"{name} holds {count} NaN of {value.numel()} numbers, so the network's outputs mean nothing: "
-                "go back to a checkpoint from before they came up"
-            )
+        if not value.is_floating_point() or value.is_meta or bool(value.isfinite().all()):
+            continue
+        what, count = "NaN", int(value.isnan().sum())
+        if not count:
+            what, count = "infinite", int(value.isinf().sum())
+        raise ModelError(
+            f"{name} holds {count} {what} of {value.numel()} numbers, so the network's outputs mean nothing: "
+            "go back to a checkpoint from before they came up"
+        )
 
 
 def _find_remedy(module: nn.Module) -> str | None:

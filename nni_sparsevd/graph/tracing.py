@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from ..errors import TraceError, describe_error
 from .copies import copy_module
+from .culprits import find_failing_module
 from .example_inputs import CallArguments, Inputs, as_arguments
 from .operators import find_channel_rule
 from .origins import Origins, name_numbers_
@@ -126,16 +127,49 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         TraceError: The network fails on the inputs, or its way depends on their values; the message names the module.
         ModelError: The network holds something that cannot be copied.
     """
-    inputs = as_arguments(example_inputs)
+    device = next((parameter.device for parameter in model.parameters()), None)
+    inputs = as_arguments(example_inputs).map_tensors(lambda value: value.to(device))
     attempt = record(make_traceable_copy(model, "meta"), inputs, "meta")
+    if attempt.error is None and any(_is_whole(value) for value in inputs.tensors):
+        # Without data no table notices that it is asked for a row that it does not have.
+        _require_run(make_traceable_copy(model, None), inputs)
     if attempt.error is not None:
         attempt = record(make_traceable_copy(model, None), inputs, None)
     if attempt.error is not None:
         place = f" in {attempt.place}" if attempt.place else ""
         raise TraceError(
             f"{type(model).__name__} could not be traced on {inputs.shapes}{place}: {describe_error(attempt.error)}"
+            f"{_suggest_another_form(inputs, attempt.error)}"
         ) from attempt.error
     return attempt.trace
+
+
+def _is_whole(value: Tensor) -> bool:
+    return value.dtype not in (torch.bool, torch.uint8) and not value.is_floating_point() and not value.is_complex()
+
+
+def _require_run(model: nn.Module, inputs: CallArguments) -> None:
+    """Raise `TraceError` where a copy of a network does not run on the values of the example."""
+    try:
+        with torch.no_grad():
+            inputs.map_tensors(torch.clone).call(model)
+    except Exception as error:  # whatever a user's forward raises
+        module = find_failing_module(model, inputs)
+        place = f" in {module}" if module else ""
+        raise TraceError(
+            f"{type(model).__name__} fails on the example, {inputs.shapes}{place}: {describe_error(error)}"
+        ) from error
+
+
+def _suggest_another_form(inputs: CallArguments, error: Exception) -> str:
+    """What a user may have meant by example inputs that the signature of the network does not fit."""
+    if not isinstance(error, TypeError):
+        return ""
+    if inputs.kwargs and not inputs.args:
+        return "; a dict is passed by keyword, and as one argument if it is in a tuple: ({...},)"
+    if len(inputs.args) == 1 and isinstance(inputs.args[0], list):
+        return "; a list is one argument, and a tuple holds several"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from ..errors import SettingError
-from ..graph import Axis, ChannelGraph, Flags, Inputs, channel_graph, named_states, tighten_graph, trace_other_sizes
+from ..graph import (
+    Axis,
+    ChannelGraph,
+    Flags,
+    Inputs,
+    channel_graph,
+    named_states,
+    require_parameters,
+    tighten_graph,
+    trace_other_sizes,
+)
 from .carriers import Carriers
 from .constants import find_constants, find_stopped_constants, find_values_at_other_sizes
 from .group_plans import Accountant
@@ -42,6 +52,7 @@ def make_plan(model: nn.Module, example_inputs: Inputs, *, round_to: int = 1, re
         The plan: what is removed, what is kept, and why.
 
     Raises:
+        ModelError: The network cannot be worked on; see `channel_graph`.  Or it has no parameters.
         TraceError: The network cannot be traced.
         SettingError: `round_to` is below 1.
 
@@ -59,7 +70,9 @@ def make_plan(model: nn.Module, example_inputs: Inputs, *, round_to: int = 1, re
         assert plan.removed == 2 and plan.groups[1].reason == "output of the network"
         ```
     """
-    return plan_removal(model, channel_graph(model, example_inputs, remember_norms=remember_norms), round_to)
+    graph = channel_graph(model, example_inputs, remember_norms=remember_norms)
+    require_parameters(model)
+    return plan_removal(model, graph, round_to)
 
 
 def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Plan:

@@ -12,6 +12,7 @@ from ..graph import (
     copy_model,
     find_source_of_nan,
     require_numbers,
+    require_parameters,
     require_traceable,
 )
 from ..masks import Masks
@@ -51,8 +52,8 @@ def shrink(
         The smaller network, and the plan: what was removed, what was kept, and why.
 
     Raises:
-        ModelError: The network is quantized, scripted, exported, lazy or without data, its parameters hold NaN, it
-            holds something that cannot be copied, or an input is empty.
+        ModelError: The network is quantized, scripted, exported, lazy, without parameters or their data, on several
+            devices, or cannot be copied; its parameters, outputs or inputs hold NaN; or an input is empty.
         TraceError: The network cannot be traced, for instance because it does not take the example.
         MaskError: The masks do not fit the network.
         SettingError: `round_to` is below 1.
@@ -76,11 +77,16 @@ def shrink(
         print(plan)
         ```
     """
-    require_traceable(model, example_inputs)
+    _require_shrinkable(model, example_inputs)
     masked = bake_(copy_model(model), masks)
     graph = channel_graph(masked, example_inputs, remember_norms=remember_norms)
     small, plan, _ = shrink_masked(masked, graph, example_inputs, round_to)
     return small, plan
+
+
+def _require_shrinkable(model: nn.Module, example_inputs: Inputs) -> None:
+    require_traceable(model, example_inputs)
+    require_parameters(model)
 
 
 def shrink_masked(

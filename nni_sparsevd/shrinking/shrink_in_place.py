@@ -19,6 +19,7 @@ from ..graph import (
     kept_indices,
     named_states,
     remove_indices,
+    require_parameters,
     require_traceable,
 )
 from ..masks import compute_masks
@@ -66,6 +67,7 @@ def shrink_(
 
     Raises:
         ShrinkError: The smaller network does not compute the same.
+        ModelError: What `shrink` raises.
         TraceError: The network cannot be traced.
         SettingError: `round_to` is below 1.
 
@@ -119,6 +121,7 @@ def _shrink_(model: nn.Module, example_inputs: Inputs, optimizer: torch.optim.Op
     #    d. a bias that a gate scales afterwards absorbs a constant divided by the gate.
     # 3. After that, no weight that carries for others may count as removed.
     require_traceable(model, example_inputs)
+    require_parameters(model)
     sites = list(gate_sites(model))
     masks = compute_masks(model, MaskSettings(allow_empty=True)) if is_variational(model) else {}
     masked = bake_(copy_model(model), masks, allow_empty=True)
