@@ -56,7 +56,8 @@ def _run_with_gradients(model: nn.Module, batch: CallArguments, training: bool) 
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train(training)  # nothing else: dropout would draw different numbers
     outputs = name_outputs(batch.call(model))
-    return [value for value in outputs.values() if isinstance(value, Tensor)]
+    # An output such as a mask, or an order of patches, is computed from no parameter.
+    return [value for value in outputs.values() if isinstance(value, Tensor) and value.requires_grad]
 
 
 def _read_gradients(model: nn.Module, outputs: list[Tensor], weights: list[Tensor]) -> dict[str, Tensor]:

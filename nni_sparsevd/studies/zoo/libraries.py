@@ -57,8 +57,7 @@ def _find_timm(family: str) -> tuple[str, bool, Trial]:
 def _find_listed(networks: Any, name: str) -> tuple[str, bool, Trial]:
     """A network of one of the lists: a module with `ENTRIES` and `make_network`."""
     entry = networks.ENTRIES[name]
-    with torch.device("meta"):
-        model, _ = networks.make_network(name)
+    model, _ = networks.make_network(name)
     has_layer_norms = any(isinstance(module, nn.LayerNorm) for module in model.modules())
 
     def run(mask_kind: str, seed: int) -> Row:

@@ -47,7 +47,7 @@ CLASSIFICATION = {
     "efficientnet_v2_s": Entry("classification", _image(64)),
     "googlenet": Entry("classification", _image(64), {**OPTIONS, "init_weights": False, "aux_logits": False}),
     "inception_v3": Entry("classification", _image(96), {**OPTIONS, "init_weights": False, "aux_logits": False}),
-    "maxvit_t": Entry("classification", _image(224)),
+    "maxvit_t": Entry("classification", _image(224), batch=1),
     "mnasnet0_5": Entry("classification", _image(64)),
     "mobilenet_v2": Entry("classification", _image(64)),
     "mobilenet_v3_small": Entry("classification", _image(64)),
