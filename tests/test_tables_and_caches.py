@@ -1,6 +1,7 @@
 """Tables that are looked up by whole numbers, and what modules or calls keep from one run to the next."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -108,3 +109,38 @@ def test_language_models_shrink_with_their_caches(make: Callable[..., nn.Module]
     assert plan.removed in (10, 20)  # a quarter of 40 in each block
     with torch.no_grad():
         torch.testing.assert_close(small(ids[:, :5])[0], model(ids[:, :5])[0])
+
+
+@lru_cache(maxsize=8)
+def make_waves(tokens: int, width: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(tokens, device=device)[:, None] / torch.arange(1, width + 1, device=device)
+
+
+@lru_cache(maxsize=8)
+def make_step(device: torch.device) -> torch.Tensor:
+    return torch.ones((), device=device) + 1
+
+
+class Positions(nn.Module):
+    """Tables of positions that functions remember: they are computed in the first call only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.heads = nn.Linear(4, 8), nn.Linear(8, 3), 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + make_waves(x.shape[1], 4, x.device) * make_step(x.device)
+        hidden = self.first(x).sigmoid().view(*x.shape[:2], self.heads, -1).flatten(2)
+        return self.second(hidden)
+
+
+def test_tables_that_functions_remember_take_no_channels_away() -> None:
+    make_waves.cache_clear()
+    make_step.cache_clear()
+    model = Positions().double()
+    with torch.no_grad():
+        model.first.weight[[1, 5]] = 0  # one dimension of both heads
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    small, plan = svd.shrink(model, x)
+    assert plan.removed == 1 and small.first.out_features == 6
+    torch.testing.assert_close(small(x), model(x))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from .code_sizes import resolve_sizes
+from .code_sizes import resolve_sizes, runs_alike_again
 from .equations import TrackedTensor
 from .example_inputs import Inputs
 from .groups import ChannelGraph, CodeSize, Product, Reader, RememberingNorm, Writer
@@ -55,14 +55,24 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
         ```
     """
     require_traceable(model, example_inputs)
-    recorded = trace(model, example_inputs)
+    graph = _build_graph(model, trace(model, example_inputs), remember_norms)
+    resolved = resolve_sizes(model, graph)
+    # What was pinned because the code failed may be due to a function that keeps tensors from one call to the next: the
+    # second call then runs fewer operators than the first.  From the second call on they are the same.
+    if resolved.pins is not graph.pins and not runs_alike_again(model, graph):
+        resolved = resolve_sizes(model, _build_graph(model, trace(model, example_inputs), remember_norms))
+    return resolved
+
+
+def _build_graph(model: nn.Module, recorded: Trace, remember_norms: bool) -> ChannelGraph:
+    """The channel graph of a traced network, which may lose what its code cannot follow."""
     walk = Walk(recorded, _find_replaceable_norms(model, recorded) if remember_norms else ())
     equations = walk.equations
     channel_of, links, pins = equations.solve()
     never = len(channel_of)  # the number of the channel that stands for what never leaves
     value_channels = {node: _solve_value(value, channel_of) for node, value in walk.values.items()}
     writers = {node: Writer(*parts, node) for node, parts in walk.writers.items()}
-    graph = ChannelGraph(
+    return ChannelGraph(
         trace=recorded,
         axes={axis: channel_of[ids] for axis, ids in equations.axes.items()},
         num_channels=never + 1,
@@ -78,7 +88,6 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
         code_sizes=_solve_sizes(walk, channel_of),
         value_channels=value_channels,
     )
-    return resolve_sizes(model, graph)
 
 
 def _solve_value(value: Any, channel_of: ChannelIds) -> Any:

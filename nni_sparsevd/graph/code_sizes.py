@@ -28,21 +28,39 @@ LEFT_OUT = {aten.contiguous.default, aten.alias.default, aten.clone.default}
 
 
 def resolve_sizes(model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
-    """`graph` with the attributes that have to follow its channels, and with pins where the code cannot follow."""
+    """Find the attributes that have to follow the channels of a network, and what its code cannot follow.
+
+    Args:
+        model: The network.
+        graph: Its channels.
+
+    Returns:
+        `graph` with these attributes, and with pins where the code cannot follow.
+    """
     # 1. Some channels of every free group are chosen at random, a different number of each: two axes that are equally
     #    long after the removal would hide that the code confuses them.
     # 2. The smaller network is run.  Where it fails, the channels to blame are pinned, and other channels are chosen.
     # 3. A network whose code gives no sizes is not run at all, until it has failed once: code that failed may depend on
     #    more than the sizes that it gives.
-    # 4. Each failure pins at least one channel, so the search ends.
+    # 4. Each failure pins at least one channel, and nothing is tried where nothing can be removed: the search ends.
     draw = np.random.default_rng(0)
     has_failed = False
     while True:
         removed = graph.drop_infeasible(_choose_channels(graph, draw))
+        if not removed.any():
+            return replace(graph, size_attributes=())
         tighter = _tighten_by_trial(model, graph, removed) if has_failed else tighten_graph(model, graph, removed)
         if tighter is None:
             return replace(graph, size_attributes=_size_attributes(_free_sizes(graph, graph.removable())))
         graph, has_failed = tighter, True
+
+
+def runs_alike_again(model: nn.Module, graph: ChannelGraph) -> bool:
+    """Whether the whole network runs the operators of its trace when it is called again.
+
+    A function that keeps what it has computed, a table of positions for instance, computes it in the first call only.
+    """
+    return _find_failure(model, graph, (), np.zeros(graph.num_channels, np.bool_)) is None
 
 
 def _choose_channels(graph: ChannelGraph, draw: np.random.Generator) -> Flags:
