@@ -199,6 +199,39 @@ class TeacherSettings(ModelSettings):
     """What the logits of both networks are divided by; above 1 the teacher also says which wrong classes are near."""
 
 
+class BudgetSettings(Settings):
+    """What the network may cost at the end of the sparse stage. Channels leave it for good, a few at a time."""
+
+    macs: Annotated[float, Gt(0), Lt(1)] | None = None
+    """The part of the dense network's multiply-accumulates that is left."""
+    parameters: Annotated[float, Gt(0), Lt(1)] | None = None
+    """The part of the dense network's weights that is left."""
+    round_to: PositiveInt = 8
+    """What is left of a group of channels is a multiple of this: runtimes compute 25 channels no faster than 32."""
+    reached_at: Annotated[float, Gt(0), Le(1)] = 0.65
+    """Part of the sparse stage after which the budget is met; in the rest the network heals."""
+    cuts: PositiveInt = 24
+    """How often channels are removed until then, where there are steps enough."""
+
+    @property
+    def kind(self) -> Literal["macs", "parameters"] | None:
+        """What costs; None without a budget."""
+        if self.macs is not None:
+            return "macs"
+        return None if self.parameters is None else "parameters"
+
+    @property
+    def fraction(self) -> float:
+        """The part of the cost that is left, 1 without a budget."""
+        return self.macs or self.parameters or 1.0
+
+    @model_validator(mode="after")
+    def _refuse_two_budgets(self) -> "BudgetSettings":
+        if self.macs is not None and self.parameters is not None:
+            raise ValueError("budget.macs and budget.parameters: set one of them")
+        return self
+
+
 class Recipe(Settings):
     """Everything that `nni-sparsevd compress` does, in one file."""
 
@@ -216,6 +249,8 @@ class Recipe(Settings):
     """Training of the weights that are left, with fixed masks."""
     teacher: TeacherSettings = TeacherSettings()
     """Distillation."""
+    budget: BudgetSettings = BudgetSettings()
+    """What the network may cost, instead of a threshold."""
     masks: MaskSettings = MaskSettings()
     """The decision."""
     seed: int = 0
@@ -229,6 +264,26 @@ class Recipe(Settings):
     """Lay training images out channels last: convolutions and pooling are then faster, most of all on a CPU."""
     checkpoint_minutes: PositiveFloat = 5.0
     """Minutes between checkpoints within an epoch; one is also written at the end of every epoch."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _give_gates_to_a_budget(cls, values: object) -> object:
+        """A budget counts whole channels, so the posteriors are gates where nothing else is asked for."""
+        if not isinstance(values, dict):
+            return values
+        budget, posterior = values.get("budget"), values.get("posterior", {})
+        if isinstance(budget, dict):
+            budget = BudgetSettings.model_validate(budget)
+        if budget is None or budget.kind is None:
+            return values
+        if isinstance(posterior, PosteriorSettings):
+            posterior = posterior.model_dump(exclude_unset=True)
+        return {**values, "posterior": {"granularity": "gate", **posterior}}
+
+    @property
+    def changes_sizes(self) -> bool:
+        """Whether channels leave the network while it trains."""
+        return self.sparse.shrink_at is not None or self.budget.kind is not None
 
     @property
     def resolved_threshold(self) -> float | Literal["held_out"]:
@@ -255,6 +310,28 @@ class Recipe(Settings):
         if self.shard or self.sparse.snapshots:
             other = "shard" if self.shard else "sparse.snapshots"
             raise ValueError(f"sparse.shrink_at does not go together with {other}: the sizes of the network change")
+        return self
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> "Recipe":
+        if self.budget.kind is None:
+            return self
+        conflicts = {
+            f"posterior.granularity = '{self.posterior.granularity}'": self.posterior.granularity != "gate",
+            "sparse.shrink_at": self.sparse.shrink_at is not None,
+            "masks.ratio": self.masks.ratio is not None,
+            "sparse.epochs = 0": self.sparse.epochs == 0,
+            "sparse.kl_coefficient = 0": self.sparse.kl_coefficient == 0,
+            "sparse.snapshots": bool(self.sparse.snapshots),
+            "shard": self.shard,
+            "precision = 'fp16'": self.precision == "fp16",
+        }
+        refused = [setting for setting, conflict in conflicts.items() if conflict]
+        if refused:
+            raise ValueError(
+                f"budget.{self.budget.kind} removes whole channels while gates learn: it does not go together with "
+                f"{', '.join(refused)}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -65,6 +65,7 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
         "plan": account.to_rows(),
         "passed_over": compressed.passed_over,
         "shrinking_seconds": round(time.monotonic() - began, 2),
+        "budget": read_json(folder / "budget.json") if (folder / "budget.json").exists() else None,
         "command": environment["command"],
         "seed": environment["seed"],
         "threads": environment["threads"],
@@ -137,6 +138,12 @@ def _measure_sizes(networks: dict[str, nn.Module], folder: Path, example: Tensor
 def _summarize(values: dict[str, Any], plan: Plan, result: CheckResult, scores: dict[str, Score]) -> str:
     size, weights = values["size"], values["weights"]
     lines = [f"check: {result}", f"channels removed: {plan.removed}"]
+    if values["budget"] is not None:
+        budget = values["budget"]
+        part = budget["reached"] / budget["dense"]
+        lines.append(
+            f"budget: {part:.3f} of the dense network's {budget['kind']} are left, {budget['fraction']:g} allowed"
+        )
     lines.append(f"weights: {weights['total']:,} -> {weights['kept']:,}, {weights['compression']:.1f} times fewer")
     for name, row in size.items():
         error = 100 * (1 - scores[name].accuracy)

@@ -47,6 +47,8 @@ class ChannelGate(nn.Module):
         self.kl_weight = 1.0
         self.writers: tuple[str, ...] = ()
         """Names of the layers whose channels the gate scales."""
+        self._observed: list[Tensor] | None = None
+        """While `observe_` is on: the loss's gradient at each draw of z, shape (batch, channels)."""
 
     def extra_repr(self) -> str:
         return f"{len(self.mu)}"
@@ -146,7 +148,50 @@ class ChannelGate(nn.Module):
         noise_shape[0], noise_shape[dim] = x.shape[0], len(self.mu)
         noise = torch.randn(noise_shape, device=x.device, dtype=self.mu.dtype)
         z = self.mu.view(shape) + (0.5 * self.log_sigma2).exp().view(shape) * noise
+        if self._observed is not None and z.requires_grad:
+            z.register_hook(self._observe)
         return x * _spread(z, places, dim).to(x.dtype)
+
+    def observe_(self, wanted: bool = True) -> None:
+        """Keep the gradients at the draws of z from the following backward passes, or stop keeping them."""
+        self._observed = [] if wanted else None
+
+    def take_curvature(self, batch_size: int) -> Tensor | None:
+        """The loss's curvature along each channel, from the gradients of one backward pass, which are then forgotten.
+
+        It is the mean over samples of the squared gradient of the sample's loss: the diagonal of the empirical Fisher
+        information, as Gauss and Newton approximate the second derivative (Khan et al. 2018, section 3).
+
+        Args:
+            batch_size: The number of samples, whose mean loss was differentiated.
+
+        Returns:
+            Shape (channels,); None where nothing was observed.
+
+        Raises:
+            ModelError: The first dimension of the gated outputs is not that of the samples.
+        """
+        observed = self._observed
+        if not observed:
+            return None
+        self._observed = []
+        # 1. The gradient of a mean over the batch is that of a sample's loss divided by the size of the batch.
+        # 2. Removing a channel silences it at all sites and windows at once: their gradients are added up for each
+        #    sample before they are squared.
+        per_sample = torch.zeros(batch_size, len(self.mu), dtype=self.mu.dtype, device=self.mu.device)
+        for gradient in observed:
+            if len(gradient) % batch_size:
+                raise ModelError(
+                    f"a gate of {len(self.mu)} channels met {len(gradient)} rows in a batch of {batch_size}: its layer "
+                    "does not have the samples in its first dimension"
+                )
+            per_sample += batch_size * gradient.view(batch_size, -1, len(self.mu)).sum(1)
+        return per_sample.square().mean(0)
+
+    def _observe(self, gradient: Tensor) -> None:
+        """The hook on a draw of z, whose dimensions beside the first and that of the channels are 1."""
+        if self._observed is not None:
+            self._observed.append(gradient.detach().reshape(len(gradient), -1))
 
     def attach_(self, site: nn.Module, dim: int, places: Tensor | None = None) -> None:
         """Gate the outputs of a module, as its child "gate" and a forward hook; a deep copy takes both along.

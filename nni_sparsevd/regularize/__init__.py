@@ -2,8 +2,10 @@
 
 from .budget import Arrival, Budget, BudgetSearch, Cost, best_cutoff
 from .controller import Controller, regularize_under_pressure_
+from .natural import start_natural_steps_, take_natural_steps_
 from .objective import add_kl_to_loss, kl_weight_now
 from .regularizer import Regularizer, count_samples
+from .removal import choose_cutoffs, cost_left_at, use_cutoffs_
 from .settings import SparseVDSettings
 from .variances import RateGroups, VarianceOptimizer
 from .weighing import weigh_by_macs_
@@ -20,8 +22,13 @@ __all__ = [
     "VarianceOptimizer",
     "add_kl_to_loss",
     "best_cutoff",
+    "choose_cutoffs",
+    "cost_left_at",
     "count_samples",
     "kl_weight_now",
     "regularize_under_pressure_",
+    "start_natural_steps_",
+    "take_natural_steps_",
+    "use_cutoffs_",
     "weigh_by_macs_",
 ]

@@ -1,7 +1,7 @@
 """Weighing the KL of each weight and channel by the multiplications that it costs."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,8 +32,7 @@ def weigh_by_macs_(model: nn.Module, example_inputs: Inputs) -> None:
     # 4. Why weights and channels are scaled apart: they are in different units, and the KL of one weight and of one
     #    channel should stay as large on average as the settings ask for.
     macs = _count_layer_macs(model, example_inputs)
-    macs_by_name = {name: macs[layer] for name, layer in model.named_modules() if layer in macs}
-    channel_macs = _count_gate_macs(model, example_inputs, macs_by_name)
+    channel_macs = count_gate_costs(model, example_inputs, "macs")
     layers: Weighed = []
     gates: Weighed = []
     for _, module in named_posteriors(model):
@@ -74,19 +73,29 @@ def _count_layer_macs(model: nn.Module, example_inputs: Inputs) -> dict[nn.Modul
     return macs
 
 
-def _count_gate_macs(model: nn.Module, example_inputs: Inputs, macs: dict[str, float]) -> dict[ChannelGate, float]:
-    """Gate -> multiply-accumulates of all its channels together.
+def count_gate_costs(
+    model: nn.Module, example_inputs: Inputs, kind: Literal["macs", "parameters"]
+) -> dict[ChannelGate, float]:
+    """Count what all layers that write or read the channels of each gate spend on them.
 
     Args:
         model: The network with gates.
         example_inputs: What the network is called with.
-        macs: Name of a layer -> its multiply-accumulates.
+        kind: Multiply-accumulates of one example input, or weights.
+
+    Returns:
+        Gate -> cost of all its channels together.
     """
+    layers = dict(model.named_modules())
+    macs = _count_layer_macs(model, example_inputs)
+    costs_by_layer = {name: macs[layer] for name, layer in layers.items() if layer in macs}
+    if kind == "parameters":
+        costs_by_layer = {name: float(layers[name].get_parameter("weight").numel()) for name in costs_by_layer}
     # Heads are no indices of any axis, so the second loop does not reach them: they cost what their writers cost.
     costs = {}
     for _, module in named_posteriors(model):
         if isinstance(module, ChannelGate):
-            costs[module] = sum(macs.get(writer, 0.0) for writer in module.writers)
+            costs[module] = sum(costs_by_layer.get(writer, 0.0) for writer in module.writers)
     # The channels of a group are a part of the indices of each axis that they stand on. What a layer spends on the
     # group is that part of the layer's multiply-accumulates.
     graph = channel_graph(make_plain_copy(model), example_inputs)
@@ -99,6 +108,6 @@ def _count_gate_macs(model: nn.Module, example_inputs: Inputs, macs: dict[str, f
         for axis in group.axes:
             layer_name = axis[0].removesuffix(".weight")
             part = float(np.isin(graph.axes[axis], group.channels).mean())
-            spent.append(macs.get(layer_name, 0.0) * part)
+            spent.append(costs_by_layer.get(layer_name, 0.0) * part)
         costs[gate] = sum(spent) or costs[gate]  # 0 where the axes are those of parameters that no layer here owns
     return costs

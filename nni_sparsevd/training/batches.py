@@ -11,6 +11,11 @@ from .run import Run
 from .schedule import derive_seed
 
 
+def count_steps(images: int, batch_size: int, processes: int) -> int:
+    """Count the steps of an epoch: at least one, and none for images that do not fill a batch of every process."""
+    return max(images // (batch_size * processes), 1)
+
+
 @final
 class Batches:
     """Batches of a stage: each is a function of the recipe's seed, the stage, the step and the rank alone.
@@ -32,7 +37,7 @@ class Batches:
         self._reading: Iterator[Tensor] = iter(())
         self._next_step = -1
         """The step whose images `_reading` gives next."""
-        self.per_epoch = max(len(self._split) // (run.recipe.data.batch_size * self._world), 1)
+        self.per_epoch = count_steps(len(self._split), run.recipe.data.batch_size, self._world)
         """Steps in an epoch; images that do not fill a batch are left out."""
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:

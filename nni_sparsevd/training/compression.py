@@ -13,7 +13,9 @@ from ..errors import SettingError
 from ..files import write_json
 from ..preprocessing import set_values_
 from ..recipe import Recipe
+from .batches import count_steps
 from .checkpoint import Checkpoint, read_checkpoint
+from .gradual_removal import check_budget
 from .metrics import Metrics
 from .run import Run
 from .run_folder import check_folder, prepare_folder
@@ -42,12 +44,14 @@ def compress(
         The dense and the masked network, the masks, and the data.
 
     Raises:
-        SettingError: The folder is in use, another recipe began there, or settings do not fit this machine.
+        SettingError: The folder is in use, another recipe began there, settings do not fit this machine, or the sparse
+            stage is too short for its budget.
         DataError: The data are missing or damaged.
         ModelError: The network is not known, or does not run on these images.
         TraceError: The recipe needs channel groups, and the network cannot be traced.
         FileFormatError: A file of the folder is damaged, or cannot be written.
-        TrainingError: The loss is no longer finite, or everything is removed (collapse).
+        TrainingError: The loss is no longer finite, everything is removed (collapse), or the budget is missed by more
+            than 5 %.
         Interrupted: On Ctrl-C or a termination signal, after the step at hand has been saved.
     """
     accelerator = _make_accelerator(recipe)
@@ -59,6 +63,7 @@ def compress(
     models.check_checkpoint(recipe.model, recipe.data.image_size)
     torch.manual_seed(recipe.seed)
     data = datasets.load_data(recipe.data, None, recipe.seed, requirements)
+    check_budget(recipe, count_steps(len(data.train), recipe.data.batch_size, accelerator.num_processes))
     model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
     set_values_(model, data.preprocessing.to_dict())
     example_inputs = data.make_example_inputs()

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -14,10 +15,11 @@ from ..errors import TrainingError
 from ..masks import Masks
 from ..nn import is_variational, kl, regularize_
 from ..recipe import SparseStage, Stage
-from ..regularize import kl_weight_now
+from ..regularize import kl_weight_now, start_natural_steps_, take_natural_steps_
 from ..shrinking import shrink_
 from .batches import Batches
 from .checkpoint import Checkpoint, Place, take_checkpoint, write_checkpoint
+from .gradual_removal import GradualRemoval
 from .learner import Learner
 from .optimizer import build_optimizer, rebuild_optimizer, set_learning_rate
 from .run import Run
@@ -42,6 +44,7 @@ def train_stage(
     *,
     masks: Masks | None = None,
     teacher: Teacher | None = None,
+    removal: GradualRemoval | None = None,
     start: Checkpoint | None = None,
 ) -> None:
     """Train `model` in place through `stage`, from the beginning or from a checkpoint.
@@ -61,13 +64,14 @@ def train_stage(
         on_epoch_end: Called by every process at the end of each epoch, when `model` is up to date.
         masks: What they remove stays zero.
         teacher: Whose outputs the network learns to give, beside the labels.
+        removal: What removes channels on the way to a budget.
         start: The checkpoint of this stage to go on from.
 
     Raises:
         TrainingError: The loss or a weight is not finite; the last checkpoint is from before.
         Interrupted: On Ctrl-C or a termination signal, after the step at hand has been saved.
     """
-    _StageTrainer(run, name, model, stage, on_epoch_end, masks, teacher, start).train()
+    _StageTrainer(run, name, model, stage, on_epoch_end, masks, teacher, removal, start).train()
 
 
 @final
@@ -87,6 +91,7 @@ class _StageTrainer:
         on_epoch_end: OnEpochEnd,
         masks: Masks | None,
         teacher: Teacher | None,
+        removal: GradualRemoval | None,
         start: Checkpoint | None,
     ) -> None:
         self._run, self._name, self._stage, self._on_epoch_end = run, name, stage, on_epoch_end
@@ -96,10 +101,13 @@ class _StageTrainer:
             start.restore_(model)
         self._batches = Batches(run, name)
         self._learner = Learner(model, run.accelerator, shard=run.recipe.shard)
+        self._removal = removal
+        # On the way to a budget the variances of gates follow the curvature, and the optimizer leaves them alone.
+        self._natural_gates = [] if removal is None else start_natural_steps_(self._learner.trained)
         self._gate_rate = stage.gate_rate if isinstance(stage, SparseStage) else 1.0
         self._optimizer = build_optimizer(self._learner.trained, stage, self._gate_rate)
         self._sparse = stage if isinstance(stage, SparseStage) and is_variational(model) else None
-        self._resized = run.recipe.sparse.shrink_at is not None and name != "dense"
+        self._resized = run.recipe.changes_sizes and name != "dense"
         self._masks = None if masks is None else self._learner.place_masks(masks)
         self._per_epoch = self._batches.per_epoch
         self._total = stage.epochs * self._per_epoch
@@ -124,6 +132,8 @@ class _StageTrainer:
         with SignalFlag() as signals, self._run.metrics.show_stage(self._name, self._total, self._step) as bar:
             while self._step < self._total:
                 loss = self._take_step()
+                if self._removal is not None and self._removal.is_due(self._step):
+                    self._remove(self._removal)
                 looks = self._step % LOOK_EVERY == 0
                 ends_epoch = self._step % self._per_epoch == 0
                 divergence = self._check(looks or ends_epoch)
@@ -152,6 +162,7 @@ class _StageTrainer:
         set_learning_rate(self._optimizer, learning_rate_at(self._stage, self._step / self._total))
         self._optimizer.zero_grad()
         self._accelerator.backward(loss)
+        self._move_variances(len(labels))
         self._add_kl_gradient()
         self._update_weights()
         self._step += 1
@@ -162,6 +173,21 @@ class _StageTrainer:
             correct = (logits.argmax(1) == classes).sum()
             self._sums += torch.stack([loss * len(labels), correct, loss.new_tensor(len(labels))])
         return loss
+
+    def _move_variances(self, batch_size: int) -> None:
+        """Let the variances of gates follow the curvature that backward has found."""
+        if not self._natural_gates:
+            return
+        assert self._sparse is not None
+        average = self._accelerator.reduce if self._accelerator.num_processes > 1 else None
+        take_natural_steps_(
+            self._natural_gates,
+            batch_size,
+            len(self._run.data.train),
+            self._sparse.kl_coefficient,
+            self._step,
+            None if average is None else partial(average, reduction="mean"),
+        )
 
     def _add_kl_gradient(self) -> None:
         """Add the gradient of weight * KL / N after backward: the processes have averaged their gradients by then."""
@@ -239,9 +265,19 @@ class _StageTrainer:
         # A layer whose inputs do not divide into blocks could not be decided N of M at the end.
         multiple = settings.block if settings.structure == "n:m" else 1
         example_inputs = data.make_example_inputs()
-        model = self._learner.model
-        shrink_(model, example_inputs, self._optimizer, threshold=stage.shrink_at, round_to=multiple)
-        self._optimizer = rebuild_optimizer(self._optimizer, model, stage, self._gate_rate)
+        shrink_(self._learner.model, example_inputs, self._optimizer, threshold=stage.shrink_at, round_to=multiple)
+        self._follow_sizes()
+
+    def _remove(self, removal: GradualRemoval) -> None:
+        """Remove from the network, in place, the channels that leave at this step on the way to the budget."""
+        self._learner.agree_on_statistics_()
+        removal.cut_(self._learner.model, self._optimizer, self._step)
+        self._natural_gates = start_natural_steps_(self._learner.model)
+        self._follow_sizes()
+
+    def _follow_sizes(self) -> None:
+        """Make anew what holds the parameters that `shrink_` has replaced."""
+        self._optimizer = rebuild_optimizer(self._optimizer, self._learner.model, self._stage, self._gate_rate)
         self._learner.resized_()
 
     # Saving and stopping.

@@ -1,7 +1,7 @@
 """The stages of a run: dense training, sparse training, the decision, fine-tuning. Each can be resumed."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import final
 
 import torch
@@ -14,7 +14,9 @@ from ..files import load_tensors, save_tensors, write_json
 from ..masks import Masks, compute_masks, count_weights, flatten_masks, unflatten_masks
 from ..nn import Variational
 from ..recipe import SparseStage, Stage
+from .batches import Batches
 from .checkpoint import Checkpoint
+from .gradual_removal import GradualRemoval
 from .log_alpha_history import LogAlphaHistory
 from .loop import train_stage
 from .masked_posterior import mask_posterior_
@@ -79,11 +81,11 @@ class StageSequence:
     def train(self, model: nn.Module) -> Compressed:
         """Train all stages that are left; `model` is the network of the recipe as it was created."""
         plain = copy.deepcopy(model)
-        # Counted before `sparse.shrink_at` removes anything: compression is relative to the dense network.
+        # Counted before anything is removed: compression is relative to the dense network.
         self._total = count_weights(model, {})[1]
         dense = self._train_dense(model)
         if self._reached < STAGES.index("finetune"):
-            self._train_sparse(make_variational_(model, self._example_inputs, self._recipe))
+            self._train_sparse(make_variational_(model, self._example_inputs, self._recipe), dense)
             masks = self._decide(model.cpu())
             # A residual branch may be removed altogether; a collapse has been refused before.
             bake_(model, masks, allow_empty=True)
@@ -102,7 +104,7 @@ class StageSequence:
 
     def _write(self, name: str, model: nn.Module) -> None:
         if self._is_main:
-            resized = self._recipe.sparse.shrink_at is not None and name != "dense"
+            resized = self._recipe.changes_sizes and name != "dense"
             write_network(model, self._folder / f"{name}.safetensors", resized=resized)
         # The other processes may read the file at once.
         self.run.accelerator.wait_for_everyone()
@@ -131,9 +133,10 @@ class StageSequence:
     def _make_teacher(self, network: nn.Module) -> Teacher:
         return Teacher(network, self._recipe.teacher, self.run.accelerator.device)
 
-    def _train_sparse(self, model: nn.Module) -> None:
+    def _train_sparse(self, model: nn.Module, dense: nn.Module) -> None:
         """Train a variational network, and write its posterior."""
         recipe = self._recipe
+        removal = self._plan_removal(dense)
         resumes = self._reached == STAGES.index("sparse")
         history = LogAlphaHistory(self._folder / "log_alpha.json", resume=resumes)
         threshold = recipe.resolved_threshold
@@ -156,9 +159,22 @@ class StageSequence:
             recipe.sparse,
             end_epoch,
             teacher=self._teacher,
+            removal=removal,
             start=self._find_start("sparse"),
         )
         self._write("posterior", model)
+        if removal is not None:
+            arrival = removal.arrive(model.cpu())
+            if self._is_main:
+                write_json(self._folder / "budget.json", asdict(arrival))
+
+    def _plan_removal(self, dense: nn.Module) -> GradualRemoval | None:
+        """What removes channels on the way to the budget, if there is one."""
+        recipe = self._recipe
+        if recipe.budget.kind is None:
+            return None
+        steps = recipe.sparse.epochs * Batches(self.run, "sparse").per_epoch
+        return GradualRemoval(recipe.budget, dense, self._example_inputs, steps)
 
     def _score(self, model: nn.Module, masks: Masks) -> dict[str, float]:
         """How good what would ship is on held-out images, and how small."""

@@ -33,13 +33,13 @@ def try_recipe(model: nn.Module, example_inputs: Tensor, recipe: Recipe) -> None
     Raises:
         ModelError: The network does not run on these images, or `sparse.checkpoint` is of another network.
         SettingError: An optimizer is not known, or a layer of `sparse.snapshots` has no posterior.
-        TraceError: `sparse.shrink_at` is set, and the network cannot be traced.
+        TraceError: Channels are to leave while the network trains, and it cannot be traced.
     """
     for stage in (recipe.dense, recipe.sparse, recipe.finetune):
         build_optimizer(model, stage)
     try_forward(model, example_inputs, recipe.model.name)
     # Otherwise only the end of the first sparse epoch would tell that the network cannot be traced.
-    if recipe.sparse.shrink_at is not None:
+    if recipe.changes_sizes:
         channel_graph(model, example_inputs)
     variational = make_variational_(copy.deepcopy(model), example_inputs, recipe)
     _check_snapshots(variational, recipe)

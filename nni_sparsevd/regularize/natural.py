@@ -1,0 +1,82 @@
+"""Variances of gates that follow the loss's curvature: natural gradient steps, which need no learning rate.
+
+With Adam, log sigma^2 travels at most the learning rate a step: from -10 to 3 in 1,000 steps it takes a rate that lets
+the noise run away from the weights elsewhere.  A natural gradient step goes to where the posterior wants to be in some
+tens of steps, whatever the distance.
+
+Khan et al.: Fast and Scalable Bayesian Deep Learning by Weight-Perturbation in Adam, ICML 2018.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import ChannelGate, named_posteriors
+from ..posterior import elements
+
+RATE = 0.02
+"""Part of the way to the stationary precision that a step takes: a mean over about 50 batches."""
+LARGEST_LOG_SIGMA2 = 20.0
+"""Where a channel has no influence on the loss, its variance would grow without end."""
+
+
+def start_natural_steps_(model: nn.Module) -> list[ChannelGate]:
+    """Take the gates' variances out of the optimizer's hands, and have the gates watch the loss's gradient.
+
+    Args:
+        model: A network with gates, changed in place; make its optimizer afterwards.
+
+    Returns:
+        The gates.
+    """
+    gates = [module for _, module in named_posteriors(model) if isinstance(module, ChannelGate)]
+    for gate in gates:
+        gate.log_sigma2.requires_grad_(False)
+        gate.observe_()
+    return gates
+
+
+def take_natural_steps_(
+    gates: list[ChannelGate],
+    batch_size: int,
+    n_train: int,
+    coefficient: float,
+    steps_done: int,
+    average: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Move the variances of gates after a backward pass of the mean loss.
+
+    Args:
+        gates: From `start_natural_steps_`; one that took no part in the forward pass stays as it is.
+        batch_size: Samples in the batch.
+        n_train: The number N of training samples.
+        coefficient: Weight of the KL in units of 1 / N.
+        steps_done: How many such steps were taken before; the first ones are a plain mean over the batches.
+        average: Averages a tensor over several processes, each of which has seen a batch of its own.
+    """
+    rate = max(RATE, 1.0 / (steps_done + 1))
+    for gate in gates:
+        curvature = gate.take_curvature(batch_size)
+        if curvature is None:
+            continue
+        if average is not None:
+            curvature = average(curvature)
+        if bool(curvature.isfinite().all()):
+            gate.log_sigma2.data.copy_(_step(gate, n_train / coefficient * curvature, rate))
+
+
+def _step(gate: ChannelGate, pull: Tensor, rate: float) -> Tensor:
+    """Log sigma^2 after a step.
+
+    1. The objective is N * loss + c * KL.  Its derivative by sigma^2 is N / 2 * curvature + c * slope / sigma^2, where
+       slope = d KL / d log alpha: it is 0 at the precision 1 / sigma^2 = N / c * curvature / (-2 slope).
+    2. A natural gradient step goes a part of the way there, in the precision (Khan et al. 2018, eq. 7).
+    3. Why the slope of this moment: for small alpha it is -1/2 and the precision is N / c * curvature.  For large alpha
+       it goes to 0, which holds the precision up, and keeps alpha finite where the data hardly care.
+    """
+    with torch.no_grad():
+        slope = elements.kl_slope(gate.log_alpha(), gate.settings.prior)
+        target = pull / (-2 * slope).clamp_min(torch.finfo(slope.dtype).tiny)
+        precision = (1 - rate) * (-gate.log_sigma2).exp() + rate * target
+        return (-precision.clamp_min(torch.finfo(slope.dtype).tiny).log()).clamp_max(LARGEST_LOG_SIGMA2)

@@ -1,0 +1,120 @@
+"""A budget that is met gradually: which channels leave next, and how much may be left at each moment.
+
+Pressed to die at once, the noise of the channels that a budget asks for breaks a network before they are cut.  A few at
+a time, in the order of what they are worth, they leave a network that heals in between.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import ChannelGate, named_posteriors
+from .weighing import count_gate_costs
+
+
+def cost_left_at(fraction: float, progress: float) -> float:
+    """The part of the cost that may be left: it falls fast at first, while much is idle, and slowly at the end.
+
+    1 - (1 - fraction) * (1 - (1 - progress)^3): Zhu and Gupta 2017, To Prune, or Not to Prune, eq. 1.
+
+    Args:
+        fraction: What is left at the end.
+        progress: The part of the way that is done, from 0 to 1.
+
+    Returns:
+        A part of the cost of the dense network, from 1 down to `fraction`.
+    """
+    return fraction + (1 - fraction) * (1 - progress) ** 3
+
+
+def choose_cutoffs(
+    model: nn.Module, example_inputs: Tensor, kind: Literal["macs", "parameters"], saving: float, round_to: int
+) -> dict[ChannelGate, float]:
+    """Choose what to remove next: the channels that are worth least for what they cost.
+
+    A channel is worth its signal-to-noise ratio 1 / alpha = mu^2 / sigma^2: at the posterior's rest it is twice the
+    rise of the loss, times N, that its removal would bring, to second order.  Channels go in blocks of `round_to`, the
+    cheapest block over its cost first, until the blocks cost what has to be saved.
+
+    Args:
+        model: A network with gates.
+        example_inputs: Inputs that it accepts.
+        kind: What costs: macs or parameters.
+        saving: How much of it to remove, in its unit.
+        round_to: What is left of a gate's channels is a multiple of this; gates of no more channels lose none, except
+            that the channels of gates with several outputs each (heads) go one by one.
+
+    Returns:
+        Gate -> the log alpha from which on its channels go; gates that lose nothing are missing.
+    """
+    costs = count_gate_costs(model, example_inputs, kind)
+    blocks: list[_Block] = []
+    for gate in _find_gates(model):
+        blocks.extend(_list_blocks(gate, costs[gate] / len(gate.mu), round_to))
+    # Python's sort keeps the order of equals: blocks of one gate stay in the order of their removal.
+    blocks.sort(key=lambda block: block.worth_per_cost)
+    cutoffs: dict[ChannelGate, float] = {}
+    for block in blocks:
+        if saving <= 0:
+            break
+        saving -= block.cost
+        cutoffs[block.gate] = block.lowest_log_alpha
+    return cutoffs
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Channels of a gate that leave together."""
+
+    gate: ChannelGate
+    cost: float
+    worth_per_cost: float
+    lowest_log_alpha: float
+
+
+def _list_blocks(gate: ChannelGate, cost_of_channel: float, round_to: int) -> Iterator[_Block]:
+    """The blocks of a gate in the order of their removal."""
+    log_alpha = gate.log_alpha().detach().sort(descending=True).values
+    worth = (-log_alpha).exp()
+    highest = 0.0
+    for start, end in _split_into_blocks(gate, round_to):
+        cost = cost_of_channel * (end - start)
+        # A block cannot leave before those in front of it, even where its own channels cost more.
+        highest = max(highest, worth[start:end].sum().item() / cost if cost else math.inf)
+        yield _Block(gate, cost, highest, log_alpha[end - 1].item())
+
+
+def _find_gates(model: nn.Module) -> list[ChannelGate]:
+    return [module for _, module in named_posteriors(model) if isinstance(module, ChannelGate)]
+
+
+def _split_into_blocks(gate: ChannelGate, round_to: int) -> list[tuple[int, int]]:
+    """(start, end) of each block of the gate's channels, in the order of removal; the last block always stays."""
+    channels = len(gate.mu)
+    unit = 1 if any(True for _ in gate.buffers(recurse=False)) else round_to
+    # What does not fill a block leaves first: the rest is a multiple then.
+    ends = range(channels % unit or unit, channels, unit)
+    return list(itertools.pairwise([0, *ends]))
+
+
+@torch.no_grad()
+def use_cutoffs_(model: nn.Module, cutoffs: dict[ChannelGate, float]) -> dict[ChannelGate, float]:
+    """Set the threshold of every gate to its cutoff, in place, or to infinity where it has none.
+
+    Args:
+        model: A network with gates.
+        cutoffs: From `choose_cutoffs`.
+
+    Returns:
+        The thresholds before, to be put back with this function.
+    """
+    before = {}
+    for gate in _find_gates(model):
+        before[gate] = gate.threshold
+        gate.threshold = cutoffs.get(gate, math.inf)
+    return before
