@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from ..nn import ChannelGate, named_posteriors
 from .weighing import count_gate_costs
 
+LARGEST_EXCESS = 0.01
+"""Part of the cost of all gates by which a block may save more than was asked for, where other blocks will do."""
+
 
 def cost_left_at(fraction: float, progress: float) -> float:
     """The part of the cost that may be left: it falls fast at first, while much is idle, and slowly at the end.
@@ -30,6 +33,16 @@ def cost_left_at(fraction: float, progress: float) -> float:
         A part of the cost of the dense network, from 1 down to `fraction`.
     """
     return fraction + (1 - fraction) * (1 - progress) ** 3
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Channels of a gate that leave together."""
+
+    gate: ChannelGate
+    cost: float
+    worth_per_cost: float
+    lowest_log_alpha: float
 
 
 def choose_cutoffs(
@@ -58,23 +71,29 @@ def choose_cutoffs(
         blocks.extend(_list_blocks(gate, costs[gate] / len(gate.mu), round_to))
     # Python's sort keeps the order of equals: blocks of one gate stay in the order of their removal.
     blocks.sort(key=lambda block: block.worth_per_cost)
+    # 1. A block that would overshoot by much waits, and so do those behind it in its gate: cheaper blocks may do.
+    # 2. Where they do not, the waiting blocks go after all, the least worth first.
     cutoffs: dict[ChannelGate, float] = {}
-    for block in blocks:
-        if saving <= 0:
-            break
-        saving -= block.cost
-        cutoffs[block.gate] = block.lowest_log_alpha
+    largest_excess = LARGEST_EXCESS * sum(costs.values())
+    saving, waiting = _take_blocks(blocks, saving, largest_excess, cutoffs)
+    _take_blocks(waiting, saving, math.inf, cutoffs)
     return cutoffs
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Channels of a gate that leave together."""
-
-    gate: ChannelGate
-    cost: float
-    worth_per_cost: float
-    lowest_log_alpha: float
+def _take_blocks(
+    blocks: list[_Block], saving: float, largest_excess: float, cutoffs: dict[ChannelGate, float]
+) -> tuple[float, list[_Block]]:
+    """Take blocks in order and write their cutoffs; returns what is still to be saved, and the blocks that wait."""
+    waiting: list[_Block] = []
+    for block in blocks:
+        if saving <= 0:
+            break
+        if block.cost - saving > largest_excess or any(block.gate is other.gate for other in waiting):
+            waiting.append(block)
+            continue
+        saving -= block.cost
+        cutoffs[block.gate] = block.lowest_log_alpha
+    return saving, waiting
 
 
 def _list_blocks(gate: ChannelGate, cost_of_channel: float, round_to: int) -> Iterator[_Block]:
