@@ -118,7 +118,7 @@ PARTS: dict[str, Callable[[int], nn.Module]] = {
     "channel shuffle": lambda c: Part(
         lambda m, x: m.up(x).unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2), up=conv(c, 12, 1)
     ),
-    "transposed": lambda c: nn.ConvTranspose2d(c, 7, 2, 2),
+    "transposed": lambda c: nn.ConvTranspose2d(c, 7, 2, (2, 1)),
     "layer norm": lambda c: Part(lambda m, x: m.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), norm=nn.LayerNorm(c)),
     "mlp": lambda c: Part(
         lambda m, x: x + m.down(F.gelu(m.up(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2),
