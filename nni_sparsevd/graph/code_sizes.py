@@ -6,7 +6,7 @@ without data, without some channels of every kind, and with the attributes set a
 shape is not what it should be, those channels stay.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,12 +94,16 @@ def _tighten_by_trial(model: nn.Module, graph: ChannelGraph, removed: Flags) -> 
     failure = _find_failure(model, graph, attributes, removed)
     if failure is None:
         return None
-    kind = type(model.get_submodule(failure.module)).__name__
     if failure.number_at is not None:
-        blamed = _channels_behind_number(model, graph, attributes, removed, failure.number_at)
-        if blamed.size:
-            reason = f"{operator_name(failure.number_at)} in the code of {kind} computes with their number"
-            return replace(graph, pins=graph.pins.with_pins(blamed, reason).propagated(graph.links), size_attributes=())
+        pins = graph.pins
+        for changed, channels in _channels_behind_numbers(model, graph, attributes, removed):
+            code = _class_name(model, changed.meta["module"])
+            pins = pins.with_pins(
+                channels, f"{operator_name(changed)} in the code of {code} computes with their number"
+            )
+        if pins is not graph.pins:
+            return replace(graph, pins=pins.propagated(graph.links), size_attributes=())
+    kind = _class_name(model, failure.module)
     blamed = _Suspects(failure, model, graph, attributes, free).to_blame()
     if blamed.size:
         pins = graph.pins.with_pins(blamed, f"a size in the code of {kind} cannot follow")
@@ -151,16 +155,18 @@ def _numbers(node: Node) -> list[float]:
     return [float(leaf) for leaf in leaves if isinstance(leaf, int | float) and not isinstance(leaf, bool)]
 
 
-def _channels_behind_number(
-    model: nn.Module, graph: ChannelGraph, attributes: Iterable[SizeAttribute], removed: Flags, changed: Node
-) -> ChannelIds:
-    """The channels whose removal changes a number that the code of a network computes with.
+def _class_name(model: nn.Module, module: str) -> str:
+    return type(model.get_submodule(module)).__name__
+
+
+def _channels_behind_numbers(
+    model: nn.Module, graph: ChannelGraph, attributes: Iterable[SizeAttribute], removed: Flags
+) -> Iterator[tuple[Node, ChannelIds]]:
+    """The channels whose removal changes a number that the code of a network computes with, and the operator.
 
     They are found by trial: one group after the other loses its channels alone.  That is one run without data for
-    each group, and only for networks whose code computes with such a number.
+    each group, once for all numbers, and only for networks whose code computes with such a number.
     """
-    nothing = np.empty(0, np.int64)
-    blamed = [nothing]
     attributes = tuple(attributes)
     for group in graph.groups:
         chosen = group.channels[removed[group.channels]]
@@ -169,9 +175,8 @@ def _channels_behind_number(
         alone = np.zeros_like(removed)
         alone[graph.with_members(chosen)] = True
         failure = _find_failure(model, graph, attributes, graph.drop_infeasible(alone))
-        if failure is not None and failure.number_at is changed:
-            blamed.append(group.channels)
-    return np.concatenate(blamed)
+        if failure is not None and failure.number_at is not None:
+            yield failure.number_at, group.channels
 
 
 def _find_failure(
