@@ -356,7 +356,7 @@ def _drop_other_head(model: nn.Module, tensors: dict[str, Tensor], where: Path) 
     head = [key for key in _find_head(model) if key in tensors]
     if all(tensors[key].shape == own[key].shape for key in head):
         return tensors
-    logger.warning("%s: has another number of classes: %s is made anew", where, ", ".join(head))
+    logger.warning("%s: has a classifier for other classes; %s are made anew", where, ", ".join(head))
     return tensors | {key: own[key] for key in head}
 
 

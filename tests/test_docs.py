@@ -24,7 +24,7 @@ import notebooks  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
-COMMANDS = {"compress", "report", "check", "list-models", "zoo", "reproduce", "bench", "export"}
+COMMANDS = {"compress", "report", "check", "list-models", "zoo", "reproduce", "bench", "export", "predict"}
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IMAGES_AND_STEPS = re.compile(r"\b(1400|560|280|28)\b")
 """In the notebooks: images to train on, steps of two trainings, and steps of an epoch."""

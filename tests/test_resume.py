@@ -133,6 +133,13 @@ CASES: dict[str, dict[str, Any]] = {
         "model": CNN,
         "data": DataSettings(batch_size=50, limit=600, augment="crop_flip"),
     },
+    "loader processes and timm's augmentation": {
+        "data": DataSettings(
+            limit=1000, augment="timm", aa="rand-m5", mixup=0.2, cutmix=1.0, re_prob=0.3, smoothing=0.1, workers=2
+        ),
+        "sparse": SparseStage(epochs=2),
+        "finetune": FinetuneStage(epochs=1),
+    },
     "gates": {"posterior": PosteriorSettings(granularity="both")},
     "one weight sample": {"posterior": PosteriorSettings(estimator="weight", prior="log_uniform_exact")},
     "no dense stage": {"dense": Stage()},

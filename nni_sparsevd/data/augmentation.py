@@ -13,6 +13,7 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from ..preprocessing import Preprocessing
 from ..recipe import DataSettings
@@ -47,17 +48,25 @@ def augment(images: Tensor, settings: DataSettings, generator: torch.Generator) 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators of Python, NumPy and torch for a while, and put them back as they were."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    """Seed the generators of Python, NumPy and torch for a while, and put them back as they were.
+
+    Loader processes draw from nothing else, so theirs are not put back: that takes as long as reading a photo.
+    """
+    restores = get_worker_info() is None
+    states = (random.getstate(), np.random.get_state(), torch.get_rng_state()) if restores else None
     random.seed(seed)
     np.random.seed(seed % (1 << 32))
-    torch.manual_seed(seed)
+    # Not `torch.manual_seed`: it takes hundreds of times as long, to remember the seed for devices that are not there.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        if states is not None:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
 
 
 @final

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
@@ -43,7 +43,12 @@ def decode_photo(content: Encoded, name: str) -> Image.Image:
             ImageOps.exif_transpose(photo, in_place=True)
         return _convert(photo)
     except Exception as error:  # Pillow's decoders raise errors of many types
-        raise DataError(f"{name}: {describe_error(error)}") from error
+        raise DataError(f"{name}: {_describe(error)}") from error
+
+
+def _describe(error: Exception) -> str:
+    # Pillow names the place of the bytes in memory, which tells nobody anything.
+    return "not an image that Pillow knows" if isinstance(error, UnidentifiedImageError) else describe_error(error)
 
 
 def _convert(photo: Image.Image) -> Image.Image:
@@ -76,7 +81,7 @@ def check_photo(content: bytes, name: str) -> str:
     try:
         photo = Image.open(io.BytesIO(content))
     except Exception as error:  # Pillow's decoders raise errors of many types
-        raise DataError(f"{name}: {describe_error(error)}") from error
+        raise DataError(f"{name}: {_describe(error)}") from error
     if not _ends_well(photo, content):
         decode_photo(content, name)
     return photo.mode
