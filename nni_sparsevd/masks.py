@@ -217,8 +217,7 @@ def _layer_channel_masks(model: nn.Module, chosen: MaskSettings) -> Masks:
     for name, _, _ in sites:  # where there is a gate, the gate decides
         layers.pop(name, None)
     for name, layer in layers.items():
-        inputs = [dim for dim in range(layer.weight.dim()) if dim != output_dim(layer)]
-        scores[name] = group_log_alpha(layer.weight, layer.log_sigma2, inputs)
+        scores[name] = _score_outputs(layer)
         thresholds[name] = layer.threshold
     for _, _, gate in sites:
         scores[_gate_key(gate)], thresholds[_gate_key(gate)] = gate.log_alpha(), gate.threshold
@@ -229,6 +228,18 @@ def _layer_channel_masks(model: nn.Module, chosen: MaskSettings) -> Masks:
     for name, site, gate in sites:
         _mask_outputs_(masks, model, name, gate.spread(selected[_gate_key(gate)], site))
     return masks
+
+
+def _score_outputs(layer: Variational) -> Tensor:
+    """Log alpha of all weights that write an output channel together, shape (channels,)."""
+    weight, log_sigma2 = layer.weight, layer.log_sigma2.expand_as(layer.weight)
+    groups = getattr(layer, "groups", 1)
+    if output_dim(layer) == 1 and groups > 1:
+        # A transposed convolution: the outputs of a group lie beside the inputs of that group.
+        weight, log_sigma2 = weight.unflatten(0, (groups, -1)), log_sigma2.unflatten(0, (groups, -1))
+        return group_log_alpha(weight, log_sigma2, [1, *range(3, weight.dim())]).flatten()
+    inputs = [dim for dim in range(weight.dim()) if dim != output_dim(layer)]
+    return group_log_alpha(weight, log_sigma2, inputs)
 
 
 def _gate_key(gate: ChannelGate) -> str:

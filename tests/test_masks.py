@@ -307,3 +307,20 @@ def test_flatten_and_unflatten_are_inverse() -> None:
     nested = {"a.b.0": {"weight": torch.ones(2), "bias": torch.zeros(1)}, "": {"scale": torch.ones(1)}}
     assert flatten_masks(unflatten_masks(flatten_masks(nested))).keys() == flatten_masks(nested).keys()
     assert unflatten_masks(flatten_masks(nested)).keys() == nested.keys()
+
+
+@pytest.mark.parametrize("variance", ["weight", "channel"])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_channels_of_a_grouped_transposed_convolution_are_masked_one_by_one(groups: int, variance: str) -> None:
+    model = svd.sparsify_(nn.Sequential(nn.ConvTranspose2d(6, 12, 2, groups=groups)), variance=variance)
+    layer = model[0]
+    with torch.no_grad():  # output channels 1 and 6 are noise, whichever group writes them
+        for channel in (1, 6):
+            group, place = divmod(channel, 12 // groups)
+            layer.weight.view(groups, 6 // groups, 12 // groups, 2, 2)[group, :, place] *= 1e-6
+    masks = svd.compute_masks(model, structure="structured")["0"]
+    assert masks["bias"].shape == (12,) and masks["weight"].shape == layer.weight.shape
+    assert masks["bias"].eq(0).nonzero().flatten().tolist() == [1, 6]
+    x = torch.randn(2, 6, 3, 3)
+    removed = svd.bake_(model, {"0": masks})(x).flatten(2).abs().sum((0, 2)) == 0
+    assert removed.nonzero().flatten().tolist() == [1, 6]
