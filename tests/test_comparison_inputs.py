@@ -1,5 +1,6 @@
 """The comparison asks the network that is right which inputs it takes, and says who is to blame."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -131,3 +132,15 @@ def test_the_source_of_nan_is_named() -> None:
     model = Around(lambda m, x: m[2](m[:2](x) - torch.inf + torch.inf))
     with pytest.raises(ModelError, match=r"gives NaN on the example.*the first NaN comes out of layers\.2"):
         svd.shrink(model, torch.randn(4, 5))
+
+
+def test_numbers_that_python_draws_keep_the_channels_that_they_scale() -> None:
+    """Each run has another number, so nothing may be folded with one of them."""
+
+    def scale(layers: nn.Module, x: Tensor) -> Tensor:
+        return layers[2](layers[:2](x) + random.random())  # type: ignore[index]
+
+    model = Around(scale).eval()
+    small, plan = svd.shrink(model, torch.randn(4, 5))
+    assert plan.removed == 0 and "number" in plan.groups[0].reason
+    assert svd.check(model, small, torch.randn(4, 5)).ok

@@ -194,3 +194,8 @@ def test_an_example_that_the_network_does_not_take_is_named_before_anything_chan
 def test_a_tuple_is_suggested_where_a_list_was_meant_to_be_one() -> None:
     with pytest.raises(TraceError, match=r"; a list is one argument, and a tuple holds several"):
         svd.make_plan(nn.Bilinear(6, 6, 3), [X, X])
+
+
+def test_a_sparse_input_is_named() -> None:
+    with pytest.raises(ModelError, match=r"example input 0 is sparse, .* pass it dense"):
+        svd.shrink(mlp(), X.to_sparse())

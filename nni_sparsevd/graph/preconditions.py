@@ -69,6 +69,8 @@ def _require_one_device(model: nn.Module) -> None:
 def _require_full_inputs(arguments: CallArguments) -> None:
     for place, (name, value) in enumerate(arguments.named_tensors):
         called = f"example input {place if name.isdigit() else name}"
+        if value.layout != torch.strided:
+            raise ModelError(f"{called} is sparse, and what becomes of sparse tensors is not followed: pass it dense")
         if value.numel() == 0:
             raise ModelError(f"{called} has the shape {tuple(value.shape)}, which is empty: pass at least one sample")
         if value.is_floating_point() and not value.is_meta and bool(value.isnan().any()):

@@ -1,5 +1,6 @@
 """Running two networks alike: on the same inputs, in one type of numbers, with the same random draws."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -113,10 +114,15 @@ def name_outputs(output: Any) -> Outputs:
 
 @contextmanager
 def _same_draws(uniform_draws: bool) -> Iterator[None]:
-    """Let torch's random numbers begin anew, and go on afterwards as if nothing had been drawn."""
-    with torch.random.fork_rng(devices=[]), _UniformDraws() if uniform_draws else nullcontext():
-        torch.manual_seed(SEED)
-        yield
+    """Let the random numbers of torch and Python begin anew, and go on afterwards as if nothing had been drawn."""
+    python_state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]), _UniformDraws() if uniform_draws else nullcontext():
+            torch.manual_seed(SEED)
+            random.seed(SEED)
+            yield
+    finally:
+        random.setstate(python_state)
 
 
 class _UniformDraws(TorchDispatchMode):
