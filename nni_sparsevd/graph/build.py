@@ -10,12 +10,13 @@ from torch.fx import Node
 from .code_sizes import resolve_sizes, runs_alike_again
 from .equations import TrackedTensor
 from .example_inputs import Inputs
-from .groups import ChannelGraph, CodeSize, Product, Reader, RememberingNorm, Writer
+from .groups import ChannelGraph, CodeSize, Product, Reader, Writer
 from .links import ChannelIds, IndexIds
+from .norms import find_replaceable_norms, solve_norms
 from .operators import channel_dim
 from .preconditions import require_traceable
 from .scales import AttentionScale, find_query_rows
-from .tracing import Trace, trace
+from .tracing import trace
 from .walk import Walk
 
 aten = torch.ops.aten
@@ -66,12 +67,13 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
 
 def _build_graph(model: nn.Module, recorded: Trace, remember_norms: bool) -> ChannelGraph:
     """The channel graph of a traced network, which may lose what its code cannot follow."""
-    walk = Walk(recorded, _find_replaceable_norms(model, recorded) if remember_norms else ())
+    walk = Walk(recorded, find_replaceable_norms(model, recorded) if remember_norms else ())
     equations = walk.equations
     channel_of, links, pins = equations.solve()
     never = len(channel_of)  # the number of the channel that stands for what never leaves
     value_channels = {node: _solve_value(value, channel_of) for node, value in walk.values.items()}
     writers = {node: Writer(*parts, node) for node, parts in walk.writers.items()}
+    norms, pins = solve_norms(model, walk, value_channels, channel_of, pins)
     return ChannelGraph(
         trace=recorded,
         axes={axis: channel_of[ids] for axis, ids in equations.axes.items()},
@@ -82,10 +84,10 @@ def _build_graph(model: nn.Module, recorded: Trace, remember_norms: bool) -> Cha
         products=_solve_products(walk, channel_of, value_channels),
         size_attributes=(),
         scales=tuple(_solve_scale(node, channel_of[ids]) for node, ids in equations.scales),
-        remembering_norms=_solve_norms(walk, recorded, channel_of),
+        remembering_norms=norms,
         writers=tuple(writers.values()),
         last_writers=tuple(writer for node, writer in writers.items() if node in walk.last_writers),
-        code_sizes=_solve_sizes(walk, channel_of),
+        code_sizes=_solve_sizes(walk, channel_of, [norm.module for norm in norms if not norm.is_layer_norm]),
         value_channels=value_channels,
     )
 
@@ -120,11 +122,13 @@ def _solve_products(walk: Walk, channel_of: ChannelIds, value_channels: dict[Nod
     return tuple(products)
 
 
-def _solve_sizes(walk: Walk, channel_of: ChannelIds) -> tuple[CodeSize, ...]:
+def _solve_sizes(walk: Walk, channel_of: ChannelIds, padded_norms: list[str]) -> tuple[CodeSize, ...]:
+    """The sizes in the code, but for that of norms which go on to see all channels."""
     nothing: IndexIds = np.empty(0, np.int64)
     sizes = []
     for size in walk.equations.sizes:
-        sizes.append(CodeSize(size.node, size.origin, channel_of[nothing if size.ids is None else size.ids]))
+        if size.node.meta["module"] not in padded_norms:
+            sizes.append(CodeSize(size.node, size.origin, channel_of[nothing if size.ids is None else size.ids]))
     return tuple(sizes)
 
 
@@ -133,28 +137,3 @@ def _solve_scale(node: Node, dimensions: ChannelIds) -> AttentionScale:
     rows = find_query_rows(query)
     assert rows is not None  # or the attention's rule would have pinned the dimensions
     return AttentionScale(node.meta["module"], *rows, dimensions)
-
-
-def _solve_norms(walk: Walk, recorded: Trace, channel_of: ChannelIds) -> tuple[RememberingNorm, ...]:
-    permuting_modules = {node.meta["module"] for node in recorded.graph.nodes if node.target == aten.permute.default}
-    norms = []
-    for node, ids in walk.equations.remembering_norms:
-        channel_dim = 1 if node.meta["module"] in permuting_modules else -1
-        norms.append(RememberingNorm(node, channel_dim, channel_of[ids]))
-    return tuple(norms)
-
-
-def _find_replaceable_norms(model: nn.Module, recorded: Trace) -> set[str]:
-    """Layer norms that do nothing else, so that another module can take their place: timm has some that activate."""
-    norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
-    busy = set()
-    for node in recorded.graph.nodes:
-        if node.op == "call_function" and node.target not in (aten.layer_norm.default, aten.permute.default):
-            busy |= _enclosing_modules(node.meta["module"])
-    return norms - busy
-
-
-def _enclosing_modules(name: str) -> set[str]:
-    """A module and all that it stands in, without the network itself."""
-    parts = name.split(".")
-    return {".".join(parts[:depth]) for depth in range(1, len(parts) + 1)}

@@ -65,11 +65,11 @@ class Equations:
 
     def __init__(self, replaceable_norms: Container[str] = (), layers_of_torch: Container[str] = ()) -> None:
         self.replaceable_norms = replaceable_norms
-        """Layer norms whose place a norm may take that remembers the channels which it loses."""
+        """Modules whose place one may take that remembers the channels which it loses."""
         self.layers_of_torch = layers_of_torch
         """Modules whose classes are PyTorch's own."""
-        self.remembering_norms: list[tuple[Node, IndexIds]] = []
-        """Those of them that were met, with the index ids of their channels."""
+        self.remembering_norms: list[tuple[Node, IndexIds, str]] = []
+        """The operators in them that mix channels, with the index ids of these and the reason why they would stay."""
         self.axes: dict[Axis, IndexIds] = {}
         self.contractions: list[Contraction] = []
         self.sizes: list[RecordedSize] = []
@@ -103,6 +103,17 @@ class Equations:
             self._left.append(left)
             self._right.append(right)
         return left
+
+    def mix(self, node: Node, ids: IndexIds | None, reason: str) -> None:
+        """State that `node` mixes these channels: they stay, unless its module can remember those that leave."""
+        if ids is not None and self.can_remember(node, ids):
+            self.remembering_norms.append((node, ids, reason))
+        else:
+            self.pin(ids, reason)
+
+    def can_remember(self, node: Node, ids: IndexIds | None) -> bool:
+        """Whether a norm may take the place of the module that runs `node`, and remember channels that leave."""
+        return ids is not None and node.meta["module"] in self.replaceable_norms
 
     def link(self, members: IndexIds, owners: Sequence[IndexIds]) -> None:
         """State that each member leaves exactly with one of its owners.

@@ -77,17 +77,19 @@ class Product:
 
 @dataclass(frozen=True)
 class RememberingNorm:
-    """A layer norm that may lose channels: it remembers what they contributed, so that the statistics stay."""
+    """A module that mixes channels and may lose some: it remembers what they contributed."""
 
-    node: Node
+    module: str
+    """Qualified name of the module."""
+    input: Node
+    """What the channels come with."""
+    input_dim: int
+    """The dimension of `input` that they are along."""
     channel_dim: int
-    """The dimension of the module's input that the channels are in: -1, or 1 where the module permutes."""
+    """The dimension of the module's input that they are along: counted from the end where they are last."""
     channels: ChannelIds  # shape: (channels,)
-
-    @property
-    def module(self) -> str:
-        """Qualified name of the layer norm."""
-        return str(self.node.meta["module"])
+    is_layer_norm: bool
+    """Whether the module is a layer norm alone, of which only sums have to be remembered."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class ChannelGraph:
     """Attributes that have to follow the number of channels."""
     scales: tuple[AttentionScale, ...]
     remembering_norms: tuple[RememberingNorm, ...]
-    """Layer norms that may lose channels; none unless they were asked for."""
+    """Modules that mix channels and may lose some; none unless they were asked for."""
     writers: tuple[Writer, ...]
     """All writers, in the order of writing."""
     last_writers: tuple[Writer, ...]

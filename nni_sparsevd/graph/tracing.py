@@ -40,7 +40,7 @@ class Trace:
     - `meta["val"]` has shape and type of every value.
     - `meta["module"]` is the name of the innermost module that ran the operator, `meta["step"]` how many nodes that
       call of the module had made before, `meta["returned_by"]`, if any module returns the value, the names of these
-      modules, the innermost first.
+      modules, the innermost first, and `meta["given_to"]` the names of those that take it as their only argument.
     - Sizes stand in the arguments as the code gave them, -1 included; `meta["origins"]` has the attributes that they
       were read from.
     """
@@ -248,7 +248,7 @@ def _record_once(model: nn.Module, inputs: CallArguments, device: str | None) ->
     # In reverse, so that a module with several names goes by its first one.
     names = {id(module): name for name, module in reversed(modules)}
     recorder = _Recorder(modules, inputs.tensors)
-    enter = register_module_forward_pre_hook(lambda module, _: recorder.enter(names.get(id(module), "")))
+    enter = register_module_forward_pre_hook(lambda module, args: recorder.enter(names.get(id(module), ""), args))
     leave = register_module_forward_hook(lambda module, inputs, output: recorder.leave(output))
     error = None
     try:
@@ -316,9 +316,11 @@ class _Recorder(TorchDispatchMode):
         """The innermost module that is running."""
         return self._calls[-1].module
 
-    def enter(self, module: str) -> None:
-        """Follow the network into a module."""
+    def enter(self, module: str, arguments: tuple[Any, ...]) -> None:
+        """Follow the network into a module, with what it is given by position."""
         self._calls.append(_Call(module))
+        if len(arguments) == 1 and isinstance(arguments[0], Tensor) and id(arguments[0]) in self._nodes:
+            self._nodes[id(arguments[0])].meta.setdefault("given_to", []).append(module)
 
     def leave(self, output: Any) -> None:
         """Follow the network out of the innermost module, with what the module returns."""

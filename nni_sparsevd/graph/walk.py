@@ -59,7 +59,7 @@ class Walk:
         self.last_writers: set[Node] = set()
         """Writers that a reader sees last."""
         self.readings: list[Reading] = []
-        self._recorded = recorded
+        self.recorded = recorded
         self._sources: dict[Node, frozenset[Node]] = defaultdict(frozenset)
         """For each value the writers of its channels that no later writer has taken the place of."""
         for node in recorded.graph.nodes:
@@ -84,7 +84,7 @@ class Walk:
 
     def _track_held_tensor(self, node: Node) -> TrackedTensor:
         """An input, a parameter, a buffer, or a tensor that the code holds."""
-        name, shape = self._recorded.state(node), shape_of(node)
+        name, shape = self.recorded.state(node), shape_of(node)
         return self.equations.track_state(name, shape) if name else _without_channels(shape)
 
     def _follow_operator(self, node: Node) -> None:
@@ -129,7 +129,7 @@ class Walk:
         # A depthwise convolution passes channels on, so the writers before it need no gate of their own.
         depthwise = node.target in CONVOLUTIONS and weight.shape[1] == 1 and x.shape[channel_dim(node)] > 1
         inputs = x.ids[channel_dim(node)]
-        name = self._recorded.state(node.args[1])
+        name = self.recorded.state(node.args[1])
         if not depthwise:
             self.last_writers |= self._sources[node]
             if inputs is not None:
@@ -160,14 +160,14 @@ class Walk:
         """The parameter that a value is made of, and of nothing else."""
         while node.op == "call_function" and len(node.all_input_nodes) == 1:
             node = node.all_input_nodes[0]
-        return self._recorded.state(node)
+        return self.recorded.state(node)
 
     def _find_output_axis(self, node: Node, weight: TrackedTensor) -> Axis | None:
         """The axis of a parameter along which an operator writes; None where its weight is made of no parameter."""
         # A weight that is computed from a parameter, as a standardized one, is written along that parameter's axis:
         # of the module's own weight where it has one, else (torch's pruning and weight norm) of what it is made from.
         dim = self._find_output_dim(node)
-        axis = (self._recorded.state(node.args[1]) or f"{node.meta['module']}.weight", dim)
+        axis = (self.recorded.state(node.args[1]) or f"{node.meta['module']}.weight", dim)
         if axis in self.equations.axes:
             return axis
         for source, ids in self.equations.axes.items():
@@ -187,18 +187,18 @@ class Walk:
         """The parameter that the operator adds, or the one that its module could be given."""
         bias = bias_of(node)
         if bias is not None:
-            return self._recorded.state(bias)
+            return self.recorded.state(bias)
         # A new bias takes part only where one of torch's own layers was called.  Code that takes the weight of a layer
         # and calls the operator itself would not see it.
         module, _, key = (weight or "").rpartition(".")
-        called_as_layer = key == "weight" and node.meta["module"] == module and module in self._recorded.layers
+        called_as_layer = key == "weight" and node.meta["module"] == module and module in self.recorded.layers
         return f"{module}.bias" if called_as_layer else None
 
     def _find_gate_site(self, node: Node, weight: str) -> tuple[str, int]:
         """The module after which a gate belongs, and the dimension of its output that the channels are in."""
         users = list(node.users)
         if len(users) == 1 and users[0].target == aten.batch_norm.default:
-            norm = self._recorded.state(users[0].args[1])
+            norm = self.recorded.state(users[0].args[1])
             if norm is not None:
                 return norm.rpartition(".")[0], 1
         return weight.rpartition(".")[0], channel_dim(node)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..graph import SizeAttribute, cut_, kept_indices, named_states
 from .layer_norm import RememberingLayerNorm
+from .padded_norm import pad_norm_
 from .plan import NormMemory, Plan
 from .plan_fit import refuse_misfit
 from .plan_parts import Merge, QueryScaling
@@ -94,6 +95,9 @@ def _rescale_(model: nn.Module, states: dict[str, Tensor], scaling: QueryScaling
 
 def _remember_(model: nn.Module, name: str, memory: NormMemory) -> None:
     norm = model.get_submodule(name)
+    if memory.indices is not None:
+        pad_norm_(norm, memory.channel_dim, memory.channels, memory.indices, memory.removed)
+        return
     assert isinstance(norm, nn.LayerNorm)
     owner, _, key = name.rpartition(".")
     remembering = RememberingLayerNorm(norm, memory.channel_dim, memory.removed)

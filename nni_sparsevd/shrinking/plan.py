@@ -16,12 +16,16 @@ from .plan_parts import GroupPlan, Merge, QueryScaling, SizeChange
 
 @dataclass(frozen=True)
 class NormMemory:
-    """What a layer norm has to remember when it loses channels."""
+    """What a norm has to remember when it loses channels."""
 
     channel_dim: int
-    """The dimension of the norm's input that holds the channels, -1 or 1."""
+    """The dimension of the norm's input that holds the channels: -1 where they are last."""
     removed: Tensor  # shape: (removed channels,), float64
     """The constants that the removed channels carried."""
+    indices: tuple[int, ...] | None = None
+    """The places of the removed channels; None for a layer norm, which needs their sums alone."""
+    channels: int = 0
+    """How many channels there were; 0 for a layer norm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +69,7 @@ class Plan:
     scales: tuple[QueryScaling, ...]
     """Attentions that lose dimensions."""
     norms: dict[str, NormMemory]
-    """Layer norms that lose channels, and have to remember them."""
+    """Norms that lose channels, and have to remember them."""
 
     @property
     def removed(self) -> int:
@@ -133,6 +137,8 @@ class Plan:
         norms = {}
         for name, memory in self.norms.items():
             norms[name] = {"channel_dim": memory.channel_dim, "removed": memory.removed.tolist()}
+            if memory.indices is not None:
+                norms[name] |= {"indices": memory.indices, "channels": memory.channels}
         return {
             "groups": self.to_rows(),
             "shapes": self.shapes,
@@ -146,7 +152,9 @@ class Plan:
 
     @classmethod
     def _from_document(cls, document: PlanDocument, source: str) -> Self:
-        norms = {name: NormMemory(norm.channel_dim, _as_float64(norm.removed)) for name, norm in document.norms.items()}
+        norms = {}
+        for name, norm in document.norms.items():
+            norms[name] = NormMemory(norm.channel_dim, _as_float64(norm.removed), norm.indices, norm.channels)
         return cls(
             groups=document.groups,
             shapes=document.shapes,

@@ -7,7 +7,7 @@ exactly: Python writes a float64 number with as many digits as identify it, and 
 import json
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 
@@ -21,10 +21,12 @@ Indices = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 
 @dataclass(frozen=True)
 class NormDocument:
-    """A layer norm that loses channels: the dimension that holds them, and the constants that they carried."""
+    """A norm that loses channels: the dimension that holds them, and the constants that they carried."""
 
-    channel_dim: Literal[-1, 1]
+    channel_dim: Annotated[int, Field(ge=-1)]
     removed: list[FiniteFloat]
+    indices: Indices | None = None
+    channels: NonNegativeInt = 0
 
 
 class PlanDocument(BaseModel):

@@ -108,6 +108,12 @@ def _check_norms(model: nn.Module, plan: Plan) -> str | None:
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, memory in plan.norms.items():
         norm = modules.get(name)
+        if memory.indices is not None:
+            if norm is None:
+                return f"there is no module {name}"
+            if len(memory.indices) != memory.removed.numel() or max(memory.indices) >= memory.channels:
+                return f"{name} cannot remember {memory.removed.numel()} of {memory.channels} channels"
+            continue
         if not isinstance(norm, nn.LayerNorm):
             return f"{name} is no layer norm"
         if memory.removed.numel() >= norm.normalized_shape[-1]:

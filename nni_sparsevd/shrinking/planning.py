@@ -151,10 +151,12 @@ def _find_removal(model: nn.Module, graph: ChannelGraph, readings: list[Reading]
 
 
 def _plan_cuts(graph: ChannelGraph, removed: Flags) -> dict[Axis, tuple[int, ...]]:
+    # A norm that pads its input sees all channels, as before: it keeps its parameters.
+    padded = tuple(f"{norm.module}." for norm in graph.remembering_norms if not norm.is_layer_norm)
     cuts = {}
     for axis, channels in graph.axes.items():
         indices = np.flatnonzero(removed[channels])
-        if indices.size:
+        if indices.size and not axis[0].startswith(padded):
             cuts[axis] = tuple(indices.tolist())
     return cuts
 
@@ -195,5 +197,6 @@ def _plan_norms(graph: ChannelGraph, values: dict[Node, Any], removed: Flags) ->
         is_removed = removed[norm.channels]
         if is_removed.any():
             constants = find_arriving_constants(norm, values)[torch.from_numpy(is_removed)]
-            norms[norm.module] = NormMemory(norm.channel_dim, constants)
+            places = (None, 0) if norm.is_layer_norm else (tuple(np.flatnonzero(is_removed).tolist()), is_removed.size)
+            norms[norm.module] = NormMemory(norm.channel_dim, constants, *places)
     return norms

@@ -113,8 +113,8 @@ def find_readings(graph: ChannelGraph, states: dict[str, Tensor], values: dict[N
 
 
 def find_arriving_constants(norm: RememberingNorm, values: dict[Node, Any]) -> Tensor:
-    """The constant that each channel brings to a layer norm, NaN where it depends on the input, shape (channels,)."""
-    x = values[norm.node.args[0]]  # type: ignore[index]
+    """The constant that each channel brings to a norm, NaN where it depends on the input, shape (channels,)."""
+    x = values[norm.input].movedim(norm.input_dim, -1)
     return constant_at_every_place(x).expand(norm.channels.size)
 
 
@@ -184,7 +184,7 @@ def _spread_groups(used: Tensor, inputs: int) -> NDArray[np.bool_]:
 
 
 def _read_norm(norm: RememberingNorm, values: dict[Node, Any], never: int) -> Reading:
-    """A layer norm that remembers constants needs every channel that carries none, as long as the norm is there."""
+    """A norm that remembers constants needs every channel that carries none, as long as the norm is there."""
     live = find_arriving_constants(norm, values).isnan().numpy()
     no_constant = np.full(live.size, np.nan)
     return Reading(norm.module, norm.channels, np.array([never]), live[None], no_constant)

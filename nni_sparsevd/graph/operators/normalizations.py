@@ -58,15 +58,8 @@ def layer_norm_channels(
     cudnn_enable: bool = True,
 ) -> TrackedTensor:
     """The statistics are taken over the channels, so these stay, unless a norm that remembers them takes its place."""
-    channels = x.ids[-1]
-    if node.meta["module"] in equations.replaceable_norms and channels is not None and len(normalized_shape) == 1:
-        for state in (weight, bias):
-            if state is not None:
-                equations.equate(channels, state.ids[0], "layer norm")
-        equations.remembering_norms.append((node, channels))
-        return x
     first = len(x.shape) - len(normalized_shape)
-    return _pin_mixed(equations, x, range(first, len(x.shape)), (weight, bias), operator_name(node))
+    return _mix(equations, node, x, range(first, len(x.shape)), (weight, bias))
 
 
 def rms_norm_channels(
@@ -93,7 +86,7 @@ def group_norm_channels(
 ) -> TrackedTensor:
     """With one channel in each group nothing is mixed; otherwise the statistics of a group hold its channels."""
     if num_groups != x.shape[1]:
-        return _pin_mixed(equations, x, (1,), (weight, bias), "group_norm")
+        return _mix(equations, node, x, (1,), (weight, bias))
     for state in (weight, bias):
         if state is not None:
             equations.equate(x.ids[1], state.ids[0], "group norm")
@@ -104,15 +97,20 @@ def group_norm_channels(
     return x
 
 
-def _pin_mixed(
-    equations: Equations, x: TrackedTensor, dims: Iterable[int], states: Iterable[State], name: str
+def _mix(
+    equations: Equations, node: Node, x: TrackedTensor, dims: Sequence[int], states: Iterable[State]
 ) -> TrackedTensor:
-    reason = f"{name} over the channels: removing one changes the statistics of the others"
+    """The statistics are taken over these axes; scale and shift belong to the channels along them."""
+    reason = f"{operator_name(node)} over the channels: removing one changes the statistics of the others"
+    remembers = len(dims) == 1 and equations.can_remember(node, x.ids[dims[0]])
     for dim in dims:
-        equations.pin(x.ids[dim], reason)
+        equations.mix(node, x.ids[dim], reason)
     for state in states:
-        for ids in () if state is None else state.ids:
-            equations.pin(ids, reason)
+        for place, ids in enumerate(() if state is None else state.ids):
+            if remembers:
+                equations.equate(x.ids[dims[place]], ids, reason)
+            else:
+                equations.pin(ids, reason)
     return x
 
 

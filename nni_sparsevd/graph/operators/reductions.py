@@ -96,7 +96,7 @@ def _reduced_ids(
         return ()
     reduced = {dim % rank for dim in dims} if dims else set(range(rank))
     for dim in reduced:
-        equations.pin(x.ids[dim], f"{operator_name(node)} over the channels")
+        equations.mix(node, x.ids[dim], f"{operator_name(node)} over the channels")
     kept: list[IndexIds | None] = []
     for dim, ids in enumerate(x.ids):
         if dim not in reduced:
