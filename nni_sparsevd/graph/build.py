@@ -31,8 +31,8 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
         model: Any network that PyTorch can run on the inputs.  Its way must not depend on their values.
         example_inputs: What the network is called with: a tensor, a tuple of arguments, a dict of keyword arguments, or
             a pair (args, kwargs), in any nesting.  The values of the tensors do not matter.
-        remember_norms: Also offer the channels that a layer norm mixes, the width of a transformer.  When some of them
-            are removed, a norm takes the layer norm's place that remembers what they contributed to its statistics.
+        remember_norms: Also offer the channels that a norm mixes, such as the width of a transformer.  When some of
+            them are removed, a norm takes its place that remembers what they contributed to its statistics.
 
     Returns:
         The graph.  Its `groups` come in the order in which the network writes them; a group whose `pinned` is a reason

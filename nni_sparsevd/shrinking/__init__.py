@@ -7,6 +7,7 @@ from .fusion import fuse
 from .gradients import gradient_difference
 from .layer_norm import RememberingLayerNorm
 from .mask_extension import extend_masks
+from .padded_norm import PaddedNorm, pad_norm_
 from .plan import GroupPlan, Plan
 from .planning import make_plan, plan_removal
 from .resizing import (
@@ -27,6 +28,7 @@ __all__ = [
     "Attributes",
     "CheckResult",
     "GroupPlan",
+    "PaddedNorm",
     "Plan",
     "RememberingLayerNorm",
     "Variant",
@@ -39,6 +41,7 @@ __all__ = [
     "fuse",
     "gradient_difference",
     "make_plan",
+    "pad_norm_",
     "plan_removal",
     "read_attributes",
     "read_changed_attributes",

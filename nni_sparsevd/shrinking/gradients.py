@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..graph import CallArguments, Inputs, as_arguments, kept_indices
 from .drawing import batch_sizes, draw_inputs
-from .plan import Plan
+from .plan import NormMemory, Plan
 from .running import copy_as, name_outputs
 
 BATCH_SIZE = 3
@@ -70,6 +70,18 @@ def _without_removed(gradient: Tensor, name: str, plan: Plan) -> Tensor:
     for dim in range(gradient.dim()):
         kept = kept_indices(gradient.shape[dim], plan.cuts.get((name, dim), ()))
         gradient = gradient.index_select(dim, kept)
+    for norm, memory in plan.norms.items():
+        if memory.indices is not None and name.startswith(f"{norm}."):
+            return _without_remembered(gradient, memory)
+    return gradient
+
+
+def _without_remembered(gradient: Tensor, memory: NormMemory) -> Tensor:
+    """The gradient of a parameter of a norm that keeps its size: that of the removed channels has become 0."""
+    gradient = gradient.clone()
+    for dim, size in enumerate(gradient.shape):
+        if size == memory.channels:
+            gradient.index_fill_(dim, torch.tensor(memory.indices), 0)
     return gradient
 
 

@@ -46,7 +46,7 @@ def make_plan(model: nn.Module, example_inputs: Inputs, *, round_to: int = 1, re
             differs there is no constant.  Strings and flags are part of the call that the plan holds for.
         round_to: What is left of each group is a multiple of this number of channels, where the group had that many:
             dead channels are kept to fill it up.  Heads and the like, which are several channels each, are not counted.
-        remember_norms: Whether a layer norm may lose channels: see `shrink`.
+        remember_norms: Whether a norm may lose channels: see `shrink`.
 
     Returns:
         The plan: what is removed, what is kept, and why.

@@ -21,7 +21,9 @@ from ..preprocessing import check_values, read_values, set_values_
 from ..settings import Argument
 from ..shrinking import (
     Attributes,
+    PaddedNorm,
     RememberingLayerNorm,
+    pad_norm_,
     read_attributes,
     read_changed_attributes,
     resize_,
@@ -39,6 +41,8 @@ HEADER = ("class", "name", "arguments", "attributes")
 """Keys that every header has."""
 MAX_REMEMBERED = 1 << 24
 """Channels that a norm may remember, at most: a file that claims more would only take memory."""
+MAX_DIMENSIONS = 8
+"""Dimensions of the input of a norm, at most."""
 
 
 def save(
@@ -140,6 +144,9 @@ def _describe_remembering_norms(model: nn.Module) -> dict[str, dict[str, int]]:
     for name, module in model.named_modules():
         if isinstance(module, RememberingLayerNorm):
             norms[name] = {"channel_dim": module.channel_dim, "removed": module.removed}
+        elif isinstance(module, PaddedNorm):
+            removed, channels = len(module.removed_constants), len(module.padding_order)
+            norms[name] = {"channel_dim": module.remembered_dim, "removed": removed, "channels": channels}
     return norms
 
 
@@ -253,10 +260,15 @@ def _build_original(name: Any, arguments: Any, path: Path) -> nn.Module:
 
 
 def _put_remembering_norms_(model: nn.Module, norms: Any, path: Path) -> None:
-    """Put norms that remember removed channels in the places of layer norms, and of nothing else."""
+    """Make norms remember removed channels: the file names them, and brings what they remember as tensors."""
     modules = dict(model.named_modules())
     for name, settings in norms.items() if isinstance(norms, dict) else ():
         norm = modules.get(name)
+        if norm is not None and norm is not model and _is_padded(settings):
+            # Only the numbers count here, as below.
+            constants = torch.zeros(settings["removed"])
+            pad_norm_(norm, settings["channel_dim"], settings["channels"], range(settings["removed"]), constants)
+            continue
         if not (isinstance(norm, nn.LayerNorm) and _is_remembering(settings)):
             raise FileFormatError(f"{path}: makes a norm that remembers of {name!r}: {settings!r}")
         owner, _, key = name.rpartition(".")
@@ -270,6 +282,16 @@ def _is_remembering(settings: Any) -> bool:
     if not isinstance(settings, dict):
         return False
     return settings.get("channel_dim") in (-1, 1) and type(settings.get("removed")) is int
+
+
+def _is_padded(settings: Any) -> bool:
+    """Whether a file's description of a norm that sees all channels is well-formed."""
+    if not isinstance(settings, dict) or settings.keys() != {"channel_dim", "removed", "channels"}:
+        return False
+    dim, removed, channels = settings["channel_dim"], settings["removed"], settings["channels"]
+    if not all(type(number) is int for number in (dim, removed, channels)):
+        return False
+    return bool(-1 <= dim < MAX_DIMENSIONS and 0 <= removed <= channels <= MAX_REMEMBERED)
 
 
 def _require_same_modules(original: nn.Module, model: nn.Module, what: str) -> None:
