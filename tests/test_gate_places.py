@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from shrinking import Net, image, outputs, prepared
-from timm.layers import Attention, Conv2dSame, ScaledStdConv2d, SplitAttn, SqueezeExcite
+from timm.layers import Attention, BlurPool2d, Conv2dSame, ScaledStdConv2d, SplitAttn, SqueezeExcite
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
@@ -60,6 +60,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
         image()),
     "standardized weights": (lambda: nn.Sequential(
         ScaledStdConv2d(3, 9, 1), nn.GELU(), nn.Conv2d(9, 4, 3, padding=1)), image()),
+    "blur": (lambda: nn.Sequential(
+        nn.Conv2d(3, 9, 1), nn.BatchNorm2d(9), nn.ReLU(), BlurPool2d(9), nn.Conv2d(9, 4, 1)), image()),
     "same padding": (lambda: nn.Sequential(
         Conv2dSame(3, 9, 3, stride=2), nn.SiLU(), nn.Conv2d(9, 4, 1)), image()),
     "queries, keys and values in one": (lambda: Net(

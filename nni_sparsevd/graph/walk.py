@@ -7,7 +7,7 @@ from operator import getitem
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
@@ -104,7 +104,8 @@ class Walk:
                 self._record_reader(node, arguments)
         if node.target in PRODUCTS:
             self._record_bare_weight(node)
-        if is_reader(node):  # also one that is not covered: its channels are a group, which says why they stay
+        # Also one that is not covered: its channels are a group, which says why they stay.
+        if is_reader(node) and not self._passes_channels_on(node, arguments):
             self._record_writer(node, arguments[1])
 
     def _apply_rule(self, node: Node, arguments: Any, options: Any) -> Any:
@@ -141,6 +142,18 @@ class Walk:
             outputs = shape_of(node)[channel_dim(node)]
             self.writers[node] = (axis, *self._find_gate_site(node, axis[0]), outputs)
             self._sources[node] = frozenset({node})
+
+    def _passes_channels_on(self, node: Node, arguments: Any) -> bool:
+        """Whether a convolution does the same to each channel by itself, as one that blurs: it learns nothing."""
+        # No gate fits behind it, as no parameter could take up the factor.  None is needed, as it leaves 0 what it is.
+        has_bias = len(node.args) > 2 and node.args[2] is not None
+        x, weight = arguments[0], arguments[1]
+        if has_bias or node.target not in CONVOLUTIONS or weight.shape[1] != 1 or x.shape[channel_dim(node)] == 1:
+            return False
+        source: Any = node.args[1]
+        while source.op == "call_function" and len(source.all_input_nodes) == 1:
+            source = source.all_input_nodes[0]
+        return source.op == "get_attr" and not isinstance(source.meta["val"], nn.Parameter)
 
     def _record_bare_weight(self, node: Node) -> None:
         """A product with a parameter, perhaps moved, writes along an axis of that parameter."""
