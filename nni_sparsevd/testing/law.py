@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import bake_
-from ..graph import CallArguments, Inputs, as_arguments, copy_module, name_leaves
+from ..graph import CallArguments, Inputs, as_arguments, copy_module, name_leaves, named_states
 from ..masks import Masks
 from ..shrinking import Plan, check, make_plan, shrink
 from .assertions import check_that
@@ -183,7 +183,7 @@ def _assert_same_modules(model: nn.Module, small: nn.Module) -> None:
 
 def _assert_plan_is_true(model: nn.Module, small: nn.Module, plan: Plan) -> None:
     """What the plan cuts is smaller by what it cuts; everything else keeps its shape."""
-    before, after = model.state_dict(), small.state_dict()
+    before, after = dict(named_states(model)), dict(named_states(small))
     for (name, dim), indices in plan.cuts.items():
         expected, actual = before[name].shape[dim] - len(indices), after[name].shape[dim]
         check_that(actual == expected > 0, f"{name} has size {actual} along {dim}, by the plan {expected}")
