@@ -45,9 +45,8 @@ def shrink(
         round_to: What is left of each channel group is a multiple of this number of channels, where the group had that
             many: dead channels are kept to fill it up, as some hardware is faster then.
         remember_norms: Whether a norm may lose channels.  It mixes its channels, so without one of them it would give
-            other values: by default they are kept.  If True, channels that are constant are removed, and a layer norm
-            becomes a `RememberingLayerNorm`, any other norm a `PaddedNorm`.  Their classes alone are not the original
-            ones.
+            other values: by default they are kept.  If True, those that are constant are removed, and a layer norm
+            becomes a `RememberingLayerNorm`, any other a `PaddedNorm`; other modules keep their classes.
 
     Returns:
         The smaller network, and the plan: what was removed, what was kept, and why.
