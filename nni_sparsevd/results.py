@@ -15,7 +15,7 @@ from .graph import channel_graph
 from .masks import count_weights
 from .measure import count_macs, count_parameters, measure_latencies
 from .nn import output_dim
-from .report import write_report
+from .report import write_remarks, write_report
 from .shrinking import CheckResult, Plan, check, shrink
 from .storage import load, save
 from .training import Compressed, Score, evaluate
@@ -137,13 +137,7 @@ def _measure_sizes(networks: dict[str, nn.Module], folder: Path, example: Tensor
 
 def _summarize(values: dict[str, Any], plan: Plan, result: CheckResult, scores: dict[str, Score]) -> str:
     size, weights = values["size"], values["weights"]
-    lines = [f"check: {result}", f"channels removed: {plan.removed}"]
-    if values["budget"] is not None:
-        budget = values["budget"]
-        part = budget["reached"] / budget["dense"]
-        lines.append(
-            f"budget: {part:.3f} of the dense network's {budget['kind']} are left, {budget['fraction']:g} allowed"
-        )
+    lines = [*write_remarks(values), f"check: {result}", f"channels removed: {plan.removed}"]
     lines.append(f"weights: {weights['total']:,} -> {weights['kept']:,}, {weights['compression']:.1f} times fewer")
     for name, row in size.items():
         error = 100 * (1 - scores[name].accuracy)

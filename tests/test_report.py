@@ -55,6 +55,35 @@ def pages(folder: Path) -> tuple[str, str]:
     return (folder / "report.md").read_text(), html.unescape(without)
 
 
+def test_the_page_begins_with_what_a_table_does_not_say(run):
+    """Nothing removed, a budget, a slower network, and what the dense network is."""
+
+    def plain(result):
+        result["weights"] |= {"kept": result["weights"]["total"]}
+        result["plan"] = [group | {"removed": 0} for group in result["plan"]]
+        result["budget"] = {"kind": "macs", "fraction": 0.25, "dense": 1000, "reached": 240}
+        result["size"]["dense"]["latency_ms"], result["size"]["shrunk"]["latency_ms"] = 1.0, 2.5
+
+    edit(run / "result.json", plain)
+    for text in pages(run):
+        first, second, third, fourth = (
+            text.index(sentence)
+            for sentence in (
+                "Nothing was removed: no weight or channel reached the threshold",
+                "Budget: 0.240 of the dense network's macs are left, 0.25 were allowed",
+                "The shrunk network is slower on this machine: 2.500 ms for one image, the dense one 1.000 ms",
+                "The dense network is the one before the sparse stage",
+            )
+        )
+        assert first < second < third < fourth
+
+
+def test_a_run_that_removed_something_does_not_say_that_nothing_was_removed(run):
+    edit(run / "result.json", lambda result: result["size"]["shrunk"].update(latency_ms=1e-6))
+    for text in pages(run):
+        assert "Nothing was removed" not in text and "slower" not in text and "Budget" not in text
+
+
 def test_pictures_are_drawn(run):
     write_report(run)
     for name in PICTURES:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from .. import errors, files
 from . import pictures
+from .remarks import write_remarks
 
 HEADINGS = {
     "progress": "Accuracy and compression over the epochs",
@@ -67,6 +68,7 @@ def _gather_values(folder: Path) -> dict[str, Any]:
         return {
             **result,
             "title": folder.resolve().name,
+            "remarks": write_remarks(result),
             "rows": _comparison_rows(result),
             "curve": curve,
             "pictures": [(name, HEADINGS[name]) for name in drawn],

@@ -1,0 +1,35 @@
+"""What somebody who reads the results of a run has to know first, in sentences."""
+
+from typing import Any
+
+
+def write_remarks(result: dict[str, Any]) -> list[str]:
+    """Write what a table of results does not say by itself.
+
+    Args:
+        result: The content of result.json.
+
+    Returns:
+        Sentences, the most important first: that nothing was removed, whether the budget was met, that the smaller
+        network is slower, and what the dense network is.
+    """
+    remarks = []
+    removed_channels = sum(group["removed"] for group in result["plan"])
+    if result["weights"]["kept"] == result["weights"]["total"] and not removed_channels:
+        remarks.append(
+            "Nothing was removed: no weight or channel reached the threshold. Train the sparse stage longer or with a "
+            "higher rate, raise sparse.kl_coefficient, or set a budget."
+        )
+    budget = result.get("budget")
+    if budget:
+        part = budget["reached"] / budget["dense"]
+        remarks.append(
+            f"Budget: {part:.3f} of the dense network's {budget['kind']} are left, {budget['fraction']:g} were allowed."
+        )
+    dense, small = (result["size"][name]["latency_ms"] for name in ("dense", "shrunk"))
+    if small > 1.02 * dense:
+        remarks.append(
+            f"The shrunk network is slower on this machine: {small:.3f} ms for one image, the dense one {dense:.3f} ms."
+        )
+    remarks.append("The dense network is the one before the sparse stage: it was trained for fewer epochs.")
+    return remarks
