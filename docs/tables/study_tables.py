@@ -58,12 +58,14 @@ def lenet5_structured() -> list[str]:
     return lines
 
 
-def zoo_rows() -> list[str]:
-    return zoo.format_table(read_results("zoo")["rows"])
+def zoo_rows(name: str) -> list[str]:
+    """Every network of one library."""
+    return zoo.format_table(read_results(name)["rows"])
 
 
-def zoo_summary() -> list[str]:
-    return [f"- {line}" for line in zoo.format_summary(read_results("zoo")["rows"]).splitlines()]
+def zoo_summary(name: str) -> list[str]:
+    """How many networks of one library shrink exactly, and what became of the others."""
+    return [f"- {line}" for line in zoo.format_summary(read_results(name)["rows"]).splitlines()]
 
 
 def zoo_exact() -> list[str]:
@@ -97,8 +99,8 @@ def champions(league: str) -> list[str]:
 TABLES = {
     "compression": compression,
     "lenet5_structured": lenet5_structured,
-    "zoo": zoo_rows,
-    "zoo_summary": zoo_summary,
+    **{name: partial(zoo_rows, name) for name in ("zoo", "zoo_torchvision", "zoo_transformers")},
+    **{f"{name}_summary": partial(zoo_summary, name) for name in ("zoo", "zoo_torchvision", "zoo_transformers")},
     "zoo_exact": zoo_exact,
     "calibration_lenet_300_100": partial(measured, "calibration", "lenet_300_100"),
     "calibration_lenet5_caffe": partial(measured, "calibration", "lenet5_caffe"),

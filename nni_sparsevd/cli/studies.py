@@ -100,8 +100,8 @@ def run_bench(arguments: Namespace, command_line: list[str]) -> None:
 
 ZOO = Command(
     name="zoo",
-    summary="exact shrinking of every architecture of timm",
-    description="Shrink the smallest network of every architecture that timm has, under several masks; compare.",
+    summary="exact shrinking of the networks of timm, torchvision and transformers",
+    description="Shrink networks under several masks and compare: of timm the smallest of each architecture.",
     add_arguments=add_zoo_arguments,
     run=run_zoo_command,
 )

@@ -40,19 +40,17 @@ def resolve_sizes(model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
     # 1. Some channels of every free group are chosen at random, a different number of each: two axes that are equally
     #    long after the removal would hide that the code confuses them.
     # 2. The smaller network is run.  Where it fails, the channels to blame are pinned, and other channels are chosen.
-    # 3. A network whose code gives no sizes is not run at all, until it has failed once: code that failed may depend on
-    #    more than the sizes that it gives.
+    # 3. A network whose code gives no sizes is not run at all.
     # 4. Each failure pins at least one channel, and nothing is tried where nothing can be removed: the search ends.
     draw = np.random.default_rng(0)
-    has_failed = False
+    if not _gives_numbers(graph):
+        return graph
     while True:
         removed = graph.drop_infeasible(_choose_channels(graph, draw))
-        if not removed.any():
-            return replace(graph, size_attributes=())
-        tighter = _tighten_by_trial(model, graph, removed) if has_failed else tighten_graph(model, graph, removed)
+        tighter = _tighten_by_trial(model, graph, removed) if removed.any() else None
         if tighter is None:
-            return replace(graph, size_attributes=_size_attributes(_free_sizes(graph, graph.removable())))
-        graph, has_failed = tighter, True
+            return graph.with_size_attributes(_size_attributes(_free_sizes(graph, graph.removable())))
+        graph = tighter
 
 
 def runs_alike_again(model: nn.Module, graph: ChannelGraph) -> bool:
@@ -84,8 +82,12 @@ def tighten_graph(model: nn.Module, graph: ChannelGraph, removed: Flags) -> Chan
 
     The network without these channels is run without data, unless its code gives no sizes and no numbers at all.
     """
-    has_numbers = bool(graph.code_sizes) or any(_numbers(node) for node in graph.trace.graph.nodes)
-    return _tighten_by_trial(model, graph, removed) if has_numbers and removed.any() else None
+    return _tighten_by_trial(model, graph, removed) if removed.any() and _gives_numbers(graph) else None
+
+
+def _gives_numbers(graph: ChannelGraph) -> bool:
+    """Whether the code of a network gives sizes, or computes with numbers."""
+    return bool(graph.code_sizes) or any(_numbers(node) for node in graph.trace.graph.nodes)
 
 
 def _tighten_by_trial(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGraph | None:

@@ -1,7 +1,7 @@
 """The coupled channel groups of a network: what would have to be removed together, and what never can be."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -177,6 +177,13 @@ class ChannelGraph:
     def groups(self) -> tuple[ChannelGroup, ...]:
         """The coupled channel groups, in the order in which the network writes them."""
         return _find_groups(self)
+
+    def with_size_attributes(self, attributes: tuple[SizeAttribute, ...]) -> "ChannelGraph":
+        """The same graph with other attributes that have to follow the number of channels."""
+        graph = replace(self, size_attributes=attributes)
+        # The groups do not depend on them, and to find them again takes as long as a tenth of a plan.
+        vars(graph).update({name: vars(self)[name] for name in ("reach", "groups") if name in vars(self)})
+        return graph
 
     def removable(self) -> Flags:
         """Flag the channels that no pin holds and that some group's removal may take along."""

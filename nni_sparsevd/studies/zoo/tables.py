@@ -90,13 +90,20 @@ def _format_exact(family: str, rows: list[Row]) -> str:
         " · ".join(f"{row.removed:,} of {row.masked:,}" for row in rows),
         " · ".join(_format_share(row.parameters) for row in rows),
         " · ".join(_format_share(row.macs) for row in rows),
-        f"{max(row.max_rel_64 for row in rows):.0e}",
+        _format_difference(rows),
         f"{max(row.max_rel_32 for row in rows):.0e}",
         f"{max(row.max_rel_gradient or 0.0 for row in rows):.0e}",
         f"{max(row.seconds for row in rows):.1f}",
         _format_reasons(first),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _format_difference(rows: list[Row]) -> str:
+    """The largest difference of the outputs in float64, and that of the boxes of a detector."""
+    boxes = [row.max_rel_boxes for row in rows if row.max_rel_boxes is not None]
+    outputs = f"{max(row.max_rel_64 for row in rows):.0e}"
+    return f"{outputs}, boxes {max(boxes):.0e}" if boxes else outputs
 
 
 def _join_names(families: Sequence[str]) -> str:
