@@ -63,7 +63,8 @@ def _run_with_gradients(model: nn.Module, batch: CallArguments, training: bool) 
 def _read_gradients(model: nn.Module, outputs: list[Tensor], weights: list[Tensor]) -> dict[str, Tensor]:
     """Gradients of the sum of outputs times weights, by name of the parameter."""
     torch.autograd.backward(outputs, weights)
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: gradient for name, gradient in gradients.items() if gradient is not None and gradient.numel()}
 
 
 def _without_removed(gradient: Tensor, name: str, plan: Plan) -> Tensor:

@@ -26,12 +26,12 @@ class Library:
     list_names: Callable[[str], list[str]]
     """Names that match a shell pattern, or several with commas."""
     find: Callable[[str], tuple[str, bool, Trial]]
-    """For a name: what the network is, whether it has layer norms, and the trial of it."""
+    """For a name: what the network is, whether it has norms over channels, and the trial of it."""
 
 
-def mask_kinds_for(has_layer_norms: bool) -> list[str]:
+def mask_kinds_for(has_norms: bool) -> list[str]:
     """The kinds of masks that say something about a network."""
-    return [kind for kind in MASK_KINDS if kind != "remember" or has_layer_norms]
+    return [kind for kind in MASK_KINDS if kind != "remember" or has_norms]
 
 
 def find_library(name: str) -> Library:
@@ -58,7 +58,7 @@ def _find_listed(networks: Any, name: str) -> tuple[str, bool, Trial]:
     """A network of one of the lists: a module with `ENTRIES` and `make_network`."""
     entry = networks.ENTRIES[name]
     model, _ = networks.make_network(name)
-    has_layer_norms = any(isinstance(module, nn.LayerNorm) for module in model.modules())
+    has_norms = any(_mixes_channels(module) for module in model.modules())
 
     def run(mask_kind: str, seed: int) -> Row:
         torch.manual_seed(seed)
@@ -66,7 +66,13 @@ def _find_listed(networks: Any, name: str) -> tuple[str, bool, Trial]:
         compare = networks.largest_box_difference if entry.kind == "detection with boxes" else None
         return _try_listed(Row(name, entry.kind, mask_kind, ""), model, inputs, seed, compare)
 
-    return entry.kind, has_layer_norms, run
+    return entry.kind, has_norms, run
+
+
+def _mixes_channels(module: nn.Module) -> bool:
+    """Whether a module is a norm over channels: of any library's own classes, and no batch norm."""
+    name = type(module).__name__
+    return "Norm" in name and "BatchNorm" not in name
 
 
 def _try_listed(

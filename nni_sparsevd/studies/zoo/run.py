@@ -60,9 +60,9 @@ def _write_rows(task: Task) -> None:
     """Try a network under every kind of masks and write its file."""
     library, family, path, seed = task
     torch.set_num_threads(1)  # networks run side by side
-    model, has_layer_norms, run = find_library(library).find(family)
+    model, has_norms, run = find_library(library).find(family)
     rows = []
-    for kind in mask_kinds_for(has_layer_norms):
+    for kind in mask_kinds_for(has_norms):
         # Any error is caught: the zoo asks which networks fail, and the row says how this one did.
         try:
             rows.append(run(kind, seed))
