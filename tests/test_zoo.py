@@ -1,15 +1,18 @@
 """The zoo: rows that are kept, limits that end a family, and a table that hides nothing."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nni_sparsevd import cli
 from nni_sparsevd.files import read_json, write_json
-from nni_sparsevd.studies.zoo import Limits, format_summary, format_table, run_zoo
+from nni_sparsevd.studies.zoo import Limits, format_summary, format_table, run_zoo, torchvision_networks
 from nni_sparsevd.studies.zoo.families import find_smallest, list_families
+from nni_sparsevd.studies.zoo.libraries import find_library
 from nni_sparsevd.studies.zoo.trials import Row
 
 Printed = pytest.CaptureFixture[str]
@@ -57,6 +60,8 @@ def test_what_exceeds_a_limit_is_a_row_that_says_so(tmp_path: Path, limits: Limi
         (["--families", "resnext*"], "families: no architecture module of timm matches 'resnext*'"),
         (["--jobs", "0", "--families", "vgg"], "jobs: 1 or more, found 0"),
         (["--family", "vgg"], "did you mean --families?"),
+        (["--library", "keras"], "library: one of timm, torchvision, transformers, found 'keras'"),
+        (["--library", "transformers", "--families", "vgg"], "no network of transformers in the zoo matches 'vgg'"),
     ],
 )
 def test_wrong_flags(tmp_path: Path, capsys: Printed, flags: list[str], message: str) -> None:
@@ -64,9 +69,29 @@ def test_wrong_flags(tmp_path: Path, capsys: Printed, flags: list[str], message:
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_published_rows_keep_their_keys() -> None:
-    published = read_json(Path(__file__).parents[1] / "docs" / "results" / "zoo.json")["rows"]
-    assert len(published) > 100
+@pytest.mark.parametrize(("library", "name"), [("transformers", "vit"), ("torchvision", "squeezenet1_1")])
+def test_networks_of_other_libraries_shrink_exactly(library: str, name: str) -> None:
+    kind, _, run = find_library(library).find(name)
+    row = run("half", 0)
+    assert (row.family, row.model, row.verdict) == (name, kind, "exact") and row.removed == row.masked > 50
+
+
+def test_boxes_are_compared_by_what_the_whole_detectors_find() -> None:
+    torch.manual_seed(0)
+    model, (images,) = torchvision_networks.make_network("fasterrcnn_mobilenet_v3_large_320_fpn")
+    assert isinstance(model, torchvision_networks.DetectorParts)
+    model.eval()
+    other = copy.deepcopy(model)
+    assert torchvision_networks.largest_box_difference(model, other, images) == 0
+    with torch.no_grad():
+        other.detector.roi_heads.box_predictor.cls_score.bias[1] += 0.1
+    assert torchvision_networks.largest_box_difference(model, other, images) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["zoo", "zoo_torchvision", "zoo_transformers"])
+def test_published_rows_keep_their_keys(name: str) -> None:
+    published = read_json(Path(__file__).parents[1] / "docs" / "results" / f"{name}.json")["rows"]
+    assert len(published) > 30
     for record in published:
         assert json.loads(json.dumps(Row.from_dict(record).to_dict())) == record
 
