@@ -173,3 +173,18 @@ def test_the_example_is_tried_before_anything_is_written(tmp_path: Path) -> None
     with pytest.raises(ModelError, match=r"Sequential itself fails on the example, .*\(1, 4\), in 0: mat1"):
         export(nn.Sequential(nn.Linear(5, 3)), tmp_path / "folder" / "net.pt2", torch.zeros(1, 4))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dataclass_goes_in_as_tensors_in_a_row(tmp_path: Path) -> None:
+    class Opens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, answer: Answer) -> Tensor:
+            return self.layer(answer.logits) + answer.hidden[0]
+
+    inputs = (Answer(torch.randn(2, 5), (torch.randn(2, 1),)),)
+    assert export(Opens(), tmp_path / "net.pt2", inputs).batches == (1, 2, 3)
+    output = torch.export.load(tmp_path / "net.pt2").module()(inputs[0].logits, inputs[0].hidden[0])
+    assert output[0].shape == (2, 3)

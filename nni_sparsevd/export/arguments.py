@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..errors import SettingError
-from ..graph import CallArguments, name_leaves, to_plain
+from ..graph import PLAIN, CallArguments, name_leaves, to_plain
 from ..shrinking import batch_sizes
 
 Outputs = dict[str, Tensor]
@@ -55,6 +56,12 @@ def is_flat(arguments: CallArguments, output: Any) -> bool:
     takes_tensors = not arguments.kwargs and all(isinstance(value, Tensor) for value in arguments.args)
     returned = output if type(output) is tuple else (output,)
     return takes_tensors and all(isinstance(value, Tensor) for value in returned)
+
+
+def has_known_classes(arguments: CallArguments) -> bool:
+    """Whether PyTorch can open all that the arguments are nested in; it does not know a user's dataclasses."""
+    leaves = tree_leaves((arguments.args, dict(arguments.kwargs)))
+    return all(isinstance(leaf, (Tensor, *PLAIN)) for leaf in leaves)
 
 
 def name_inputs(model: nn.Module, arguments: CallArguments) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from .arguments import (
     FlatNetwork,
     Outputs,
     Tracing,
+    has_known_classes,
     is_flat,
     name_inputs,
     name_outputs,
@@ -172,7 +173,7 @@ def _simplify(network: nn.Module, tracing: Tracing, chosen: Format) -> tuple[nn.
         output = tracing.arguments.map_tensors(torch.clone).call(network)
     if is_flat(tracing.arguments, output):
         return network, tracing
-    if chosen.keeps_nesting:
+    if chosen.keeps_nesting and has_known_classes(tracing.arguments):
         simplified = copy_model(network).eval()
         return_plain_outputs_(simplified)
         return simplified, tracing
@@ -189,7 +190,9 @@ def _compare(network: nn.Module, variants: list[Variant], path: Path, chosen: Fo
         run = open_file(path)
         for variant in variants:
             typed = variant.inputs.map_tensors(lambda value: to_type(value, dtype))
-            comparison.add(run(typed), typed, variant)
+            takes_nested = chosen.keeps_nesting and has_known_classes(typed)
+            computed = run(typed if takes_nested else CallArguments(typed.tensors, {}))
+            comparison.add(computed, typed, variant)
             batches += [len(tensor) for tensor in typed.tensors if tensor.dim()][:1]
     except ModelError:
         raise
