@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import Child
+from shortened import quarter
 
 from nni_sparsevd import cli, recipe
 from nni_sparsevd.studies import reproduce
@@ -26,8 +27,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 COMMANDS = {"compress", "report", "check", "list-models", "zoo", "reproduce", "bench", "export", "predict"}
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-IMAGES_AND_STEPS = re.compile(r"\b(1400|560|280|28)\b")
-"""In the notebooks: images to train on, steps of two trainings, and steps of an epoch."""
 COLUMN = 80
 """Characters of a line of code that fit beside the menu and the table of contents."""
 
@@ -50,8 +49,8 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
     namespace: dict[str, object] = {"__name__": "__main__"}
     printed = io.StringIO()
     for line, block in blocks(page, "python"):
-        if page.name == "README.md":  # a quarter, as in the notebooks
-            block = IMAGES_AND_STEPS.sub(quarter, block)
+        if page.name == "README.md":
+            block = quarter(block)
         with contextlib.redirect_stdout(printed):
             exec(compile("\n" * (line - 1) + block, str(page), "exec"), namespace)  # line numbers of the page
     if page.name == "README.md":
@@ -78,22 +77,15 @@ def test_code_fits_into_its_column(page):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name_of)
 def test_notebooks_run(notebook, tmp_path, monkeypatch):
-    """Each in one namespace, in order; what it prints is what it shows, up to numbers; the last cell is optional.
-
-    A quarter of the images and steps is enough: only numbers depend on how much is learned.
-    """
+    """Each in one namespace, in order; what it prints is what it shows, up to numbers; the last cell is optional."""
     monkeypatch.chdir(tmp_path)
     content = notebooks.read(notebook)
     for cell in content["cells"]:
-        cell["source"] = [IMAGES_AND_STEPS.sub(quarter, line) for line in cell["source"]]
+        cell["source"] = [quarter(line) for line in cell["source"]]
     printed = notebooks.run(content)
     shown = [notebooks.printed_by(cell) for cell in content["cells"] if cell["cell_type"] == "code"]
     assert [without_numbers(text) for text in printed[:-1]] == [without_numbers(text) for text in shown[:-1]]
     assert bool(printed[-1]) == bool(shown[-1])
-
-
-def quarter(number: re.Match[str]) -> str:
-    return str(int(number[0]) // 4)
 
 
 def test_notebooks_are_valid():

@@ -15,7 +15,7 @@ from typing import Any
 
 import timm
 import torch
-from evaluators import SAMPLES, lightning_evaluator, torch_evaluator, transformers_evaluator
+from evaluators import SAMPLES, lightning_evaluator, small_cnn, torch_evaluator, transformers_evaluator
 from nni.compression import pruning
 from nni.compression.base.config import select_modules_by_config
 from nni.compression.distillation import DynamicLayerwiseDistiller
@@ -36,17 +36,7 @@ Masks = dict[str, dict[str, Any]]
 
 
 def cnn() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32, CLASSES),
-    )
+    return small_cnn(SHAPE[0], CLASSES)
 
 
 def mlp() -> nn.Module:
@@ -71,7 +61,10 @@ SMALL_NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         lambda: timm.create_model("resnet18", num_classes=CLASSES, channels=(16, 32, 64, 128)),
         {"op_types": ["Conv2d"]},
     ),
-    "mobilenetv2_035": (lambda: timm.create_model("mobilenetv2_035", num_classes=CLASSES), {"op_types": ["Conv2d"]}),
+    "mobilenetv2_035": (
+        lambda: timm.create_model("mobilenetv2_035", num_classes=CLASSES, depth_multiplier=0.34),
+        {"op_types": ["Conv2d"]},
+    ),
     "test_efficientnet": (
         lambda: timm.create_model("test_efficientnet", num_classes=CLASSES),
         {"op_types": ["Conv2d"]},
