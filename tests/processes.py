@@ -59,10 +59,6 @@ class Child:
         self._process: BaseProcess = context.Process(target=_call, args=(target, arguments, variables, name))
         self._process.start()
 
-    def is_alive(self) -> bool:
-        """Whether it has not ended yet."""
-        return self._process.is_alive()
-
     def send_signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         assert self._process.pid is not None
