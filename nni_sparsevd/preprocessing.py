@@ -112,7 +112,7 @@ def set_values_(model: nn.Module, values: Mapping[str, Any]) -> None:
     """
     told = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     configuration = {**(getattr(model, "pretrained_cfg", None) or {}), **told}
-    if "label_names" in told:
+    if told.get("label_names"):
         configuration["num_classes"] = len(told["label_names"])
     model.pretrained_cfg = configuration  # type: ignore[assignment]
     # timm has the same under an older name, too.

@@ -150,7 +150,8 @@ def load_data(
     preprocessing = _complete_statistics(preprocessing, train)
     if settings.augment == "timm":
         train = _augment_photos(read[0], preprocessing, settings)
-    num_classes = max(int(source.labels.max()) for source in sources) + 1
+    # A class may have a name and no photo; what torchvision reads may have classes without names.
+    num_classes = max(*(int(source.labels.max()) + 1 for source in sources), len(preprocessing.label_names))
     return DataSets(train, holdout, test, num_classes, preprocessing, tuple(bad))
 
 

@@ -48,7 +48,7 @@ def open_finished(folder: Path) -> FinishedRun:
         DataError: The data sets are no longer where the recipe says.
     """
     recipe = read_recipe(folder / "recipe.toml")
-    data = datasets.load_data(recipe.data, recipe.data.image_size, recipe.seed)
+    data = datasets.load_data(recipe.data, None, recipe.seed, models.find_requirements(recipe.model))
     model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
     # Two networks of the same shape: the dense one is read before the other one gets its posterior.
     dense = copy.deepcopy(model)
