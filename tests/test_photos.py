@@ -1,9 +1,13 @@
 """Photos: of every mode, wherever they lie, streamed or in memory with the same bits, augmented by seed alone."""
 
+import io
 import itertools
 import random
 import shutil
+import sys
 import tarfile
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +15,9 @@ import pytest
 import timm.data
 import torch
 from PIL import Image
+from torch.utils.data import IterableDataset
 
-from nni_sparsevd.data import load_data, splits
+from nni_sparsevd.data import load_data, sources, splits
 from nni_sparsevd.data.augmentation import PhotoAugmentation
 from nni_sparsevd.data.photos import decode_photo, make_transform
 from nni_sparsevd.data.splits import HeldSplit, StreamedSplit
@@ -221,3 +226,59 @@ def test_augmentation_is_timms() -> None:
         np.random.seed(seed)
         torch.manual_seed(seed)
         assert torch.equal(augmentation(draw_photo(seed), "RGB", seed), reference(draw_photo(seed)))
+
+
+class FakeRows:
+    """As much of a Hugging Face data set as timm's reader asks for."""
+
+    def __init__(self) -> None:
+        label = types.SimpleNamespace(names=["bee", "ant"])
+        self.info = types.SimpleNamespace(features={"image": None, "label": label}, splits=None)
+        self.rows = []
+        for number in range(8):
+            content = io.BytesIO()
+            draw_photo(number).save(content, "PNG")
+            self.rows.append({"image": {"bytes": content.getvalue(), "path": None}, "label": number % 2})
+
+    def cast_column(self, *_: object) -> "FakeRows":
+        return self
+
+    def remove_columns(self, _: str) -> list[dict[str, object]]:
+        return self.rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, object]:
+        return self.rows[row]
+
+
+def test_hugging_face_data_sets_are_read_through_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits_asked = []
+
+    def load_dataset(name: str, split: str, cache_dir: str | None) -> FakeRows:
+        splits_asked.append((name, split, cache_dir))
+        return FakeRows()
+
+    library = types.SimpleNamespace(load_dataset=load_dataset, Image=lambda decode: None)
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds", raising=False)
+    made = load_data(DataSettings(name="hfds/owner/insects", test_split="test", image_size=8))
+    assert splits_asked == [("owner/insects", "train", None), ("owner/insects", "test", None)]
+    assert made.preprocessing.label_names == ("bee", "ant")
+    assert made.test.labels.tolist() == [0, 1] * 4
+
+
+class Shards(IterableDataset[tuple[Image.Image, int]]):
+    """As WebDataset and TensorFlow Datasets come through timm: in one order, decoded."""
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
+        return iter([(draw_photo(number), number % 2) for number in range(8)])
+
+
+def test_what_can_only_be_read_in_order_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "create_dataset", lambda *_, **__: Shards())
+    made = load_data(make_settings(DataSettings, {**AUGMENTED, "name": "wds/insects"}))
+    assert (len(made.train) + len(made.holdout), len(made.test), made.num_classes) == (8, 8, 2)
+    (batch,) = itertools.islice(made.train.follow(lambda step: [(0, 1), (0, 1), (0, 2)], 0), 1)
+    assert torch.equal(batch[0], batch[1]) and not torch.equal(batch[0], batch[2])

@@ -55,16 +55,29 @@ def make_photos(imagenette: Path, work: Path, count: int) -> Path:
     return root
 
 
+def list_processes() -> list[str]:
+    """This process and its children."""
+    here = os.getpid()
+    return [str(here), *Path(f"/proc/{here}/task/{here}/children").read_text().split()]
+
+
 def measure_memory() -> int:
     """Bytes of this process and of its children, shared pages in parts."""
-    here = os.getpid()
-    children = Path(f"/proc/{here}/task/{here}/children").read_text().split()
     total = 0
-    for process in (str(here), *children):
+    for process in list_processes():
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 total += 1024 * int(line.split()[1])
     return total
+
+
+def measure_processor() -> float:
+    """Processor seconds of this process and of its children that are alive."""
+    ticks = 0
+    for process in list_processes():
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def read_ours(data: DataSets) -> Iterator[Tensor]:
@@ -94,19 +107,24 @@ def read_timms(root: Path, workers: int, augment: bool) -> Iterator[Tensor]:
         yield images
 
 
-def race(readers: dict[str, Callable[[], Iterator[Tensor]]], rounds: int, batches: int) -> dict[str, float]:
-    """Images per second of each reader: medians of rounds, in which the readers take turns."""
-    rates: dict[str, list[float]] = {name: [] for name in readers}
+def race(readers: dict[str, Callable[[], Iterator[Tensor]]], rounds: int, batches: int) -> dict[str, dict[str, float]]:
+    """Images per second, and per second of a processor, of each reader: medians of rounds, in which they take turns."""
+    clocks = {"images_per_second": time.perf_counter, "images_per_processor_second": measure_processor}
+    rates: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in readers} for clock in clocks}
     for _ in range(rounds):
         for name, read in readers.items():
             reading = read()
             next(reading)
-            began = time.perf_counter()
+            began = {clock: measure() for clock, measure in clocks.items()}
             for _ in itertools.islice(reading, batches):
                 pass
-            rates[name].append(BATCH * batches / (time.perf_counter() - began))
+            for clock, measure in clocks.items():
+                rates[clock][name].append(BATCH * batches / (measure() - began[clock]))
             del reading
-    return {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        clock: {name: statistics.median(values) for name, values in of_readers.items()}
+        for clock, of_readers in rates.items()
+    }
 
 
 def main(
@@ -125,7 +143,7 @@ def main(
     """
     torch.set_num_threads(1)
     root = make_photos(imagenette, work, count)
-    results: dict[str, object] = {"photos": count, "workers": workers, "load": os.getloadavg()[0]}
+    results: dict[str, object] = {"photos": count, "workers": workers}
     for augment in ("none", "timm"):
         settings = DataSettings(train=root, augment=augment, workers=workers, batch_size=BATCH)
         before, began = measure_memory(), time.perf_counter()
@@ -147,8 +165,9 @@ def main(
             "seconds_to_open": opened,
             "seconds_to_first_batch": first,
             "gibibytes": max(memory) / 2**30,
-            "images_per_second": rates,
-            "share_of_timm": rates["ours"] / rates["timm"],
+            **rates,
+            **{f"share_of_timm, {clock}": of["ours"] / of["timm"] for clock, of in rates.items()},
+            "load": os.getloadavg()[0],
         }
         print(augment, results[augment], flush=True)
         write_json(out, {"results": results, "environment": describe_environment(sys.argv, 0)})

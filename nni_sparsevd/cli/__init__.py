@@ -1,4 +1,4 @@
-"""The command line: `nni-sparsevd compress | report | check | export | predict | list-models | zoo | reproduce | bench`."""
+"""The command line: `nni-sparsevd compress`, `report`, `check`, `export`, `predict`, and others."""
 
 from .program import main
 
