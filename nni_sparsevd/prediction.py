@@ -55,7 +55,10 @@ def predict_photos(source: Path, photos: Sequence[Path]) -> list[Prediction]:
     for path in photos:
         if not path.is_file():
             raise DataError(f"{path}: no such photo")
-        photo = decode_photo(path.read_bytes(), str(path)).convert("L" if channels == 1 else "RGB")
+        try:
+            photo = decode_photo(path.read_bytes()).convert("L" if channels == 1 else "RGB")
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
         with torch.inference_mode():
             logits = network(((transform(photo).float() / 255 - mean) / std)[None])
         probability, index = logits.float().softmax(1)[0].max(0)

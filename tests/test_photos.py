@@ -110,9 +110,9 @@ def test_every_mode_of_photo_works_whichever_comes_first(tmp_path: Path) -> None
     made = load_data(DataSettings(train=tmp_path, image_size=8))
     assert made.test.images.shape == (7, 3, 8, 8)
     # 16 bits keep their range, and the EXIF tag turns a photo.
-    upright = decode_photo((tmp_path / "val" / "bee" / "1_turned.png").read_bytes(), "turned")
+    upright = decode_photo((tmp_path / "val" / "bee" / "1_turned.png").read_bytes())
     assert np.array_equal(np.asarray(upright), np.rot90(np.asarray(colored), -1))
-    shades = np.asarray(decode_photo((tmp_path / "val" / "bee" / "0_deep.png").read_bytes(), "deep"))
+    shades = np.asarray(decode_photo((tmp_path / "val" / "bee" / "0_deep.png").read_bytes()))
     assert np.array_equal(shades, deep >> 8)
 
 

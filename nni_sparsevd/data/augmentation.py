@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 
 from ..preprocessing import Preprocessing
 from ..recipe import DataSettings
-from .photos import to_tensor
+from .photos import to_mode, to_tensor
 
 
 def augment(images: Tensor, settings: DataSettings, generator: torch.Generator) -> Tensor:
@@ -111,7 +111,7 @@ class PhotoAugmentation:
         with seeded(seed):
             for step in self._steps:
                 photo = step(photo)
-        return to_tensor(photo.convert(mode))
+        return to_tensor(to_mode(photo, mode))
 
 
 @final

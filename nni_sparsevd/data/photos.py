@@ -21,14 +21,13 @@ Encoded = bytes | Image.Image
 """A file's content, or a photo that its reader has decoded."""
 
 
-def decode_photo(content: Encoded, name: str) -> Image.Image:
+def decode_photo(content: Encoded) -> Image.Image:
     """Decode a photo, turned upright as its EXIF tag says.
 
     Colors come as `Image.convert` makes them, transparency is dropped; of 16 bits the upper 8 count.
 
     Args:
         content: The bytes of the file, or a photo that is decoded.
-        name: Names the photo in the error.
 
     Returns:
         A photo in mode L where it has no color, else in RGB.
@@ -43,7 +42,7 @@ def decode_photo(content: Encoded, name: str) -> Image.Image:
             ImageOps.exif_transpose(photo, in_place=True)
         return _convert(photo)
     except Exception as error:  # Pillow's decoders raise errors of many types
-        raise DataError(f"{name}: {_describe(error)}") from error
+        raise DataError(_describe(error)) from error
 
 
 def _describe(error: Exception) -> str:
@@ -59,18 +58,22 @@ def _convert(photo: Image.Image) -> Image.Image:
         upper = np.asarray(photo) >> 8
         return Image.fromarray(upper.clip(0, 255).astype(np.uint8))
     if photo.mode in GRAY:
-        return photo.convert("L")
+        return to_mode(photo, "L")
     if "transparency" in photo.info and photo.mode == "P":
         photo = photo.convert("RGBA")
-    return photo.convert("RGB")
+    return to_mode(photo, "RGB")
 
 
-def check_photo(content: bytes, name: str) -> str:
+def to_mode(photo: Image.Image, mode: str) -> Image.Image:
+    """Convert a photo to another mode; unlike `Image.convert`, do not copy one that has it."""
+    return photo if photo.mode == mode else photo.convert(mode)
+
+
+def check_photo(content: bytes) -> str:
     """Look at the header and at the end of a photo, and decode it only where they leave a doubt.
 
     Args:
         content: The bytes of the file.
-        name: Names the photo in the error.
 
     Returns:
         Pillow's mode of the photo.
@@ -81,9 +84,9 @@ def check_photo(content: bytes, name: str) -> str:
     try:
         photo = Image.open(io.BytesIO(content))
     except Exception as error:  # Pillow's decoders raise errors of many types
-        raise DataError(f"{name}: {_describe(error)}") from error
+        raise DataError(_describe(error)) from error
     if not _ends_well(photo, content):
-        decode_photo(content, name)
+        decode_photo(content)
     return photo.mode
 
 

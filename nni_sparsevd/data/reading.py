@@ -15,7 +15,7 @@ from ..preprocessing import Preprocessing, Requirements
 from ..recipe import DataSettings
 from .augmentation import PhotoAugmentation
 from .photos import GRAY, check_photo, make_transform
-from .sources import Source
+from .sources import Source, read_photo
 from .splits import AT_ONCE, Decoded, HeldSplit, Photos, Split, StreamedSplit, count_workers, load, refuse_bad
 
 PROBED = 100
@@ -170,19 +170,11 @@ class Headers(Dataset[Decoded]):
         for place, (index, _) in enumerate(batch):
             row = int(self._part.rows[index])
             try:
-                mode = _find_mode(source, row)
+                content = read_photo(source, row)
+                mode = check_photo(content) if isinstance(content, bytes) else content.mode
             except DataError as error:
-                bad.append(str(error))
+                bad.append(f"{source.name(row)}: {error}")
                 continue
             good.append(place)
             colored |= mode not in GRAY
         return Decoded(torch.empty(0), good, bad, colored)
-
-
-def _find_mode(source: Source, row: int) -> str:
-    name = source.name(row)
-    try:
-        content = source.read(row)
-    except Exception as error:  # whatever the reader raises
-        raise DataError(f"{name}: {error}") from error
-    return check_photo(content, name) if isinstance(content, bytes) else content.mode

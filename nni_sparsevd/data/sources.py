@@ -119,6 +119,18 @@ class DecodedSource(Source):
         return None
 
 
+def read_photo(source: Source, row: int) -> Encoded:
+    """Read a photo of a source.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return source.read(row)
+    except Exception as error:  # whatever the reader raises
+        raise DataError(describe_error(error)) from error
+
+
 def open_sources(settings: DataSettings) -> tuple[Source, Source]:
     """List the training and the test photos of a recipe; nothing is decoded, unless their library does it.
 

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
 from .augmentation import PhotoAugmentation
-from .photos import Transform, decode_photo, to_tensor
-from .sources import Source
+from .photos import Transform, decode_photo, to_mode, to_tensor
+from .sources import Source, read_photo
 
 MEMORY_LIMIT = 4 << 30
 """Bytes up to which decoded images stay in memory."""
@@ -187,16 +187,14 @@ class Photos(Dataset[Decoded]):
         return Decoded(_stack(images), good, bad, colored)
 
     def _make(self, row: int, seed: int | None) -> tuple[Tensor, bool]:
-        name = self._source.name(row)
         try:
-            content = self._source.read(row)
-        except Exception as error:  # whatever the reader raises
-            raise DataError(f"{name}: {error}") from error
-        photo = decode_photo(content, name)
+            photo = decode_photo(read_photo(self._source, row))
+        except DataError as error:
+            raise DataError(f"{self._source.name(row)}: {error}") from error
         has_color = photo.mode != "L"
         if self._augmentation is not None and seed is not None:
-            return self._augmentation(photo.convert("RGB"), self._mode, seed), has_color
-        return self._transform(photo.convert(self._mode)), has_color
+            return self._augmentation(to_mode(photo, "RGB"), self._mode, seed), has_color
+        return self._transform(to_mode(photo, self._mode)), has_color
 
 
 def _stack(images: list[Tensor]) -> Tensor:
