@@ -130,6 +130,14 @@ def test_the_summary_counts_what_the_rows_say() -> None:
     assert len(lines) == 5 and "lstm has no rule (4)" in lines[3] and "**half: different: DIFFERENT" in lines[4]
 
 
+def test_gates_are_counted_where_rows_have_them() -> None:
+    assert "gate" not in format_summary([row("a", "half")])
+    few = row("b", "half", free_channels=100, gated_channels=70, without_gate={"no module returns it": 30})
+    records = [row("a", "half", free_channels=50, gated_channels=50), few]
+    expected = "1 of the 2 families with free channels have a gate on at least 98% of them, all but b (no module"
+    assert expected in format_summary(records) and "gates 70.0%" in "".join(format_table(records))
+
+
 def test_a_network_that_computes_something_else_fails_the_command(tmp_path: Path, capsys: Printed) -> None:
     write_json(tmp_path / "rows" / "vgg.json", [row("vgg", "half", verdict="different: DIFFERENT")])
     assert cli.main(["zoo", "--out", str(tmp_path), "--families", "vgg"]) == 1

@@ -6,6 +6,8 @@ from typing import Any
 from ...shrinking import TOLERANCE_32
 from .trials import Row
 
+GATED = 0.98
+"""The share of the free channels that have a gate, from which on a family needs no word."""
 GRADIENT = 1e-8
 """Relative differences between gradients up to this are rounding."""
 Record = dict[str, Any]
@@ -40,8 +42,22 @@ def format_summary(records: Sequence[Record]) -> str:
         f"gradients differ by more than {GRADIENT:g} of the largest in {_join_names(other_gradients)}",
         f"planning again finds more in {_join_names(not_complete)}, "
         "where a grouped convolution was left with one group",
+        *_summarize_gates(families),
     ]
     return "\n".join(lines)
+
+
+def _summarize_gates(families: dict[str, list[Row]]) -> list[str]:
+    """How many families have gates on their free channels, and why the others have not; nothing for older rows."""
+    counted = {name: rows[0] for name, rows in families.items() if rows[0].free_channels}
+    if not counted:
+        return []
+    few = {name: row for name, row in counted.items() if row.gated_channels < GATED * row.free_channels}
+    reasons = [f"{name} ({'; '.join(row.without_gate)})" for name, row in few.items()]
+    return [
+        f"{len(counted) - len(few)} of the {len(counted)} families with free channels have a gate on at least "
+        f"{GATED:.0%} of them, all but {_join_names(reasons)}"
+    ]
 
 
 def format_table(records: Sequence[Record]) -> list[str]:
@@ -86,7 +102,7 @@ def _format_exact(family: str, rows: list[Row]) -> str:
     first = rows[0]
     cells = [
         f"{family}: {first.model}, {first.input_size}",
-        f"{first.free_groups} of {first.groups}",
+        f"{first.free_groups} of {first.groups}{_format_gates(first)}",
         " · ".join(f"{row.removed:,} of {row.masked:,}" for row in rows),
         " · ".join(_format_share(row.parameters) for row in rows),
         " · ".join(_format_share(row.macs) for row in rows),
@@ -121,6 +137,11 @@ def _group_by_family(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def _format_share(before_and_after: Sequence[int]) -> str:
     before, after = before_and_after
     return f"{after / before:.2f}"
+
+
+def _format_gates(row: Row) -> str:
+    """The share of the free channels with a gate, where that was counted."""
+    return f", gates {row.gated_channels / row.free_channels:.1%}" if row.free_channels else ""
 
 
 def _format_reasons(row: Row) -> str:

@@ -12,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...convert import find_gateable_groups
 from ...errors import TraceError
 from ...graph import ChannelGraph, Inputs, as_arguments, channel_graph, clear_caches_, copy_model, name_leaves
 from ...masks import Masks, apply_masks_, mask_group_channels_
 from ...measure import count_macs, count_parameters
+from ...settings import PosteriorSettings
 from ...shrinking import apply_plan_, check, gradient_difference, make_plan, plan_removal
 from ...testing import draw_like, randomize_, settle_
 from .families import Member
@@ -51,6 +53,12 @@ class Row:
     """Channel groups."""
     free_groups: int = 0
     """Channel groups that are not pinned."""
+    free_channels: int = 0
+    """Channels of these groups, counted without norms that remember; left out of files where that was not counted."""
+    gated_channels: int = 0
+    """Those of them that `sparsify_` gives a gate."""
+    without_gate: dict[str, int] = field(default_factory=dict)
+    """Why the others have none -> number of channels."""
     masked: int = 0
     """Masked channels."""
     removed: int = 0
@@ -86,6 +94,9 @@ class Row:
         values = {KEYS_IN_FILES.get(name, name): value for name, value in asdict(self).items()}
         if self.max_rel_boxes is None:
             del values["max_rel_boxes"]
+        if not self.free_channels:
+            for name in ("free_channels", "gated_channels", "without_gate"):
+                del values[name]
         return values
 
     @classmethod
@@ -145,6 +156,7 @@ def shrink_and_compare(
     started = time.perf_counter()
     graph = channel_graph(model, example, remember_norms=remember_norms)
     tracing_seconds = time.perf_counter() - started
+    row = row if remember_norms else count_gates(row, model, graph)
     masks, masked = mask_channels(model, graph, row.mask_kind, seed)
     apply_masks_(model, masks)
     started = time.perf_counter()
@@ -178,6 +190,29 @@ def shrink_and_compare(
         reasons=dict(Counter(group.reason for group in plan.groups if group.reason)),
         max_rel_boxes=boxes,
     )
+
+
+def count_gates(row: Row, model: nn.Module, graph: ChannelGraph) -> Row:
+    """Count the free channels of a network, and those of them that can have a gate.
+
+    Args:
+        row: The names of the network and the kind of masks.
+        model: The network; it stays as it is.
+        graph: Its channel graph.
+
+    Returns:
+        The row with the counts.
+    """
+    free, gated = 0, 0
+    without_gate: Counter[str] = Counter()
+    for silencing in find_gateable_groups(model, graph, PosteriorSettings()):
+        channels = len(silencing.group)
+        free += channels
+        if silencing.obstacle:
+            without_gate[silencing.obstacle] += channels
+        else:
+            gated += channels
+    return replace(row, free_channels=free, gated_channels=gated, without_gate=dict(without_gate))
 
 
 def _find_input(model: nn.Module, member: Member, seed: int) -> Tensor:
