@@ -383,3 +383,43 @@ def test_a_training_cut_short_is_named():
     evaluator.trainer.trace_kwargs["max_epochs"] = 1
     with pytest.warns(SparseVDWarning, match="after 4 of 40 steps"):
         SparseVDPruner(model, [CONVOLUTIONS], evaluator, 40).compress()
+
+
+class TiedLanguageModel(nn.Module):
+    """An embedding whose table is the weight of the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(20, 12, padding_idx=3)
+        self.head = nn.Linear(12, 20, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.table(ids)))
+
+
+def test_a_weight_of_two_modules_has_one_posterior():
+    model = TiedLanguageModel()
+    pruner = SparseVDPruner(model, [{"op_names": ["table", "head"]}], settings=settings(init_log_sigma2=-3.0))
+    table, head = pruner._posteriors["table", "weight"], pruner._posteriors["head", "weight"]
+    assert table.log_sigma2 is head.log_sigma2 and table.theta is head.theta
+    torch.testing.assert_close(pruner.kl(), table.kl())
+    model.train()(torch.randint(20, (4, 6))).square().sum().backward()
+    assert table.log_sigma2.grad.any() and not table.log_sigma2.grad[3].any()  # no noise on the padding row
+    with torch.no_grad():
+        table.log_sigma2[:, ::2] = 9.0
+    _, masks = pruner.compress()
+    assert torch.equal(masks["table"]["weight"], masks["head"]["weight"]) and not masks["head"]["weight"][:, ::2].any()
+
+
+def test_two_layers_of_one_weight_learn_together():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))
+    network[3].weight = network[1].weight
+    model, evaluator = torch_evaluator(network)
+    pruner = SparseVDPruner(model, [{"op_names": ["1", "3"]}], evaluator, 8, settings=settings())
+    first, second = pruner._posteriors["1", "weight"], pruner._posteriors["3", "weight"]
+    start = first.theta.detach().clone()
+    pruner.compress(max_steps=8, max_epochs=None)
+    assert first.theta is second.theta and not torch.equal(first.theta, start)
+    pruner.unwrap_model()
+    assert torch.equal(model[1].weight, model[3].weight)

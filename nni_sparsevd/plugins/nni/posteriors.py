@@ -23,7 +23,23 @@ class TargetPosterior:
     Both live on the wrapper, so they come and go with it: `wrap_model`, `unwrap_model` and the state dict know them.
     """
 
-    def __init__(self, space: PruningTargetSpace, settings: PosteriorSettings, kl_weight: float) -> None:
+    def __init__(
+        self,
+        space: PruningTargetSpace,
+        settings: PosteriorSettings,
+        kl_weight: float,
+        shared: "TargetPosterior | None" = None,
+    ) -> None:
+        """Attach a posterior to a target.
+
+        Args:
+            space: The target.
+            settings: Settings of the posterior.
+            kl_weight: Factor on its KL.
+            shared: The posterior of another module's target that is the same parameter.  Both then have its variances,
+                and its KL counts once.
+        """
+        self.shared = shared
         self.space = space
         self.settings = settings
         self.kl_weight = kl_weight
@@ -34,11 +50,16 @@ class TargetPosterior:
         space.sparse_vd = self  # type: ignore[attr-defined]
         module = self._wrapper.module
         has_twin = type(module) in VARIATIONAL and space._target_name == "weight"
-        if has_twin:
-            log_sigma2 = make_log_sigma2(module, settings)
+        if shared is not None:
+            parameter = shared.log_sigma2
+        elif has_twin:
+            parameter = nn.Parameter(make_log_sigma2(module, settings), requires_grad=True)
         else:
-            log_sigma2 = torch.full_like(self.theta, settings.init_log_sigma2)
-        self._wrapper.register_parameter(self._name, nn.Parameter(log_sigma2, requires_grad=True))
+            parameter = nn.Parameter(torch.full_like(self.theta, settings.init_log_sigma2), requires_grad=True)
+        self._wrapper.register_parameter(self._name, parameter)
+        self.padding_row: int | None = getattr(module, "padding_idx", None)
+        if shared is not None and shared.padding_row is not None:
+            self.padding_row = shared.padding_row
         # There are two places where noise can enter.
         # 1. In the layer's outputs, where we know how variances propagate through the layer: this samples every image
         #    by itself, with less variance in the gradient.
@@ -79,7 +100,9 @@ class TargetPosterior:
         delattr(self._wrapper, self._name)
 
     def kl(self) -> Tensor:
-        """KL of all elements from the prior, times `kl_weight`: a scalar, in nats."""
+        """KL of all elements from the prior, times `kl_weight`: a scalar, in nats; 0 where another posterior has it."""
+        if self.shared is not None:
+            return torch.zeros((), device=self.theta.device, dtype=self.theta.dtype)
         return self.kl_weight * divergence.kl(self.theta, self.log_sigma2, self.settings.prior)
 
     def sum_powers(self) -> tuple[Tensor, Tensor]:
@@ -107,10 +130,9 @@ class TargetPosterior:
 
     def _noise(self) -> Tensor:
         """Log sigma^2, with a variance of zero for the padding row of an embedding, which is no weight."""
-        padding = getattr(self._wrapper.module, "padding_idx", None)
-        if padding is None:
+        if self.padding_row is None:
             return self.log_sigma2
-        row = torch.tensor(padding, device=self.log_sigma2.device)
+        row = torch.tensor(self.padding_row, device=self.log_sigma2.device)
         return self.log_sigma2.expand_as(self.theta).index_fill(0, row, -torch.inf)
 
     def _local_forward(self, x: Tensor, *rest: Any) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...convert import find_kl_weight
 from ...errors import ModelError, SettingError, SparseVDWarning, TrainingError
+from ...masks import find_holders
 from ...regularize import SparseVDSettings
 from ..patching import Patch
 from .compatibility import addition, enable_once
@@ -80,6 +81,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         places = None
         if posterior.granularity != "weight":
             places = find_places(model, config_list, evaluator, posterior.granularity)
+        holders = find_holders(model)
         super().__init__(model, config_list, evaluator, existed_wrappers)
         self.training_steps = training_steps
         # NNI's schedules read and set these two: masks are renewed `total_times` times, every `interval_steps` steps.
@@ -88,6 +90,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         # NNI's order follows the hash seed of the process; what is learned, and a saved state, must not.
         self._module_wrappers: dict[str, ModuleWrapper] = in_model_order(self._module_wrappers, model)
         self._target_spaces: Spaces = in_model_order(self._target_spaces, model)
+        self._tie_again_(holders)
         self._members = settle_(self._target_spaces, self.settings.share_at_threshold)
         self.gates = Gates(model, {}, {}) if places is None else places.attach_(posterior)
         self._posteriors = self._attach_posteriors()
@@ -125,15 +128,32 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         )
         return pruner
 
+    def _tie_again_(self, holders: dict[Tensor, list[str]]) -> None:
+        """Let wrappers of modules that shared a parameter share it again: NNI gives each of them a copy."""
+        spaces = {
+            f"{name}.{target}": space
+            for name, targets in self._target_spaces.items()
+            for target, space in targets.items()
+        }
+        for names in holders.values():
+            first, *others = [spaces[name] for name in names if name in spaces] or [None]
+            for other in others:
+                other._wrapper.register_parameter(other._target_name, first.target)
+
     def _attach_posteriors(self) -> dict[tuple[str, str], TargetPosterior]:
         """A posterior on every target that is pruned, except on weights whose channels a gate decides about alone."""
         settings = self.settings.posterior
-        posteriors = {}
+        posteriors: dict[tuple[str, str], TargetPosterior] = {}
+        posterior_of: dict[Tensor, TargetPosterior] = {}
+        """Parameter -> its posterior: modules that share a parameter share that."""
         for name, target, space in active(self._target_spaces):
             module = self._module(name)
             gated = target == "weight" and module in self.gates.by_layer
             if settings.granularity == "both" or not gated:
-                posteriors[name, target] = TargetPosterior(space, settings, find_kl_weight(name, module, settings))
+                shared = posterior_of.get(space.target)
+                posterior = TargetPosterior(space, settings, find_kl_weight(name, module, settings), shared)
+                posteriors[name, target] = posterior
+                posterior_of.setdefault(space.target, posterior)
         return posteriors
 
     # ---- what is learned
@@ -244,7 +264,8 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
         if self._decided is not None:
             return
-        variances: list[nn.Parameter] = [posterior.log_sigma2 for posterior in self._posteriors.values()]
+        # A parameter that several modules share has one variance, which is to step once.
+        variances = list(dict.fromkeys(posterior.log_sigma2 for posterior in self._posteriors.values()))
         gates = [parameter for gate in self.gates.all() for parameter in gate.parameters()]
         rated = [(variances, 1.0), (gates, self.settings.gate_rate)]
         schedule = (self.interval_steps, self.total_times)
