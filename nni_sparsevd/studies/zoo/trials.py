@@ -156,7 +156,6 @@ def shrink_and_compare(
     started = time.perf_counter()
     graph = channel_graph(model, example, remember_norms=remember_norms)
     tracing_seconds = time.perf_counter() - started
-    row = row if remember_norms else count_gates(row, model, graph)
     masks, masked = mask_channels(model, graph, row.mask_kind, seed)
     apply_masks_(model, masks)
     started = time.perf_counter()
@@ -171,7 +170,7 @@ def shrink_and_compare(
     same_boxes = boxes is None or boxes < SAME_BOXES
     sample = example.map_tensors(lambda value: value[:1])
     return replace(
-        row,
+        count_gates(row, model, graph),
         verdict="exact" if result.ok and same_boxes else f"different: {result}, boxes {boxes}",
         input_size=example.tensors[0].shape[-1],
         groups=len(graph.groups),
@@ -193,7 +192,7 @@ def shrink_and_compare(
 
 
 def count_gates(row: Row, model: nn.Module, graph: ChannelGraph) -> Row:
-    """Count the free channels of a network, and those of them that can have a gate.
+    """Count the free channels of a network, and those of them that can have a gate; not with norms that remember.
 
     Args:
         row: The names of the network and the kind of masks.
@@ -203,6 +202,8 @@ def count_gates(row: Row, model: nn.Module, graph: ChannelGraph) -> Row:
     Returns:
         The row with the counts.
     """
+    if row.mask_kind == "remember":  # `sparsify_` does not ask for such norms
+        return row
     free, gated = 0, 0
     without_gate: Counter[str] = Counter()
     for silencing in find_gateable_groups(model, graph, PosteriorSettings()):
