@@ -46,7 +46,15 @@ def _randomize_parameter_(name: str, tensor: Tensor, generator: torch.Generator)
 
 
 def draw_like(value: Tensor, generator: torch.Generator) -> Tensor:
-    """Random numbers in the shape, type and device of an input; whole numbers are taken as they are."""
+    """Draw random numbers in the shape, type and device of an input.
+
+    Args:
+        value: The input.
+        generator: Where the numbers come from.
+
+    Returns:
+        Normal numbers; whole numbers and flags are those of the input.
+    """
     if not value.is_floating_point():
         return value
     return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
