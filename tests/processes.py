@@ -33,7 +33,7 @@ PRELOADED = [
     "torch.utils.tensorboard",
 ]
 """What the server imports. The imports of these modules start no thread, which a fork would lose."""
-SECONDS = 120
+SECONDS = 240
 """What a process may take."""
 
 Target = Callable[..., int | None]
