@@ -269,6 +269,7 @@ EXACT: dict[str, Fed] = {
     "masked_fill": Fed(lambda x: x.masked_fill(torch.tensor([[[False]], [[True]], [[False]], [[True]]]), 9.0)),
     "masked_fill_tensor": Fed(lambda x: x.masked_fill(torch.tensor([[[True]], [[False]]] * 2), torch.tensor(9.0))),
     "lift_fresh_copy": Fed(lambda x: aten.lift_fresh_copy.default(x)),
+    "lift_fresh": Fed(lambda x: aten.lift_fresh.default(x)),
     "alpha_dropout": Fed(lambda x, m: m(x), nn.AlphaDropout()),
     "to_other": Fed(lambda x: aten.to.other(x, torch.ones(1, dtype=torch.float64))),
     "bicubic": Fed(lambda x: F.interpolate(x, size=(9, 7), mode="bicubic")),

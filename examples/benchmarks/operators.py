@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nni_sparsevd.files import write_json
+from nni_sparsevd.graph.example_inputs import as_arguments
 from nni_sparsevd.graph.operators import OPERATORS, find_channel_rule
-from nni_sparsevd.graph.tracing import make_traceable_copy, record
+from nni_sparsevd.graph.tracing import as_functional, make_traceable_copy, partial_write, record
 from nni_sparsevd.studies.zoo.families import SIZES
 
 LARGEST = 250e6
@@ -53,6 +55,15 @@ TRANSFORMERS = (
     "swinv2", "table-transformer", "textnet", "timesformer", "upernet", "van", "videomae", "vit", "vit_mae", "vit_msn",
     "vitdet", "vitpose_backbone", "vivit", "yolos", "zoedepth",
 )  # fmt: skip
+KNOWN = {str(target).replace("::", ".") + (".default" if isinstance(target, str) else "") for target in OPERATORS}
+"""The names of the operators that have a row in our table."""
+WAYS = (
+    transformers.AutoModel, transformers.AutoBackbone, transformers.AutoModelForDepthEstimation,
+    transformers.AutoModelForSemanticSegmentation, transformers.AutoModelForKeypointDetection,
+)  # fmt: skip
+"""Classes that make a network of a configuration; not each takes every one."""
+NO_OPERATORS = {getitem, partial_write}
+"""What a trace has beside operators: one of several results, and a tensor whose memory was written to."""
 Network = tuple[nn.Module, tuple[Any, ...]]
 
 
@@ -69,11 +80,11 @@ class Listing(TorchDispatchMode):
                 parts = target.decompose(*args, **(kwargs or {}))
             if parts is not NotImplemented:
                 return parts
-        self.targets.add(target)
+        self.targets.add(as_functional(target))
         return target(*args, **(kwargs or {}))
 
 
-def make_timm(family: str, name: str) -> Iterator[Network]:
+def make_timm(name: str) -> Iterator[Network]:
     model = timm.create_model(name)
     channels, _, side = model.pretrained_cfg["input_size"]
     for size in (side, *SIZES):
@@ -100,7 +111,12 @@ def make_torchvision(kind: str, name: str) -> Iterator[Network]:
 
 def make_transformers(kind: str) -> Iterator[Network]:
     config = transformers.AutoConfig.for_model(kind)
-    model = transformers.AutoModel.from_config(config)
+    for way in WAYS:
+        if type(config) in way._model_mapping:
+            model = way.from_config(config)
+            break
+    else:
+        raise ValueError(f"{kind} has no automatic class")
     channels = getattr(config, "num_channels", 3)
     sides = getattr(config, "image_size", None)
     side = sides if isinstance(sides, int) else max(sides or (224,))
@@ -113,8 +129,8 @@ def make_transformers(kind: str) -> Iterator[Network]:
 def list_networks() -> Iterator[tuple[str, Callable[[], Iterator[Network]]]]:
     """The name of each network, and what makes it with one input after the other."""
     rows = json.loads(Path("docs/results/zoo.json").read_text())["rows"]
-    for family, name in dict.fromkeys((row["family"], row["model"]) for row in rows):
-        yield f"timm {name}", lambda family=family, name=name: make_timm(family, name)  # type: ignore[misc]
+    for name in dict.fromkeys(row["model"] for row in rows if row["model"]):
+        yield f"timm {name}", lambda name=name: make_timm(name)  # type: ignore[misc]
     for kind, names in TORCHVISION.items():
         for name in names:
             yield f"torchvision {name}", lambda kind=kind, name=name: make_torchvision(kind, name)  # type: ignore[misc]
@@ -129,16 +145,13 @@ def list_operators(networks: Iterator[Network]) -> tuple[set[Any], str]:
         if sum(parameter.numel() for parameter in model.parameters()) > LARGEST:
             return set(), "too large"
         if isinstance(inputs[0], Tensor):
-            attempt = record(make_traceable_copy(model, "meta"), inputs, "meta")
+            attempt = record(make_traceable_copy(model, "meta"), as_arguments(inputs), "meta")
             if attempt.error is None:
                 return {node.target for node in attempt.trace.graph.nodes if node.op == "call_function"}, ""
             error = error or repr(attempt.error)[:200]
         if not isinstance(inputs[0], Tensor) or "depends on the values" in error:
-            with torch.device("cpu"), torch.no_grad(), Listing() as listing:
-                on_cpu = model.to_empty(device="cpu").eval()
-                for parameter in on_cpu.parameters():
-                    parameter.normal_(0, 0.02)
-                on_cpu(*inputs)
+            with torch.inference_mode(), Listing() as listing:
+                model.eval()(*inputs)
             return listing.targets, error
     return set(), error
 
@@ -150,23 +163,30 @@ def main(out: str) -> None:
     names = []
     for name, make in list_networks():
         names.append(name)
-        try:
-            with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-                targets, error = list_operators(make())
-        except Exception as failure:  # whatever a network's code raises
-            targets, error = set(), repr(failure)[:200]
+        targets, error = set(), ""
+        for device in ("meta", "cpu"):  # some networks compute with their weights when they are made, or run
+            try:
+                with torch.device(device), warnings.catch_warnings(action="ignore"):
+                    targets, error = list_operators(make())
+            except Exception as failure:  # whatever a network's code raises
+                error = repr(failure)[:200]
+            if targets or error == "too large":
+                break
         if error:
             stopped[name] = error
-        for target in targets:
+        for target in targets - NO_OPERATORS:
             users[str(target)] += 1
             examples.setdefault(str(target), []).append(name)
         print(name, len(targets), error, file=sys.stderr)
         gc.collect()
-    known = {str(target) for target in OPERATORS}
     for target, count in users.most_common():
-        if target not in known:
+        if target not in KNOWN:
             print(f"{count:4} {target}  {', '.join(examples[target][:3])}")
-    write_json(Path(out), {"networks": len(names), "stopped": stopped, "operators": dict(users.most_common())})
+    versions = {library.__name__: library.__version__ for library in (torch, torchvision, timm, transformers)}
+    write_json(
+        Path(out),
+        {"environment": versions, "networks": len(names), "stopped": stopped, "operators": dict(users.most_common())},
+    )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from .equations import Axis
 from .example_inputs import CallArguments, Inputs, as_arguments, take_first_sample, use_other_numbers
 from .groups import ChannelGraph, ChannelGroup, Product, Reader, RememberingNorm, SizeAttribute, Writer
 from .links import ChannelIds, Flags, Link
+from .multihead import ShrinkableMultiheadAttention, bind_attentions_, free_attentions_
 from .operators import (
     READERS,
     TRANSPOSED,
@@ -73,6 +74,7 @@ __all__ = [
     "Product",
     "Reader",
     "RememberingNorm",
+    "ShrinkableMultiheadAttention",
     "Silencer",
     "Silencing",
     "SizeAttribute",
@@ -80,6 +82,7 @@ __all__ = [
     "Writer",
     "as_arguments",
     "bias_of",
+    "bind_attentions_",
     "call_rule",
     "channel_graph",
     "clear_caches_",
@@ -95,6 +98,7 @@ __all__ = [
     "find_failing_module",
     "find_silencing",
     "find_source_of_nan",
+    "free_attentions_",
     "is_known",
     "is_reader",
     "keep_zeros",

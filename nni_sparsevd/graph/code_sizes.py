@@ -20,7 +20,7 @@ from .groups import ChannelGraph, CodeSize, SizeAttribute
 from .links import ChannelIds, Flags
 from .operators import operator_name
 from .resize import cut_, remaining_sizes
-from .tracing import Trace, make_traceable_copy, record
+from .tracing import Trace, find_unused, make_traceable_copy, record
 
 aten = torch.ops.aten
 LEFT_OUT = {aten.contiguous.default, aten.alias.default, aten.clone.default}
@@ -43,7 +43,7 @@ def resolve_sizes(model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
     # 3. A network whose code gives no sizes is not run at all.
     # 4. Each failure pins at least one channel, and nothing is tried where nothing can be removed: the search ends.
     draw = np.random.default_rng(0)
-    if not _gives_numbers(graph):
+    if not _needs_trial(graph):
         return graph
     while True:
         removed = graph.drop_infeasible(_choose_channels(graph, draw))
@@ -82,12 +82,13 @@ def tighten_graph(model: nn.Module, graph: ChannelGraph, removed: Flags) -> Chan
 
     The network without these channels is run without data, unless its code gives no sizes and no numbers at all.
     """
-    return _tighten_by_trial(model, graph, removed) if removed.any() and _gives_numbers(graph) else None
+    return _tighten_by_trial(model, graph, removed) if removed.any() and _needs_trial(graph) else None
 
 
-def _gives_numbers(graph: ChannelGraph) -> bool:
-    """Whether the code of a network gives sizes, or computes with numbers."""
-    return bool(graph.code_sizes) or any(_numbers(node) for node in graph.trace.graph.nodes)
+def _needs_trial(graph: ChannelGraph) -> bool:
+    """Whether the code of a network gives sizes, computes with numbers, or makes what nobody uses, and has to run."""
+    has_numbers = bool(graph.code_sizes) or any(_numbers(node) for node in graph.trace.graph.nodes)
+    return has_numbers or bool(find_unused(graph.trace))
 
 
 def _tighten_by_trial(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGraph | None:
@@ -194,9 +195,12 @@ def _find_failure(
         setattr(small.get_submodule(owner), key, _PassOn().eval())
     attempt = record(small, graph.trace.inputs, graph.trace.device)
     before, after = _compared_nodes(graph.trace, padded_norms), _compared_nodes(attempt.trace, padded_norms)
+    unused = find_unused(graph.trace)
     for old, new in zip(before, after, strict=False):  # a run that failed is shorter
         if old.target != new.target:
             return _Failure(old.meta["module"], old)
+        if old in unused:
+            continue
         if not _has_expected_shape(new.meta["val"], old.meta["val"], graph.value_channels[old], removed):
             return _Failure(old.meta["module"], old)
         if _numbers(new) != _numbers(old):

@@ -149,6 +149,10 @@ def _refresh_prelu(module: Any) -> None:
     module.num_parameters = len(module.weight)
 
 
+def _refresh_attention(module: Any) -> None:
+    module.embed_dim = len(module.out_proj.weight)
+
+
 _REFRESH: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.Linear: _refresh_linear,
     nn.modules.conv._ConvNd: _refresh_convolution,
@@ -158,4 +162,5 @@ _REFRESH: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.Embedding: _refresh_embedding,
     nn.PReLU: _refresh_prelu,
     nn.RNNBase: _refresh_recurrent,
+    nn.MultiheadAttention: _refresh_attention,
 }

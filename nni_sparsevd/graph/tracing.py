@@ -18,6 +18,7 @@ from ..errors import TraceError, describe_error
 from .copies import copy_module
 from .culprits import find_failing_module
 from .example_inputs import CallArguments, Inputs, as_arguments
+from .multihead import free_attentions_
 from .operators import find_channel_rule
 from .origins import Origins, name_numbers_
 from .pytrees import PLAIN, name_leaves
@@ -57,6 +58,16 @@ class Trace:
         if isinstance(node, Node) and node.op == "get_attr" and "constant" not in node.meta:
             return str(node.target)
         return None
+
+
+def find_unused(trace: Trace) -> frozenset[Node]:
+    """The operators of which nothing reaches an output, or is written to memory that outlives the run."""
+    used: set[Node] = set()
+    for node in reversed(trace.graph.nodes):
+        if node in used or node.op == "output" or node.meta.get("writes"):
+            used.add(node)
+            used.update(node.all_input_nodes)
+    return frozenset(node for node in trace.graph.nodes if node.op == "call_function" and node not in used)
 
 
 @contextmanager
@@ -202,6 +213,7 @@ def make_traceable_copy(model: nn.Module, device: str | None) -> nn.Module:
         shapes_only = device is not None
         memo[id(parameter)] = nn.Parameter(parameter.to(device), parameter.requires_grad) if shapes_only else parameter
     traceable = copy_model(model, memo).eval()
+    free_attentions_(traceable)
     name_numbers_(traceable)
     return traceable
 
@@ -365,10 +377,11 @@ class _Recorder(TorchDispatchMode):
         self.in_operator = False
         if outputs is None:  # an assertion
             return None
-        node = self.graph.create_node("call_function", _functional(target), arguments, options)
+        node = self.graph.create_node("call_function", as_functional(target), arguments, options)
         # The sizes of an operator come after the tensor that it takes; one that makes a tensor begins with them.
         node.meta["origins"] = self.origins.of(args[1:] if args and isinstance(args[0], Tensor) else args)
         node.meta["groups_origin"] = self.origins.groups
+        node.meta["writes"] = target._schema.is_mutable
         # One of torch's convolutions, or a class derived from it, is told its number of groups when its weight is cut.
         node.meta["groups_follow_weight"] = self.origins.groups == (self.place, "groups", None) and (
             self.place in self._convolutions
@@ -483,7 +496,7 @@ def _find_nodes(arguments: Any) -> Iterator[Node]:
 
 
 @cache
-def _functional(target: Any) -> Any:
+def as_functional(target: Any) -> Any:
     """`add.Tensor` for `add_.Tensor`: what an in-place operator computes."""
     name = target._schema.name.partition("::")[2]
     if not (target._schema.is_mutable and name.endswith("_")):

@@ -28,7 +28,7 @@ from .operators import (
     shape_of,
 )
 from .origins import Origin
-from .tracing import Trace, partial_write
+from .tracing import Trace, find_unused, partial_write
 
 aten = torch.ops.aten
 PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.mm.default}
@@ -62,8 +62,11 @@ class Walk:
         self.recorded = recorded
         self._sources: dict[Node, frozenset[Node]] = defaultdict(frozenset)
         """For each value the writers of its channels that no later writer has taken the place of."""
+        unused = find_unused(recorded)
         for node in recorded.graph.nodes:
-            if node.op == "output":
+            if node in unused:  # as the weights of an attention that returns them to nobody: they need no channels
+                self.values[node] = _unknown_result(node.meta["val"])
+            elif node.op == "output":
                 self._pin_all(self._resolve(node.args), "output of the network")
             elif node.op == "call_function":
                 self._follow_operator(node)
@@ -183,8 +186,10 @@ class Walk:
         axis = (self.recorded.state(node.args[1]) or f"{node.meta['module']}.weight", dim)
         if axis in self.equations.axes:
             return axis
+        outputs = weight.ids[dim]
         for source, ids in self.equations.axes.items():
-            if ids is weight.ids[dim]:
+            # Rows of a parameter, as the queries' of an attention, are a piece of its axis: the same array, or a view.
+            if ids is outputs or (outputs is not None and ids is outputs.base):
                 return source
         return None
 

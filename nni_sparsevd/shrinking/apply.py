@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..graph import SizeAttribute, cut_, kept_indices, named_states
+from ..errors import ShrinkError
+from ..graph import SizeAttribute, bind_attentions_, cut_, free_attentions_, kept_indices, named_states
 from .layer_norm import RememberingLayerNorm
 from .padded_norm import pad_norm_
 from .plan import NormMemory, Plan
@@ -32,7 +33,12 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         ShrinkError: The plan was made for another network; the message names the tensor.  Nothing is changed then.
     """
-    refuse_misfit(model, plan)
+    freed = free_attentions_(model, _find_changed_attentions(model, plan))
+    try:
+        refuse_misfit(model, plan)
+    except ShrinkError:
+        bind_attentions_(freed)
+        raise
     # The order matters: constants are folded and merged while all columns are still there, then everything is cut.
     # timm's sizes of heads are recognized by their value before the cut, and set after it.
     states = dict(named_states(model))
@@ -54,6 +60,16 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
     for owner, attribute, layer in sized_after:
         setattr(owner, attribute, layer.weight.shape[1])
     return model
+
+
+def _find_changed_attentions(model: nn.Module, plan: Plan) -> set[str]:
+    """PyTorch's attentions that lose rows, columns or heads, and so need another form."""
+    changed = {change.module for change in plan.sizes} | {name.rpartition(".")[0] for name, _ in plan.cuts}
+    attentions = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.MultiheadAttention) and {name, f"{name}.out_proj".lstrip(".")} & changed:
+            attentions.add(name)
+    return attentions
 
 
 def _fold_(model: nn.Module, bias: Tensor | None, name: str, added: Tensor, plan: Plan) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import FileFormatError, ModelError, SettingError
 from ..files import load_tensors, save_tensors
-from ..graph import copy_module
+from ..graph import ShrinkableMultiheadAttention, copy_module, free_attentions_
 from ..nn import is_variational
 from ..preprocessing import check_values, read_values, set_values_
 from ..settings import Argument
@@ -115,6 +115,7 @@ def _make_header(
 
     name, arguments = models.resolve_origin(model, name, arguments)
     remembering = _describe_remembering_norms(model)
+    attentions = [name for name, module in model.named_modules() if isinstance(module, ShrinkableMultiheadAttention)]
     possible_attributes: Attributes = {}
     # What timm has for the network is not repeated: a file says what is different.
     inputs = read_values(model)
@@ -124,6 +125,7 @@ def _make_header(
         # The original is built now, so that a wrong name is an error of `save` and not of some later `load`.
         original = models.build_model(name, arguments)
         _put_remembering_norms_(original, remembering, path)
+        free_attentions_(original, attentions)
         _require_same_modules(original, model, f"timm.create_model({name!r}, **{arguments})")
         attributes = read_changed_attributes(model, original)
         inputs = {} if inputs == read_values(original) else inputs
@@ -133,6 +135,7 @@ def _make_header(
         "name": name,
         "arguments": arguments,
         "remembering": remembering,
+        "attentions": attentions,
         "attributes": attributes,
         "possible_attributes": possible_attributes,
         "preprocessing": inputs | told,
@@ -208,6 +211,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
         model = _build_original(name, arguments, path)
     # A file without this key has no such norms.
     _put_remembering_norms_(model, header.get("remembering", {}), path)
+    _free_attentions_(model, header.get("attentions", []), path)
     resize_(model, tensors, attributes, path)
     set_possible_attributes_(model, header.get("possible_attributes", {}), path)  # older files do not have this key
     try:
@@ -275,6 +279,15 @@ def _put_remembering_norms_(model: nn.Module, norms: Any, path: Path) -> None:
         # Only the number counts here: the file's own tensors bring the sums of the removed constants.
         removed = torch.zeros(min(max(settings["removed"], 0), MAX_REMEMBERED))
         setattr(modules[owner], key, RememberingLayerNorm(norm, settings["channel_dim"], removed))
+
+
+def _free_attentions_(model: nn.Module, names: Any, path: Path) -> None:
+    """Give attentions of PyTorch's, and nothing else, the form that has fewer heads or dimensions."""
+    modules = dict(model.named_modules())
+    for name in names if isinstance(names, list) else ():
+        if not isinstance(name, str) or not isinstance(modules.get(name), nn.MultiheadAttention):
+            raise FileFormatError(f"{path}: makes a smaller attention of {name!r}, which is none")
+        free_attentions_(model, [name])
 
 
 def _is_remembering(settings: Any) -> bool:

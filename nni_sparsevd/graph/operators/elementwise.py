@@ -244,6 +244,7 @@ OPERATORS = (
     Operator((aten.round.decimals,), elementwise_channels, NoRule("its steps may be as small as a rounding error")),
     Operator(
         (aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default,
+         aten.lift_fresh.default,
          aten.contiguous.default, aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout,
          aten.to.other, aten.type_as.default, aten._conj.default, aten.conj_physical.default,
          aten.resolve_conj.default),

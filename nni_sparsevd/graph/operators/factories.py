@@ -77,7 +77,24 @@ def _uniform(node: Node, value: Any) -> Tensor:
 
 UNSET = NoRule("its memory is not set, so nothing is known of its values until they are written over")
 
+TABLES = NoRule(
+    "it makes a table by the places in it, or at random, of a size that the code gives: no channel enters it"
+)
+VALUES = NoRule(
+    "it makes a size, a number of Python's or places of values, so the way of the code depends on the values"
+)
+
 OPERATORS = (
+    Operator(
+        (aten.arange.default, aten.arange.start, aten.arange.start_step, aten.linspace.default, aten.eye.default,
+         aten.eye.m, aten.scalar_tensor.default, aten.rand.default, aten.randn.default, aten.randint.default,
+         aten.randint.low, aten.randperm.default, aten.tril_indices.default, aten.triu_indices.default),
+        TABLES, TABLES,
+    ),
+    Operator(
+        (aten.nonzero.default, aten._unique2.default, aten._local_scalar_dense.default, aten.masked_select.default),
+        VALUES, VALUES,
+    ),
     Operator((aten.zeros.default, aten.new_zeros.default), factory_channels, zeros_constant),
     Operator((aten.ones.default, aten.new_ones.default), factory_channels, ones_constant),
     Operator((aten.full.default,), factory_channels, full_constant),
@@ -86,6 +103,7 @@ OPERATORS = (
     Operator((aten.zeros_like.default, aten.zero.default), elementwise_channels, zeros_constant),
     Operator((aten.ones_like.default,), elementwise_channels, ones_constant),
     Operator((aten.full_like.default, aten.fill.Scalar), elementwise_channels, full_constant),
+    Operator((aten.fill.Tensor,), elementwise_channels, NoRule("its one number comes from another tensor")),
     Operator((aten.empty_like.default,), elementwise_channels, UNSET),
     Operator((aten.copy.default,), overwrite_channels, overwrite_constant),
-)
+)  # fmt: skip
