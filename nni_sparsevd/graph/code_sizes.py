@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from .groups import ChannelGraph, CodeSize, SizeAttribute
 from .links import ChannelIds, Flags
 from .operators import operator_name
+from .pins import Pins
 from .resize import cut_, remaining_sizes
 from .tracing import Trace, find_unused, make_traceable_copy, record
 
@@ -105,14 +106,20 @@ def _tighten_by_trial(model: nn.Module, graph: ChannelGraph, removed: Flags) -> 
                 channels, f"{operator_name(changed)} in the code of {code} computes with their number"
             )
         if pins is not graph.pins:
-            return replace(graph, pins=pins.propagated(graph.links), size_attributes=())
+            return _with_pins(graph, pins)
     kind = _class_name(model, failure.module)
     blamed = _Suspects(failure, model, graph, attributes, free).to_blame()
     if blamed.size:
         pins = graph.pins.with_pins(blamed, f"a size in the code of {kind} cannot follow")
     else:  # nothing that the failed code meets can be blamed, so nothing is safe
         pins = graph.pins.with_pins(np.flatnonzero(free), f"the code of {kind} cannot follow")
-    return replace(graph, pins=pins.propagated(graph.links), size_attributes=())
+    return _with_pins(graph, pins)
+
+
+def _with_pins(graph: ChannelGraph, pins: Pins) -> ChannelGraph:
+    """`graph` with these pins, and with the attributes that have to follow what is left free."""
+    tighter = replace(graph, pins=pins.propagated(graph.links))
+    return tighter.with_size_attributes(_size_attributes(_free_sizes(tighter, tighter.removable())))
 
 
 def _free_sizes(graph: ChannelGraph, free: Flags) -> list[CodeSize]:

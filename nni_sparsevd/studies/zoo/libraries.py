@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import SettingError, TraceError
-from ...graph import Inputs, as_arguments
+from ...graph import as_arguments
 from ...testing import randomize_, settle_
 from . import torchvision_networks, transformers_networks
 from .families import find_smallest, list_families
@@ -64,7 +64,17 @@ def _find_listed(networks: Any, name: str) -> tuple[str, bool, Trial]:
         torch.manual_seed(seed)
         model, inputs = networks.make_network(name)
         compare = networks.largest_box_difference if entry.kind == "detection with boxes" else None
-        return _try_listed(Row(name, entry.kind, mask_kind, ""), model, inputs, seed, compare)
+        model = randomize_(model, seed).eval()
+        example = as_arguments(inputs)
+        if entry.runs_in_64:
+            model, example = model.double(), example.map_tensors(_widen)
+        settle_(model, example, seed)
+        row = Row(name, entry.kind, mask_kind, "")
+        modes = (False,) if entry.runs_in_64 else ()
+        try:
+            return shrink_and_compare(row, model, example, seed, modes, compare)
+        except TraceError as error:
+            return replace(row, verdict=f"not traced: {error}")
 
     return entry.kind, has_norms, run
 
@@ -75,16 +85,8 @@ def _mixes_channels(module: nn.Module) -> bool:
     return "Norm" in name and "BatchNorm" not in name
 
 
-def _try_listed(
-    row: Row, model: nn.Module, inputs: Inputs, seed: int, compare_boxes: Callable[..., float] | None
-) -> Row:
-    model = randomize_(model, seed).double().eval()
-    example = as_arguments(inputs).map_tensors(lambda value: value.double() if value.is_floating_point() else value)
-    settle_(model, example, seed)
-    try:
-        return shrink_and_compare(row, model, example, seed, compare_boxes=compare_boxes)
-    except TraceError as error:
-        return replace(row, verdict=f"not traced: {error}")
+def _widen(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
 
 
 LIBRARIES = {

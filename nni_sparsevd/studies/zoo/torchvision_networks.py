@@ -29,6 +29,8 @@ class Entry:
     """What it is made with."""
     batch: int = 2
     """How many samples the inputs hold."""
+    runs_in_64: bool = True
+    """Whether the network runs in float64: the code of some makes tensors in float32."""
 
 
 def _image(side: int) -> tuple[tuple[int, ...], ...]:
@@ -95,8 +97,8 @@ VIDEO = {
     "swin3d_t": Entry("video", _clip(8, 64), batch=1),
 }
 OPTICAL_FLOW = {
-    "raft_small": Entry("optical flow", ((3, 128, 128), (3, 128, 128)), batch=1),
-    "raft_large": Entry("optical flow", ((3, 128, 128), (3, 128, 128)), batch=1),
+    "raft_small": Entry("optical flow", ((3, 128, 128), (3, 128, 128)), batch=1, runs_in_64=False),
+    "raft_large": Entry("optical flow", ((3, 128, 128), (3, 128, 128)), batch=1, runs_in_64=False),
 }
 ENTRIES = {**CLASSIFICATION, **SEGMENTATION, **DETECTION, **VIDEO, **OPTICAL_FLOW}
 

@@ -37,6 +37,8 @@ class Entry:
     """What the configuration is made from; a pair of a name and settings stands for a configuration."""
     inputs: Callable[[], dict[str, Tensor]] = field(default=lambda: draw_images())
     """The arguments of a call, by name."""
+    runs_in_64: bool = True
+    """Whether the network runs in float64: the code of some makes tensors in float32."""
 
 
 def draw_images(side: int = IMAGE, channels: int = 3) -> dict[str, Tensor]:

@@ -145,7 +145,7 @@ def shrink_and_compare(
         example_inputs: What it is called with.
         seed: Seed of masks and inputs.
         modes: Whether the gradients are compared in training mode (True), in evaluation mode, or both.  Training mode
-            says nothing about a network with dropout.
+            says nothing about a network with dropout.  None of them for a network that does not run in float64.
         compare_boxes: For a detector, the difference of its boxes: called with both networks and the images.
 
     Returns:
@@ -164,7 +164,7 @@ def shrink_and_compare(
     shrinking_seconds = time.perf_counter() - started
     result = check(model, small, example, rounds=1, seed=seed)
     gradient = None
-    if row.mask_kind != "random":
+    if row.mask_kind != "random" and modes:
         gradient = max(gradient_difference(model, small, plan, example, training=mode, seed=seed) for mode in modes)
     boxes = None if compare_boxes is None else compare_boxes(model, small, example.tensors[0])
     same_boxes = boxes is None or boxes < SAME_BOXES
@@ -184,7 +184,7 @@ def shrink_and_compare(
         max_rel_32=result.max_rel_32,
         max_rel_gradient=gradient,
         noise_32=result.noise_32,
-        without_effect=find_parameters_without_effect(small, example, seed),
+        without_effect=find_parameters_without_effect(small, example, seed) if modes else (),
         seconds=tracing_seconds + shrinking_seconds,
         reasons=dict(Counter(group.reason for group in plan.groups if group.reason)),
         max_rel_boxes=boxes,
