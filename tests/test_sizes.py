@@ -184,6 +184,9 @@ NUMBERS: dict[str, Callable[[], nn.Module]] = {
     "full": lambda: Net(
         lambda m, x: m.o((y := torch.relu(m.body(x))) + torch.full((1,), float(y.shape[-1]), dtype=y.dtype)),
         body=nn.Linear(6, 12), o=nn.Linear(12, 4)),
+    "tensor": lambda: Net(  # as RAFT divides its correlations
+        lambda m, x: m.o(m.q(y := torch.relu(m.body(x))) / torch.sqrt(torch.tensor(y.shape[-1]))),
+        body=nn.Linear(6, 12), q=nn.Linear(12, 8), o=nn.Linear(8, 4)),
     "shift": lambda: Net(
         lambda m, x: m.o(m.q(y := torch.relu(m.body(x))) + y.size(2)),
         body=nn.Linear(6, 12), q=nn.Linear(12, 8), o=nn.Linear(8, 4)),
@@ -203,7 +206,7 @@ def test_channels_whose_number_is_computed_with_stay_and_the_others_go(name: str
     for tokens in (7, 3):
         x = torch.randn(1, tokens, 6).double()
         torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-12)
-    if name in ("attention", "channels", "shift"):
+    if name in ("attention", "channels", "tensor", "shift"):
         assert plan.removed >= 2
         assert any("in the code of" in group.reason and "computes with" in group.reason for group in plan.groups)
 

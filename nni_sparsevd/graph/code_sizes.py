@@ -155,14 +155,27 @@ NUMBER_OPERATORS = {
 """Operators that compute with numbers, where others take numbers as sizes and places."""
 
 
+NUMBERS_OF_A_TENSOR = 8
+"""How many numbers a tensor has at most that code makes of single numbers, such as of a height and a width."""
+
+
 def _numbers(node: Node) -> list[float]:
-    """The numbers that an operator computes with."""
+    """The numbers that an operator computes with, or those of a small tensor that the code makes of numbers."""
+    if node.op == "get_attr":
+        return _read_small_tensor(node.meta.get("constant"))
     if node.target not in NUMBER_OPERATORS:
         return []
     start = 1 if node.target in (aten.full.default, aten.new_full.default) else 0  # sizes come first, or after x
     arguments = [argument for argument in node.args[start:] if not isinstance(argument, list | tuple)]
     leaves = tree_leaves((arguments, node.kwargs))
     return [float(leaf) for leaf in leaves if isinstance(leaf, int | float) and not isinstance(leaf, bool)]
+
+
+def _read_small_tensor(constant: Tensor | None) -> list[float]:
+    """The numbers of a tensor such as `torch.tensor(width)`; none where it is large, without data, or holds NaN."""
+    if constant is None or constant.is_meta or constant.numel() > NUMBERS_OF_A_TENSOR or constant.is_complex():
+        return []
+    return [] if bool(constant.isnan().any()) else [float(number) for number in constant.flatten()]
 
 
 def _class_name(model: nn.Module, module: str) -> str:
