@@ -11,6 +11,7 @@ import torch
 
 from nni_sparsevd import cli, convert, files, recipe, storage
 from nni_sparsevd.errors import FileFormatError, MaskError, SettingError, SparseVDError
+from nni_sparsevd.masks import Masks
 
 BASE = ["compress", "--model.name=lenet_300_100", "--data.limit=200", "--sparse.epochs=1", "--sparse.warmup_to=9"]
 
@@ -224,7 +225,7 @@ def test_damaged_result(done: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     ],
     ids=["unknown module", "wrong shape", "not a mask", "empties a layer"],
 )
-def test_masks(masks: convert.Masks, words: list[str], done: Path) -> None:
+def test_masks(masks: Masks, words: list[str], done: Path) -> None:
     model = storage.load(done / "masked.safetensors")
     with pytest.raises(MaskError) as caught:
         convert.bake_(model, masks)
