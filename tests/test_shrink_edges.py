@@ -178,7 +178,7 @@ def test_code_that_insists_on_a_number_of_channels_is_an_error_that_says_so() ->
         return m.head(x)
 
     model = prepared(Net(forward, first=nn.Conv2d(3, 6, 1), head=nn.Conv2d(6, 4, 1)), "rows")
-    with pytest.raises(ShrinkError, match=r"Net does not run: six, please; a size written in its forward"):
+    with pytest.raises(ShrinkError, match=r"Net does not run .*six, please; a size written in its forward"):
         svd.shrink(model, image())
 
 
