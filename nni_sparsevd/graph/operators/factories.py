@@ -66,7 +66,7 @@ def overwrite_constant(node: Node, x: Tensor, source: Tensor, non_blocking: bool
     """What is written, whatever was there."""
     kind = node.meta["val"].dtype
     written = source.double() if kind.is_floating_point else source.to(kind)
-    return written.reshape(*(1,) * (x.dim() - source.dim()), *source.shape)
+    return written.reshape((*(1,) * (x.dim() - source.dim()), *source.shape))
 
 
 def _uniform(node: Node, value: Any) -> Tensor:
