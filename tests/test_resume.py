@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -198,6 +199,7 @@ def test_everything_that_learns_is_in_the_checkpoint(
             stop_at(patch, step, fail)
             with pytest.raises(PowerFailureError):
                 compress(every_step, tmp_path / "cut", [], resume=(tmp_path / "cut").exists())
+        assert not any(child.daemon for child in multiprocessing.active_children()), "loader processes are left"
     compress(every_step, tmp_path / "cut", [], resume=True)
     assert differing(results(tmp_path / "whole"), results(tmp_path / "cut")) == []
 

@@ -57,8 +57,8 @@ class Split(ABC):
         """
 
     @abstractmethod
-    def follow(self, plan: Plan, first: int) -> Iterator[Tensor]:
-        """Read the batches of a plan from a step on, without end, some steps ahead."""
+    def follow(self, plan: Plan, first: int) -> Generator[Tensor]:
+        """Read the batches of a plan from a step on, without end, some steps ahead; close it when done."""
 
     def read(self, rows: Iterable[int]) -> Tensor:
         """Read some images.
@@ -88,7 +88,7 @@ class HeldSplit(Split):
     def images(self) -> Tensor:
         return self._images
 
-    def follow(self, plan: Plan, first: int) -> Iterator[Tensor]:
+    def follow(self, plan: Plan, first: int) -> Generator[Tensor]:
         for step in itertools.count(first):
             yield self._images[torch.tensor([place for place, _ in plan(step)])]
 
@@ -113,7 +113,7 @@ class StreamedSplit(Split):
             raise DataError(f"data: {len(self)} images do not fit into memory; set data.limit or data.image_size")
         return torch.cat(list(self.walk([range(start, min(start + AT_ONCE, len(self))) for start in _starts(self)])))
 
-    def follow(self, plan: Plan, first: int) -> Iterator[Tensor]:
+    def follow(self, plan: Plan, first: int) -> Generator[Tensor]:
         yield from self._load(map(plan, itertools.count(first)), self._workers)
 
     def walk(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:

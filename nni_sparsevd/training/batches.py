@@ -1,6 +1,6 @@
 """The training batches of one process."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import final
 
 import torch
@@ -34,7 +34,7 @@ class Batches:
         self._orders: dict[int, Tensor] = {}
         """The shuffled images of this epoch and, where they are read ahead, of the next one."""
         self._augment_batch = BatchAugmentation(run.recipe.data, run.data.num_classes)
-        self._reading: Iterator[Tensor] = iter(())
+        self._reading: Generator[Tensor] | None = None
         self._next_step = -1
         """The step whose images `_reading` gives next."""
         self.per_epoch = count_steps(len(self._split), run.recipe.data.batch_size, self._world)
@@ -45,7 +45,8 @@ class Batches:
 
         Labels are classes, shape (count,), or the share of each class, shape (count, classes), of mixed images.
         """
-        if step != self._next_step:
+        if self._reading is None or step != self._next_step:
+            self.close()
             self._reading = self._split.follow(self._pick, step)
         images = next(self._reading)
         self._next_step = step + 1
@@ -54,6 +55,14 @@ class Batches:
         labels = self._split.labels[self._find_rows(step)].to(self._device)
         seed = derive_seed(*self._seed_parts(step), "mix")
         return self._augment_batch(self._data.normalize(images), labels, seed)
+
+    def close(self) -> None:
+        """End the loader processes that read ahead, if there are any."""
+        # Left to Python's collector, they might be told to end by a queue that was collected before them: each would
+        # then be waited for in vain, for seconds, and at last when the program ends.
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
 
     def seed_noise(self, step: int) -> None:
         """Seed torch's generators, from which dropout and the posteriors draw their noise at `step`."""

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any, final
 
@@ -129,7 +130,11 @@ class _StageTrainer:
 
     def train(self) -> None:
         """Take all steps that are left; every process has to call it."""
-        with SignalFlag() as signals, self._run.metrics.show_stage(self._name, self._total, self._step) as bar:
+        with (
+            closing(self._batches),
+            SignalFlag() as signals,
+            self._run.metrics.show_stage(self._name, self._total, self._step) as bar,
+        ):
             while self._step < self._total:
                 loss = self._take_step()
                 if self._removal is not None and self._removal.is_due(self._step):
