@@ -289,12 +289,13 @@ def find_requirements(settings: ModelSettings) -> Requirements:
     )
 
 
-def check_checkpoint(settings: ModelSettings, image_size: int | None) -> None:
+def check_checkpoint(settings: ModelSettings, image_size: int | None, requirements: Requirements) -> None:
     """Refuse a checkpoint of another network, before anything costly is done; nothing without a checkpoint.
 
     Args:
         settings: Which network, and the checkpoint.
         image_size: Side of the images, where it is known.
+        requirements: From `find_requirements`, which has read the checkpoint for them.
 
     Raises:
         ModelError: The network cannot be built, or the weights are not its own.
@@ -303,7 +304,6 @@ def check_checkpoint(settings: ModelSettings, image_size: int | None) -> None:
     if settings.checkpoint is None:
         return
     tensors, _ = read_weights(settings.checkpoint)
-    requirements = find_requirements(settings)
     # Sizes that only the data tell are left out of the comparison: here the names count, and most of the shapes.
     size = image_size or requirements.image_size or requirements.usual_size or 32
     untouched = settings.model_copy(update={"checkpoint": None, "pretrained": False})

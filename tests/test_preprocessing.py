@@ -221,8 +221,10 @@ def test_weights_of_another_network_are_found_out_before_a_photo_is_decoded(
     monkeypatch.setattr("nni_sparsevd.data.splits.decode_photo", None)
     flags = [f"--model.name={NAME}", f"--model.checkpoint={tmp_path / 'other.safetensors'}", f"--data.train={photos}"]
     assert cli.main(["compress", f"--out={tmp_path / 'run'}", *flags]) == 1
+    settings = ModelSettings(name=NAME, checkpoint=tmp_path / "other.safetensors")
+    requirements = models.find_requirements(settings)
     with pytest.raises(ModelError, match="conv1"):
-        models.check_checkpoint(ModelSettings(name=NAME, checkpoint=tmp_path / "other.safetensors"), 24)
+        models.check_checkpoint(settings, 24, requirements)
 
 
 def test_a_photo_that_is_not_there_is_named(run: Path) -> None:

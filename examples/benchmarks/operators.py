@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,12 @@ def list_networks() -> Iterator[tuple[str, Callable[[], Iterator[Network]]]]:
     """The name of each network, and what makes it with one input after the other."""
     rows = json.loads(Path("docs/results/zoo.json").read_text())["rows"]
     for name in dict.fromkeys(row["model"] for row in rows if row["model"]):
-        yield f"timm {name}", lambda name=name: make_timm(name)  # type: ignore[misc]
+        yield f"timm {name}", partial(make_timm, name)
     for kind, names in TORCHVISION.items():
         for name in names:
-            yield f"torchvision {name}", lambda kind=kind, name=name: make_torchvision(kind, name)  # type: ignore[misc]
+            yield f"torchvision {name}", partial(make_torchvision, kind, name)
     for kind in TRANSFORMERS:
-        yield f"transformers {kind}", lambda kind=kind: make_transformers(kind)  # type: ignore[misc]
+        yield f"transformers {kind}", partial(make_transformers, kind)
 
 
 def list_operators(networks: Iterator[Network]) -> tuple[set[Any], str]:

@@ -55,6 +55,7 @@ __all__ = [
     "Linear",
     "Operation",
     "Variational",
+    "find_gates",
     "gate_sites",
     "gates_on",
     "is_convertible",
@@ -95,6 +96,11 @@ def named_posteriors(model: nn.Module) -> Iterator[tuple[str, Variational | Chan
         if isinstance(module, (Variational, ChannelGate)) and module.log_sigma2 not in seen:
             seen.add(module.log_sigma2)
             yield name, module
+
+
+def find_gates(model: nn.Module) -> list[ChannelGate]:
+    """Find the gates of a network, each once, in the order of `named_posteriors`."""
+    return [module for _, module in named_posteriors(model) if isinstance(module, ChannelGate)]
 
 
 def kl(model: nn.Module) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..nn import ChannelGate, named_posteriors
+from ..nn import ChannelGate, find_gates
 from ..posterior import elements
 
 RATE = 0.02
@@ -30,7 +30,7 @@ def start_natural_steps_(model: nn.Module) -> list[ChannelGate]:
     Returns:
         The gates.
     """
-    gates = [module for _, module in named_posteriors(model) if isinstance(module, ChannelGate)]
+    gates = find_gates(model)
     for gate in gates:
         gate.log_sigma2.requires_grad_(False)
         gate.observe_()

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..nn import ChannelGate, named_posteriors
+from ..nn import ChannelGate, find_gates
 from .weighing import count_gate_costs
 
 LARGEST_EXCESS = 0.01
@@ -67,7 +67,7 @@ def choose_cutoffs(
     """
     costs = count_gate_costs(model, example_inputs, kind)
     blocks: list[_Block] = []
-    for gate in _find_gates(model):
+    for gate in find_gates(model):
         blocks.extend(_list_blocks(gate, costs[gate] / len(gate.mu), round_to))
     # Python's sort keeps the order of equals: blocks of one gate stay in the order of their removal.
     blocks.sort(key=lambda block: block.worth_per_cost)
@@ -108,10 +108,6 @@ def _list_blocks(gate: ChannelGate, cost_of_channel: float, round_to: int) -> It
         yield _Block(gate, cost, highest, log_alpha[end - 1].item())
 
 
-def _find_gates(model: nn.Module) -> list[ChannelGate]:
-    return [module for _, module in named_posteriors(model) if isinstance(module, ChannelGate)]
-
-
 def _split_into_blocks(gate: ChannelGate, round_to: int) -> list[tuple[int, int]]:
     """(start, end) of each block of the gate's channels, in the order of removal; the last block always stays."""
     channels = len(gate.mu)
@@ -133,7 +129,7 @@ def use_cutoffs_(model: nn.Module, cutoffs: dict[ChannelGate, float]) -> dict[Ch
         The thresholds before, to be put back with this function.
     """
     before = {}
-    for gate in _find_gates(model):
+    for gate in find_gates(model):
         before[gate] = gate.threshold
         gate.threshold = cutoffs.get(gate, math.inf)
     return before

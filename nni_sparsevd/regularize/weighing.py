@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..graph import Inputs, channel_graph, evaluation_mode, take_first_sample
 from ..masks import find_group_gates
-from ..nn import ChannelGate, Variational, make_plain_copy, named_posteriors, output_dim
+from ..nn import ChannelGate, Variational, find_gates, make_plain_copy, named_posteriors, output_dim
 
 Weighed = list[tuple[Variational | ChannelGate, float]]
 """(layer or gate, factor on the KL of each of its weights or channels)."""
@@ -93,11 +93,10 @@ def count_gate_costs(
         costs_by_layer = {name: float(layers[name].get_parameter("weight").numel()) for name in costs_by_layer}
     # Heads are no indices of any axis, so the second loop does not reach them: they cost what their writers cost.
     costs = {}
-    for _, module in named_posteriors(model):
-        if isinstance(module, ChannelGate):
-            costs[module] = sum(costs_by_layer.get(writer, 0.0) for writer in module.writers)
+    for owner in find_gates(model):
+        costs[owner] = sum(costs_by_layer.get(writer, 0.0) for writer in owner.writers)
     # The channels of a group are a part of the indices of each axis that they stand on. What a layer spends on the
-    # group is that part of the layer's multiply-accumulates.
+    # group is that part of the layer's cost.
     graph = channel_graph(make_plain_copy(model), example_inputs)
     gate_behind = find_group_gates(model, graph)
     for group in graph.groups:

@@ -60,7 +60,7 @@ def compress(
     accelerator.wait_for_everyone()
     requirements = models.find_requirements(recipe.model)
     # A checkpoint of another network is found out before any photo is decoded.
-    models.check_checkpoint(recipe.model, recipe.data.image_size)
+    models.check_checkpoint(recipe.model, recipe.data.image_size, requirements)
     torch.manual_seed(recipe.seed)
     data = datasets.load_data(recipe.data, None, recipe.seed, requirements)
     check_budget(recipe, count_steps(len(data.train), recipe.data.batch_size, accelerator.num_processes))

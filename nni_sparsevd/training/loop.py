@@ -184,14 +184,14 @@ class _StageTrainer:
         if not self._natural_gates:
             return
         assert self._sparse is not None
-        average = self._accelerator.reduce if self._accelerator.num_processes > 1 else None
+        several = self._accelerator.num_processes > 1
         take_natural_steps_(
             self._natural_gates,
             batch_size,
             len(self._run.data.train),
             self._sparse.kl_coefficient,
             self._step,
-            None if average is None else partial(average, reduction="mean"),
+            partial(self._accelerator.reduce, reduction="mean") if several else None,
         )
 
     def _add_kl_gradient(self) -> None:

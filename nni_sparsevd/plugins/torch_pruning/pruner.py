@@ -13,7 +13,7 @@ from ...convert import bake_, sparsify_
 from ...errors import SettingError
 from ...graph import Inputs, evaluation_mode
 from ...measure import cost_function
-from ...nn import ChannelGate, kl, named_posteriors, to_plain_network_
+from ...nn import find_gates, kl, to_plain_network_
 from ...regularize import (
     Arrival,
     Budget,
@@ -179,9 +179,8 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         """
         self._attentions = update_attentions_(self._attentions, self.num_heads)
         if self.arrival is not None:  # the budget's threshold is the one that counts
-            for _, module in named_posteriors(self.model):
-                if isinstance(module, ChannelGate):
-                    module.threshold = self.arrival.log_alpha + 1e-4  # scores are rounded to float32
+            for gate in find_gates(self.model):
+                gate.threshold = self.arrival.log_alpha + 1e-4  # scores are rounded to float32
         return bake_(self.model)
 
     def _progress(self) -> float | None:
