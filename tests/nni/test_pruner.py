@@ -17,6 +17,7 @@ from nni_sparsevd.plugins.nni import SparseVDPruner, SparseVDSettings
 from nni_sparsevd.plugins.nni.learning import Learning
 
 CONVOLUTIONS = {"op_types": ["Conv2d"]}
+WEIGHTS = {"granularity": [1]}
 
 
 def settings(**posterior):
@@ -113,13 +114,13 @@ def test_keys_of_sparsity(keys, sparsity):
 
 
 def test_a_threshold_in_nnis_terms_is_one_on_log_alpha():
-    pruner = with_posterior({**CONVOLUTIONS, "sparse_threshold": 0.25})
+    pruner = with_posterior({**CONVOLUTIONS, **WEIGHTS, "sparse_threshold": 0.25})
     expected = pruner.log_alpha()["0"]["weight"] <= math.log(3)  # 1 / (1 + alpha) >= 1/4
     assert torch.equal(pruner.compress()[1]["0"]["weight"].bool(), expected)
 
 
 def test_a_global_group_shares_its_ratio():
-    pruner = with_posterior({**CONVOLUTIONS, "sparse_ratio": 0.5, "global_group_id": "all"})
+    pruner = with_posterior({**CONVOLUTIONS, **WEIGHTS, "sparse_ratio": 0.5, "global_group_id": "all"})
     relevance = torch.cat([value["weight"].flatten() for value in pruner.log_alpha().values()])
     _, masks = pruner.compress()
     kept = torch.cat([masks[name]["weight"].flatten() for name in pruner.log_alpha()]).bool()
@@ -200,7 +201,7 @@ def test_outputs_vary_by_the_posterior_of_what_is_kept(estimator, variance, laye
     torch.manual_seed(0)
     layer, plain = copy.deepcopy(layer), copy.deepcopy(layer)
     kind, shape = type(layer).__name__, {2: (6,), 3: (6, 4), 4: (6, 4, 4)}[layer.weight.dim()]
-    entry = {"op_types": [kind], "sparse_ratio": 0.5}
+    entry = {"op_types": [kind], **WEIGHTS, "sparse_ratio": 0.5}
     pruner = with_posterior(entry, nn.Sequential(layer), estimator=estimator, variance=variance)
     pruner.update_masks(pruner.generate_masks())
     wrapper = layer._nni_wrapper
@@ -347,7 +348,7 @@ def test_without_an_evaluator_one_trains_the_wrapped_model_oneself():
 def test_untrained_it_ranks_by_magnitude_and_says_so():
     model = network()
     with pytest.warns(SparseVDWarning, match="pruning by magnitude"):
-        _, masks = SparseVDPruner(model, [{**CONVOLUTIONS, "sparse_ratio": 0.5}]).compress()
+        _, masks = SparseVDPruner(model, [{**CONVOLUTIONS, **WEIGHTS, "sparse_ratio": 0.5}]).compress()
     level = pruning.LevelPruner(network(), [{**CONVOLUTIONS, "sparse_ratio": 0.5}])
     for name, targets in level.compress()[1].items():
         assert torch.equal(targets["weight"], masks[name]["weight"])

@@ -1,5 +1,6 @@
 """Sparse variational dropout as a pruner of NNI: its config_list, evaluators, schedules and chains."""
 
+import logging
 import warnings
 from typing import Any
 
@@ -22,8 +23,10 @@ from .config import check_config
 from .gates import Gates, find_places
 from .learning import Learning
 from .posteriors import TargetPosterior
-from .targets import Spaces, active, in_model_order, settle_
+from .targets import Spaces, active, in_model_order, is_told_how_much, settle_
 
+logger = logging.getLogger("nni.compression.pruning.SparseVDPruner")
+"""NNI shows what is logged below its own name."""
 Values = dict[str, dict[str, Tensor]]
 """{module name: {target name: tensor}}: how NNI hands data, metrics and masks around."""
 
@@ -39,8 +42,9 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
     - Ratios rank, and thresholds cut, the signal's share of the power: theta^2 / (theta^2 + sigma^2) = 1 / (1 + alpha),
       summed over each block and over the members of a dependency group.  It lies between 0 and 1, high is relevant, and
       0.0474 is log alpha 3.
-    - `granularity: default` means single weights, as in `LevelPruner`.  It means `out_channel` where the entry has a
-      dependency group, or where the settings ask for gates.
+    - `granularity: default` means `out_channel` where a ratio, a threshold or a dependency group is given, or where the
+      settings ask for gates: so it is in all pruners of NNI but `LevelPruner`.  Where nothing says how much to remove,
+      it means single weights, and so does the block `[1]` anywhere.  What was chosen is logged.
 
     After `compress` the posteriors are gone, and what is left is what any pruner of NNI leaves.  Without an evaluator,
     train the wrapped model yourself on `loss + pruner.kl() / n_train`, then call `compress()`.
@@ -82,7 +86,10 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         if posterior.granularity != "weight":
             places = find_places(model, config_list, evaluator, posterior.granularity)
         holders = find_holders(model)
+        self._defaults: dict[str, list[str]] = {"channels": [], "weights": []}
+        """What the granularity was chosen to be -> the weights that the config_list names none for."""
         super().__init__(model, config_list, evaluator, existed_wrappers)
+        self._say_defaults()
         self.training_steps = training_steps
         # NNI's schedules read and set these two: masks are renewed `total_times` times, every `interval_steps` steps.
         self.interval_steps = -1 if training_steps is None else training_steps
@@ -211,8 +218,26 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         return masks
 
     def _set_default_sparse_granularity(self, target_space: PruningTargetSpace) -> str | None:
-        grouped = target_space.dependency_group_id is not None
-        return "out_channel" if grouped or self.settings.posterior.granularity != "weight" else None
+        # A script that says how much to remove was written for another pruner of NNI, or could have been: all of them
+        # but one remove channels then.  Where nothing says it, each weight is decided about, as in the paper.
+        gated = self.settings.posterior.granularity != "weight"
+        channels = gated or is_told_how_much(target_space, self._target_spaces)
+        if target_space.align is None and target_space.target is not None and target_space.target.dim() > 1:
+            name = f"{target_space._wrapper.name}.{target_space._target_name}"
+            self._defaults["channels" if channels else "weights"].append(name)
+        return "out_channel" if channels else None
+
+    def _say_defaults(self) -> None:
+        """Say which granularity was chosen where the config_list names none."""
+        for chosen, names in self._defaults.items():
+            if not names:
+                continue
+            if chosen == "channels":
+                meaning = "whole output channels, as in TaylorPruner and L1NormPruner; write [1] for single weights"
+            else:
+                meaning = "single weights, since no ratio is given; write 'out_channel' for channels, which can leave"
+            named = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+            logger.info("SparseVDPruner: no granularity for %d targets (%s): %s", len(names), named, meaning)
 
     # ---- its life: learn, decide once, and be an ordinary pruner ever after
 

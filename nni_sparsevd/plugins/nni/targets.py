@@ -44,6 +44,17 @@ def settle_(spaces: Spaces, threshold: float) -> Members:
     return members
 
 
+def is_told_how_much(space: PruningTargetSpace, spaces: Spaces) -> bool:
+    """Whether a ratio or a threshold says how much of a target is removed, or of its global group, or others decide."""
+    if space.dependency_group_id is not None:
+        return True
+    told = [space]
+    if space.global_group_id is not None:
+        others = [other for targets in spaces.values() for other in targets.values()]
+        told += [other for other in others if other.global_group_id == space.global_group_id]
+    return any(other.sparse_ratio is not None or other.sparse_threshold is not None for other in told)
+
+
 def _is_prunable(space: PruningTargetSpace) -> bool:
     return space.type is TargetType.PARAMETER and space.target is not None and space.align is None
 
@@ -56,10 +67,15 @@ def _follows_single_weights(space: PruningTargetSpace, targets: dict[str, Prunin
     if space.align["module_name"] is not None:
         return False
     weight = targets.get(space.align["target_name"])
-    if weight is None or weight._scaler is not None:
+    if weight is None or not _loses_single_weights(weight):
         return False
     entries = space._wrapper.configs.get("pruning", [])
     return not any("align" in entry.get("target_settings", {}).get(space._target_name, {}) for entry in entries)
+
+
+def _loses_single_weights(space: PruningTargetSpace) -> bool:
+    granularity = space.granularity
+    return granularity is None or (isinstance(granularity, list) and all(size == 1 for size in granularity))
 
 
 def _set_missing_ratios_(prunable: list[PruningTargetSpace], threshold: float) -> None:
