@@ -3,11 +3,14 @@
 import statistics
 import time
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, final
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.hooks import RemovableHandle
 
 from .graph import CallArguments, Inputs, as_arguments, evaluation_mode, take_first_sample
 
@@ -31,6 +34,94 @@ def count_macs(model: nn.Module, example_inputs: Inputs) -> int:
     Returns:
         Multiply-accumulates for the whole batch.
     """
+    flops = _count_flops(model, as_arguments(example_inputs))
+    return sum(flops.get("Global", {}).values()) // 2
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What a layer costs in a forward pass of its network."""
+
+    macs: int
+    """Multiply-accumulates, as `count_macs` counts them."""
+    latency_ms: float
+    """Median milliseconds."""
+
+
+def measure_layers(
+    models: dict[str, nn.Module], example_inputs: Inputs, rounds: int = 15, threads: int = 1
+) -> dict[str, dict[str, LayerCost]]:
+    """Measure what each layer costs, of networks side by side, which take turns as in `measure_latencies`.
+
+    Args:
+        models: Name -> network; they run in evaluation mode, and their modes are restored.
+        example_inputs: What the networks are called with: a tensor, a tuple, a dict of keywords, or (args, kwargs).
+        rounds: How often each network is timed.
+        threads: Threads of torch; the number is restored.
+
+    Returns:
+        Name of the network -> name of each module that owns parameters and runs, but the network itself -> its cost,
+        that of the modules in it included.  A layer that runs several times costs their sum.
+    """
+    arguments = as_arguments(example_inputs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    timers = {name: _LayerTimer(model) for name, model in models.items()}
+    try:
+        with evaluation_mode(*models.values()), torch.inference_mode():
+            # The first round warms the caches up, and is not counted.
+            for _ in range(rounds + 1):
+                for name, model in models.items():
+                    timers[name].time(model, arguments)
+    finally:
+        torch.set_num_threads(before)
+        for timer in timers.values():
+            timer.remove_hooks()
+    costs: dict[str, dict[str, LayerCost]] = {}
+    for name, model in models.items():
+        flops = _count_flops(model, arguments)
+        root = type(model).__name__
+        costs[name] = {}
+        for layer, seconds in timers[name].rounds.items():
+            macs = sum(flops.get(f"{root}.{layer}", {}).values()) // 2
+            costs[name][layer] = LayerCost(macs, 1e3 * statistics.median(seconds[1:]))
+    return costs
+
+
+@final
+class _LayerTimer:
+    """Times the modules of a network that own parameters, by hooks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.rounds: dict[str, list[float]] = {}
+        """Name of each layer that runs -> its seconds in each round."""
+        self._handles: list[RemovableHandle] = []
+        self._began: list[float] = []
+        """When the layers began that run at this moment; the innermost is the last."""
+        for name, module in model.named_modules():
+            if name and any(True for _ in module.parameters(recurse=False)):
+                self._handles.append(module.register_forward_pre_hook(self._begin))
+                self._handles.append(module.register_forward_hook(partial(self._end, name)))
+
+    def time(self, model: nn.Module, arguments: CallArguments) -> None:
+        """Run the network once, as one more round."""
+        for seconds in self.rounds.values():
+            seconds.append(0.0)
+        arguments.call(model)
+
+    def remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _begin(self, module: nn.Module, inputs: Any) -> None:
+        self._began.append(time.perf_counter())
+
+    def _end(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.rounds.setdefault(name, [0.0])[-1] += time.perf_counter() - self._began.pop()
+
+
+def _count_flops(model: nn.Module, arguments: CallArguments) -> dict[str, dict[Any, int]]:
+    """FLOPs of a forward pass by operator: of each module under its class and name, and of all under "Global"."""
     from torch.utils.flop_counter import FlopCounterMode  # a tenth of the time that importing this package takes
 
     # 1. The fast path of nn.MultiheadAttention is a single kernel that the counter does not know.
@@ -44,12 +135,12 @@ def count_macs(model: nn.Module, example_inputs: Inputs) -> int:
     counter = FlopCounterMode(display=False)
     try:
         with evaluation_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            as_arguments(example_inputs).call(model)
+            arguments.call(model)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for parameter in learning:
             parameter.requires_grad_(True)
-    return int(counter.get_total_flops() // 2)
+    return dict(counter.get_flop_counts())
 
 
 def measure_latencies(

@@ -26,7 +26,7 @@ RECIPE = {
     "masks": {"allow_empty": True, "ratio": 0.5},
 }
 TIMES = "\N{MULTIPLICATION SIGN}"
-PICTURES = ("progress", "log_alpha", "curve", "layers")
+PICTURES = ("progress", "log_alpha", "curve", "layers", "allocation", "mistakes")
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,10 @@ def test_numbers_are_those_of_the_result(run):
     for row in test.values():
         expected += [f"{row['error_percent']:.2f}", f"{row['loss']:.4f}"]
     for layer in result["layers"]:
-        expected += [layer["name"], f"{layer['kept']:,}", f"{100 * (1 - layer['kept'] / layer['weights']):.1f} %"]
+        expected += [layer["name"], f"{layer['kept']:,}", f"{layer['outputs_before']} → {layer['outputs']}"]
+        expected += [f"{layer['cost']['dense']['macs']:,} → {layer['cost']['shrunk']['macs']:,}"]
+        expected += [f"{layer['loss_rise']:.2g}", "{:.1f}, {:.1f}, {:.1f}".format(*layer["log_alpha"])]
+        expected += [f"{100 * (1 - layer['kept'] / layer['weights']):.1f} %"]
     expected += [group["name"] for group in result["plan"]]
     for page in pages(run):
         for number in expected:
@@ -149,7 +152,7 @@ def test_a_damaged_result_is_named(run, content):
         write_report(run)
 
 
-@pytest.mark.parametrize("key", ["layers", "size", "test", "weights", "plan", "check", "command"])
+@pytest.mark.parametrize("key", ["layers", "mistakes", "size", "test", "weights", "plan", "check", "command", "model"])
 def test_a_result_that_lacks_something_is_named(run, key):
     edit(run / "result.json", lambda values: values.pop(key))
     with pytest.raises(FileFormatError, match=rf"result\.json.*{key}"):

@@ -10,16 +10,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from .. import errors, files
 from . import pictures
-from .remarks import write_remarks
+from .remarks import write_answer, write_remarks
 
 HEADINGS = {
     "progress": "Accuracy and compression over the epochs",
     "log_alpha": "log α of all posteriors: kept left of the threshold, noise right of it; the outer bins hold the rest",
     "curve": "Accuracy against compression over thresholds, on held-out data, before fine-tuning",
     "layers": "Share of the weights removed, layer by layer",
+    "allocation": "What each layer costs, before and after",
+    "mistakes": "Test images that the dense network gets right and the shrunk one wrong, the surest mistakes first",
 }
 """What stands above each picture, in the order of the page."""
 NETWORKS = ("dense", "masked", "shrunk")
+MISTAKES_FILE = "mistakes.safetensors"
 STAGES = ("dense", "sparse", "finetune")
 SIZES = (
     ("parameters", "Parameters", "{:,}"),
@@ -68,6 +71,7 @@ def _gather_values(folder: Path) -> dict[str, Any]:
         return {
             **result,
             "title": folder.resolve().name,
+            "answer": write_answer(result),
             "remarks": write_remarks(result),
             "rows": _comparison_rows(result),
             "curve": curve,
@@ -82,13 +86,16 @@ def _gather_values(folder: Path) -> dict[str, Any]:
 
 def _draw_pictures(folder: Path, result: Any, epochs: list[dict[str, Any]], curve: Any) -> dict[str, Path]:
     """Draw the pictures that this run has numbers for; gives their files by name, in the order of `HEADINGS`."""
-    history = _read_optional(folder / "log_alpha.json")
+    with _blaming(folder / "result.json"):
+        layers, lost = result["layers"], result["mistakes"]["lost"]
     drawing: dict[str, tuple[str, Callable[[Path], None]]] = {
         "progress": ("metrics.jsonl", lambda path: pictures.draw_progress(epochs, path)),
-        "layers": ("result.json", lambda path: pictures.draw_layer_sparsity(result["layers"], path)),
+        "layers": ("result.json", lambda path: pictures.draw_layer_sparsity(layers, path)),
+        "allocation": ("result.json", lambda path: pictures.draw_allocation(layers, path)),
     }
     if curve:
         drawing["curve"] = ("curve.json", lambda path: pictures.draw_threshold_curve(curve, path))
+    history = _read_optional(folder / "log_alpha.json")
     with _blaming(folder / "log_alpha.json"):
         has_history = bool(history and history["epochs"])
     if has_history:
@@ -97,6 +104,8 @@ def _draw_pictures(folder: Path, result: Any, epochs: list[dict[str, Any]], curv
             "log_alpha.json",
             lambda path: pictures.draw_log_alpha_histograms(history, threshold, path),
         )
+    if lost:
+        drawing["mistakes"] = (MISTAKES_FILE, lambda path: _draw_mistakes(folder, result, path))
     drawn = {}
     for name in HEADINGS:
         if name in drawing:
@@ -105,6 +114,15 @@ def _draw_pictures(folder: Path, result: Any, epochs: list[dict[str, Any]], curv
             with _blaming(folder / source):
                 draw(drawn[name])
     return drawn
+
+
+def _draw_mistakes(folder: Path, result: Any, path: Path) -> None:
+    tensors = files.load_tensors(folder / MISTAKES_FILE)[0]
+    names = result["preprocessing"]["label_names"]
+    captions = []
+    for label, answer in zip(tensors["labels"].tolist(), tensors["answers"].tolist(), strict=True):
+        captions.append(f"{names[label]}\nshrunk: {names[answer]}" if names else f"{label}, shrunk: {answer}")
+    pictures.draw_mistakes(tensors["images"].numpy(), captions, path)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 BLUE, ORANGE, GRAY = "#2f6690", "#d1603d", "#8d99ae"
 STYLE: Any = {
@@ -122,3 +123,38 @@ def draw_threshold_curve(curve: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("weights in all / kept (log scale)")
         axes.set_ylabel("held-out accuracy, %")
         axes.legend(frameon=False)
+
+
+def draw_allocation(layers: list[dict[str, Any]], path: Path) -> None:
+    """Draw two bars for each layer: its multiply-accumulates in the dense and in the shrunk network."""
+    with styled_axes(path, height=max(1.8, 0.26 * len(layers) + 1.0)) as axes:
+        rows = np.arange(len(layers))
+        for network, color, thickness in (("dense", GRAY, 0.8), ("shrunk", BLUE, 0.5)):
+            macs = [layer["cost"][network]["macs"] / 1e6 for layer in layers]
+            axes.barh(rows, macs, thickness, color=color, label=network)
+        names = [f"{layer['name']}  {layer['outputs_before']} → {layer['outputs']}" for layer in layers]
+        axes.set_yticks(rows, names, fontsize=8)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("multiply-accumulates of one image, millions; beside the names: output channels")
+        axes.legend(frameon=False)
+
+
+def draw_mistakes(images: NDArray[np.uint8], captions: list[str], path: Path) -> None:
+    """Draw images in a row of six or several, each with its caption.
+
+    Args:
+        images: Shape (count, channels, height, width), of one channel or three.
+        captions: What stands above each image.
+        path: The picture's file.
+    """
+    columns = min(len(images), 6)
+    lines = -(-len(images) // columns)
+    with styled_figure(path, height=1.5 * lines + 0.2) as figure:
+        panels = figure.subplots(lines, columns, squeeze=False).flatten()
+        for panel in panels:
+            panel.set_axis_off()
+        for panel, image, caption in zip(panels, images, captions, strict=False):
+            pixels = image.transpose(1, 2, 0)
+            panel.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
+            panel.set_title(caption, fontsize=6)

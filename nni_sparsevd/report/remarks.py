@@ -3,6 +3,27 @@
 from typing import Any
 
 
+def write_answer(result: dict[str, Any]) -> str:
+    """Write the first line of a report: what the run made, how much cheaper it is, and what that costs.
+
+    Args:
+        result: The content of result.json.
+
+    Returns:
+        A sentence.
+    """
+    dense, small = result["size"]["dense"], result["size"]["shrunk"]
+    saved = []
+    for key, unit in (("macs", "fewer MACs"), ("parameters", "fewer parameters")):
+        saved.append(f"{dense[key] / max(small[key], 1):.1f}× {unit}")
+    faster = dense["latency_ms"] / small["latency_ms"]
+    before, after = (100 - result["test"][name]["error_percent"] for name in ("dense", "shrunk"))
+    return (
+        f"{result['model']}: {' and '.join(saved)}, {faster:.1f}× as fast in PyTorch on one thread; "
+        f"{after:.2f} % of the test images right, {before:.2f} % before."
+    )
+
+
 def write_remarks(result: dict[str, Any]) -> list[str]:
     """Write what a table of results does not say by itself.
 

@@ -3,27 +3,33 @@
 from .compression import compress
 from .environment import describe_environment
 from .masked_posterior import mask_posterior_
+from .mistakes import Mistakes, find_mistakes
 from .network_files import read_network_
 from .optimizer import build_optimizer, set_learning_rate
 from .schedule import derive_seed, kl_coefficient_at, learning_rate_at
-from .scoring import Score, evaluate, evaluate_baked
+from .scoring import Score, classify, evaluate, evaluate_baked
+from .sensitivity import SENSITIVITY_FILE
 from .signals import Interrupted
 from .stages import Compressed
 from .threshold import THRESHOLD_GRID, ThresholdCurve, choose_threshold
 
 __all__ = [
+    "SENSITIVITY_FILE",
     "THRESHOLD_GRID",
     "Compressed",
     "Interrupted",
+    "Mistakes",
     "Score",
     "ThresholdCurve",
     "build_optimizer",
     "choose_threshold",
+    "classify",
     "compress",
     "derive_seed",
     "describe_environment",
     "evaluate",
     "evaluate_baked",
+    "find_mistakes",
     "kl_coefficient_at",
     "learning_rate_at",
     "mask_posterior_",

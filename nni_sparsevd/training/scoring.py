@@ -1,15 +1,16 @@
 """Accuracy and loss of a network on a split of the data."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..convert import bake_
 from ..data import DataSets, Split
-from ..graph import copy_module
+from ..graph import copy_module, evaluation_mode
 from ..masks import Masks
 
 VALUES = 1 << 23
@@ -42,20 +43,40 @@ def evaluate(model: nn.Module, data: DataSets, split: Split, batch_size: int | N
     Returns:
         The score over all images of the split.
     """
-    batch_size = batch_size or min(500, max(VALUES // math.prod(data.preprocessing.input_size), 1))
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
     correct, loss = 0, 0.0
-    with torch.inference_mode():
-        for images, labels in data.batches(split, batch_size):
-            logits = model(images.to(device)).float()
-            labels = labels.to(device)
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-            correct += int((logits.argmax(1) == labels).sum())
-    model.train(training)
+    for logits, labels in _walk_logits(model, data, split, batch_size):
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        correct += int((logits.argmax(1) == labels).sum())
     count = max(len(split), 1)
     return Score(correct / count, loss / count, len(split))
+
+
+def classify(model: nn.Module, data: DataSets, split: Split) -> tuple[Tensor, Tensor]:
+    """Classify all images of a split in evaluation mode.
+
+    Args:
+        model: A network of the data's classes, on any device.
+        data: Knows how images are normalized.
+        split: Which images.
+
+    Returns:
+        The class of each image and the probability that the network gives it; int64 and float32, shape (images,).
+    """
+    answers = [logits.softmax(1).max(1) for logits, _ in _walk_logits(model, data, split)]
+    return torch.cat([answer.indices for answer in answers]).cpu(), torch.cat(
+        [answer.values for answer in answers]
+    ).cpu()
+
+
+def _walk_logits(
+    model: nn.Module, data: DataSets, split: Split, batch_size: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Walk over a split; gives the logits of each batch in float32, and its labels on the same device."""
+    batch_size = batch_size or min(500, max(VALUES // math.prod(data.preprocessing.input_size), 1))
+    device = next(model.parameters()).device
+    with evaluation_mode(model), torch.inference_mode():
+        for images, labels in data.batches(split, batch_size):
+            yield model(images.to(device)).float(), labels.to(device)
 
 
 def evaluate_baked(model: nn.Module, masks: Masks, data: DataSets, split: Split) -> Score:

@@ -23,6 +23,7 @@ from .masked_posterior import mask_posterior_
 from .network_files import read_network_, write_network
 from .run import Run
 from .scoring import evaluate_baked
+from .sensitivity import SENSITIVITY_FILE, measure_sensitivities
 from .starting_network import make_variational_
 from .teacher import Teacher
 from .threshold import choose_threshold
@@ -163,6 +164,9 @@ class StageSequence:
             start=self._find_start("sparse"),
         )
         self._write("posterior", model)
+        if self._is_main:
+            sensitivities = measure_sensitivities(model, len(self._data.train))
+            write_json(self._folder / SENSITIVITY_FILE, [sensitivity.to_dict() for sensitivity in sensitivities])
         if removal is not None:
             arrival = removal.arrive(model.cpu())
             if self._is_main:

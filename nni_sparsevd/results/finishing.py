@@ -5,23 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .errors import FileFormatError, ShrinkError
-from .export import Comparison, export
-from .files import read_json, write_json
-from .graph import channel_graph
-from .masks import count_weights
-from .measure import count_macs, count_parameters, measure_latencies
-from .nn import output_dim
-from .report import write_remarks, write_report
-from .shrinking import CheckResult, Plan, check, shrink
-from .storage import load, save
-from .training import Compressed, Score, evaluate
-
-FILES = {"dense": "dense.safetensors", "masked": "masked.safetensors", "shrunk": "small.safetensors"}
-"""Network, as result.json names it -> its file in the run folder."""
+from ..errors import ShrinkError
+from ..files import read_json, write_json
+from ..graph import channel_graph
+from ..masks import count_weights
+from ..measure import count_macs, count_parameters, measure_latencies
+from ..recipe import read_recipe
+from ..report import write_remarks
+from ..shrinking import CheckResult, Plan, check, shrink
+from ..storage import save
+from ..training import SENSITIVITY_FILE, Compressed, Score, evaluate, find_mistakes
+from .layers import describe_layers
+from .run_files import FILES
 
 
 def finish_run(compressed: Compressed, folder: Path) -> str:
@@ -51,16 +48,22 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
     networks = {"dense": compressed.dense, "masked": compressed.masked, "shrunk": small}
     data = compressed.data
     scores = {name: evaluate(network, data, data.test) for name, network in networks.items()}
+    mistakes = find_mistakes(compressed.dense, small, data)
+    mistakes.save(folder / "mistakes.safetensors")
+    example = compressed.example_inputs[:1]
+    sensitivities = read_json(folder / SENSITIVITY_FILE)
     environment = read_json(folder / "environment.json")
     values = {
+        "model": read_recipe(folder / "recipe.toml").model.name,
         "input": list(compressed.example_inputs.shape[1:]),
         "test": {name: score.to_dict() for name, score in scores.items()},
+        "mistakes": {"lost": mistakes.lost, "gained": mistakes.gained},
         "images": {"train": len(data.train), "holdout": len(data.holdout), "test": len(data.test)},
         "skipped": list(data.skipped),
         "preprocessing": data.preprocessing.to_dict(),
-        "layers": _describe_layers(compressed.dense, compressed.masked, small),
+        "layers": describe_layers(compressed.dense, compressed.masked, small, example, sensitivities),
         "weights": _count_all_weights(compressed),
-        "size": _measure_sizes(networks, folder, compressed.example_inputs[:1]),
+        "size": _measure_sizes(networks, folder, example),
         "check": result.to_dict(),
         "plan": account.to_rows(),
         "passed_over": compressed.passed_over,
@@ -87,31 +90,6 @@ def _account_from_dense(plan: Plan, compressed: Compressed) -> Plan:
         channels, removed = group.channels + removed_before, group.removed + removed_before
         groups.append(replace(group, channels=channels, removed=removed))
     return replace(plan, groups=tuple(groups))
-
-
-def _describe_layers(dense: nn.Module, masked: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
-    """For each layer: its weights before Sparse VD, those kept, and the inputs and outputs left after shrinking."""
-    rows = []
-    for name, layer in dense.named_modules():
-        weight = layer._parameters.get("weight")
-        # Norms and biases have one dimension: they are not counted as weights anywhere.
-        if weight is None or weight.dim() < 2:
-            continue
-        kept = int(masked.get_submodule(name).get_parameter("weight").count_nonzero())
-        small_weight = small.get_submodule(name).get_parameter("weight")
-        out = output_dim(layer)
-        all_but_inputs = [dim for dim in range(small_weight.dim()) if dim != 1 - out]
-        row = {
-            "name": name,
-            "shape": list(weight.shape),
-            "weights": weight.numel(),
-            "kept": kept,
-            "sparsity": 1 - kept / weight.numel(),
-            "inputs": int((small_weight != 0).any(all_but_inputs).sum()),
-            "outputs": small_weight.shape[out],
-        }
-        rows.append(row)
-    return rows
 
 
 def _count_all_weights(compressed: Compressed) -> dict[str, float]:
@@ -146,48 +124,3 @@ def _summarize(values: dict[str, Any], plan: Plan, result: CheckResult, scores: 
             f"{row['file_bytes']:>12,} bytes  {row['latency_ms']:8.3f} ms"
         )
     return "\n".join(lines)
-
-
-def export_run(folder: Path, path: Path, *, dynamic_batch: bool = True) -> Comparison:
-    """Export the small network of a run folder, and add the comparison to exports.json and to the report there.
-
-    Args:
-        folder: The folder of a finished run.
-        path: The file to write; its suffix chooses the runtime, as in `export`.
-        dynamic_batch: Whether the exported network accepts batches of any size, as far as the runtime can.
-
-    Returns:
-        The largest differences between the small network and the exported file.
-
-    Raises:
-        FileFormatError: The run is not finished, or a file of it is damaged.
-        SettingError: The suffix is not known, or the runtime is not installed.
-        ModelError: The runtime cannot express the network, or the exported file computes something else.
-    """
-    shape = read_json(folder / "result.json")["input"]
-    small = load(folder / FILES["shrunk"])
-    comparison = export(small, path, torch.zeros(1, *shape), dynamic_batch=dynamic_batch)
-    record = folder / "exports.json"
-    rows = read_json(record) if record.exists() else {}
-    write_json(record, {**rows, path.name: comparison.to_dict()})
-    write_report(folder)
-    return comparison
-
-
-def check_run(folder: Path) -> CheckResult:
-    """Compare the masked and the small network of a run folder.
-
-    Args:
-        folder: The folder of a finished run.
-
-    Returns:
-        The largest differences of their outputs.
-
-    Raises:
-        FileFormatError: The run is not finished, or a file of it is damaged.
-    """
-    for name in ("result.json", FILES["masked"], FILES["shrunk"]):
-        if not (folder / name).exists():
-            raise FileFormatError(f"{folder}: has no {name}; is it the folder of a finished run?")
-    shape = read_json(folder / "result.json")["input"]
-    return check(load(folder / FILES["masked"]), load(folder / FILES["shrunk"]), torch.zeros(2, *shape))
