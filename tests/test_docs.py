@@ -261,5 +261,5 @@ def test_the_first_page_is_the_readme(site):
 
 
 def test_the_readme_is_short_and_its_picture_small():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 155
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 125
     assert (ROOT / "docs" / "pictures" / "before_after.png").stat().st_size < 150_000

@@ -72,7 +72,8 @@ def zoo_exact() -> list[str]:
     """How many families of timm shrink exactly, as a line of a list."""
     first = zoo.format_summary(read_results("zoo")["rows"]).splitlines()[0]
     count = first.partition(" families")[0]
-    return [f"- {count} of timm's architectures shrink exactly under every mask; [the zoo](docs/zoo.md) lists them."]
+    timm = f"{count} [architectures of timm](docs/zoo.md)"
+    return [f"- {timm} shrink exactly under every mask; channels that code picks by position stay."]
 
 
 def reproduced(name: str) -> list[str]:
