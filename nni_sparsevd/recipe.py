@@ -253,6 +253,9 @@ class Recipe(Settings):
     """What the network may cost, instead of a threshold."""
     masks: MaskSettings = MaskSettings()
     """The decision."""
+    twin: bool = False
+    """Train the dense network on for as long as the sparse stage and the fine-tuning take, at the end and with the same
+    settings: a dense twin, against which the report says what the smaller network loses."""
     seed: int = 0
     """Seed of weights, noise, data order and hold-out."""
     precision: Literal["no", "bf16", "fp16"] = "no"

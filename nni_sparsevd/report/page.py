@@ -21,9 +21,10 @@ HEADINGS = {
     "mistakes": "Test images that the dense network gets right and the shrunk one wrong, the surest mistakes first",
 }
 """What stands above each picture, in the order of the page."""
-NETWORKS = ("dense", "masked", "shrunk")
+NETWORKS = ("dense", "twin", "masked", "shrunk")
+"""The columns of the comparison; a run has a twin only where it was asked for."""
 MISTAKES_FILE = "mistakes.safetensors"
-STAGES = ("dense", "sparse", "finetune")
+STAGES = ("dense", "sparse", "finetune", "twin_sparse", "twin_finetune")
 SIZES = (
     ("parameters", "Parameters", "{:,}"),
     ("macs", "MACs, one image", "{:,}"),
@@ -73,6 +74,7 @@ def _gather_values(folder: Path) -> dict[str, Any]:
             "title": folder.resolve().name,
             "answer": write_answer(result),
             "remarks": write_remarks(result),
+            "networks": _list_networks(result),
             "rows": _comparison_rows(result),
             "curve": curve,
             "pictures": [(name, HEADINGS[name]) for name in drawn],
@@ -138,13 +140,20 @@ def _read_optional(path: Path) -> Any:
     return files.read_json(path) if path.exists() else None
 
 
+def _list_networks(result: dict[str, Any]) -> list[str]:
+    """The networks that this run has, in the order of the columns."""
+    return [name for name in NETWORKS if name in result["test"]]
+
+
 def _comparison_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each measure: its values for the three networks, and how many times less the last is than the first."""
+    """A row for each measure: its values for all networks, and how many times less the last is than the first."""
     rows: list[dict[str, Any]] = []
+    networks = _list_networks(result)
     for key, label, form in SIZES:
-        sizes = [result["size"][network][key] for network in NETWORKS]
+        # The twin is as large as the dense network.
+        sizes = [result["size"]["dense" if network == "twin" else network][key] for network in networks]
         rows.append({"label": label, "values": [form.format(size) for size in sizes], "ratio": sizes[0] / sizes[-1]})
-    scores = [result["test"][network] for network in NETWORKS]
+    scores = [result["test"][network] for network in networks]
     test_errors = [f"{score['error_percent']:.2f}" for score in scores]
     losses = [f"{score['loss']:.4f}" for score in scores]
     rows.append({"label": "Test error, %", "values": test_errors, "ratio": None})

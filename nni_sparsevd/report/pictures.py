@@ -89,10 +89,19 @@ def draw_log_alpha_histograms(history: dict[str, Any], threshold: float | None, 
 
 
 def draw_progress(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the held-out accuracy of what would ship, and its compression, over the epochs of all stages."""
+    """Draw the held-out accuracy of what would ship, and its compression, over the epochs of all stages.
+
+    A dense twin is a line of its own, over the epochs after the dense stage.
+    """
+    twin = [row for row in rows if row["stage"].startswith("twin")]
+    rows = [row for row in rows if row not in twin]
     with styled_axes(path) as axes:
         epochs = np.arange(1, len(rows) + 1)
         axes.plot(epochs, [100 * row["accuracy"] for row in rows], color=BLUE)
+        if twin:
+            twin_epochs = np.arange(len(twin)) + 1 + sum(row["stage"] == "dense" for row in rows)
+            axes.plot(twin_epochs, [100 * row["accuracy"] for row in twin], "--", color=GRAY, label="dense twin")
+            axes.legend(frameon=False, loc="lower right")
         axes.set_ylabel("held-out accuracy, %", color=BLUE)
         axes.set_xlabel("epoch, over all stages")
         compression = axes.twinx()

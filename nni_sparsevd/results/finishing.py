@@ -48,6 +48,8 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
     networks = {"dense": compressed.dense, "masked": compressed.masked, "shrunk": small}
     data = compressed.data
     scores = {name: evaluate(network, data, data.test) for name, network in networks.items()}
+    if compressed.twin is not None:
+        scores["twin"] = evaluate(compressed.twin, data, data.test)
     mistakes = find_mistakes(compressed.dense, small, data)
     mistakes.save(folder / "mistakes.safetensors")
     example = compressed.example_inputs[:1]

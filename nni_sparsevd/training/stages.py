@@ -27,9 +27,10 @@ from .sensitivity import SENSITIVITY_FILE, measure_sensitivities
 from .starting_network import make_variational_
 from .teacher import Teacher
 from .threshold import choose_threshold
+from .twin import TWIN_STAGES, list_twin_stages
 
-STAGES = ("dense", "sparse", "finetune")
-"""In the order in which they are trained; the decision falls between the last two."""
+STAGES = ("dense", "sparse", "finetune", *TWIN_STAGES)
+"""In the order in which they are trained; the decision falls between sparse and finetune."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Compressed:
         data: The data of the run.
         example_inputs: Two normalized training images, shape (2, channels, height, width).
         passed_over: Weights and channel groups that had no posterior -> the reason.
+        twin: The dense network, trained on for as long as the run; None where the recipe asks for none.
     """
 
     dense: nn.Module
@@ -51,6 +53,7 @@ class Compressed:
     data: DataSets
     example_inputs: Tensor
     passed_over: dict[str, str]
+    twin: nn.Module | None = None
 
 
 @final
@@ -93,11 +96,10 @@ class StageSequence:
             self._write("baked", model)
         # Read back even if the run was not interrupted here, so that a resumed run has the same network.
         masks = unflatten_masks(load_tensors(self._folder / "masks.safetensors")[0])
-        masked = read_network_(plain, self._folder / "baked.safetensors")
-        self._finetune(masked, masks)
-        ordinary = bake_(masked.cpu(), masks, allow_empty=True).eval()
+        masked = self._finetune_or_read(plain, masks)
         passed_over = find_passed_over(dense, self._recipe.posterior, example_inputs=self._example_inputs)
-        return Compressed(dense, ordinary, masks, self._data, self._example_inputs, passed_over)
+        twin = self._train_twin(copy.deepcopy(dense)) if self._recipe.twin else None
+        return Compressed(dense, masked, masks, self._data, self._example_inputs, passed_over, twin)
 
     def _find_start(self, stage: str) -> Checkpoint | None:
         """The checkpoint, where it is one of this stage."""
@@ -221,6 +223,35 @@ class StageSequence:
             save_tensors(flatten_masks(masks), self._folder / "masks.safetensors")
         self.run.accelerator.wait_for_everyone()
         return masks
+
+    def _finetune_or_read(self, plain: nn.Module, masks: Masks) -> nn.Module:
+        """Fine-tune the masked network, or read it back where the checkpoint is of a later stage."""
+        if self._reached > STAGES.index("finetune"):
+            return read_network_(plain, self._folder / "tuned.safetensors").eval()
+        masked = read_network_(plain, self._folder / "baked.safetensors")
+        self._finetune(masked, masks)
+        bake_(masked.cpu(), masks, allow_empty=True)
+        # Without a twin the last checkpoint holds this network.
+        if self._recipe.twin:
+            self._write("tuned", masked)
+        return masked.eval()
+
+    def _train_twin(self, model: nn.Module) -> nn.Module:
+        """Train the dense network on, in place, as long as the sparse stage and the fine-tuning took; returns it."""
+        for name, stage in list_twin_stages(self._recipe).items():
+            # A checkpoint of the later stage holds what the earlier one has learned.
+            if self._reached <= STAGES.index(name):
+                train_stage(
+                    self.run,
+                    name,
+                    model,
+                    stage,
+                    lambda _: self._score(model, {}),
+                    teacher=self._teacher,
+                    start=self._find_start(name),
+                )
+        self._write("twin", model)
+        return model.cpu().eval()
 
     def _finetune(self, model: nn.Module, masks: Masks) -> None:
         """Train what the masks keep, with the noise of its posteriors or without."""
