@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import nni_sparsevd as svd
 from nni_sparsevd import channel_graph
 from nni_sparsevd.errors import TraceError
 from nni_sparsevd.graph import ChannelGraph, NotCovered
@@ -221,6 +223,32 @@ def test_a_network_whose_way_depends_on_values_is_a_trace_error() -> None:
     model = Net(lambda m, x: m.first(x) if x.sum() > 0 else m.first(-x), first=nn.Conv2d(3, 4, 1))
     with pytest.raises(TraceError, match="Net could not be traced"):
         channel_graph(model, IMAGE)
+
+
+def write_sizes(x: Tensor, value: Tensor | int) -> Tensor:
+    """A table that holds the height of an image, written in the one place, and a value in the other."""
+    table = torch.zeros(2, dtype=torch.long)
+    height, width = table[:1], table[1:]
+    width.fill_(value)
+    height.fill_(x.shape[2])
+    return table
+
+
+@pytest.mark.parametrize("depends", [False, True])
+def test_a_table_of_sizes_that_is_written_in_parts_may_be_looked_at(depends: bool) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        table = write_sizes(x, x.sum().long() if depends else x.shape[3])
+        return m.second(m.first(x) if table.sum() == 16 else -m.first(x))
+
+    model = Net(forward, first=nn.Conv2d(3, 8, 1), second=nn.Conv2d(8, 2, 1))
+    if depends:
+        with pytest.raises(TraceError, match="its way depends on the values of the input"):
+            channel_graph(model, IMAGE)
+        return
+    with torch.no_grad():
+        model.first.weight[::2] = 0
+        model.first.bias[::2] = 0
+    assert svd.shrink(model, IMAGE)[1].removed == 4
 
 
 @pytest.mark.parametrize("fails", [False, True])

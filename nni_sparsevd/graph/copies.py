@@ -3,6 +3,7 @@
 import copy
 import gc
 from collections.abc import Iterator
+from functools import cache
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -61,20 +62,31 @@ def _copy_tree(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     memo[id(module)] = copied = type(module).__new__(type(module))
     state: dict[str, Any] = {}
     for key, value in vars(module).items():
-        if type(value) in FIXED or (key in HELD_BY_EVERY_MODULE and not value):
-            state[key] = value if type(value) in FIXED else type(value)()
+        if key in HELD_BY_EVERY_MODULE and type(value) not in FIXED and not value:
+            state[key] = type(value)()
         elif key == "_modules":
             children = ((name, child and _copy_tree(child, memo)) for name, child in value.items())
             state[key] = type(value)(children)
+        elif key in ("_parameters", "_buffers"):
+            state[key] = type(value)((name, _copy_value(tensor, memo)) for name, tensor in value.items())
         else:
-            state[key] = copy.deepcopy(value, memo)
+            state[key] = _copy_value(value, memo)
     copied.__setstate__(state)
     return copied
 
 
+def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
+    """What `copy.deepcopy` makes of an attribute; most are numbers, or tuples of numbers such as a kernel's size."""
+    if type(value) in FIXED or (type(value) is tuple and all(type(item) in FIXED for item in value)):
+        return value
+    known = memo.get(id(value))
+    return copy.deepcopy(value, memo) if known is None else known
+
+
+@cache
 def _is_copied_by_attributes(kind: type[nn.Module]) -> bool:
-    """Whether a class leaves to `copy.deepcopy` how its modules are copied."""
-    own_ways = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__slots__")
+    """Whether a class leaves to `copy.deepcopy` how its modules are copied; it may say how they take their state."""
+    own_ways = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__slots__")
     return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in own_ways)
 
 

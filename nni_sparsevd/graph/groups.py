@@ -248,7 +248,7 @@ def _find_groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
     for channels in kinds:
         if not channels.size:
             continue
-        own_axes = tuple(axes[place] for place in np.sort(touched[channels[:1]].indices))
+        own_axes = tuple(axes[place] for place in np.sort(_row(touched, channels[0])))
         writer_places = [first_writer_of[axis] for axis in own_axes if axis in first_writer_of]
         if writer_places:
             written.append((min(writer_places), int(channels[0]), channels, own_axes))
@@ -273,6 +273,12 @@ def _touched_axes(graph: ChannelGraph) -> csr_array:
     touched = csr_array(graph.reach @ own)
     touched.data[:] = 1
     return touched
+
+
+def _row(matrix: csr_array, row: int) -> ChannelIds:
+    """The columns in which a row has entries: what `matrix[row].indices` is, without the cost of a matrix."""
+    columns: ChannelIds = matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
+    return columns
 
 
 def _fingerprints(graph: ChannelGraph, touched: csr_array) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .example_inputs import CallArguments, use_other_numbers
-from .tracing import Attempt, Trace, clear_caches_, make_traceable_copy, record
+from .tracing import Attempt, Trace, clear_caches_, find_names, hears_of_modes, make_traceable_copy, record
 
 InputDim = tuple[int, int]
 """The place of an input among the inputs, and one of its dimensions."""
@@ -67,6 +67,9 @@ class _Search:
         self._arguments, self._device = trace.inputs, trace.device
         self._inputs = trace.inputs.tensors
         self._model = make_traceable_copy(model, trace.device)
+        self._names = find_names(self._model)
+        self._may_keep = hears_of_modes(self._model)
+        """Whether a module may keep something between two runs, to be cleared."""
         self._accepted: dict[tuple[tuple[InputDim, int], ...], Trace] = {}
 
     def _accepts(self, sizes: Sizes) -> bool:
@@ -79,8 +82,9 @@ class _Search:
         return attempt.error is None
 
     def _try(self, arguments: CallArguments) -> Attempt:
-        clear_caches_(self._model)
-        return record(self._model, arguments, self._device)
+        if self._may_keep:
+            clear_caches_(self._model)
+        return record(self._model, arguments, self._device, self._names)
 
     def _all_dims(self) -> list[InputDim]:
         dims = []

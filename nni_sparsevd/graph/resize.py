@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
@@ -69,9 +70,9 @@ def remaining_sizes(sizes: Iterable[SizeAttribute], removed: Flags) -> list[tupl
 
 def kept_indices(size: int, cut: Sequence[int]) -> Tensor:
     """Indices of an axis of this size that stay when `cut` are removed, shape (indices that stay,)."""
-    stays = torch.ones(size, dtype=torch.bool)
-    stays[list(cut)] = False
-    return stays.nonzero().flatten()
+    stays = np.ones(size, np.bool_)
+    stays[np.asarray(cut, np.int64)] = False
+    return torch.from_numpy(np.flatnonzero(stays))
 
 
 def named_states(model: nn.Module) -> list[tuple[str, Tensor]]:

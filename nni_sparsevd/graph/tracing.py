@@ -88,7 +88,7 @@ def clear_caches_(model: nn.Module) -> None:
 
     Modules do so of themselves when they are set to training.  Each gets its own mode back.
     """
-    if not any(_hears_of_modes(module) for module in model.modules()):
+    if not hears_of_modes(model):
         return
     mode = model.training
     with evaluation_mode(model):
@@ -96,11 +96,19 @@ def clear_caches_(model: nn.Module) -> None:
         model.train(mode)  # whatever modules did in the one direction, they undo in the other
 
 
+def hears_of_modes(model: nn.Module) -> bool:
+    """Whether any module does more than to remember that it is set to training."""
+    return any(_hears_of_modes(module) for module in model.modules())
+
+
 def _hears_of_modes(module: nn.Module) -> bool:
-    """Whether a module does more than to remember that it is set to training."""
-    kind = type(module)
-    is_plain = kind.train is nn.Module.train and kind.__setattr__ is nn.Module.__setattr__
-    return not is_plain or "train" in vars(module) or "training" not in vars(module)
+    attributes = vars(module)
+    return not _has_plain_modes(type(module)) or "train" in attributes or "training" not in attributes
+
+
+@cache
+def _has_plain_modes(kind: type[nn.Module]) -> bool:
+    return kind.train is nn.Module.train and kind.__setattr__ is nn.Module.__setattr__
 
 
 def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -222,19 +230,48 @@ class ValueDependenceError(TraceError):
     """A network looks at the values of its inputs to decide what to do."""
 
 
-def record(model: nn.Module, inputs: CallArguments, device: str | None) -> Attempt:
+@dataclass(frozen=True)
+class Names:
+    """The modules, parameters and buffers of a network, by name."""
+
+    modules: list[tuple[str, nn.Module]]
+    """Under every name."""
+    name_of: dict[int, str]
+    """The first name of each module, by its id."""
+    state_of: dict[int, str]
+    """The first name of each parameter, and of each buffer, by its id."""
+
+
+def find_names(model: nn.Module) -> Names:
+    """Name what a network holds."""
+    modules = list(model.named_modules(remove_duplicate=False))
+    # In reverse, so that a module with several names goes by its first one.
+    return Names(modules, {id(module): name for name, module in reversed(modules)}, _name_states(modules))
+
+
+def record(model: nn.Module, inputs: CallArguments, device: str | None, names: Names | None = None) -> Attempt:
     """Run `model`, a `make_traceable_copy` for `device`; see `trace`.
 
     A network that looks at the values of its inputs is run once more as `torch.export` would run it.
+
+    Args:
+        model: The copy.
+        inputs: What it is called with.
+        device: "meta" or None.
+        names: What `find_names` says of the copy, where that is known.
+
+    Returns:
+        What was recorded.
     """
+    names = names or find_names(model)
     # 1. Many networks look at values only to save work: those of Hugging Face leave out a mask that hides nothing.
     # 2. They ask PyTorch whether they are being exported, and then go the way that is right for all values.
     # 3. What was recorded on that way is compared later with the network as it runs ordinarily.
-    attempt = _record_once(model, inputs, device)
+    attempt = _record_once(model, inputs, device, names)
     if not isinstance(attempt.error, ValueDependenceError):
         return attempt
     with _pretend_to_export():
-        exported = _record_once(model, inputs, device)
+        exported = _record_once(model, inputs, device, names)
     return attempt if exported.error is not None else exported
 
 
@@ -250,17 +287,15 @@ def _pretend_to_export() -> Iterator[None]:
         compiler._is_compiling_flag, compiler._is_exporting_flag = before
 
 
-def _record_once(model: nn.Module, inputs: CallArguments, device: str | None) -> Attempt:
+def _record_once(model: nn.Module, inputs: CallArguments, device: str | None, names: Names) -> Attempt:
     # Copies, because a network may write to its inputs, and because one tensor may be several of them.
     try:
         inputs = inputs.map_tensors(lambda value: value.detach().clone() if device is None else value.to(device))
     except Exception as refusal:  # of a class that wants its tensors to have data, such as a packed sequence
         return Attempt(Trace(Graph(), frozenset(), device, inputs), refusal, "", in_operator=False)
-    modules = list(model.named_modules(remove_duplicate=False))
-    # In reverse, so that a module with several names goes by its first one.
-    names = {id(module): name for name, module in reversed(modules)}
-    recorder = _Recorder(modules, inputs.tensors)
-    enter = register_module_forward_pre_hook(lambda module, args: recorder.enter(names.get(id(module), ""), args))
+    recorder = _Recorder(names, inputs.tensors)
+    name_of = names.name_of
+    enter = register_module_forward_pre_hook(lambda module, args: recorder.enter(name_of.get(id(module), ""), args))
     leave = register_module_forward_hook(lambda module, inputs, output: recorder.leave(output))
     error = None
     try:
@@ -273,7 +308,7 @@ def _record_once(model: nn.Module, inputs: CallArguments, device: str | None) ->
     finally:
         enter.remove()
         leave.remove()
-    layers = frozenset(names[id(module)] for _, module in modules if _is_of_torch(type(module)))
+    layers = frozenset(name_of[id(module)] for _, module in names.modules if _is_of_torch(type(module)))
     recorded = Trace(recorder.graph, layers, device, inputs)
     return Attempt(recorded, error, recorder.place, recorder.in_operator)
 
@@ -305,7 +340,7 @@ class _Call:
 class _Recorder(TorchDispatchMode):
     """Makes a node of every operator that runs."""
 
-    def __init__(self, modules: Sequence[tuple[str, nn.Module]], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, names: Names, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
         self.in_operator = False
@@ -316,8 +351,8 @@ class _Recorder(TorchDispatchMode):
         self._by_storage: dict[int, list[Tensor]] = {}
         self._stale: dict[int, Node] = {}  # id of a tensor -> the operator that wrote to a part of its memory
         self._live: set[Node] = set()
-        self._convolutions = {name for name, module in modules if isinstance(module, nn.modules.conv._ConvNd)}
-        self._names = _name_states(modules)
+        self._convolutions = {name for name, module in names.modules if isinstance(module, nn.modules.conv._ConvNd)}
+        self._names = names.state_of
         for index, value in enumerate(inputs):
             node = self.graph.placeholder(f"input_{index}")
             self._live.add(node)
@@ -351,7 +386,8 @@ class _Recorder(TorchDispatchMode):
         if id(value) in self._stale:
             writing = self._stale.pop(id(value))
             node = self.graph.call_function(partial_write, (self._nodes[id(value)], writing))
-            self._live.add(node)
+            if self._live & {self._nodes[id(value)], writing}:
+                self._live.add(node)
             self._bind(value, node)
         return self._nodes[id(value)]
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from ..graph import READERS, Trace, compress, live_like, make_uniform
 
@@ -44,7 +43,7 @@ class OtherValues:
 
     def _is_same_call(self, node: Node, other: Node) -> bool:
         """Whether two operators are called with the same numbers, and with tensors that match."""
-        leaves, other_leaves = tree_leaves((node.args, node.kwargs)), tree_leaves((other.args, other.kwargs))
+        leaves, other_leaves = _leaves((node.args, node.kwargs)), _leaves((other.args, other.kwargs))
         if len(leaves) != len(other_leaves):
             return False
         for leaf, other_leaf in zip(leaves, other_leaves, strict=True):
@@ -89,6 +88,13 @@ class OtherValues:
         return agreed
 
 
+def _leaves(arguments: Any) -> list[Any]:
+    """What the arguments of an operator hold, in order: PyTorch's `tree_leaves`, several times faster."""
+    if isinstance(arguments, tuple | list):
+        return [leaf for part in arguments for leaf in _leaves(part)]
+    return _leaves(list(arguments.values())) if isinstance(arguments, dict) else [arguments]
+
+
 def _is_same_value(value: Any, other: Any) -> bool:
     """Whether two abstract values are one, live at the same places."""
     if value is other:
@@ -101,7 +107,7 @@ def _is_same_value(value: Any, other: Any) -> bool:
 def _count_live(value: Any) -> float:
     """The share of a value that is live, summed over its parts."""
     shares = []
-    for leaf in tree_leaves(value):
+    for leaf in _leaves(value):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel():
             shares.append(leaf.isnan().double().mean().item())
     return sum(shares)

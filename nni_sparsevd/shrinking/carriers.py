@@ -29,8 +29,8 @@ class Carriers:
     def needed(self, removed: Flags) -> Iterator[ChannelIds]:
         """For each reader, the channels that its kept outputs need: the carriers of what they take."""
         # Reader by reader, and not all at once: the caller takes back from `removed` what one reader needs before the
-        # next one is asked, so that a single pass follows a long chain.
-        return (self._carrier[reading.needed_inputs(removed)] for reading in self._readings)
+        # next one is asked.  The last reader of the network comes first, so that a single pass follows a long chain.
+        return (self._carrier[reading.needed_inputs(removed)] for reading in reversed(self._readings))
 
     def count_carried(self, channels: ChannelIds) -> int:
         """How many other channels these ones carry."""
@@ -43,9 +43,16 @@ class Carriers:
             needed = reading.is_needed(removed)
             if needed.any():
                 needs.append((reading, needed))
+        if not needs:
+            return False
+        inputs = np.concatenate([reading.inputs for reading, _ in needs])
+        places = np.repeat(np.arange(len(needs)), [reading.inputs.size for reading, _ in needs])
         new = False
         for group in self._groups:
-            if self._carry_in_group_(group, removed, needs):
+            is_own = np.zeros(self._carrier.size, np.bool_)
+            is_own[group.channels] = True
+            own_needs = [needs[place] for place in np.unique(places[is_own[inputs]])]
+            if own_needs and self._carry_in_group_(group, removed, own_needs):
                 new = True
         return new
 

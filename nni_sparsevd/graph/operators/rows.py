@@ -55,16 +55,20 @@ def call_rule(rule: Callable[..., Any], name: str, *arguments: Any, **options: A
         NotCovered: The operator is called with arguments that the rule does not take, or for a case that it does not
             describe.
     """
-    try:
-        _signature(rule).bind(*arguments, **options)
-    except TypeError as error:
-        raise NotCovered(f"{name} is called in a way that its rule does not cover: {error}") from None
+    misfit = _find_misfit(rule, len(arguments), tuple(options))
+    if misfit:
+        raise NotCovered(f"{name} is called in a way that its rule does not cover: {misfit}")
     return rule(*arguments, **options)
 
 
 @cache
-def _signature(rule: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(rule)
+def _find_misfit(rule: Callable[..., Any], positional: int, options: tuple[str, ...]) -> str:
+    """Why a rule cannot be called with so many arguments and options of these names; "" where it can."""
+    try:
+        inspect.signature(rule).bind(*range(positional), **dict.fromkeys(options))
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 def operator_name(node: Node) -> str:
