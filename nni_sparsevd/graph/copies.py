@@ -57,9 +57,10 @@ def _copy_tree(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if id(module) in memo:
         copied: nn.Module = memo[id(module)]
         return copied
-    if not _is_copied_by_attributes(type(module)):
+    kind: Any = type(module)
+    if not _is_copied_by_attributes(kind):
         return copy.deepcopy(module, memo)
-    memo[id(module)] = copied = type(module).__new__(type(module))
+    memo[id(module)] = copied = kind.__new__(kind)
     state: dict[str, Any] = {}
     for key, value in vars(module).items():
         if key in HELD_BY_EVERY_MODULE and type(value) not in FIXED and not value:
@@ -84,7 +85,7 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
 
 
 @cache
-def _is_copied_by_attributes(kind: type[nn.Module]) -> bool:
+def _is_copied_by_attributes(kind: Any) -> bool:
     """Whether a class leaves to `copy.deepcopy` how its modules are copied; it may say how they take their state."""
     own_ways = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__slots__")
     return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in own_ways)

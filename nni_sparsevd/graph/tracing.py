@@ -103,11 +103,12 @@ def hears_of_modes(model: nn.Module) -> bool:
 
 def _hears_of_modes(module: nn.Module) -> bool:
     attributes = vars(module)
-    return not _has_plain_modes(type(module)) or "train" in attributes or "training" not in attributes
+    kind: Any = type(module)
+    return not _has_plain_modes(kind) or "train" in attributes or "training" not in attributes
 
 
 @cache
-def _has_plain_modes(kind: type[nn.Module]) -> bool:
+def _has_plain_modes(kind: Any) -> bool:
     return kind.train is nn.Module.train and kind.__setattr__ is nn.Module.__setattr__
 
 
