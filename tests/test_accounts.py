@@ -52,7 +52,7 @@ def test_the_expected_rise_of_the_loss_is_what_removing_the_channel_costs() -> N
     with torch.no_grad():
         gate.mu.copy_(factors)
         gate.log_sigma2.fill_(-torch.tensor(float(n_train)).log())  # 1 / (N * curvature), which is 1 here
-    (account,) = measure_sensitivities(model, n_train)
+    (account,) = measure_sensitivities(model, n_train, at_rest=True)
     assert account.writers == ("0",)
     assert account.channels == 4
 
@@ -72,15 +72,17 @@ def test_a_channel_of_weights_is_worth_what_its_weights_are() -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[2.0, 1.0], [1.0, 1.0], [0.001, 0.0]]))
         model[0].log_sigma2.copy_(torch.tensor([[0.0, 0.0], [0.0, -1.0], [0.0, 0.0]]))
-    (account,) = measure_sensitivities(model, 10)
+    (account,) = measure_sensitivities(model, 10, at_rest=True)
     assert account.channels == 2  # the third output is noise
     torch.testing.assert_close(account.loss_rise, (1 + torch.e) / 20)
+    (account,) = measure_sensitivities(model, 10, at_rest=False)
+    assert account.loss_rise is None
 
 
 def test_a_network_that_keeps_nothing_has_no_channel_to_lose() -> None:
     model = svd.sparsify_(nn.Sequential(nn.Linear(2, 3, bias=False)))
     model[0].log_sigma2.data.fill_(20.0)
-    assert measure_sensitivities(model, 10) == []
+    assert measure_sensitivities(model, 10, at_rest=True) == []
 
 
 def test_mistakes_are_counted_and_the_surest_shown_first() -> None:

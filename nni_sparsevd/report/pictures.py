@@ -12,7 +12,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 BLUE, ORANGE, GRAY = "#2f6690", "#d1603d", "#8d99ae"
@@ -106,12 +108,26 @@ def draw_progress(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("epoch, over all stages")
         compression = axes.twinx()
         compression.plot(epochs, [row["compression"] for row in rows], color=ORANGE)
-        compression.set_yscale("log")
+        if _need_log_scale([row["compression"] for row in rows]):
+            compression.set_yscale("log")
+            _write_plain_numbers(compression.yaxis)
         compression.grid(visible=False)
-        compression.set_ylabel("weights in all / kept (log scale)", color=ORANGE)
+        compression.set_ylabel("weights in all / kept", color=ORANGE)
         for index in range(1, len(rows)):
             if rows[index]["stage"] != rows[index - 1]["stage"]:
                 _mark_stage(axes, index + 0.5, rows[index]["stage"])
+
+
+def _need_log_scale(values: list[float]) -> bool:
+    """Whether the values span more than a few times."""
+    return max(values) > 4 * min(values)
+
+
+def _write_plain_numbers(axis: Axis) -> None:
+    """Write 1, 2, 5, 10 at a logarithmic axis, in the place of powers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _mark_stage(axes: Axes, epoch: float, stage: str) -> None:
@@ -128,8 +144,10 @@ def draw_threshold_curve(curve: dict[str, Any], path: Path) -> None:
         chosen = curve["thresholds"].index(curve["chosen"])
         point = curve["compression"][chosen], 100 * curve["accuracy"][chosen]
         axes.plot(*point, "o", color=ORANGE, markersize=9, label=f"chosen: log α < {curve['chosen']:g}")
-        axes.set_xscale("log")
-        axes.set_xlabel("weights in all / kept (log scale)")
+        if _need_log_scale(curve["compression"]):
+            axes.set_xscale("log")
+            _write_plain_numbers(axes.xaxis)
+        axes.set_xlabel("weights in all / kept")
         axes.set_ylabel("held-out accuracy, %")
         axes.legend(frameon=False)
 

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+NOTICED = 1.05
+"""How many times cheaper a network has to be for the first line to say so."""
+
 
 def write_answer(result: dict[str, Any]) -> str:
     """Write the first line of a report: what the run made, how much cheaper it is, and what that costs.
@@ -13,15 +16,18 @@ def write_answer(result: dict[str, Any]) -> str:
         A sentence.
     """
     dense, small = result["size"]["dense"], result["size"]["shrunk"]
-    saved = []
-    for key, unit in (("macs", "fewer MACs"), ("parameters", "fewer parameters")):
-        saved.append(f"{dense[key] / max(small[key], 1):.1f}× {unit}")
-    faster = dense["latency_ms"] / small["latency_ms"]
+    ratios = {
+        "fewer MACs": dense["macs"] / max(small["macs"], 1),
+        "fewer parameters": dense["parameters"] / small["parameters"],
+        "fewer weights": result["weights"]["compression"],
+        "as fast in PyTorch on one thread": dense["latency_ms"] / small["latency_ms"],
+    }
+    gains = [f"{ratio:.1f}× {unit}" for unit, ratio in ratios.items() if ratio > NOTICED]
     compared, words = ("twin", "its dense twin") if "twin" in result["test"] else ("dense", "before")
     before, after = (100 - result["test"][name]["error_percent"] for name in (compared, "shrunk"))
     return (
-        f"{result['model']}: {' and '.join(saved)}, {faster:.1f}× as fast in PyTorch on one thread; "
-        f"{after:.2f} % of the test images right, {before:.2f} % {words}."
+        f"{result['model']}: {', '.join(gains) or 'no cheaper'}; {after:.2f} % of the test images right, "
+        f"{before:.2f} % {words}."
     )
 
 

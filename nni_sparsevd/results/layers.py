@@ -24,7 +24,7 @@ def describe_layers(
     Returns:
         One row a layer, as JSON has it: its name and shape, the weights of the dense layer and those that are kept,
         inputs (with a weight that is not zero) and outputs of the small layer, and for both networks the `cost`.
-        `log_alpha` and `loss_rise` are there where the layer's output channels have posteriors.
+        `log_alpha` and `loss_rise` are there where the layer's output channels have posteriors; see `Sensitivity`.
     """
     costs = measure_layers({"dense": dense, "shrunk": small}, example)
     by_writer = {writer: account for account in sensitivities for writer in account["writers"]}

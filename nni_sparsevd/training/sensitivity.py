@@ -19,13 +19,14 @@ class Sensitivity:
         writers: Names of the layers that write them.
         channels: How many are kept.
         log_alpha: The lowest, the median and the highest log alpha of them.
-        loss_rise: By how much the mean training loss would rise, in nats, if the channel went that is needed least.
+        loss_rise: By how much the mean training loss would rise, in nats, if the least of them went; None where the
+            variances have not come to rest.
     """
 
     writers: tuple[str, ...]
     channels: int
     log_alpha: tuple[float, float, float]
-    loss_rise: float
+    loss_rise: float | None
 
     def to_dict(self) -> dict[str, object]:
         """All fields, as JSON has them."""
@@ -33,7 +34,7 @@ class Sensitivity:
 
 
 @torch.no_grad()
-def measure_sensitivities(model: nn.Module, n_train: int) -> list[Sensitivity]:
+def measure_sensitivities(model: nn.Module, n_train: int, *, at_rest: bool) -> list[Sensitivity]:
     """Read from the posteriors what each layer's least needed channel is worth.
 
     Where the loss's pull and the KL's are in balance, a small variance is the inverse of N times the curvature of the
@@ -43,6 +44,8 @@ def measure_sensitivities(model: nn.Module, n_train: int) -> list[Sensitivity]:
     Args:
         model: A variational network, after training.
         n_train: N, the number of training images.
+        at_rest: Whether the variances are where both are in balance: after natural steps they are; gradient steps
+            rarely take them so far, and what they would say of the loss is no estimate of it.
 
     Returns:
         One account for each posterior that keeps a channel, in the order of `named_posteriors`.
@@ -59,10 +62,8 @@ def measure_sensitivities(model: nn.Module, n_train: int) -> list[Sensitivity]:
             inputs = [dim for dim in range(worth.dim()) if dim != output_dim(module)]
             writers, channel_worth, channel_kept = (name,), worth.sum(inputs), worth.sum(inputs) > 0
         if channel_kept.any():
-            least = channel_worth[channel_kept].min().item()
-            accounts.append(
-                Sensitivity(writers, int(channel_kept.sum()), _range_of(log_alpha[kept]), least / (2 * n_train))
-            )
+            rise = channel_worth[channel_kept].min().item() / (2 * n_train) if at_rest else None
+            accounts.append(Sensitivity(writers, int(channel_kept.sum()), _range_of(log_alpha[kept]), rise))
     return accounts
 
 

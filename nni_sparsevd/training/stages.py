@@ -167,7 +167,8 @@ class StageSequence:
         )
         self._write("posterior", model)
         if self._is_main:
-            sensitivities = measure_sensitivities(model, len(self._data.train))
+            # On the way to a budget, natural steps keep the variances at rest.
+            sensitivities = measure_sensitivities(model, len(self._data.train), at_rest=removal is not None)
             write_json(self._folder / SENSITIVITY_FILE, [sensitivity.to_dict() for sensitivity in sensitivities])
         if removal is not None:
             arrival = removal.arrive(model.cpu())
