@@ -12,6 +12,7 @@ from torch import nn
 from torch_pruning.pruner.function import BasePruningFunc
 
 import nni_sparsevd as svd
+from nni_sparsevd.errors import SparseVDWarning
 from nni_sparsevd.plugins.torch_pruning import SparseVDImportance, SparseVDPruner, SparseVDSettings, disable, enable
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +168,8 @@ def test_using_ours_enables_again():
     settings = SparseVDSettings(posterior={"granularity": "both"})
     pruner = SparseVDPruner(model, X, settings=settings, pruning_ratio=0.5, ignored_layers=[model[3]])
     disable()
-    pruner.step()
+    with pytest.warns(SparseVDWarning, match="not been trained, and channels go by magnitude"):
+        pruner.step()
     assert model(X).shape == (2, 4, 4, 4)
 
 
@@ -177,3 +179,20 @@ def test_a_graph_that_was_built_before_is_cut_too():
     enable()
     graph.get_pruning_group(model[0], tp.prune_conv_out_channels, list(range(8))).prune([1, 5])
     assert len(model[0].log_sigma2) == len(model[1].gate.mu) == model[3].log_sigma2.shape[1] == 6
+
+
+@pytest.mark.parametrize("granularity", ["weight", "gate", "both"])
+def test_a_network_with_posteriors_counts_as_the_one_that_ships(granularity: str) -> None:
+    plain = network(sparse=False)
+    model = svd.sparsify_(network(sparse=False), granularity=granularity, example_inputs=X)
+    enable()
+    for count, expected in zip(
+        tp.utils.count_ops_and_params(model, X, layer_wise=True),
+        tp.utils.count_ops_and_params(plain, X, layer_wise=True),
+        strict=True,
+    ):
+        if isinstance(expected, dict):
+            assert [count[layer] for layer in model] == [expected[layer] for layer in plain]
+        else:
+            assert count == expected
+    assert tp.utils.count_ops_and_params(model, X) == tp.utils.count_ops_and_params(plain, X)

@@ -10,6 +10,7 @@ from table_of_pruners import NORMALIZERS, REDUCTIONS
 from torch import nn
 
 import nni_sparsevd as svd
+from nni_sparsevd.errors import SparseVDWarning
 from nni_sparsevd.nn import Variational, gate_sites, is_variational
 from nni_sparsevd.plugins.torch_pruning import SparseVDImportance, disable, enable
 
@@ -190,9 +191,19 @@ def test_reductions_and_normalizers_are_those_of_torch_pruning(reduction, normal
     torch.testing.assert_close(ours(group_of(model)), theirs(group_of(twin)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("reduction", ["posterior", "max"])
+def test_a_network_without_posteriors_is_ranked_by_magnitude_and_says_so(reduction):
+    group = group_of(randomize_(Residual()))
+    importance = SparseVDImportance(reduction)
+    with pytest.warns(SparseVDWarning, match="no posterior, so its channels are ranked by magnitude"):
+        scores = importance(group)
+    theirs = tp.importance.GroupMagnitudeImportance(group_reduction="mean" if reduction == "posterior" else reduction)
+    assert torch.equal(scores, theirs(group))
+    assert torch.equal(importance(group), scores)  # it says so once
+
+
 def test_a_group_without_posterior_is_left_alone():
     model = Residual()
-    assert SparseVDImportance()(group_of(model)) is None
     svd.sparsify_(model, include=["last"])
     assert SparseVDImportance()(group_of(model)) is not None
     assert SparseVDImportance(target_types=[nn.Linear])(group_of(model)) is None

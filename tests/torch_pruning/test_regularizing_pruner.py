@@ -220,6 +220,27 @@ def test_the_pressure_follows_the_edge_of_the_budget():
     assert pruner._controller.pressure < pressed  # everything would go
 
 
+def test_a_loop_that_never_asks_the_controller_is_pressed_all_the_same():
+    """The other pruners' loops do not call update_regularizer: then regularize looks, 24 times in the training."""
+    pressures = []
+    for every in (2, 10**6):
+        model = network()
+        pruner = made(model, training_steps=48, budget=Budget(fraction=0.5))
+        if every > 2:
+            pruner.update_regularizer = lambda: None
+        train(model, pruner, 30, every)
+        pressures.append(pruner._controller.pressure)
+    assert pressures[0] == pressures[1] > 1.0
+
+
+@pytest.mark.parametrize("budget", [None, Budget(fraction=0.5)])
+def test_a_posterior_that_was_never_trained_is_named(budget):
+    model = network()
+    pruner = made(model, budget=budget)
+    with pytest.warns(svd.errors.SparseVDWarning, match="dispensable" if budget else "no channel has reached"):
+        pruner.step()
+
+
 def test_gates_are_pressed_and_weights_are_not():
     model = network(64)
     pruner = made(model, settings=settings("both"), training_steps=100, budget=Budget(fraction=0.5))

@@ -1,19 +1,23 @@
 """What Torch-Pruning must cut along with a weight: its log sigma^2, and the gate of its channels.
 
 Torch-Pruning knows torch's layers by `isinstance`. So it finds our layers and cuts their weights, but it leaves alone
-what it does not know. `enable` teaches it the rest, `disable` undoes that; importing this module changes nothing.
+what it does not know. `enable` teaches it the rest, also what to count, and `disable` undoes that; importing this
+module changes nothing.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch_pruning.utils
 from torch import Tensor, nn
 from torch_pruning.dependency.group import Group
 from torch_pruning.pruner.function import BasePruningFunc
+from torch_pruning.utils import op_counter
 
 from ...nn import ChannelGate, Variational, gate_sites, is_variational, output_dim
 from ..patching import Patch
+from .counting import count_plain_networks
 
 CutParameter = Callable[[Any, Tensor, list[int], int], nn.Parameter]
 """Torch-Pruning's function (its object for the layer type, parameter, indices to keep, dimension) -> smaller parameter.
@@ -34,6 +38,8 @@ def enable() -> None:
 
     What is cut along is what belongs to a group of the dependency graph. Torch-Pruning's functions for a single layer,
     such as `tp.prune_conv_out_channels(layer, idxs)`, cut the weight alone.
+
+    `tp.utils.count_ops_and_params` then counts a network with posteriors as the ordinary network that it is without.
     """
     global _enabled
     if _enabled:
@@ -58,6 +64,8 @@ def enable() -> None:
             host_prune(self, idxs, record_history)
 
     _patch.set(Group, "prune", prune)
+    for module in (op_counter, torch_pruning.utils):
+        _patch.set(module, "count_ops_and_params", count_plain_networks(module.count_ops_and_params))
     _enabled = True
 
 

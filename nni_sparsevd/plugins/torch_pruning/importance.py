@@ -1,5 +1,6 @@
 """`SparseVDImportance`: how much of what a coupled group computes is signal, and how much its own noise."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -9,8 +10,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.pruner import function
 
-from ...errors import SettingError
-from ...nn import ChannelGate, Variational, output_dim
+from ...errors import SettingError, SparseVDWarning
+from ...nn import ChannelGate, Variational, is_variational, output_dim
 from .cutting import enable, find_gates
 
 CUTS_INPUTS = (function.prune_conv_in_channels, function.prune_linear_in_channels)
@@ -32,7 +33,8 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
 
     It takes the place of Torch-Pruning's importances in any of its pruners, for networks to which `sparsify_` has given
     posteriors. Variances and gates are cut along with their weights (see `enable`). After pruning, `bake_` makes the
-    layers ordinary. A group without posteriors is left alone.
+    layers ordinary. A group without posteriors is left alone. In a network that has none at all, channels are ranked by
+    magnitude, with a warning.
 
     Shares are comparable between groups, because alpha is a ratio: 0.5 is as much noise as signal (log alpha 0), and
     0.0474 is log alpha 3, the default threshold. Alpha as the measure of relevance is from Molchanov et al. 2017.
@@ -59,6 +61,13 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
             known = ", ".join(get_args(Reduction))
             raise SettingError(f"SparseVDImportance: group_reduction {group_reduction!r}; known are {known}")
         super().__init__(2, group_reduction, normalizer, False, list(target_types))
+        # What stands in for posteriors where there are none, with Torch-Pruning's defaults where ours are not its own.
+        self._magnitude = tp.importance.GroupMagnitudeImportance(
+            group_reduction="mean" if group_reduction in ("posterior", "gate") else group_reduction,
+            normalizer=normalizer or "mean",
+            target_types=list(target_types),
+        )
+        self._has_warned = False
         enable()
 
     def __call__(self, group: Any) -> Tensor | None:
@@ -68,8 +77,12 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
             group: A group of Torch-Pruning's dependency graph.
 
         Returns:
-            Shape (channels of the group,), or None where the group has no posterior.
+            Shape (channels of the group,), or None where the group has no posterior, though others have.
         """
+        if group._DG is not None and not is_variational(group._DG.model):
+            self._warn_of_magnitude()
+            magnitudes: Tensor | None = self._magnitude(group)
+            return magnitudes
         scores = self.scores(group)
         return None if scores is None else scores.float()
 
@@ -103,6 +116,17 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
             return scores.double()
         normalized: Tensor = self._normalize(scores.float(), self.normalizer)  # Torch-Pruning's know float32 alone
         return normalized
+
+    def _warn_of_magnitude(self) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        warnings.warn(
+            "SparseVDImportance: the network has no posterior, so its channels are ranked by magnitude. Call sparsify_ "
+            "and train with the KL before the pruner is made, and bake_ after the cut",
+            SparseVDWarning,
+            stacklevel=3,
+        )
 
     def _members(self, group: Any) -> Iterator[Member]:
         """Everything that has a posterior on channels of this group; a gate on several layers comes once."""

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any, Unpack
 
@@ -10,10 +11,10 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from ...convert import bake_, sparsify_
-from ...errors import SettingError
+from ...errors import SettingError, SparseVDWarning
 from ...graph import Inputs, evaluation_mode
 from ...measure import cost_function
-from ...nn import find_gates, kl, to_plain_network_
+from ...nn import find_gates, kl, named_posteriors, to_plain_network_
 from ...regularize import (
     Arrival,
     Budget,
@@ -31,6 +32,11 @@ from .importance import SparseVDImportance
 from .options import Options, check_options, fill_options, find_ignored
 from .scored_group import Cut, ScoredGroup
 
+LOOKS = 24
+"""How often the budget's controller looks at the network in a training whose steps are known."""
+STEPS_BETWEEN_LOOKS = 100
+"""The same where they are not known."""
+
 
 class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     """Takes the place of `GroupNormPruner`: the same arguments and the same three calls in a training loop.
@@ -42,9 +48,10 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     - without a `pruning_ratio`, exactly the channels whose log alpha has reached the threshold (3), except the best
       channel of each group;
     - with a `pruning_ratio`, the least relevant channels, as every pruner of Torch-Pruning does;
-    - with a `budget`, the channels whose removal brings the network closest to the budget. In training, call
-      `update_regularizer()` once an epoch: it presses the KL up or down so that the threshold itself arrives there. The
-      KL of each weight and channel is weighed by the multiply-accumulates that it costs.
+    - with a `budget`, the channels whose removal brings the network closest to the budget. In training, a controller
+      presses the KL up or down so that the threshold itself arrives there. It looks at the network whenever you call
+      `update_regularizer()`, or, in a loop that never does, by itself. The KL of each weight and channel is weighed by
+      the multiply-accumulates that it costs.
 
     After the last step the layers and their parameters are ordinary, and the sizes that attention modules remember are
     up to date. Make a new optimizer then, as after every cut.
@@ -100,6 +107,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         self._variances = VarianceOptimizer.for_model(self.model, self.settings)
         self._example_inputs, self._options = example_inputs, options
         self._controller = Controller(self.settings.posterior.threshold)
+        self._looks_by_itself = True
         self._search: BudgetSearch | None = None
         self.arrival: Arrival | None = None
         """How close the budget was met; None before `step` and without a budget."""
@@ -117,7 +125,14 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         return kl(self.model)
 
     def update_regularizer(self) -> None:
-        """Let the budget's controller look at the network; call it once an epoch. Without a budget nothing happens."""
+        """Let the budget's controller look at the network, e.g. once an epoch. Without a budget nothing happens.
+
+        In a loop that never calls this, `regularize` does, 24 times in a training whose steps are known.
+        """
+        self._looks_by_itself = False
+        self._look()
+
+    def _look(self) -> None:
         if self._search is None or self.arrival is not None:
             return
         progress = self._progress()
@@ -139,6 +154,8 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         """
         if self.settings.n_train is None:
             raise SettingError("SparseVDPruner: KL / N needs N: pass settings=SparseVDSettings(n_train=...)")
+        if self._looks_by_itself and self._steps_done % self._steps_between_looks() == 0:
+            self._look()
         progress = self._progress()
         weight = self.settings.kl_weight_now(progress, self.settings.n_train)
         regularize_under_pressure_(self.model, weight, self._controller.pressure)
@@ -148,6 +165,8 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     def step(self, interactive: bool = False) -> Iterator[Any] | None:
         """Cut the network, once; with `iterative_steps` and a ratio, call it that many times.
 
+        A network whose posterior was never trained is cut with a warning: the posterior knows nothing about it.
+
         Args:
             interactive: Cut nothing yet: the caller prunes the groups and calls `finish` afterwards.
 
@@ -155,6 +174,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             The groups to be pruned where the caller prunes them, else None.
         """
         enable()
+        self._warn_if_untrained()
         groups: Iterator[Any] | None = super().step(interactive)
         if groups is not None:
             return groups
@@ -182,6 +202,24 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             for gate in find_gates(self.model):
                 gate.threshold = self.arrival.log_alpha + 1e-4  # scores are rounded to float32
         return bake_(self.model)
+
+    def _steps_between_looks(self) -> int:
+        return STEPS_BETWEEN_LOOKS if self._training_steps is None else max(1, self._training_steps // LOOKS)
+
+    def _warn_if_untrained(self) -> None:
+        """Warn where every variance is what it was at the start."""
+        start = self.settings.posterior.init_log_sigma2
+        posteriors = [module for _, module in named_posteriors(self.model)]
+        if posteriors and all(bool((posterior.log_sigma2 == start).all()) for posterior in posteriors):
+            what = "no channel has reached the threshold" if self._posterior_decides else "channels go by magnitude"
+            if self._search is not None:
+                what = "the budget is met by channels that nothing says are dispensable"
+            warnings.warn(
+                f"SparseVDPruner: the posterior has not been trained, and {what}. Train first, and call "
+                "pruner.regularize(model) in each step, between loss.backward() and optimizer.step()",
+                SparseVDWarning,
+                stacklevel=3,
+            )
 
     def _progress(self) -> float | None:
         """The part of the training that is done; None where nobody has said how long it is."""
