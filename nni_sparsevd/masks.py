@@ -52,6 +52,7 @@ def compute_masks(
       and masks everything that writes a removed channel, so that `shrink` can remove the channel; without them it
       decides layer by layer. The most relevant channel of a group stays unless `allow_empty`.
     - `structure="n:m"` keeps the `keep` most relevant of every `block` weights along the input axis.
+    - A `ratio` counts weights, and with `structure="structured"`, or in a network that has gates alone, channels.
 
     Args:
         model: A variational network; it stays as it is.
@@ -65,7 +66,8 @@ def compute_masks(
     Raises:
         SettingError: Both `settings` and keywords, an unknown keyword or a wrong value, `threshold="held_out"` (which
             needs data), or more weights to keep than a block has.
-        ModelError: The network has no posterior, or no channel group that could be removed.
+        ModelError: The network has no posterior, no channel group that could be removed, or, with `structure="n:m"`, no
+            posterior on weights.
         TraceError: The network cannot be traced with `example_inputs`.
 
     Example:
@@ -143,6 +145,8 @@ def _select_kept(
         return {name: score < _threshold(chosen, own_thresholds[name]) for name, score in scores.items()}
     if chosen.scope == "layer":
         return {name: _all_but_highest(score, chosen.ratio) for name, score in scores.items()}
+    if not scores:
+        return {}
     together = torch.cat([score.flatten() for score in scores.values()])
     sizes = [score.numel() for score in scores.values()]
     pieces = _all_but_highest(together, chosen.ratio).split(sizes)
@@ -178,16 +182,25 @@ def _weight_masks(model: nn.Module, chosen: MaskSettings) -> Masks:
     thresholds = {name: layer.threshold for name, layer in layers.items()}
     kept = _select_kept(scores, chosen, thresholds)
     masks: Masks = {name: {"weight": kept_weights.float()} for name, kept_weights in kept.items()}
+    # Beside weights a ratio counts weights, and gates keep to the threshold. Of gates alone it counts the channels.
+    by_threshold = chosen.model_copy(update={"ratio": None}) if layers else chosen
+    gates = {_gate_key(gate): gate for _, _, gate in gate_sites(model)}
+    gate_scores = {key: gate.log_alpha() for key, gate in gates.items()}
+    kept_channels = _select_kept(gate_scores, by_threshold, {key: gate.threshold for key, gate in gates.items()})
     for scaled, site, gate in gate_sites(model):
-        # A ratio counts weights, so it does not apply to gates: they keep to the threshold.
-        kept_channels = gate.log_alpha() < _threshold(chosen, gate.threshold)
-        _mask_outputs_(masks, model, scaled, gate.spread(kept_channels, site))
+        _mask_outputs_(masks, model, scaled, gate.spread(kept_channels[_gate_key(gate)], site))
     return masks
 
 
 def _block_masks(model: nn.Module, chosen: MaskSettings) -> Masks:
     masks: Masks = {}
-    for name, layer in _find_variational(model).items():
+    layers = _find_variational(model)
+    if not layers:
+        raise ModelError(
+            f"masks.structure = 'n:m' decides about weights, and {type(model).__name__} has gates alone: take "
+            "posterior.granularity = 'weight' or 'both'"
+        )
+    for name, layer in layers.items():
         input_dim = 1 - output_dim(layer)
         masks[name] = {"weight": _keep_n_of_m(layer.log_alpha(), input_dim, chosen)}
     return masks

@@ -294,6 +294,15 @@ class Recipe(Settings):
         return self.posterior.threshold if self.masks.threshold is None else self.masks.threshold
 
     @model_validator(mode="after")
+    def _refuse_blocks_of_gates(self) -> "Recipe":
+        if self.posterior.granularity == "gate" and self.masks.structure == "n:m":
+            raise ValueError(
+                "masks.structure = 'n:m' decides about weights, and posterior.granularity = 'gate' learns about "
+                "channels alone: take 'weight' or 'both'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refuse_scaled_shards(self) -> "Recipe":
         if self.shard and self.precision == "fp16":
             raise ValueError(

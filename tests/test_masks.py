@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 import nni_sparsevd as svd
 from nni_sparsevd.errors import MaskError, ModelError, SettingError
 from nni_sparsevd.masks import apply_masks_, count_weights, flatten_masks, unflatten_masks, validate_masks
-from nni_sparsevd.nn import named_posteriors
+from nni_sparsevd.nn import find_gates, named_posteriors
 from nni_sparsevd.posterior import group_log_alpha
 from nni_sparsevd.settings import MaskSettings
 
@@ -111,6 +112,21 @@ def test_gates_keep_to_the_threshold() -> None:
         assert torch.equal(masks["up"]["bias"].bool(), kept)
         assert (masks["up"]["weight"][:, ~kept] == 0).all() and (masks["up"]["weight"][:, kept] != 0).any()
         assert torch.equal(masks["norm"]["weight"].bool(), model.norm.gate.mask())
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_a_ratio_of_gates_alone_counts_their_channels(scope: Literal["global", "layer"]) -> None:
+    """It ended in `torch.cat(): expected a non-empty list` after the training."""
+    model = trained(granularity="gate")
+    masks = svd.compute_masks(model, ratio=0.5, scope=scope)
+    scores = torch.cat([gate.log_alpha().detach() for gate in find_gates(model)])
+    kept = {gate: gate.mask() for gate in find_gates(model)}
+    for gate in kept:
+        cut = scores.median() if scope == "global" else gate.log_alpha().median()
+        kept[gate] = gate.log_alpha() <= cut
+    assert torch.equal(masks["up"]["bias"].bool(), kept[model.up.gate])
+    assert torch.equal(masks["hidden"]["bias"].bool(), kept[model.hidden.gate])
+    assert sum(int(mask.sum()) for mask in kept.values()) == len(scores) // 2
 
 
 # N of M.
@@ -214,6 +230,9 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "held out": (lambda: svd.compute_masks(trained(), threshold="held_out"), SettingError, "held_out"),
     "ratio": (lambda: svd.compute_masks(trained(), ratio=1.0), SettingError, "ratio"),
     "key": (lambda: svd.compute_masks(trained(), sparsity=0.5), SettingError, "sparsity"),
+    "n:m of gates": (
+        lambda: svd.compute_masks(trained(granularity="gate"), structure="n:m"), ModelError, "Net has gates alone",
+    ),
     "n:m": (lambda: svd.compute_masks(trained(), structure="n:m", keep=5), SettingError, "masks.keep: 5 of every 4"),
     "no group": (
         lambda: svd.compute_masks(

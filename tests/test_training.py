@@ -340,6 +340,12 @@ def test_snapshots_are_what_would_ship_after_each_epoch(tmp_path: Path) -> None:
     assert not torch.equal(made[0]["fc2"], made[1]["fc2"])
 
 
+def test_blocks_of_weights_are_refused_where_gates_learn_alone() -> None:
+    gates = {"posterior": {"granularity": "gate"}, "masks": {"structure": "n:m"}}
+    with pytest.raises(SettingError, match=r"masks.structure = 'n:m' decides about weights"):
+        make_settings(Recipe, gates)
+
+
 def test_a_snapshot_of_no_layer_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     settings = recipe(sparse=SparseStage(epochs=1, snapshots=("fc2", "act1")))
     with pytest.raises(SettingError, match="no weight posterior on act1; they are on: fc1, fc2, fc3"):
