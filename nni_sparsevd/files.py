@@ -51,8 +51,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def delete_partial_files(folder: Path) -> None:
-    """Delete the temporary files that a kill in the middle of `write_bytes` has left in a folder."""
-    for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
+    """Delete the temporary files that a kill in the middle of `write_bytes` has left in a folder and those below."""
+    for path in folder.rglob(f".*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
 
 

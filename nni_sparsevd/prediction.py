@@ -10,7 +10,7 @@ from .data import decode_photo, make_transform
 from .errors import DataError, SettingError
 from .loading import load
 from .preprocessing import Preprocessing, read_values
-from .results import FILES
+from .results import FILES, find_network_folder
 
 
 @dataclass(frozen=True)
@@ -26,23 +26,27 @@ class Prediction:
         return f"{self.photo}: {self.label} {100 * self.probability:.1f} %"
 
 
-def predict_photos(source: Path, photos: Sequence[Path]) -> list[Prediction]:
+def predict_photos(source: Path, photos: Sequence[Path], *, level: float | None = None) -> list[Prediction]:
     """Classify photos, prepared as the network was trained to see them.
 
     Args:
         source: The folder of a finished run, whose small network is used, or anything that `load` opens.
         photos: Files.
+        level: With a run folder, the level of the budget whose network is used; None: the network that the run has
+            chosen.
 
     Returns:
         The most probable class of each photo.
 
     Raises:
         DataError: A photo is missing or cannot be decoded.
-        SettingError: The network does not say how its inputs are made.
+        SettingError: The network does not say how its inputs are made, or the run has no such level.
         FileFormatError: The run is not finished, or a file of it is damaged.
     """
     is_run_folder = (source / "recipe.toml").exists()
-    network = load(source / FILES["shrunk"] if is_run_folder else source)
+    if level is not None and not is_run_folder:
+        raise SettingError(f"--level={level:g}: {source} is no run folder")
+    network = load(find_network_folder(source, level) / FILES["shrunk"] if is_run_folder else source)
     try:
         preprocessing = Preprocessing.from_values(read_values(network))
     except SettingError as error:

@@ -1,5 +1,6 @@
 """The recipe of `nni-sparsevd compress`: its parts, and the TOML or YAML file that holds it."""
 
+import math
 import tomllib
 from collections.abc import Callable
 from importlib.resources.abc import Traversable
@@ -199,19 +200,24 @@ class TeacherSettings(ModelSettings):
     """What the logits of both networks are divided by; above 1 the teacher also says which wrong classes are near."""
 
 
+Part = Annotated[float, Gt(0), Lt(1)]
+"""A part of a whole, neither nothing nor all of it."""
+
+
 class BudgetSettings(Settings):
     """What the network may cost at the end of the sparse stage. Channels leave it for good, a few at a time."""
 
-    macs: Annotated[float, Gt(0), Lt(1)] | None = None
-    """The part of the dense network's multiply-accumulates that is left."""
-    parameters: Annotated[float, Gt(0), Lt(1)] | None = None
-    """The part of the dense network's weights that is left."""
+    macs: Part | tuple[Part, ...] | None = None
+    """The part of the dense network's multiply-accumulates that is left; several parts, e.g. [0.5,0.25], give a network
+    each."""
+    parameters: Part | tuple[Part, ...] | None = None
+    """The part of the dense network's weights that is left, or several parts."""
     round_to: PositiveInt = 8
     """What is left of a group of channels is a multiple of this: runtimes compute 25 channels no faster than 32."""
     reached_at: Annotated[float, Gt(0), Le(1)] = 0.65
-    """Part of the sparse stage after which the budget is met; in the rest the network heals."""
+    """Part of a level's steps in the sparse stage after which it is reached; in the rest the network heals."""
     cuts: PositiveInt = 24
-    """How often channels are removed until then, where there are steps enough."""
+    """How often channels are removed on the way to each level, where there are steps enough."""
 
     @property
     def kind(self) -> Literal["macs", "parameters"] | None:
@@ -221,14 +227,22 @@ class BudgetSettings(Settings):
         return None if self.parameters is None else "parameters"
 
     @property
-    def fraction(self) -> float:
-        """The part of the cost that is left, 1 without a budget."""
-        return self.macs or self.parameters or 1.0
+    def levels(self) -> tuple[float, ...]:
+        """The parts of the cost that are left, from large to small; empty without a budget."""
+        parts = self.macs if self.macs is not None else self.parameters
+        if parts is None:
+            return ()
+        return tuple(sorted(parts, reverse=True)) if isinstance(parts, tuple) else (parts,)
 
     @model_validator(mode="after")
-    def _refuse_two_budgets(self) -> "BudgetSettings":
+    def _refuse_contradictions(self) -> "BudgetSettings":
         if self.macs is not None and self.parameters is not None:
             raise ValueError("budget.macs and budget.parameters: set one of them")
+        if self.kind is None:
+            return self
+        # Folders and stages are called by the level as it is written with six digits.
+        if not self.levels or len({f"{part:g}" for part in self.levels}) < len(self.levels):
+            raise ValueError(f"budget.{self.kind}: give one part or several different ones, found {list(self.levels)}")
         return self
 
 
@@ -288,9 +302,18 @@ class Recipe(Settings):
         """Whether channels leave the network while it trains."""
         return self.sparse.shrink_at is not None or self.budget.kind is not None
 
+    def changes_sizes_by(self, stage: str) -> bool:
+        """Whether the network may have other sizes at the end of a stage than the recipe gives it."""
+        return self.changes_sizes and stage.startswith(("sparse", "finetune"))
+
     @property
     def resolved_threshold(self) -> float | Literal["held_out"]:
-        """The threshold of the decision: that of the masks where it is set, else that of the posterior."""
+        """The threshold of the decision: that of the masks where it is set, else that of the posterior.
+
+        Infinity with a budget: what it leaves in multiples of `budget.round_to` stays.
+        """
+        if self.budget.kind is not None:
+            return math.inf
         return self.posterior.threshold if self.masks.threshold is None else self.masks.threshold
 
     @model_validator(mode="after")
@@ -332,6 +355,7 @@ class Recipe(Settings):
             f"posterior.granularity = '{self.posterior.granularity}'": self.posterior.granularity != "gate",
             "sparse.shrink_at": self.sparse.shrink_at is not None,
             "masks.ratio": self.masks.ratio is not None,
+            "masks.threshold": self.masks.threshold is not None,
             "sparse.epochs = 0": self.sparse.epochs == 0,
             "sparse.kl_coefficient = 0": self.sparse.kl_coefficient == 0,
             "sparse.snapshots": bool(self.sparse.snapshots),

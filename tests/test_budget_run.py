@@ -1,5 +1,6 @@
 """A budget of `compress`: channels leave gradually, in the order of what they are worth for their cost."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -7,19 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import nni_sparsevd as svd
+from nni_sparsevd.cli import main
 from nni_sparsevd.errors import ModelError, SettingError, TrainingError
+from nni_sparsevd.files import load_tensors
 from nni_sparsevd.measure import count_macs, count_parameters
 from nni_sparsevd.nn import ChannelGate, named_posteriors
 from nni_sparsevd.posterior import elements
 from nni_sparsevd.recipe import BudgetSettings, DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage
 from nni_sparsevd.regularize import choose_cutoffs, cost_left_at, start_natural_steps_, take_natural_steps_
+from nni_sparsevd.results import find_network_folder, finish_run
 from nni_sparsevd.settings import make_settings
-from nni_sparsevd.training import compress
-from nni_sparsevd.training.gradual_removal import GradualRemoval
-from nni_sparsevd.training.loop import Interrupted
+from nni_sparsevd.training import Compressed, TunedLevel, compress, evaluate, loop, stages
+from nni_sparsevd.training.cut_schedule import plan_stretches
+from nni_sparsevd.training.levels import Level, choose_level
+from nni_sparsevd.training.network_files import write_network
 
 IMAGES = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -104,6 +110,17 @@ def test_the_way_to_the_budget_is_that_of_zhu_and_gupta() -> None:
     assert [cost_left_at(0.25, progress) for progress in (0.0, 0.5, 1.0)] == [1.0, 0.25 + 0.75 / 8, 0.25]
 
 
+def test_levels_share_the_steps_by_the_logarithm_of_what_they_take_away() -> None:
+    settings = BudgetSettings(parameters=(0.125, 0.5), reached_at=0.5, cuts=4)
+    first, second = plan_stretches(settings, 601)
+    assert (first.first, first.last_cut, first.end) == (0, 100, 200)
+    assert (second.first, second.last_cut, second.end) == (200, 400, 601)
+    assert [step for step in range(602) if first.is_due(step)] == [25, 50, 75, 100]
+    assert [step for step in range(602) if second.is_due(step)] == [250, 300, 350, 400]
+    left = [first.part_left_at(step) for step in (0, 50, 100)] + [second.part_left_at(step) for step in (200, 300, 400)]
+    assert left == pytest.approx([1, 0.5 + 0.5 / 8, 0.5, 0.5, 0.125 + 0.375 / 8, 0.125])
+
+
 def test_channels_leave_by_their_worth_over_their_cost_in_blocks() -> None:
     model = gated_network()
     first, second = find_gates(model)
@@ -135,32 +152,154 @@ def test_a_run_meets_its_budget_in_multiples(tmp_path: Path, kind: str, count: A
     left = count(compressed.masked, *arguments) / count(compressed.dense, *arguments)
     assert 0.4 < left <= 0.525
     record = json.loads((tmp_path / "run" / "budget.json").read_text())
-    assert (record["kind"], record["fraction"]) == (kind, 0.5)
-    assert record["reached"] / record["dense"] == pytest.approx(left, abs=0.01)
+    (level,) = record["levels"]
+    assert (record["kind"], level["part"]) == (kind, 0.5)
+    assert level["reached"] / record["dense"] == pytest.approx(left, abs=0.01)
     widths = {layer.out_channels for layer in compressed.masked.modules() if isinstance(layer, nn.Conv2d)}
     assert len(widths) > 2 and all(width % 4 == 0 for width in widths - {6})  # 6: a pinned stem
 
 
-def test_a_run_stopped_on_its_way_goes_on_as_if_it_had_not_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+LEVELS = {
+    "data": DataSettings(batch_size=50, limit=400, image_size=16),
+    "sparse": SparseStage(epochs=11, learning_rate=1e-3),
+    "budget": BudgetSettings(macs=(0.3, 0.6), cuts=2),
+    "checkpoint_minutes": 1e-9,
+}
+"""7 steps an epoch; the level 0.6 is left after 33 of the 77 steps of the sparse stage."""
+
+
+def compress_whole(folder: Path) -> Compressed:
+    return compress(recipe(**LEVELS), folder, [])
+
+
+def read_all(folder: Path) -> dict[str, object]:
+    """All that a run leaves, less times and places in it."""
+    left: dict[str, object] = {}
+    for path in folder.rglob("*.safetensors"):
+        tensors, _ = load_tensors(path)
+        name = path.relative_to(folder)
+        left |= {f"{name} {key}": value.contiguous().numpy().tobytes() for key, value in tensors.items()}
+    for name in ("budget", "log_alpha"):
+        left[name] = json.loads((folder / f"{name}.json").read_text())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    left["rows"] = [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
+    return left
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compressed, dict[str, object]]:
+    """A run of two levels, and what was in its folder before the end."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "levels"
+    compressed = compress_whole(folder)
+    left = read_all(folder)
+    finish_run(compressed, folder)
+    return folder, compressed, left
+
+
+class PowerFailureError(Exception):
+    """Not one of ours."""
+
+
+def run_for(monkeypatch: pytest.MonkeyPatch, folder: Path, steps: int) -> None:
+    """Begin or go on, and fail at this step from now."""
+    real, count = loop.set_learning_rate, itertools.count(1)
+
+    def step_or_fail(optimizer: torch.optim.Optimizer, rate: float) -> None:
+        if next(count) == steps:
+            raise PowerFailureError
+        real(optimizer, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "set_learning_rate", step_or_fail)
+        with pytest.raises(PowerFailureError):
+            compress(recipe(**LEVELS), folder, [], resume=folder.exists())
+
+
+def test_a_run_of_levels_stopped_anywhere_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[Path, Compressed, dict[str, object]]
 ) -> None:
-    whole = compress(recipe(), tmp_path / "whole", []).masked.state_dict()
-    cut, cuts = GradualRemoval.cut_, 0
+    """On the way to either level, between them, and in the fine-tuning of either, which follow 7 + 77 steps."""
+    _, compressed, whole = finished
+    folder = tmp_path / "run"
+    for steps in (15, 24, 20, 30, 3, 8):  # after 14, 37, 56, 85, 87 and 94 of 98 steps
+        run_for(monkeypatch, folder, steps)
+    resumed = compress(recipe(**LEVELS), folder, [], resume=True)
+    left = read_all(folder)
+    assert sorted(key for key in whole.keys() | left.keys() if whole.get(key) != left.get(key)) == []
+    assert resumed.chosen.level.part == compressed.chosen.level.part
+    for one, other in zip(compressed.levels, resumed.levels, strict=True):
+        assert one.held_out == other.held_out
+        states = one.masked.state_dict(), other.masked.state_dict()
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
-    def stop_at_the_third(removal: GradualRemoval, *arguments: Any) -> None:
-        nonlocal cuts
-        cuts += 1
-        if cuts == 3:
-            raise Interrupted("here")
-        cut(removal, *arguments)
 
-    monkeypatch.setattr(GradualRemoval, "cut_", stop_at_the_third)
-    with pytest.raises(Interrupted):
-        compress(recipe(), tmp_path / "run", [])
-    monkeypatch.undo()
-    resumed = compress(recipe(), tmp_path / "run", [], resume=True).masked.state_dict()
-    assert resumed.keys() == whole.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+def test_a_run_killed_while_it_writes_a_level_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[Path, Compressed, dict[str, object]]
+) -> None:
+    for name in ("posterior", "tuned"):
+        with monkeypatch.context() as patch:
+
+            def write_or_fail(model: nn.Module, path: Path, *, resized: bool = False, name: str = name) -> None:
+                write_network(model, path, resized=resized)
+                if path == tmp_path / "run" / "levels" / "0.6" / f"{name}.safetensors":
+                    raise PowerFailureError
+
+            patch.setattr(stages, "write_network", write_or_fail)
+            with pytest.raises(PowerFailureError):
+                compress(recipe(**LEVELS), tmp_path / "run", [], resume=(tmp_path / "run").exists())
+    compress(recipe(**LEVELS), tmp_path / "run", [], resume=True)
+    left, whole = read_all(tmp_path / "run"), finished[2]
+    assert sorted(key for key in whole.keys() | left.keys() if whole.get(key) != left.get(key)) == []
+
+
+def test_each_level_has_a_network_of_its_cost(finished: tuple[Path, Compressed, dict[str, object]]) -> None:
+    folder, compressed, _ = finished
+    front = json.loads((folder / "result.json").read_text())["front"]
+    assert [row["level"] for row in front] == [None, 0.6, 0.3]
+    dense = count_macs(compressed.dense, compressed.example_inputs[:1])
+    assert front[0]["macs"] == dense
+    for tuned, row in zip(compressed.levels, front[1:], strict=True):
+        small = svd.load(folder / "levels" / f"{row['level']}" / "small.safetensors")
+        assert count_macs(small, compressed.example_inputs[:1]) == row["macs"] <= row["level"] * dense
+        assert row["held_out"] == evaluate(small, compressed.data, compressed.data.holdout).accuracy
+        assert row["test"] == evaluate(small, compressed.data, compressed.data.test).accuracy
+        assert row["chosen"] == (tuned is compressed.chosen)
+    assert front[1]["macs"] > front[2]["macs"]
+
+
+def test_the_network_of_a_run_is_the_smallest_that_is_accurate_enough() -> None:
+    def choose(*accuracies: float) -> float | None:
+        tuned = []
+        for part, accuracy in zip((0.5, 0.25, 0.125), accuracies, strict=True):
+            tuned.append(TunedLevel(Level(part, Path(), ""), nn.Identity(), {}, accuracy))
+        return choose_level(tuned, 0.9, 0.01).level.part
+
+    assert [choose(0.9, 0.9, 0.8), choose(0.8, 0.9, 0.92), choose(0.85, 0.86, 0.5)] == [0.25, 0.125, 0.25]
+
+
+def test_the_level_is_chosen_by_a_flag(
+    finished: tuple[Path, Compressed, dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, compressed, _ = finished
+    Image.new("L", (16, 16)).save(tmp_path / "photo.png")
+    chosen = compressed.chosen.level.part
+    for level in (None, 0.9 - (chosen or 0)):  # 0.6 and 0.3, in either order
+        flags = [] if level is None else [f"--level={level:g}"]
+        file = tmp_path / f"{level}.pt2"
+        assert main(["export", str(folder), f"--to={file}", *flags]) == 0
+        exported = sum(tensor.numel() for tensor in torch.export.load(file).state_dict.values())
+        small = svd.load(folder / "levels" / f"{level or chosen:g}" / "small.safetensors")
+        assert exported == sum(tensor.numel() for tensor in small.state_dict().values())
+        assert main(["predict", str(folder), str(tmp_path / "photo.png"), *flags]) == 0
+        assert main(["check", str(folder), *flags]) == 0
+    capsys.readouterr()
+    for command in (["check", str(folder)], ["predict", str(folder), "x"], ["export", str(folder), "--to=x.onnx"]):
+        assert main([*command, "--level=0.4"]) == 2
+        assert "--level=0.4: the run in" in capsys.readouterr().err
+    for command in (["predict", "a.safetensors", "x"], ["export", "a.safetensors", "--to=x.onnx"]):
+        assert main([*command, "--level=0.4"]) == 2
 
 
 def test_a_budget_that_cannot_be_met_is_an_error_and_keeps_the_run(tmp_path: Path) -> None:
@@ -169,10 +308,34 @@ def test_a_budget_that_cannot_be_met_is_an_error_and_keeps_the_run(tmp_path: Pat
     assert (tmp_path / "run" / "posterior.safetensors").exists()
 
 
+def test_levels_that_are_met_are_finished_where_another_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {
+        "model.name": "lenet5_caffe",
+        "data.batch_size": 25,
+        "data.limit": 300,
+        "data.image_size": 16,
+        "sparse.epochs": 20,
+        "budget.macs": "[0.5,0.02]",
+        "budget.cuts": 2,
+    }
+    typed = [f"--{key}={value}" for key, value in flags.items()]
+    assert main(["compress", f"--out={tmp_path / 'run'}", *typed]) == 1
+    printed = capsys.readouterr()
+    assert "budget.macs = 0.02 was not met" in printed.err
+    assert "Budget: 0." in printed.out and "0.5, 0.02 were allowed" in printed.out
+    assert (find_network_folder(tmp_path / "run") / "small.safetensors").exists()
+    assert not (tmp_path / "run" / "levels" / "0.02" / "small.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"budget": {"macs": 0.5, "parameters": 0.5}}, "set one of them"),
+        ({"budget": {"macs": [0.5, 0.25, 0.5]}}, r"one part or several different ones, found \[0.5, 0.5, 0.25\]"),
+        ({"budget": {"macs": []}}, "one part or several different ones"),
+        ({"budget": {"macs": 0.5}, "masks": {"threshold": 2.0}}, "masks.threshold"),
         ({"budget": {"macs": 0.5}, "posterior": {"granularity": "weight"}}, "posterior.granularity = 'weight'"),
         ({"budget": {"macs": 0.5}, "masks": {"ratio": 0.5}}, "masks.ratio"),
         ({"budget": {"macs": 0.5}, "sparse": {"shrink_at": 6.0}}, "sparse.shrink_at"),
@@ -189,7 +352,9 @@ def test_a_budget_asks_for_gates() -> None:
     assert make_settings(Recipe, {}).posterior.granularity == "weight"
 
 
-def test_a_stage_that_is_too_short_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"sparse\.epochs = 1.*take at least 4 epochs"):
-        compress(recipe(sparse=SparseStage(epochs=1)), tmp_path / "run", [])
+@pytest.mark.parametrize(("levels", "epochs"), [(0.4, 4), ((0.5, 0.25, 0.125), 11)])
+def test_a_stage_that_is_too_short_is_refused_before_training(tmp_path: Path, levels: Any, epochs: int) -> None:
+    short = SparseStage(epochs=epochs - 1)
+    with pytest.raises(SettingError, match=rf"sparse\.epochs = {epochs - 1}: .*take at least {epochs} epochs"):
+        compress(recipe(sparse=short, budget=BudgetSettings(macs=levels)), tmp_path / "run", [])
     assert not (tmp_path / "run").exists()

@@ -61,7 +61,8 @@ def test_the_page_begins_with_what_a_table_does_not_say(run):
     def plain(result):
         result["weights"] |= {"kept": result["weights"]["total"]}
         result["plan"] = [group | {"removed": 0} for group in result["plan"]]
-        result["budget"] = {"kind": "macs", "fraction": 0.25, "dense": 1000, "reached": 240}
+        levels = [{"part": 0.25, "reached": 240}]
+        result["budget"] = {"kind": "macs", "dense": 1000, "levels": levels, "missed": "", "tolerance": 0.01}
         result["size"]["dense"]["latency_ms"], result["size"]["shrunk"]["latency_ms"] = 1.0, 2.5
 
     edit(run / "result.json", plain)
@@ -84,14 +85,51 @@ def test_a_run_that_removed_something_does_not_say_that_nothing_was_removed(run)
         assert "Nothing was removed" not in text and "slower" not in text and "Budget" not in text
 
 
+def make_levels(run):
+    """Two levels, the smaller of which is the network of the run."""
+    (run / "levels" / "0.25").mkdir(parents=True)
+    shutil.move(run / "mistakes.safetensors", run / "levels" / "0.25")
+    edit(run / "result.json", add_levels)
+
+
+def add_levels(result):
+    levels = [{"part": 0.5, "reached": 490}, {"part": 0.25, "reached": 240}]
+    result["budget"] = {"kind": "macs", "dense": 1000, "levels": levels, "missed": "", "tolerance": 0.01}
+    row = {"macs": 1000, "parameters": 1234, "file_bytes": 5678, "latency_ms": 1.25}
+    dense = {**row, "network": "dense", "level": None, "held_out": 0.912, "test": 0.9, "chosen": False}
+    larger = {**row, "level": 0.5, "macs": 490, "held_out": 0.911, "test": 0.8765, "chosen": False}
+    smaller = {**row, "level": 0.25, "macs": 240, "held_out": 0.905, "test": 0.85, "chosen": True}
+    result |= {"front": [dense, larger, smaller], "level": 0.25}
+
+
+def test_the_page_shows_the_networks_to_choose_from(run):
+    make_levels(run)
+    for text in pages(run):
+        assert "Budget: 0.490, 0.240 of the dense network's macs are left, 0.5, 0.25 were allowed" in text
+        assert "that of level 0.25: the smallest within 1 points of the dense one on held-out photos (90.50 %" in text
+        assert re.search(r"0\.5\b[^\w]*(<[^>]*>)*87\.65 %.*91\.10 %.*490", text)
+        assert re.search(r"0\.25\b.*85\.00 %.*network of the run", text)
+
+    def lose_both(result):
+        add_levels(result)
+        result["front"][2]["held_out"] = 0.85
+        result["budget"]["missed"] = "budget.macs = 0.1 was not met"
+
+    edit(run / "result.json", lose_both)
+    for text in pages(run):
+        assert "none is within 1 points of the dense one" in text
+        assert text.index("budget.macs = 0.1 was not met.") < text.index("Budget: 0.490")
+
+
 def test_pictures_are_drawn(run):
+    make_levels(run)
     write_report(run)
-    for name in PICTURES:
+    for name in ("front", *PICTURES):
         pixels = matplotlib.image.imread(run / "pictures" / f"{name}.png")
         assert min(pixels.shape[:2]) > 100
         assert pixels[..., :3].std() > 0.02, f"{name}.png is blank"
     text = (run / "report.html").read_text()
-    assert text.count("data:image/png;base64,iVBOR") == len(PICTURES)
+    assert text.count("data:image/png;base64,iVBOR") == len(PICTURES) + 1
     assert not re.search(r"(src|href)=\"(?!data:)", text), "the page must stand alone"
 
 

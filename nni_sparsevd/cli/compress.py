@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ..errors import TrainingError
 from ..recipe import Recipe, read_recipe
 from ..settings import make_settings
 from .command import Command
@@ -47,6 +48,13 @@ def _recipe_path(typed: list[str]) -> Path | None:
     return path
 
 
+def _asks_for_granularity(typed: list[str]) -> bool:
+    """Whether a flag or the recipe's file says what has a posterior."""
+    path = _recipe_path(typed)
+    in_file = path is not None and "granularity" in read_recipe(path).posterior.model_fields_set
+    return in_file or any(argument.partition("=")[0] == "--posterior.granularity" for argument in typed)
+
+
 def run(arguments: Namespace, command_line: list[str]) -> None:
     """Train, sparsify, shrink, check and report."""
     from accelerate import PartialState
@@ -56,6 +64,9 @@ def run(arguments: Namespace, command_line: list[str]) -> None:
     from ..training import compress
 
     values = arguments.as_dict()
+    # The parser fills in all defaults, and a budget would find granularity=weight where nobody has asked for it.
+    if not _asks_for_granularity(command_line):
+        del values["posterior"]["granularity"]
     recipe = make_settings(Recipe, {key: values[key] for key in Recipe.model_fields})
     compressed = compress(recipe, arguments.out, command_line, resume=arguments.resume, overwrite=arguments.overwrite)
     processes = PartialState()
@@ -65,6 +76,8 @@ def run(arguments: Namespace, command_line: list[str]) -> None:
         _leave()
     print(finish_run(compressed, arguments.out))
     print(f"report: {write_report(arguments.out)}")
+    if compressed.missed:
+        raise TrainingError(compressed.missed)
 
 
 def _leave() -> NoReturn:

@@ -12,6 +12,7 @@ def add_arguments(parser: ArgumentParser, typed: list[str]) -> None:
     """Add what to export, where to, and for which inputs."""
     parser.add_argument("source", type=Path, help="run folder of compress, or what nni_sparsevd.load opens")
     parser.add_argument("--to", type=Path, required=True, help="file to write; its suffix says the format")
+    parser.add_argument("--level", type=float, help="level of the budget; not set: the network that the run has chosen")
     parser.add_argument("--input", type=list[int], help="shape of one input, e.g. [3,224,224]; a run folder knows it")
     parser.add_argument(
         "--fixed_batch", action="store_true", help="batches of one only; .pte and .tflite have no others"
@@ -28,8 +29,10 @@ def run(arguments: Namespace, command_line: list[str]) -> None:
 
     dynamic_batch = not arguments.fixed_batch
     if (arguments.source / "recipe.toml").exists():
-        print(export_run(arguments.source, arguments.to, dynamic_batch=dynamic_batch))
+        print(export_run(arguments.source, arguments.to, level=arguments.level, dynamic_batch=dynamic_batch))
         return
+    if arguments.level is not None:
+        raise SettingError(f"--level={arguments.level:g}: {arguments.source} is no run folder")
     model = load(arguments.source)
     shape = arguments.input or (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if not shape:

@@ -11,13 +11,14 @@ def add_arguments(parser: ArgumentParser, typed: list[str]) -> None:
     """Add the network and the photos."""
     parser.add_argument("run", type=Path, help="run folder of compress, or what nni_sparsevd.load opens")
     parser.add_argument("photos", type=Path, nargs="+", help="photos")
+    parser.add_argument("--level", type=float, help="level of the budget; not set: the network that the run has chosen")
 
 
 def run(arguments: Namespace, command_line: list[str]) -> None:
     """Print the most probable class of each photo, with its probability."""
     from ..prediction import predict_photos
 
-    for prediction in predict_photos(arguments.run, arguments.photos):
+    for prediction in predict_photos(arguments.run, arguments.photos, level=arguments.level):
         print(prediction)
 
 

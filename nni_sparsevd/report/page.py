@@ -1,6 +1,7 @@
 """The report of a run: one page in Markdown and in HTML, from the files of its folder alone."""
 
 import base64
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from . import pictures
 from .remarks import write_answer, write_remarks
 
 HEADINGS = {
+    "front": "The networks to choose from: accuracy against multiply-accumulates",
     "progress": "Accuracy and compression over the epochs",
     "log_alpha": "log α of all posteriors: kept left of the threshold, noise right of it; the outer bins hold the rest",
     "curve": "Accuracy against compression over thresholds, on held-out data, before fine-tuning",
@@ -24,7 +26,6 @@ HEADINGS = {
 NETWORKS = ("dense", "twin", "masked", "shrunk")
 """The columns of the comparison; a run has a twin only where it was asked for."""
 MISTAKES_FILE = "mistakes.safetensors"
-STAGES = ("dense", "sparse", "finetune", "twin_sparse", "twin_finetune")
 SIZES = (
     ("parameters", "Parameters", "{:,}"),
     ("macs", "MACs, one image", "{:,}"),
@@ -82,19 +83,30 @@ def _gather_values(folder: Path) -> dict[str, Any]:
             "exports": _read_optional(folder / "exports.json"),
             "environment": files.read_json(folder / "environment.json"),
             "recipe": (folder / "recipe.toml").read_text(),
-            "epochs": {stage: sum(row["stage"] == stage for row in epochs) for stage in STAGES},
+            "epochs": _count_epochs(epochs),
         }
+
+
+def _count_epochs(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Stage -> its epochs; those of the fine-tuning of one level, where there are several."""
+    counts = Counter(row["stage"] for row in rows)
+    tuned = [count for stage, count in counts.items() if stage.startswith("finetune")]
+    # A counter has 0 for what it has not seen, but a template asks for its keys.
+    stages = ("dense", "sparse", "twin_sparse", "twin_finetune")
+    return {**{stage: counts[stage] for stage in stages}, "finetune": max(tuned, default=0)}
 
 
 def _draw_pictures(folder: Path, result: Any, epochs: list[dict[str, Any]], curve: Any) -> dict[str, Path]:
     """Draw the pictures that this run has numbers for; gives their files by name, in the order of `HEADINGS`."""
     with _blaming(folder / "result.json"):
-        layers, lost = result["layers"], result["mistakes"]["lost"]
+        layers, lost, front = result["layers"], result["mistakes"]["lost"], result["front"]
     drawing: dict[str, tuple[str, Callable[[Path], None]]] = {
         "progress": ("metrics.jsonl", lambda path: pictures.draw_progress(epochs, path)),
         "layers": ("result.json", lambda path: pictures.draw_layer_sparsity(layers, path)),
         "allocation": ("result.json", lambda path: pictures.draw_allocation(layers, path)),
     }
+    if front:
+        drawing["front"] = ("result.json", lambda path: pictures.draw_front(front, path))
     if curve:
         drawing["curve"] = ("curve.json", lambda path: pictures.draw_threshold_curve(curve, path))
     history = _read_optional(folder / "log_alpha.json")
@@ -119,7 +131,9 @@ def _draw_pictures(folder: Path, result: Any, epochs: list[dict[str, Any]], curv
 
 
 def _draw_mistakes(folder: Path, result: Any, path: Path) -> None:
-    tensors = files.load_tensors(folder / MISTAKES_FILE)[0]
+    # Files of one of several networks are in the folder of its level.
+    source = folder / "levels" / f"{result['level']:g}" if result["front"] else folder
+    tensors = files.load_tensors(source / MISTAKES_FILE)[0]
     names = result["preprocessing"]["label_names"]
     captions = []
     for label, answer in zip(tensors["labels"].tolist(), tensors["answers"].tolist(), strict=True):

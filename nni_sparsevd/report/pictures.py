@@ -137,6 +137,33 @@ def _mark_stage(axes: Axes, epoch: float, stage: str) -> None:
     axes.annotate(f" {stage}", (epoch, 1), xycoords=place, va="top", fontsize=8, color="#555555")
 
 
+def draw_front(front: list[dict[str, Any]], path: Path) -> None:
+    """Draw the accuracy of the networks of a run against what they cost, each with its level.
+
+    Args:
+        front: Rows of result.json: the dense network, then the levels.
+        path: The picture's file.
+    """
+    with styled_axes(path) as axes:
+        macs = [row["macs"] / 1e6 for row in front]
+        axes.plot(macs, [100 * row["test"] for row in front], "o-", color=BLUE, markersize=5, label="test photos")
+        axes.plot(
+            macs, [100 * row["held_out"] for row in front], "s--", color=GRAY, markersize=4, label="held-out photos"
+        )
+        for x, row in zip(macs, front, strict=True):
+            if row["chosen"]:
+                axes.plot(x, 100 * row["test"], "o", color=ORANGE, markersize=10, label="network of the run")
+            name = row["network"] if row["level"] is None else f"{row['level']:g}"
+            axes.annotate(name, (x, 100 * row["test"]), (0, 9), textcoords="offset points", ha="center", fontsize=8)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.margins(0.08, 0.18)
+        axes.set_xlabel("million multiply-accumulates, one image (log scale)")
+        axes.set_ylabel("accuracy, %")
+        axes.legend(frameon=False)
+
+
 def draw_threshold_curve(curve: dict[str, Any], path: Path) -> None:
     """Draw held-out accuracy against compression, a point for each threshold, before fine-tuning."""
     with styled_axes(path) as axes:

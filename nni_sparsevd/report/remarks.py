@@ -38,8 +38,8 @@ def write_remarks(result: dict[str, Any]) -> list[str]:
         result: The content of result.json.
 
     Returns:
-        Sentences, the most important first: that nothing was removed, whether the budget was met, that the smaller
-        network is slower, and what the dense network is.
+        Sentences, the most important first: that nothing was removed, whether the budget was met, which network is that
+        of the run, that the smaller network is slower, and what the dense network is.
     """
     remarks = []
     removed_channels = sum(group["removed"] for group in result["plan"])
@@ -48,12 +48,8 @@ def write_remarks(result: dict[str, Any]) -> list[str]:
             "Nothing was removed: no weight or channel reached the threshold. Train the sparse stage longer or with a "
             "higher rate, raise sparse.kl_coefficient, or set a budget."
         )
-    budget = result.get("budget")
-    if budget:
-        part = budget["reached"] / budget["dense"]
-        remarks.append(
-            f"Budget: {part:.3f} of the dense network's {budget['kind']} are left, {budget['fraction']:g} were allowed."
-        )
+    if result.get("budget"):
+        remarks.extend(_describe_budget(result["budget"], result["front"], result["level"]))
     dense, small = (result["size"][name]["latency_ms"] for name in ("dense", "shrunk"))
     if small > 1.02 * dense:
         remarks.append(
@@ -76,3 +72,22 @@ def _compare_with_dense(test: dict[str, Any]) -> str:
         f"Against its dense twin, which was trained for as many epochs with the same settings, the shrunk network "
         f"{change} of test accuracy: {twin:.2f} -> {small:.2f} %. The dense network is the one before the sparse stage."
     )
+
+
+def _describe_budget(budget: dict[str, Any], front: list[dict[str, Any]], level: float) -> list[str]:
+    """Whether each level of the budget was met, and why the network of the run is the one that it is."""
+    left = ", ".join(f"{row['reached'] / budget['dense']:.3f}" for row in budget["levels"])
+    allowed = ", ".join(f"{row['part']:g}" for row in budget["levels"])
+    remarks = [f"Budget: {left} of the dense network's {budget['kind']} are left, {allowed} were allowed."]
+    if budget["missed"]:
+        remarks.insert(0, f"{budget['missed']}.")
+    if front:
+        dense, chosen = front[0]["held_out"], next(row["held_out"] for row in front if row["chosen"])
+        points = 100 * budget["tolerance"]
+        is_within = chosen >= dense - budget["tolerance"]
+        why = f"the smallest within {points:g} points of" if is_within else f"none is within {points:g} points of"
+        remarks.append(
+            f"The network of this run is that of level {level:g}: {why} the dense one on held-out photos "
+            f"({100 * chosen:.2f} %, dense {100 * dense:.2f} %). Choose another one with --level."
+        )
+    return remarks

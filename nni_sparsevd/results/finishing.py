@@ -1,11 +1,11 @@
 """The end of a run: the small network, checked against the masked one, and everything measured, in its folder."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ShrinkError
 from ..files import read_json, write_json
@@ -16,13 +16,32 @@ from ..recipe import read_recipe
 from ..report import write_remarks
 from ..shrinking import CheckResult, Plan, check, shrink
 from ..storage import save
-from ..training import SENSITIVITY_FILE, Compressed, Score, evaluate, find_mistakes
+from ..training import SENSITIVITY_FILE, TOLERANCE, Compressed, Score, TunedLevel, evaluate, find_mistakes
 from .layers import describe_layers
 from .run_files import FILES
 
 
+@dataclass(frozen=True)
+class _ShrunkLevel:
+    """A network of the run, made smaller."""
+
+    tuned: TunedLevel
+    small: nn.Module
+    account: Plan
+    """What has left since the dense network."""
+    check: CheckResult
+
+    @property
+    def folder(self) -> Path:
+        return self.tuned.level.folder
+
+    def name_among_all(self, network: str) -> str:
+        """A name for the masked or the shrunk network, among those of all levels; the dense one is always the same."""
+        return network if network == "dense" else f"{network} {self.tuned.level.part}"
+
+
 def finish_run(compressed: Compressed, folder: Path) -> str:
-    """Shrink the masked network, check the small one, measure all, and write masked, small, plan.json and result.json.
+    """Shrink each masked network, check the small one, measure all, and write masked, small, plan.json and result.json.
 
     Args:
         compressed: What `compress` has returned.
@@ -32,51 +51,83 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
         A summary of several lines.
 
     Raises:
-        ShrinkError: The small network does not compute what the masked one computes.
+        ShrinkError: A small network does not compute what the masked one computes.
         TraceError: The network cannot be traced.
         FileFormatError: A file cannot be written.
     """
     began = time.monotonic()
-    small, plan = shrink(compressed.masked, compressed.example_inputs)
-    result = check(compressed.masked, small, compressed.example_inputs)
+    levels = [_shrink_level(compressed, tuned) for tuned in compressed.levels]
+    latencies = _measure_latencies(compressed, levels)
+    scores = {"dense": evaluate(compressed.dense, compressed.data, compressed.data.test)}
+    if compressed.twin is not None:
+        scores["twin"] = evaluate(compressed.twin, compressed.data, compressed.data.test)
+    common = _describe_run(compressed, folder)
+    results = [{**common, **_describe_level(compressed, level, folder, scores, latencies)} for level in levels]
+    front = _list_front(compressed, results) if compressed.chosen.level.folder != folder else []
+    for level, values in zip(levels, results, strict=True):
+        values |= {"front": front, "shrinking_seconds": round(time.monotonic() - began, 2)}
+        write_json(level.folder / "result.json", values)
+    shown = compressed.levels.index(compressed.chosen)
+    write_json(folder / "result.json", results[shown])
+    return _summarize(results[shown], levels[shown])
+
+
+def _shrink_level(compressed: Compressed, tuned: TunedLevel) -> _ShrunkLevel:
+    """Make one network smaller, and write it and the masked one."""
+    folder = tuned.level.folder
+    small, plan = shrink(tuned.masked, compressed.example_inputs)
+    result = check(tuned.masked, small, compressed.example_inputs)
     if not result.ok:
         raise ShrinkError(f"{folder}: {result}")
-    save(compressed.masked, folder / FILES["masked"])
+    save(tuned.masked, folder / FILES["masked"])
     save(small, folder / FILES["shrunk"])
     plan.save(folder / "plan.json")
-    account = _account_from_dense(plan, compressed)
-    networks = {"dense": compressed.dense, "masked": compressed.masked, "shrunk": small}
-    data = compressed.data
-    scores = {name: evaluate(network, data, data.test) for name, network in networks.items()}
-    if compressed.twin is not None:
-        scores["twin"] = evaluate(compressed.twin, data, data.test)
-    mistakes = find_mistakes(compressed.dense, small, data)
-    mistakes.save(folder / "mistakes.safetensors")
-    example = compressed.example_inputs[:1]
-    sensitivities = read_json(folder / SENSITIVITY_FILE)
-    environment = read_json(folder / "environment.json")
-    values = {
+    return _ShrunkLevel(tuned, small, _account_from_dense(plan, compressed), result)
+
+
+def _describe_run(compressed: Compressed, folder: Path) -> dict[str, Any]:
+    """What all networks of the run have in common."""
+    data, environment = compressed.data, read_json(folder / "environment.json")
+    budget = read_json(folder / "budget.json") if (folder / "budget.json").exists() else None
+    return {
         "model": read_recipe(folder / "recipe.toml").model.name,
         "input": list(compressed.example_inputs.shape[1:]),
-        "test": {name: score.to_dict() for name, score in scores.items()},
-        "mistakes": {"lost": mistakes.lost, "gained": mistakes.gained},
         "images": {"train": len(data.train), "holdout": len(data.holdout), "test": len(data.test)},
         "skipped": list(data.skipped),
         "preprocessing": data.preprocessing.to_dict(),
-        "layers": describe_layers(compressed.dense, compressed.masked, small, example, sensitivities),
-        "weights": _count_all_weights(compressed),
-        "size": _measure_sizes(networks, folder, example),
-        "check": result.to_dict(),
-        "plan": account.to_rows(),
         "passed_over": compressed.passed_over,
-        "shrinking_seconds": round(time.monotonic() - began, 2),
-        "budget": read_json(folder / "budget.json") if (folder / "budget.json").exists() else None,
+        "budget": budget and {**budget, "missed": compressed.missed, "tolerance": TOLERANCE},
         "command": environment["command"],
         "seed": environment["seed"],
         "threads": environment["threads"],
     }
-    write_json(folder / "result.json", values)
-    return _summarize(values, account, result, scores)
+
+
+def _describe_level(
+    compressed: Compressed,
+    shrunk: _ShrunkLevel,
+    folder: Path,
+    dense_scores: dict[str, Score],
+    latencies: dict[str, float],
+) -> dict[str, Any]:
+    """What is to be said of one network, beside the dense one."""
+    tuned, data, example = shrunk.tuned, compressed.data, compressed.example_inputs[:1]
+    scores = dict(dense_scores)
+    for name, network in (("masked", tuned.masked), ("shrunk", shrunk.small)):
+        scores[name] = evaluate(network, data, data.test)
+    mistakes = find_mistakes(compressed.dense, shrunk.small, data)
+    mistakes.save(shrunk.folder / "mistakes.safetensors")
+    sensitivities = read_json(shrunk.folder / SENSITIVITY_FILE)
+    return {
+        "level": tuned.level.part,
+        "test": {name: score.to_dict() for name, score in scores.items()},
+        "mistakes": {"lost": mistakes.lost, "gained": mistakes.gained},
+        "layers": describe_layers(compressed.dense, tuned.masked, shrunk.small, example, sensitivities),
+        "weights": _count_all_weights(compressed.dense, tuned),
+        "size": _measure_sizes(compressed, shrunk, folder, latencies),
+        "check": shrunk.check.to_dict(),
+        "plan": shrunk.account.to_rows(),
+    }
 
 
 def _account_from_dense(plan: Plan, compressed: Compressed) -> Plan:
@@ -94,35 +145,68 @@ def _account_from_dense(plan: Plan, compressed: Compressed) -> Plan:
     return replace(plan, groups=tuple(groups))
 
 
-def _count_all_weights(compressed: Compressed) -> dict[str, float]:
+def _count_all_weights(dense: nn.Module, tuned: TunedLevel) -> dict[str, float]:
     """Weights of the dense network, and those that are kept of them."""
-    kept = count_weights(compressed.masked, compressed.masks)[0]
-    total = count_weights(compressed.dense, {})[1]
+    kept = count_weights(tuned.masked, tuned.masks)[0]
+    total = count_weights(dense, {})[1]
     return {"total": total, "kept": kept, "compression": total / max(kept, 1)}
 
 
-def _measure_sizes(networks: dict[str, nn.Module], folder: Path, example: Tensor) -> dict[str, dict[str, float]]:
+def _measure_latencies(compressed: Compressed, levels: list[_ShrunkLevel]) -> dict[str, float]:
+    """Network, as `name_among_all` calls it -> the latency of one image; all of the run take turns."""
+    networks = {"dense": compressed.dense}
+    for level in levels:
+        networks[level.name_among_all("masked")] = level.tuned.masked
+        networks[level.name_among_all("shrunk")] = level.small
+    return measure_latencies(networks, compressed.example_inputs[:1])
+
+
+def _measure_sizes(
+    compressed: Compressed, shrunk: _ShrunkLevel, folder: Path, latencies: dict[str, float]
+) -> dict[str, dict[str, float]]:
     """Network -> parameters, MACs of one image, bytes of its file, and the latency of one image."""
-    latencies = measure_latencies(networks, example)
+    networks = {"dense": compressed.dense, "masked": shrunk.tuned.masked, "shrunk": shrunk.small}
     sizes = {}
     for name, network in networks.items():
+        path = (folder if name == "dense" else shrunk.folder) / FILES[name]
         sizes[name] = {
             "parameters": count_parameters(network),
-            "macs": count_macs(network, example),
-            "file_bytes": (folder / FILES[name]).stat().st_size,
-            "latency_ms": latencies[name],
+            "macs": count_macs(network, compressed.example_inputs[:1]),
+            "file_bytes": path.stat().st_size,
+            "latency_ms": latencies[shrunk.name_among_all(name)],
         }
     return sizes
 
 
-def _summarize(values: dict[str, Any], plan: Plan, result: CheckResult, scores: dict[str, Score]) -> str:
-    size, weights = values["size"], values["weights"]
-    lines = [*write_remarks(values), f"check: {result}", f"channels removed: {plan.removed}"]
+def _list_front(compressed: Compressed, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The networks from which the user of the run may choose: the dense one or its twin, then a row for each level."""
+    network = "dense" if compressed.twin is None else "twin"
+    dense = {"network": network, "level": None, "held_out": compressed.dense_held_out, "chosen": False}
+    rows = [{**dense, "test": results[0]["test"][network]["accuracy"], **results[0]["size"]["dense"]}]
+    for tuned, values in zip(compressed.levels, results, strict=True):
+        row = {
+            "network": "shrunk",
+            "level": tuned.level.part,
+            "held_out": tuned.held_out,
+            "chosen": tuned is compressed.chosen,
+        }
+        rows.append({**row, "test": values["test"]["shrunk"]["accuracy"], **values["size"]["shrunk"]})
+    return rows
+
+
+def _summarize(values: dict[str, Any], shown: _ShrunkLevel) -> str:
+    weights = values["weights"]
+    lines = [*write_remarks(values), f"check: {shown.check}", f"channels removed: {shown.account.removed}"]
     lines.append(f"weights: {weights['total']:,} -> {weights['kept']:,}, {weights['compression']:.1f} times fewer")
-    for name, row in size.items():
-        error = 100 * (1 - scores[name].accuracy)
-        lines.append(
-            f"{name:7} test error {error:5.2f} %  {row['parameters']:>12,} parameters  {row['macs']:>14,} MACs  "
-            f"{row['file_bytes']:>12,} bytes  {row['latency_ms']:8.3f} ms"
-        )
+    for name, row in values["size"].items():
+        lines.append(_summarize_network(name, values["test"][name]["accuracy"], row))
+    for row in values["front"][1:]:
+        lines.append(_summarize_network(f"{row['level']:g}", row["test"], row))
     return "\n".join(lines)
+
+
+def _summarize_network(name: str, accuracy: float, row: dict[str, Any]) -> str:
+    return (
+        f"{name:7} test error {100 * (1 - accuracy):5.2f} %  {row['parameters']:>12,} parameters  "
+        f"{row['macs']:>14,} MACs  {row['file_bytes']:>12,} bytes  {row['latency_ms']:8.3f} ms"
+    )

@@ -16,10 +16,11 @@ from ..recipe import Recipe
 from .batches import count_steps
 from .checkpoint import Checkpoint, read_checkpoint
 from .gradual_removal import check_budget
+from .levels import list_stages
 from .metrics import Metrics
 from .run import Run
 from .run_folder import check_folder, prepare_folder
-from .stages import STAGES, Compressed, StageSequence
+from .stages import Compressed, StageSequence
 from .starting_network import try_forward, try_recipe
 
 ALL_EPOCHS = 1 << 60
@@ -50,8 +51,8 @@ def compress(
         ModelError: The network is not known, or does not run on these images.
         TraceError: The recipe needs channel groups, and the network cannot be traced.
         FileFormatError: A file of the folder is damaged, or cannot be written.
-        TrainingError: The loss is no longer finite, everything is removed (collapse), or the budget is missed by more
-            than 5 %.
+        TrainingError: The loss is no longer finite, everything is removed (collapse), or the budget, each of
+            its levels, is missed by more than 5 %.
         Interrupted: On Ctrl-C or a termination signal, after the step at hand has been saved.
     """
     accelerator = _make_accelerator(recipe)
@@ -75,7 +76,7 @@ def compress(
         write_json(folder / "preprocessing.json", data.preprocessing.to_dict())
     accelerator.wait_for_everyone()
     start = read_checkpoint(folder / "checkpoint.safetensors")
-    with Metrics(folder, Console(), _find_rows_to_keep(start), write=accelerator.is_main_process) as metrics:
+    with Metrics(folder, Console(), _find_rows_to_keep(recipe, start), write=accelerator.is_main_process) as metrics:
         run = Run(recipe, folder, data, accelerator, metrics)
         return StageSequence(run, example_inputs, start, teacher).train(model)
 
@@ -98,13 +99,14 @@ def _create_teacher(recipe: Recipe, data: datasets.DataSets, example_inputs: Ten
     return teacher
 
 
-def _find_rows_to_keep(start: Checkpoint | None) -> dict[str, int]:
+def _find_rows_to_keep(recipe: Recipe, start: Checkpoint | None) -> dict[str, int]:
     """Stage -> last epoch that is done at the checkpoint; earlier stages are done altogether."""
     if start is None:
         return {}
     place = start.place
     kept = {}
-    for stage in STAGES[: STAGES.index(place.stage)]:
+    stages = list_stages(recipe)
+    for stage in stages[: stages.index(place.stage)]:
         kept[stage] = ALL_EPOCHS
     kept[place.stage] = place.step // place.per_epoch
     return kept

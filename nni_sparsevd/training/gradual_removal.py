@@ -1,41 +1,26 @@
 """A budget that is met while the sparse stage trains: a few channels leave at a time, and the network heals."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingError, TrainingError
+from ..errors import SettingError
 from ..measure import cost_function
 from ..nn import make_plain_copy
 from ..recipe import BudgetSettings, Recipe
-from ..regularize import choose_cutoffs, cost_left_at, use_cutoffs_
+from ..regularize import choose_cutoffs, use_cutoffs_
 from ..shrinking import shrink_
+from .cut_schedule import Stretch, count_steps_needed, plan_stretches
 
-FEWEST_STEPS = 10
-"""Steps between two cuts: from fewer batches the gates do not know which channels are needed."""
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """How close a budget was met; costs are in the unit of the budget's kind."""
-
-    kind: str
-    fraction: float
-    """The part of the dense cost that was allowed."""
-    dense: float
-    reached: float
-
-    @property
-    def part(self) -> float:
-        """The part of the dense cost that is left."""
-        return self.reached / self.dense
+OnLevel = Callable[[float, nn.Module], None]
+"""Called with a level of the budget and the network that has reached it, before it goes on to the next."""
 
 
 @final
 class GradualRemoval:
-    """Removes channels at fixed steps of the sparse stage, so that the budget is met early enough to heal.
+    """Removes channels at fixed steps of the sparse stage, so that each level of a budget is met early enough to heal.
 
     It has no state: when it cuts is a function of the step, and what it removes is one of the network.
 
@@ -44,20 +29,22 @@ class GradualRemoval:
         dense: The network before anything was removed.
         example_inputs: Inputs that the network accepts, shape (batch, channels, height, width).
         steps: Steps of the sparse stage.
+        on_level: What is done with the network of each level at the end of its steps.
     """
 
-    def __init__(self, settings: BudgetSettings, dense: nn.Module, example_inputs: Tensor, steps: int) -> None:
+    def __init__(
+        self, settings: BudgetSettings, dense: nn.Module, example_inputs: Tensor, steps: int, on_level: OnLevel
+    ) -> None:
         assert settings.kind is not None
         self._settings, self._kind, self._example_inputs = settings, settings.kind, example_inputs
         self._cost = cost_function(settings.kind, example_inputs)
         self._dense_cost = self._cost(dense)
-        self._last = int(settings.reached_at * steps)
-        self._every = max(self._last // settings.cuts, FEWEST_STEPS)
+        self._stretches = plan_stretches(settings, steps)
+        self._on_level = on_level
 
     def is_due(self, step: int) -> bool:
         """Whether channels leave after `step` steps."""
-        # The last cut is made at the very end of the way, whatever the distance to the cut before.
-        return step == self._last or (0 < step < self._last and step % self._every == 0)
+        return self._find_stretch(step).is_due(step)
 
     def cut_(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Remove, in place, the channels that are worth least for their cost, down to what may be left at this step.
@@ -69,9 +56,10 @@ class GradualRemoval:
         """
         # The cost of blocks is an estimate: what two gates of one layer cost together is counted twice. The last cut
         # is repeated until the budget is met, or nothing is left that may go.
-        allowed = cost_left_at(self._settings.fraction, step / self._last) * self._dense_cost
-        for _ in range(8 if step == self._last else 1):
-            left = self._measure(model)
+        stretch = self._find_stretch(step)
+        allowed = stretch.part_left_at(step) * self._dense_cost
+        for _ in range(8 if step == stretch.last_cut else 1):
+            left = self._cost(make_plain_copy(model))
             cutoffs = choose_cutoffs(model, self._example_inputs, self._kind, left - allowed, self._settings.round_to)
             if not cutoffs:
                 return
@@ -81,30 +69,20 @@ class GradualRemoval:
             finally:
                 use_cutoffs_(model, before)
 
-    def arrive(self, model: nn.Module) -> Arrival:
-        """Measure how close the budget was met.
+    def leave_level(self, model: nn.Module, step: int) -> None:
+        """Hand over the network where a level ends after `step` steps.
 
         Args:
-            model: The network at the end of the sparse stage.
-
-        Returns:
-            The account.
-
-        Raises:
-            TrainingError: The budget was missed by more than 5 %.
+            model: The network with gates.
+            step: Steps done.
         """
-        settings = self._settings
-        arrival = Arrival(self._kind, settings.fraction, self._dense_cost, self._measure(model))
-        if arrival.part > 1.05 * settings.fraction:
-            raise TrainingError(
-                f"budget.{self._kind} = {settings.fraction:g} was not met: {arrival.part:.3f} of the dense network is "
-                "left, and no more channels can go. Channels without a gate, and the last of each group, always stay; "
-                f"budget.round_to = {settings.round_to} keeps as many of each group. The run folder holds the network"
-            )
-        return arrival
+        stretch = self._find_stretch(step)
+        if step == stretch.end:
+            self._on_level(stretch.level, model)
 
-    def _measure(self, model: nn.Module) -> float:
-        return self._cost(make_plain_copy(model))
+    def _find_stretch(self, step: int) -> Stretch:
+        """The stretch to which what is done after `step` steps belongs."""
+        return next(stretch for stretch in self._stretches if step <= stretch.end)
 
 
 def check_budget(recipe: Recipe, steps_per_epoch: int) -> None:
@@ -115,14 +93,15 @@ def check_budget(recipe: Recipe, steps_per_epoch: int) -> None:
         steps_per_epoch: Steps in an epoch.
 
     Raises:
-        SettingError: There are too few steps for two cuts.
+        SettingError: There are too few steps for two cuts on the way to one of its levels.
     """
     if recipe.budget.kind is None:
         return
-    steps = int(recipe.budget.reached_at * recipe.sparse.epochs * steps_per_epoch)
-    if steps < 2 * FEWEST_STEPS:
-        needed = 2 * FEWEST_STEPS / recipe.budget.reached_at / steps_per_epoch
+    steps, needed = recipe.sparse.epochs * steps_per_epoch, count_steps_needed(recipe.budget)
+    if steps < needed:
+        levels = ", ".join(f"{level:g}" for level in recipe.budget.levels)
         raise SettingError(
-            f"sparse.epochs = {recipe.sparse.epochs}: budget.{recipe.budget.kind} is to be met after {steps} steps, in "
-            f"which the gates cannot learn what is needed; take at least {int(needed) + 1} epochs, or smaller batches"
+            f"sparse.epochs = {recipe.sparse.epochs}: in {steps} steps the gates cannot learn what is needed at "
+            f"budget.{recipe.budget.kind} = {levels}; take at least {-(-needed // steps_per_epoch)} epochs, or smaller "
+            "batches"
         )

@@ -59,7 +59,7 @@ def train_stage(
 
     Args:
         run: Recipe, folder, data and processes.
-        name: Name of the stage: dense, sparse or finetune.
+        name: Name of the stage: dense, sparse, finetune, or finetune_LEVEL.
         model: The network, on any device; it ends on that of the process.
         stage: Epochs, optimizer and schedule.
         on_epoch_end: Called by every process at the end of each epoch, when `model` is up to date.
@@ -108,7 +108,7 @@ class _StageTrainer:
         self._gate_rate = stage.gate_rate if isinstance(stage, SparseStage) else 1.0
         self._optimizer = build_optimizer(self._learner.trained, stage, self._gate_rate)
         self._sparse = stage if isinstance(stage, SparseStage) and is_variational(model) else None
-        self._resized = run.recipe.changes_sizes and name != "dense"
+        self._resized = run.recipe.changes_sizes_by(name)
         self._masks = None if masks is None else self._learner.place_masks(masks)
         self._per_epoch = self._batches.per_epoch
         self._total = stage.epochs * self._per_epoch
@@ -137,7 +137,7 @@ class _StageTrainer:
         ):
             while self._step < self._total:
                 loss = self._take_step()
-                if self._removal is not None and self._removal.is_due(self._step):
+                if self._removal is not None:
                     self._remove(self._removal)
                 looks = self._step % LOOK_EVERY == 0
                 ends_epoch = self._step % self._per_epoch == 0
@@ -275,10 +275,13 @@ class _StageTrainer:
 
     def _remove(self, removal: GradualRemoval) -> None:
         """Remove from the network, in place, the channels that leave at this step on the way to the budget."""
-        self._learner.agree_on_statistics_()
-        removal.cut_(self._learner.model, self._optimizer, self._step)
-        self._natural_gates = start_natural_steps_(self._learner.model)
-        self._follow_sizes()
+        if removal.is_due(self._step):
+            self._learner.agree_on_statistics_()
+            removal.cut_(self._learner.model, self._optimizer, self._step)
+            self._natural_gates = start_natural_steps_(self._learner.model)
+            self._follow_sizes()
+        # Before the checkpoint of this step: a resumed run finds the networks of the levels that it has left.
+        removal.leave_level(self._learner.model, self._step)
 
     def _follow_sizes(self) -> None:
         """Make anew what holds the parameters that `shrink_` has replaced."""
@@ -337,5 +340,5 @@ class _StageTrainer:
         kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
         raise TrainingError(
             f"the loss or the weights are no longer finite in stage {self._name}, at or before step {self._step}; "
-            f"{kept}. Lower {self._name}.learning_rate, or start from a dense network (dense.epochs)"
+            f"{kept}. Lower {self._name.partition('_')[0]}.learning_rate, or start from a dense network (dense.epochs)"
         )

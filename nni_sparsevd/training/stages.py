@@ -1,7 +1,8 @@
 """The stages of a run: dense training, sparse training, the decision, fine-tuning. Each can be resumed."""
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 import torch
@@ -14,23 +15,22 @@ from ..files import load_tensors, save_tensors, write_json
 from ..masks import Masks, compute_masks, count_weights, flatten_masks, unflatten_masks
 from ..nn import Variational
 from ..recipe import SparseStage, Stage
+from ..regularize import use_cutoffs_
 from .batches import Batches
 from .checkpoint import Checkpoint
 from .gradual_removal import GradualRemoval
+from .levels import Level, TunedLevel, account_levels, choose_level, list_levels, list_stages, read_account
 from .log_alpha_history import LogAlphaHistory
 from .loop import train_stage
 from .masked_posterior import mask_posterior_
 from .network_files import read_network_, write_network
 from .run import Run
-from .scoring import evaluate_baked
+from .scoring import evaluate, evaluate_baked
 from .sensitivity import SENSITIVITY_FILE, measure_sensitivities
 from .starting_network import make_variational_
 from .teacher import Teacher
 from .threshold import choose_threshold
-from .twin import TWIN_STAGES, list_twin_stages
-
-STAGES = ("dense", "sparse", "finetune", *TWIN_STAGES)
-"""In the order in which they are trained; the decision falls between sparse and finetune."""
+from .twin import list_twin_stages
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,35 @@ class Compressed:
 
     Attributes:
         dense: The network before Sparse VD, ordinary.
-        masked: The network after fine-tuning, ordinary, with zeros where the masks remove.
-        masks: The decision.
+        levels: The networks after fine-tuning, from large to small: several where the budget has several levels.
+        chosen: The one of them that is the network of the run.
+        dense_held_out: Accuracy of the dense network on held-out images, or that of its twin where there is one.
         data: The data of the run.
         example_inputs: Two normalized training images, shape (2, channels, height, width).
         passed_over: Weights and channel groups that had no posterior -> the reason.
+        missed: Which levels of the budget were missed by more than 5 %, and why; empty where none was.
         twin: The dense network, trained on for as long as the run; None where the recipe asks for none.
     """
 
     dense: nn.Module
-    masked: nn.Module
-    masks: Masks
+    levels: tuple[TunedLevel, ...]
+    chosen: TunedLevel
+    dense_held_out: float
     data: DataSets
     example_inputs: Tensor
     passed_over: dict[str, str]
+    missed: str = ""
     twin: nn.Module | None = None
+
+    @property
+    def masked(self) -> nn.Module:
+        """The network of the run after fine-tuning, ordinary, with zeros where the masks remove."""
+        return self.chosen.masked
+
+    @property
+    def masks(self) -> Masks:
+        """The decision about the network of the run."""
+        return self.chosen.masks
 
 
 @final
@@ -76,7 +90,9 @@ class StageSequence:
         """
         self.run, self._recipe, self._folder, self._data = run, run.recipe, run.folder, run.data
         self._example_inputs, self._start = example_inputs, start
-        self._reached = -1 if start is None else STAGES.index(start.place.stage)
+        self._stages = list_stages(run.recipe)
+        self._levels = list_levels(run.recipe, run.folder)
+        self._reached = -1 if start is None else self._stages.index(start.place.stage)
         """Index of the stage of the checkpoint."""
         self._teacher = None if teacher is None else self._make_teacher(teacher)
         # All processes hold the same networks: one of them writes for all.
@@ -88,33 +104,40 @@ class StageSequence:
         # Counted before anything is removed: compression is relative to the dense network.
         self._total = count_weights(model, {})[1]
         dense = self._train_dense(model)
-        if self._reached < STAGES.index("finetune"):
+        if self._reached <= self._stages.index("sparse"):
             self._train_sparse(make_variational_(model, self._example_inputs, self._recipe), dense)
-            masks = self._decide(model.cpu())
-            # A residual branch may be removed altogether; a collapse has been refused before.
-            bake_(model, masks, allow_empty=True)
-            self._write("baked", model)
-        # Read back even if the run was not interrupted here, so that a resumed run has the same network.
-        masks = unflatten_masks(load_tensors(self._folder / "masks.safetensors")[0])
-        masked = self._finetune_or_read(plain, masks)
-        passed_over = find_passed_over(dense, self._recipe.posterior, example_inputs=self._example_inputs)
+            self._decide_levels(plain, dense)
+        levels, missed = self._levels, ""
+        if self._recipe.budget.kind is not None:
+            account = read_account(self._folder / "budget.json")
+            levels = tuple(level for level in levels if level.part is None or account.is_met(level.part))
+            missed = account.describe_missed(self._recipe.budget.round_to) if account.missed else ""
+        if not levels:
+            raise TrainingError(missed)
+        tuned = tuple(self._finish_level(plain, level, is_last=level is levels[-1]) for level in levels)
         twin = self._train_twin(copy.deepcopy(dense)) if self._recipe.twin else None
-        return Compressed(dense, masked, masks, self._data, self._example_inputs, passed_over, twin)
+        dense_held_out = evaluate(dense if twin is None else twin, self._data, self._data.holdout).accuracy
+        chosen = choose_level(tuned, dense_held_out)
+        passed_over = find_passed_over(dense, self._recipe.posterior, example_inputs=self._example_inputs)
+        return Compressed(
+            dense, tuned, chosen, dense_held_out, self._data, self._example_inputs, passed_over, missed, twin
+        )
 
     def _find_start(self, stage: str) -> Checkpoint | None:
         """The checkpoint, where it is one of this stage."""
-        return self._start if self._reached == STAGES.index(stage) else None
+        return self._start if self._reached == self._stages.index(stage) else None
 
-    def _write(self, name: str, model: nn.Module) -> None:
+    def _write(self, model: nn.Module, name: str, stage: str, folder: Path | None = None) -> None:
+        """Write a network as a stage has left it, into the run folder or that of a level."""
         if self._is_main:
-            resized = self._recipe.changes_sizes and name != "dense"
-            write_network(model, self._folder / f"{name}.safetensors", resized=resized)
+            path = (folder or self._folder) / f"{name}.safetensors"
+            write_network(model, path, resized=self._recipe.changes_sizes_by(stage))
         # The other processes may read the file at once.
         self.run.accelerator.wait_for_everyone()
 
     def _train_dense(self, model: nn.Module) -> nn.Module:
         """Train `model` without posteriors, or read it back; returns a copy."""
-        if self._reached > STAGES.index("dense"):
+        if self._reached > self._stages.index("dense"):
             read_network_(model, self._folder / "dense.safetensors")
         else:
             if self._recipe.dense.epochs:
@@ -127,7 +150,7 @@ class StageSequence:
                     teacher=self._teacher,
                     start=self._find_start("dense"),
                 )
-            self._write("dense", model)
+            self._write(model, "dense", "dense")
         dense = copy.deepcopy(model).cpu().eval()
         if self._teacher is None and self._recipe.teacher.weight:
             self._teacher = self._make_teacher(dense)
@@ -140,7 +163,7 @@ class StageSequence:
         """Train a variational network, and write its posterior."""
         recipe = self._recipe
         removal = self._plan_removal(dense)
-        resumes = self._reached == STAGES.index("sparse")
+        resumes = self._reached == self._stages.index("sparse")
         history = LogAlphaHistory(self._folder / "log_alpha.json", resume=resumes)
         threshold = recipe.resolved_threshold
         # A held-out threshold is chosen after the last epoch; until then that of the layers counts.
@@ -165,15 +188,7 @@ class StageSequence:
             removal=removal,
             start=self._find_start("sparse"),
         )
-        self._write("posterior", model)
-        if self._is_main:
-            # On the way to a budget, natural steps keep the variances at rest.
-            sensitivities = measure_sensitivities(model, len(self._data.train), at_rest=removal is not None)
-            write_json(self._folder / SENSITIVITY_FILE, [sensitivity.to_dict() for sensitivity in sensitivities])
-        if removal is not None:
-            arrival = removal.arrive(model.cpu())
-            if self._is_main:
-                write_json(self._folder / "budget.json", asdict(arrival))
+        self._write(model, "posterior", "sparse", self._levels[-1].folder)
 
     def _plan_removal(self, dense: nn.Module) -> GradualRemoval | None:
         """What removes channels on the way to the budget, if there is one."""
@@ -181,7 +196,12 @@ class StageSequence:
         if recipe.budget.kind is None:
             return None
         steps = recipe.sparse.epochs * Batches(self.run, "sparse").per_epoch
-        return GradualRemoval(recipe.budget, dense, self._example_inputs, steps)
+        folders = {level.part: level.folder for level in self._levels}
+
+        def write_posterior(part: float, model: nn.Module) -> None:
+            self._write(model, "posterior", "sparse", folders[part])
+
+        return GradualRemoval(recipe.budget, dense, self._example_inputs, steps, write_posterior)
 
     def _score(self, model: nn.Module, masks: Masks) -> dict[str, float]:
         """How good what would ship is on held-out images, and how small."""
@@ -211,37 +231,56 @@ class StageSequence:
                 "right answer: set masks.allow_empty"
             )
 
-    def _decide(self, model: nn.Module) -> Masks:
-        """Choose the threshold, and write the curve and the masks."""
+    # The levels.
+
+    def _decide_levels(self, plain: nn.Module, dense: nn.Module) -> None:
+        """Decide what is removed from the network of each level, and write masks, masked networks and the account."""
+        baked = {}
+        for level in self._levels:
+            model = sparsify_(copy.deepcopy(plain), self._recipe.posterior, example_inputs=self._example_inputs)
+            read_network_(model, level.folder / "posterior.safetensors")
+            if level.part is not None:
+                # What the budget has left in multiples stays.
+                use_cutoffs_(model, {})
+            if self._is_main:
+                at_rest = level.part is not None
+                sensitivities = measure_sensitivities(model, len(self._data.train), at_rest=at_rest)
+                rows = [sensitivity.to_dict() for sensitivity in sensitivities]
+                write_json(level.folder / SENSITIVITY_FILE, rows)
+            masks = self._decide(model, level)
+            # A residual branch may be removed altogether; a collapse has been refused before.
+            bake_(model, masks, allow_empty=True)
+            self._write(model, "baked", "sparse", level.folder)
+            if level.part is not None:
+                baked[level.part] = model
+        if baked and self._is_main:
+            account = account_levels(self._recipe.budget, dense, baked, self._example_inputs)
+            account.write(self._folder / "budget.json")
+        self.run.accelerator.wait_for_everyone()
+
+    def _decide(self, model: nn.Module, level: Level) -> Masks:
+        """Choose the threshold where no budget decides, and write the curve and the masks."""
         recipe, data = self._recipe, self._data
-        curve = choose_threshold(
-            model, recipe.resolved_threshold, recipe.masks, data, self._example_inputs, dense_weights=self._total
-        )
-        settings = recipe.masks.model_copy(update={"threshold": curve.chosen})
+        threshold = recipe.resolved_threshold
+        if level.part is None:
+            curve = choose_threshold(
+                model, threshold, recipe.masks, data, self._example_inputs, dense_weights=self._total
+            )
+            threshold = curve.chosen
+            if self._is_main:
+                write_json(level.folder / "curve.json", curve.to_dict())
+        settings = recipe.masks.model_copy(update={"threshold": threshold})
         masks = compute_masks(model, settings, example_inputs=self._example_inputs)
         if self._is_main:
-            write_json(self._folder / "curve.json", curve.to_dict())
-            save_tensors(flatten_masks(masks), self._folder / "masks.safetensors")
+            save_tensors(flatten_masks(masks), level.folder / "masks.safetensors")
         self.run.accelerator.wait_for_everyone()
         return masks
-
-    def _finetune_or_read(self, plain: nn.Module, masks: Masks) -> nn.Module:
-        """Fine-tune the masked network, or read it back where the checkpoint is of a later stage."""
-        if self._reached > STAGES.index("finetune"):
-            return read_network_(plain, self._folder / "tuned.safetensors").eval()
-        masked = read_network_(plain, self._folder / "baked.safetensors")
-        self._finetune(masked, masks)
-        bake_(masked.cpu(), masks, allow_empty=True)
-        # Without a twin the last checkpoint holds this network.
-        if self._recipe.twin:
-            self._write("tuned", masked)
-        return masked.eval()
 
     def _train_twin(self, model: nn.Module) -> nn.Module:
         """Train the dense network on, in place, as long as the sparse stage and the fine-tuning took; returns it."""
         for name, stage in list_twin_stages(self._recipe).items():
             # A checkpoint of the later stage holds what the earlier one has learned.
-            if self._reached <= STAGES.index(name):
+            if self._reached <= self._stages.index(name):
                 train_stage(
                     self.run,
                     name,
@@ -251,10 +290,27 @@ class StageSequence:
                     teacher=self._teacher,
                     start=self._find_start(name),
                 )
-        self._write("twin", model)
+        self._write(model, "twin", "twin_finetune")
         return model.cpu().eval()
 
-    def _finetune(self, model: nn.Module, masks: Masks) -> None:
+    def _finish_level(self, plain: nn.Module, level: Level, *, is_last: bool) -> TunedLevel:
+        """Fine-tune the network of a level, or read it back where that has been done."""
+        # Read back even if the run was not interrupted here, so that a resumed run has the same network.
+        masks = unflatten_masks(load_tensors(level.folder / "masks.safetensors")[0])
+        masked = copy.deepcopy(plain)
+        if self._reached > self._stages.index(level.stage):
+            read_network_(masked, level.folder / "tuned.safetensors")
+        else:
+            read_network_(masked, level.folder / "baked.safetensors")
+            self._finetune(masked, masks, level)
+            bake_(masked.cpu(), masks, allow_empty=True)
+            # The checkpoint holds the network of the last stage.
+            if not is_last or self._recipe.twin:
+                self._write(masked, "tuned", level.stage, level.folder)
+        held_out = evaluate(masked.eval(), self._data, self._data.holdout).accuracy
+        return TunedLevel(level, masked, masks, held_out)
+
+    def _finetune(self, model: nn.Module, masks: Masks, level: Level) -> None:
         """Train what the masks keep, with the noise of its posteriors or without."""
         settings = self._recipe.finetune
         if not settings.epochs:
@@ -262,20 +318,20 @@ class StageSequence:
         stage: Stage = settings
         if settings.variational:
             sparsify_(model, self._recipe.posterior, example_inputs=self._example_inputs)
-            read_network_(model, self._folder / "posterior.safetensors")
+            read_network_(model, level.folder / "posterior.safetensors")
             mask_posterior_(model, masks)
             # The weights that are left have felt the KL already: it needs no warm-up.
             optimization = settings.model_dump(exclude={"variational"})
             stage = SparseStage(**optimization, kl_coefficient=self._recipe.sparse.kl_coefficient)
         train_stage(
             self.run,
-            "finetune",
+            level.stage,
             model,
             stage,
             lambda _: self._score(model, masks),
             masks=masks,
             teacher=self._teacher,
-            start=self._find_start("finetune"),
+            start=self._find_start(level.stage),
         )
 
 

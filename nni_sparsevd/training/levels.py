@@ -1,0 +1,152 @@
+"""The levels of a budget: each is a network that leaves the sparse stage, and is decided on and tuned by itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..files import read_json, write_json
+from ..masks import Masks
+from ..measure import cost_function
+from ..recipe import BudgetSettings, Recipe
+from .twin import TWIN_STAGES
+
+LARGEST_MISS = 0.05
+"""Part of a budget by which a network may cost more than was allowed."""
+TOLERANCE = 0.01
+"""Held-out accuracy that the network of a run may lose against the dense one, where there are several networks."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One of the networks of a run, with a folder and a stage of fine-tuning.
+
+    A run without several budgets has one, in the run folder itself.
+    """
+
+    part: float | None
+    """The part of the dense cost that may be left; None without a budget."""
+    folder: Path
+    """Where its files are."""
+    stage: str
+    """Name of its fine-tuning in metrics and checkpoint."""
+
+
+@dataclass(frozen=True)
+class TunedLevel:
+    """A level at the end of training."""
+
+    level: Level
+    masked: nn.Module
+    """The network after fine-tuning, ordinary, with zeros where the masks remove."""
+    masks: Masks
+    """The decision."""
+    held_out: float
+    """Accuracy on held-out images."""
+
+
+@dataclass(frozen=True)
+class ReachedLevel:
+    """What the network of a level costs, in the unit of the budget's kind."""
+
+    part: float
+    """The part of the dense cost that was allowed."""
+    reached: float
+
+
+@dataclass(frozen=True)
+class BudgetAccount:
+    """How close the levels of a budget were met: budget.json."""
+
+    kind: str
+    dense: float
+    """Cost of the dense network."""
+    levels: tuple[ReachedLevel, ...]
+    """From large to small."""
+
+    def is_met(self, part: float) -> bool:
+        """Whether the network of a level costs at most 5 % more than was allowed."""
+        return not any(level.part == part for level in self.missed)
+
+    @property
+    def missed(self) -> tuple[ReachedLevel, ...]:
+        """The levels that were missed."""
+        return tuple(level for level in self.levels if level.reached > (1 + LARGEST_MISS) * level.part * self.dense)
+
+    def describe_missed(self, round_to: int) -> str:
+        """Say which levels were missed, and why.
+
+        Args:
+            round_to: What is left of a group of channels is a multiple of this.
+        """
+        allowed = ", ".join(f"{level.part:g}" for level in self.missed)
+        left = ", ".join(f"{level.reached / self.dense:.3f}" for level in self.missed)
+        return (
+            f"budget.{self.kind} = {allowed} was not met: {left} of the dense network is left, and no more channels "
+            "can go. Channels without a gate, and the last of each group, always stay; "
+            f"budget.round_to = {round_to} keeps as many of each group. The run folder holds the network"
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the account as JSON."""
+        write_json(path, asdict(self))
+
+
+def read_account(path: Path) -> BudgetAccount:
+    """Read what `BudgetAccount.write` has written."""
+    values = read_json(path)
+    return BudgetAccount(values["kind"], values["dense"], tuple(ReachedLevel(**row) for row in values["levels"]))
+
+
+def account_levels(
+    settings: BudgetSettings, dense: nn.Module, networks: Mapping[float, nn.Module], example_inputs: Tensor
+) -> BudgetAccount:
+    """Measure how close the levels of a budget were met.
+
+    Args:
+        settings: The budget.
+        dense: The network before anything was removed.
+        networks: Part of the cost that is allowed -> the ordinary network of that level.
+        example_inputs: Inputs that the network accepts.
+
+    Returns:
+        The account.
+    """
+    assert settings.kind is not None
+    cost = cost_function(settings.kind, example_inputs)
+    reached = tuple(ReachedLevel(part, cost(network)) for part, network in networks.items())
+    return BudgetAccount(settings.kind, cost(dense), reached)
+
+
+def list_levels(recipe: Recipe, folder: Path) -> tuple[Level, ...]:
+    """List the levels of a recipe, from large to small.
+
+    Args:
+        recipe: The recipe.
+        folder: The run folder.
+
+    Returns:
+        At least one.
+    """
+    parts = recipe.budget.levels
+    if len(parts) < 2:
+        return (Level(parts[0] if parts else None, folder, "finetune"),)
+    return tuple(Level(part, folder / "levels" / f"{part:g}", f"finetune_{part:g}") for part in parts)
+
+
+def list_stages(recipe: Recipe) -> tuple[str, ...]:
+    """List the stages of a recipe, in the order in which they are trained."""
+    return ("dense", "sparse", *(level.stage for level in list_levels(recipe, Path())), *TWIN_STAGES)
+
+
+def choose_level(tuned: Sequence[TunedLevel], dense_accuracy: float, tolerance: float = TOLERANCE) -> TunedLevel:
+    """Choose the network of the run: the cheapest that is accurate enough, or else the most accurate.
+
+    Args:
+        tuned: At least one level, from large to small.
+        dense_accuracy: That of the dense network on held-out images.
+        tolerance: How much less accurate a network may be.
+    """
+    accurate = [level for level in tuned if level.held_out >= dense_accuracy - tolerance]
+    return accurate[-1] if accurate else max(tuned, key=lambda level: level.held_out)
