@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -31,13 +32,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def memory_goes_back() -> Iterator[None]:
-    """Give the system what a file's networks took: else a worker keeps the most that any file needed."""
-    yield
+PROCESS = psutil.Process()
+ROOM = 250 * 2**20
+"""Bytes by which a worker may grow before what its tests have left behind is collected."""
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now."""
+    return PROCESS.memory_info().rss
+
+
+def give_memory_back() -> None:
+    """Free networks that nobody uses, and give their memory back to the system."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library has another way, or none
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def held_by_earlier_files() -> Iterator[list[int]]:
+    """The memory that was held when the file began, or when memory was last given back: one number, to be changed."""
+    yield [resident_bytes()]
+    give_memory_back()
+
+
+@pytest.fixture(autouse=True)
+def memory_goes_back(held_by_earlier_files: list[int]) -> Iterator[None]:
+    """Collect where a test has left much behind.
+
+    A traced network and its graph refer to each other, so they stay until Python looks for such circles.  It does so
+    after so many new objects, however large these are.
+    """
+    yield
+    if resident_bytes() > held_by_earlier_files[0] + ROOM:
+        give_memory_back()
+        held_by_earlier_files[0] = resident_bytes()
 
 
 def thin_(model: nn.Module) -> nn.Module:

@@ -102,18 +102,18 @@ def test_with_extended_masks_all_masked_channels_are_removed():
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "entry"),
+    ("name", "options", "entry"),
     [
-        ("resnet18", 32, {"op_types": ["Conv2d"]}),
-        ("mobilenetv2_100", 32, {"op_types": ["Conv2d"]}),
-        ("deit_tiny_patch16_224", 32, {"op_names_re": [r"blocks\.\d+\.mlp\.fc1"]}),
+        ("resnet18", {"channels": (32, 64, 128, 256)}, {"op_types": ["Conv2d"]}),
+        ("mobilenetv2_100", {}, {"op_types": ["Conv2d"]}),
+        ("deit_tiny_patch16_224", {"img_size": 32, "depth": 3}, {"op_names_re": [r"blocks\.\d+\.mlp\.fc1"]}),
     ],
+    ids=["resnet18", "mobilenetv2_100", "deit_tiny_patch16_224"],
 )
-def test_timm_networks_with_nnis_own_dependencies(name, size, entry):
+def test_timm_networks_with_nnis_own_dependencies(name, options, entry):
     torch.manual_seed(0)
-    options = {"img_size": size, "depth": 3} if "deit" in name else {}
     model = randomize_(timm.create_model(name, num_classes=10, **options)).eval()
-    x = torch.randn(2, 3, size, size)
+    x = torch.randn(2, 3, 32, 32)
     entries = auto_set_denpendency_group_ids(model, [{**entry, "sparse_ratio": 0.5}], x)
     pruner = pruning.L1NormPruner(model, entries)
     _, masks = pruner.compress()
@@ -123,7 +123,7 @@ def test_timm_networks_with_nnis_own_dependencies(name, size, entry):
     speedup = ExactSpeedup(model, x, masks)
     speedup.speedup_model()
     assert type(model) is kind and sum(p.numel() for p in model.parameters()) < 0.8 * size_before
-    assert difference(before, model, torch.randn(3, 3, size, size)) < 1e-5
+    assert difference(before, model, torch.randn(3, 3, 32, 32)) < 1e-5
 
 
 def test_what_is_small_can_be_trained_saved_and_exported(tmp_path):

@@ -23,6 +23,12 @@ from nni_sparsevd.plugins.torch_pruning.attention import find_attentions
 from nni_sparsevd.testing import randomize_
 
 NETWORKS = ("resnet18", "mobilenetv2_100", "convnext_atto", "deit_tiny_patch16_224")
+SMALLER: dict[str, dict[str, Any]] = {
+    "resnet18": {"channels": (32, 64, 128, 256)},
+    "convnext_atto": {"depths": (1, 1, 2, 1)},
+    "deit_tiny_patch16_224": {"depth": 3},
+}
+"""For tests: fewer and narrower blocks of each kind. The published table is about the whole networks."""
 COLUMNS = ("runs", "forward", "backward", "exact")
 SIZE, CLASSES, BATCH = 64, 10, 4
 TOLERANCE = 1e-10
@@ -113,9 +119,11 @@ OURS: dict[str, Row] = {
 ROWS = {**BUILT_IN, **OURS}
 
 
-def network(name: str) -> nn.Module:
+def network(name: str, smaller: bool) -> nn.Module:
     torch.manual_seed(0)
     options = {"img_size": SIZE} if "deit" in name else {}
+    if smaller:
+        options |= SMALLER.get(name, {})
     return randomize_(timm.create_model(name, num_classes=CLASSES, **options))
 
 
@@ -139,11 +147,11 @@ def draw_(model: nn.Module) -> None:
 class Case:
     """A pruner on a network, and the ordinary network in which the same channels are zero."""
 
-    def __init__(self, row: Row, name: str) -> None:
+    def __init__(self, row: Row, name: str, smaller: bool) -> None:
         self.row = row
         # Our pruner folds gates and temperatures into weights, which rounds them; some built-ins know float32 alone.
         dtype = torch.float64 if row.pruner is SparseVDPruner else torch.float32
-        self.model = network(name).to(dtype)
+        self.model = network(name, smaller).to(dtype)
         self.x = torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(dtype)
         self.labels = torch.arange(BATCH) % CLASSES
         self.heads = {attention.module.qkv: attention.heads for attention in find_attentions(self.model)}
@@ -364,14 +372,14 @@ def distance(computed: Tensor, expected: Tensor) -> float:
     return ((computed - expected).abs().max() / expected.abs().max()).item()
 
 
-def outcome(row: str, name: str) -> dict[str, str]:
-    """For each column: empty where it works, else what went wrong."""
+def outcome(row: str, name: str, smaller: bool = False) -> dict[str, str]:
+    """For each column: empty where it works, else what went wrong; of the network, or of a smaller one of its kind."""
     torch.manual_seed(0)
     outcomes = dict.fromkeys(COLUMNS, UNREACHED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            case = Case(ROWS[row], name)
+            case = Case(ROWS[row], name, smaller)
             case.run()
         except Exception as error:
             return {**outcomes, "runs": summarize_error(error)}

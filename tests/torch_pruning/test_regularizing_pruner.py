@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 import torch_pruning as tp
 from conftest import randomize_
+from table_of_pruners import SMALLER
 from torch import nn
 
 import nni_sparsevd as svd
@@ -131,7 +132,7 @@ def test_gates_cut_exactly(name):
     """What the variational network computes in evaluation mode is what comes out."""
     torch.manual_seed(0)
     options = {"img_size": 64} if "deit" in name else {}
-    model = randomize_(timm.create_model(name, num_classes=10, **options)).double()
+    model = randomize_(timm.create_model(name, num_classes=10, **options, **SMALLER.get(name, {}))).double()
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     chosen = settings(threshold=0.0)
     pruner = SparseVDPruner(model, x, ignored_layers=[model.get_classifier()], settings=chosen)
