@@ -204,6 +204,12 @@ Part = Annotated[float, Gt(0), Lt(1)]
 """A part of a whole, neither nothing nor all of it."""
 
 
+LADDER = (0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09)
+"""Levels that are tried where only a tolerance is set: each takes about three tenths of what the one before left."""
+ALLOWED_LOSS = 0.01
+"""Held-out accuracy that the network of a run may lose where no tolerance is set."""
+
+
 class BudgetSettings(Settings):
     """What the network may cost at the end of the sparse stage. Channels leave it for good, a few at a time."""
 
@@ -212,6 +218,9 @@ class BudgetSettings(Settings):
     each."""
     parameters: Part | tuple[Part, ...] | None = None
     """The part of the dense network's weights that is left, or several parts."""
+    tolerance: Fraction | None = None
+    """Held-out accuracy that the network of the run may lose against the dense one; not set: 0.01. Where only this is
+    set, levels of multiply-accumulates are tried, ever smaller ones, until one loses more."""
     round_to: PositiveInt = 8
     """What is left of a group of channels is a multiple of this: runtimes compute 25 channels no faster than 32."""
     reached_at: Annotated[float, Gt(0), Le(1)] = 0.65
@@ -222,13 +231,25 @@ class BudgetSettings(Settings):
     @property
     def kind(self) -> Literal["macs", "parameters"] | None:
         """What costs; None without a budget."""
-        if self.macs is not None:
-            return "macs"
-        return None if self.parameters is None else "parameters"
+        if self.parameters is not None:
+            return "parameters"
+        return None if self.macs is None and self.tolerance is None else "macs"
+
+    @property
+    def searches(self) -> bool:
+        """Whether the levels are only tried, to find the smallest that is accurate enough."""
+        return self.tolerance is not None and self.macs is None and self.parameters is None
+
+    @property
+    def allowed_loss(self) -> float:
+        """Held-out accuracy that the network of the run may lose against the dense one."""
+        return ALLOWED_LOSS if self.tolerance is None else self.tolerance
 
     @property
     def levels(self) -> tuple[float, ...]:
         """The parts of the cost that are left, from large to small; empty without a budget."""
+        if self.searches:
+            return LADDER
         parts = self.macs if self.macs is not None else self.parameters
         if parts is None:
             return ()

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from nni_sparsevd.recipe import BudgetSettings, DataSettings, FinetuneStage, Mod
 from nni_sparsevd.regularize import choose_cutoffs, cost_left_at, start_natural_steps_, take_natural_steps_
 from nni_sparsevd.results import find_network_folder, finish_run
 from nni_sparsevd.settings import make_settings
-from nni_sparsevd.training import Compressed, TunedLevel, compress, evaluate, loop, stages
+from nni_sparsevd.training import Compressed, Score, TunedLevel, compress, evaluate, loop, stages
 from nni_sparsevd.training.cut_schedule import plan_stretches
 from nni_sparsevd.training.levels import Level, choose_level
 from nni_sparsevd.training.network_files import write_network
@@ -82,6 +83,20 @@ def test_the_curvature_is_the_mean_squared_gradient_of_each_sample() -> None:
     with pytest.raises(ModelError, match="a gate of 16 channels met 1 rows in a batch of 4"):
         gates[0].take_curvature(len(IMAGES))
     assert gates[0].take_curvature(len(IMAGES)) is None  # taken once
+
+
+def test_gates_that_take_natural_steps_draw_no_noise() -> None:
+    torch.manual_seed(0)
+    gate = ChannelGate(3)
+    gate.log_sigma2.data.fill_(0.0)
+    images = torch.randn(2, 3, 4, 4)
+    assert not torch.equal(gate(images), images)
+    start_natural_steps_(gate)
+    gate(images).sum().backward()
+    assert torch.equal(gate(images), images)
+    observed = gate.take_curvature(2)  # of a mean over two samples
+    assert observed is not None
+    torch.testing.assert_close(observed, (2 * images.sum((2, 3))).square().mean(0))
 
 
 @pytest.mark.parametrize("prior", ["log_uniform", "log_uniform_exact", "ard"])
@@ -300,6 +315,47 @@ def test_the_level_is_chosen_by_a_flag(
         assert "--level=0.4: the run in" in capsys.readouterr().err
     for command in (["predict", "a.safetensors", "x"], ["export", "a.safetensors", "--to=x.onnx"]):
         assert main([*command, "--level=0.4"]) == 2
+
+
+SHORT = {
+    "dense": Stage(),
+    "sparse": SparseStage(epochs=5),
+    "finetune": FinetuneStage(epochs=1),
+    "data": DataSettings(batch_size=10, limit=300, image_size=16),
+}
+
+
+def test_a_tolerance_finds_the_smallest_network_within_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The accuracy is made up: it falls where fewer than 15,000 of 56,080 parameters are left."""
+
+    def score(model: nn.Module, data: object, split: Sized) -> Score:
+        parameters = count_parameters(model)
+        return Score(0.9 if parameters > 15000 else 0.89 if parameters > 8000 else 0.5, 0.0, len(split))
+
+    monkeypatch.setattr(stages, "evaluate", score)
+    monkeypatch.setattr("nni_sparsevd.recipe.LADDER", (0.5, 0.25, 0.125))
+    settings = recipe(**SHORT, budget=BudgetSettings(tolerance=0.02, cuts=2), twin=True)
+    compressed = compress(settings, tmp_path / "run", [])
+    accuracies = [tuned.held_out for tuned in compressed.levels]
+    assert accuracies[-1] == 0.5 and min(accuracies[:-1]) == 0.89  # what is out of the tolerance ends the search
+    assert compressed.chosen is compressed.levels[-2] and not compressed.missed
+    assert len(accuracies) < len(settings.budget.levels)
+    again = compress(settings, tmp_path / "run", [], resume=True)
+    assert [tuned.held_out for tuned in again.levels] == accuracies
+    for one, other in zip(compressed.levels, again.levels, strict=True):
+        for name, value in one.masked.state_dict().items():
+            assert torch.equal(value, other.masked.state_dict()[name])
+
+
+def test_a_tolerance_that_no_network_keeps_is_an_error_after_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "evaluate", lambda model, data, split: Score(count_parameters(model) / 1e6, 0.0, 1))
+    monkeypatch.setattr("nni_sparsevd.recipe.LADDER", (0.5, 0.25))
+    settings = recipe(**SHORT, budget=BudgetSettings(tolerance=0.001, cuts=2))
+    compressed = compress(settings, tmp_path / "run", [])
+    assert len(compressed.levels) == 1
+    assert "budget.tolerance = 0.001: no network is accurate enough" in compressed.missed
 
 
 def test_a_budget_that_cannot_be_met_is_an_error_and_keeps_the_run(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ class ChannelGate(nn.Module):
         self.writers: tuple[str, ...] = ()
         """Names of the layers whose channels the gate scales."""
         self._observed: list[Tensor] | None = None
-        """While `observe_` is on: the loss's gradient at each draw of z, shape (batch, channels)."""
+        """While `observe_` is on: the loss's gradient at each z, shape (batch, channels)."""
+        self._draws = True
+        """Whether z is drawn in training; else it is the mean, for each sample."""
 
     def extra_repr(self) -> str:
         return f"{len(self.mu)}"
@@ -121,7 +123,7 @@ class ChannelGate(nn.Module):
             places[places == len(kept)] = -1
 
     def forward(self, x: Tensor, dim: int = 1, places: Tensor | None = None) -> Tensor:
-        """Scale the channels of `x`: in training by a fresh z per sample, in evaluation by the means that are kept.
+        """Scale the channels of `x`: in training by a z for each sample, in evaluation by the means that are kept.
 
         Args:
             x: Outputs of a layer, shape (batch, ...), with the channels along `dim`.
@@ -144,17 +146,25 @@ class ChannelGate(nn.Module):
         if not self.training:
             kept = torch.where(self.mask(), self.mu, torch.zeros_like(self.mu))
             return x * _spread(kept, places, 0).to(x.dtype).view(shape)
-        noise_shape = [1] * x.dim()
-        noise_shape[0], noise_shape[dim] = x.shape[0], len(self.mu)
-        noise = torch.randn(noise_shape, device=x.device, dtype=self.mu.dtype)
-        z = self.mu.view(shape) + (0.5 * self.log_sigma2).exp().view(shape) * noise
+        z_shape = [1] * x.dim()
+        z_shape[0], z_shape[dim] = x.shape[0], len(self.mu)
+        z = self.mu.view(shape).expand(z_shape)
+        if self._draws:
+            noise = torch.randn(z_shape, device=x.device, dtype=self.mu.dtype)
+            z = z + (0.5 * self.log_sigma2).exp().view(shape) * noise
         if self._observed is not None and z.requires_grad:
             z.register_hook(self._observe)
         return x * _spread(z, places, dim).to(x.dtype)
 
-    def observe_(self, wanted: bool = True) -> None:
-        """Keep the gradients at the draws of z from the following backward passes, or stop keeping them."""
+    def observe_(self, wanted: bool = True, *, draws: bool = True) -> None:
+        """Keep the gradients at each z from the following backward passes, or stop keeping them.
+
+        Args:
+            wanted: Whether to keep them.
+            draws: Whether z is drawn in training; else it is the mean, and the curvature is that at the mean.
+        """
         self._observed = [] if wanted else None
+        self._draws = draws
 
     def take_curvature(self, batch_size: int) -> Tensor | None:
         """The loss's curvature along each channel, from the gradients of one backward pass, which are then forgotten.

@@ -1,4 +1,4 @@
-"""Variances of gates that follow the loss's curvature: natural gradient steps, which need no learning rate.
+"""Variances of gates that follow the loss's curvature at the means: natural steps, which need no learning rate.
 
 With Adam, log sigma^2 travels at most the learning rate a step: from -10 to 3 in 1,000 steps it takes a rate that lets
 the noise run away from the weights elsewhere.  A natural gradient step goes to where the posterior wants to be in some
@@ -24,6 +24,8 @@ LARGEST_LOG_SIGMA2 = 20.0
 def start_natural_steps_(model: nn.Module) -> list[ChannelGate]:
     """Take the gates' variances out of the optimizer's hands, and have the gates watch the loss's gradient.
 
+    The gates no longer draw noise: their variances are those of a Laplace approximation at the means.
+
     Args:
         model: A network with gates, changed in place; make its optimizer afterwards.
 
@@ -33,7 +35,8 @@ def start_natural_steps_(model: nn.Module) -> list[ChannelGate]:
     gates = find_gates(model)
     for gate in gates:
         gate.log_sigma2.requires_grad_(False)
-        gate.observe_()
+        # The noise of all channels at once has broken networks: on 1,500 photos one fell from 58 to 8 % in an epoch.
+        gate.observe_(draws=False)
     return gates
 
 

@@ -16,7 +16,7 @@ from ..recipe import read_recipe
 from ..report import write_remarks
 from ..shrinking import CheckResult, Plan, check, shrink
 from ..storage import save
-from ..training import SENSITIVITY_FILE, TOLERANCE, Compressed, Score, TunedLevel, evaluate, find_mistakes
+from ..training import SENSITIVITY_FILE, Compressed, Score, TunedLevel, evaluate, find_mistakes
 from .layers import describe_layers
 from .run_files import FILES
 
@@ -89,14 +89,16 @@ def _describe_run(compressed: Compressed, folder: Path) -> dict[str, Any]:
     """What all networks of the run have in common."""
     data, environment = compressed.data, read_json(folder / "environment.json")
     budget = read_json(folder / "budget.json") if (folder / "budget.json").exists() else None
+    recipe = read_recipe(folder / "recipe.toml")
+    tolerance = recipe.budget.allowed_loss
     return {
-        "model": read_recipe(folder / "recipe.toml").model.name,
+        "model": recipe.model.name,
         "input": list(compressed.example_inputs.shape[1:]),
         "images": {"train": len(data.train), "holdout": len(data.holdout), "test": len(data.test)},
         "skipped": list(data.skipped),
         "preprocessing": data.preprocessing.to_dict(),
         "passed_over": compressed.passed_over,
-        "budget": budget and {**budget, "missed": compressed.missed, "tolerance": TOLERANCE},
+        "budget": budget and {**budget, "missed": compressed.missed, "tolerance": tolerance},
         "command": environment["command"],
         "seed": environment["seed"],
         "threads": environment["threads"],

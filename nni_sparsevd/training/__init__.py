@@ -2,7 +2,7 @@
 
 from .compression import compress
 from .environment import describe_environment
-from .levels import TOLERANCE, TunedLevel
+from .levels import TunedLevel
 from .masked_posterior import mask_posterior_
 from .mistakes import Mistakes, find_mistakes
 from .network_files import read_network_
@@ -17,7 +17,6 @@ from .threshold import THRESHOLD_GRID, ThresholdCurve, choose_threshold
 __all__ = [
     "SENSITIVITY_FILE",
     "THRESHOLD_GRID",
-    "TOLERANCE",
     "Compressed",
     "Interrupted",
     "Mistakes",

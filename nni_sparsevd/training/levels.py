@@ -14,8 +14,6 @@ from .twin import TWIN_STAGES
 
 LARGEST_MISS = 0.05
 """Part of a budget by which a network may cost more than was allowed."""
-TOLERANCE = 0.01
-"""Held-out accuracy that the network of a run may lose against the dense one, where there are several networks."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +138,8 @@ def list_stages(recipe: Recipe) -> tuple[str, ...]:
     return ("dense", "sparse", *(level.stage for level in list_levels(recipe, Path())), *TWIN_STAGES)
 
 
-def choose_level(tuned: Sequence[TunedLevel], dense_accuracy: float, tolerance: float = TOLERANCE) -> TunedLevel:
-    """Choose the network of the run: the cheapest that is accurate enough, or else the most accurate.
+def choose_level(tuned: Sequence[TunedLevel], dense_accuracy: float, tolerance: float) -> TunedLevel:
+    """Choose the network of the run: the smallest that is accurate enough, or else the most accurate.
 
     Args:
         tuned: At least one level, from large to small.

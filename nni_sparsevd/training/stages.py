@@ -45,7 +45,8 @@ class Compressed:
         data: The data of the run.
         example_inputs: Two normalized training images, shape (2, channels, height, width).
         passed_over: Weights and channel groups that had no posterior -> the reason.
-        missed: Which levels of the budget were missed by more than 5 %, and why; empty where none was.
+        missed: Which levels of the budget were missed by more than 5 %, and why, or that no network is within the
+            tolerance; empty where nothing was missed.
         twin: The dense network, trained on for as long as the run; None where the recipe asks for none.
     """
 
@@ -107,20 +108,21 @@ class StageSequence:
         if self._reached <= self._stages.index("sparse"):
             self._train_sparse(make_variational_(model, self._example_inputs, self._recipe), dense)
             self._decide_levels(plain, dense)
-        levels, missed = self._levels, ""
-        if self._recipe.budget.kind is not None:
-            account = read_account(self._folder / "budget.json")
-            levels = tuple(level for level in levels if level.part is None or account.is_met(level.part))
-            missed = account.describe_missed(self._recipe.budget.round_to) if account.missed else ""
-        if not levels:
-            raise TrainingError(missed)
-        tuned = tuple(self._finish_level(plain, level, is_last=level is levels[-1]) for level in levels)
+        before = evaluate(dense, self._data, self._data.holdout).accuracy
+        tuned = self._finish_levels(plain, before)
         twin = self._train_twin(copy.deepcopy(dense)) if self._recipe.twin else None
-        dense_held_out = evaluate(dense if twin is None else twin, self._data, self._data.holdout).accuracy
-        chosen = choose_level(tuned, dense_held_out)
-        passed_over = find_passed_over(dense, self._recipe.posterior, example_inputs=self._example_inputs)
+        dense_held_out = before if twin is None else evaluate(twin, self._data, self._data.holdout).accuracy
+        chosen = choose_level(tuned, dense_held_out, self._recipe.budget.allowed_loss)
         return Compressed(
-            dense, tuned, chosen, dense_held_out, self._data, self._example_inputs, passed_over, missed, twin
+            dense,
+            tuned,
+            chosen,
+            dense_held_out,
+            self._data,
+            self._example_inputs,
+            find_passed_over(dense, self._recipe.posterior, example_inputs=self._example_inputs),
+            self._describe_missed(chosen, dense_held_out),
+            twin,
         )
 
     def _find_start(self, stage: str) -> Checkpoint | None:
@@ -293,7 +295,27 @@ class StageSequence:
         self._write(model, "twin", "twin_finetune")
         return model.cpu().eval()
 
-    def _finish_level(self, plain: nn.Module, level: Level, *, is_last: bool) -> TunedLevel:
+    def _list_met_levels(self) -> tuple[Level, ...]:
+        """The levels whose budget is met; all where there is none."""
+        if self._recipe.budget.kind is None:
+            return self._levels
+        account = read_account(self._folder / "budget.json")
+        met = tuple(level for level in self._levels if level.part is None or account.is_met(level.part))
+        if not met:
+            raise TrainingError(account.describe_missed(self._recipe.budget.round_to))
+        return met
+
+    def _finish_levels(self, plain: nn.Module, dense_held_out: float) -> tuple[TunedLevel, ...]:
+        """Fine-tune the networks, from large to small; with a tolerance alone, until one is out of it."""
+        budget = self._recipe.budget
+        tuned = []
+        for level in self._list_met_levels():
+            tuned.append(self._finish_level(plain, level))
+            if budget.searches and tuned[-1].held_out < dense_held_out - budget.allowed_loss:
+                break
+        return tuple(tuned)
+
+    def _finish_level(self, plain: nn.Module, level: Level) -> TunedLevel:
         """Fine-tune the network of a level, or read it back where that has been done."""
         # Read back even if the run was not interrupted here, so that a resumed run has the same network.
         masks = unflatten_masks(load_tensors(level.folder / "masks.safetensors")[0])
@@ -305,10 +327,26 @@ class StageSequence:
             self._finetune(masked, masks, level)
             bake_(masked.cpu(), masks, allow_empty=True)
             # The checkpoint holds the network of the last stage.
-            if not is_last or self._recipe.twin:
+            if level is not self._levels[-1] or self._recipe.twin:
                 self._write(masked, "tuned", level.stage, level.folder)
         held_out = evaluate(masked.eval(), self._data, self._data.holdout).accuracy
         return TunedLevel(level, masked, masks, held_out)
+
+    def _describe_missed(self, chosen: TunedLevel, dense_held_out: float) -> str:
+        """What the budget asked for and the run did not reach; empty where it reached everything."""
+        budget = self._recipe.budget
+        if budget.searches:
+            if chosen.held_out >= dense_held_out - budget.allowed_loss:
+                return ""
+            return (
+                f"budget.tolerance = {budget.allowed_loss:g}: no network is accurate enough; the best of them has "
+                f"{100 * chosen.held_out:.2f} % on held-out images, the dense one {100 * dense_held_out:.2f} %. Train "
+                "longer (sparse.epochs, finetune.epochs), or allow more. The run folder holds the networks"
+            )
+        if budget.kind is None:
+            return ""
+        account = read_account(self._folder / "budget.json")
+        return account.describe_missed(budget.round_to) if account.missed else ""
 
     def _finetune(self, model: nn.Module, masks: Masks, level: Level) -> None:
         """Train what the masks keep, with the noise of its posteriors or without."""
