@@ -28,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nni_sparsevd.files import write_json
 from nni_sparsevd.graph.example_inputs import as_arguments
 from nni_sparsevd.graph.operators import OPERATORS, find_channel_rule
-from nni_sparsevd.graph.tracing import as_functional, make_traceable_copy, partial_write, record
+from nni_sparsevd.graph.recorder import as_functional, partial_write
+from nni_sparsevd.graph.tracing import make_traceable_copy, record
 from nni_sparsevd.studies.zoo.families import SIZES
 
 LARGEST = 250e6

@@ -24,6 +24,7 @@ from .equations import Axis
 from .example_inputs import CallArguments, Inputs, as_arguments, take_first_sample, use_other_numbers
 from .groups import ChannelGraph, ChannelGroup, Product, Reader, RememberingNorm, SizeAttribute, Writer
 from .links import ChannelIds, Flags, Link
+from .modes import clear_caches_, copy_model, evaluation_mode
 from .multihead import ShrinkableMultiheadAttention, bind_attentions_, free_attentions_
 from .operators import (
     READERS,
@@ -54,7 +55,7 @@ from .pytrees import PLAIN, map_leaves, name_leaves, to_plain
 from .resize import cut_, kept_indices, named_states, remaining_sizes, remove_indices
 from .scales import AttentionScale
 from .silencers import Silencer, Silencing, find_silencing
-from .tracing import Trace, clear_caches_, copy_model, evaluation_mode
+from .traces import Trace
 
 __all__ = [
     "PLAIN",

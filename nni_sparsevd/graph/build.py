@@ -16,7 +16,8 @@ from .norms import find_replaceable_norms, solve_norms
 from .operators import channel_dim
 from .preconditions import require_traceable
 from .scales import AttentionScale, find_query_rows
-from .tracing import Trace, trace
+from .traces import Trace
+from .tracing import trace
 from .walk import Walk
 
 aten = torch.ops.aten

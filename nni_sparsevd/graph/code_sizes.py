@@ -21,7 +21,8 @@ from .links import ChannelIds, Flags
 from .operators import operator_name
 from .pins import Pins
 from .resize import cut_, remaining_sizes
-from .tracing import Trace, find_unused, make_traceable_copy, record
+from .traces import Trace, find_unused
+from .tracing import make_traceable_copy, record
 
 aten = torch.ops.aten
 LEFT_OUT = {aten.contiguous.default, aten.alias.default, aten.clone.default}

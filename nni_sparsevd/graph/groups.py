@@ -16,7 +16,7 @@ from .operators import TRANSPOSED
 from .origins import Origin
 from .pins import Pins
 from .scales import AttentionScale
-from .tracing import Trace
+from .traces import Trace
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from .groups import RememberingNorm
 from .links import ChannelIds
 from .operators import READERS
 from .pins import Pins
-from .tracing import Trace
+from .traces import Trace
 from .walk import PRODUCTS, Walk
 
 aten = torch.ops.aten

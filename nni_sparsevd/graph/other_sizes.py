@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .example_inputs import CallArguments, use_other_numbers
-from .tracing import Attempt, Trace, clear_caches_, find_names, hears_of_modes, make_traceable_copy, record
+from .modes import clear_caches_, hears_of_modes
+from .names import find_names
+from .traces import Trace
+from .tracing import Attempt, make_traceable_copy, record
 
 InputDim = tuple[int, int]
 """The place of an input among the inputs, and one of its dimensions."""

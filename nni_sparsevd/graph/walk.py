@@ -28,7 +28,8 @@ from .operators import (
     shape_of,
 )
 from .origins import Origin
-from .tracing import Trace, find_unused, partial_write
+from .recorder import partial_write
+from .traces import Trace, find_unused
 
 aten = torch.ops.aten
 PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.mm.default}

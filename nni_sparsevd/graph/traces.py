@@ -1,0 +1,45 @@
+"""What a traced network is: a flat, functional list of operators."""
+
+from dataclasses import dataclass
+
+from torch.fx import Graph, Node
+
+from .example_inputs import CallArguments
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The operators of one forward pass in evaluation mode, at the shapes of the example inputs.
+
+    - A `placeholder` is an input.  A `get_attr` is a parameter, a buffer, or a tensor that the code holds otherwise,
+      which is then in `meta["constant"]`.
+    - `meta["val"]` has shape and type of every value.
+    - `meta["module"]` is the name of the innermost module that ran the operator, `meta["step"]` how many nodes that
+      call of the module had made before, `meta["returned_by"]`, if any module returns the value, the names of these
+      modules, the innermost first, and `meta["given_to"]` the names of those that take it as their only argument.
+    - Sizes stand in the arguments as the code gave them, -1 included; `meta["origins"]` has the attributes that they
+      were read from.
+    """
+
+    graph: Graph
+    layers: frozenset[str]
+    """Names of the modules whose classes are PyTorch's own, not derived from them."""
+    device: str | None
+    """Where the network ran: on "meta", or None where it had to see the inputs."""
+    inputs: CallArguments
+
+    def state(self, node: object) -> str | None:
+        """Name of the parameter or buffer that `node` is, None if it is something else."""
+        if isinstance(node, Node) and node.op == "get_attr" and "constant" not in node.meta:
+            return str(node.target)
+        return None
+
+
+def find_unused(trace: Trace) -> frozenset[Node]:
+    """The operators of which nothing reaches an output, or is written to memory that outlives the run."""
+    used: set[Node] = set()
+    for node in reversed(trace.graph.nodes):
+        if node in used or node.op == "output" or node.meta.get("writes"):
+            used.add(node)
+            used.update(node.all_input_nodes)
+    return frozenset(node for node in trace.graph.nodes if node.op == "call_function" and node not in used)
