@@ -33,9 +33,17 @@ def copy_as(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         dtype: The type that its numbers get.
 
     Returns:
-        The copy.
+        The copy.  Parameters that have this type and are on the CPU are not copied: they have other gradients, but the
+        same memory.
     """
-    return copy_model(model).cpu().to(dtype).eval()
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter and parameter.is_floating_point():
+            memo[id(parameter)] = nn.Parameter(parameter.detach().to("cpu", dtype), parameter.requires_grad)
+    for buffer in model.buffers():  # a network may write to them
+        if type(buffer) is Tensor and buffer.is_floating_point():
+            memo[id(buffer)] = buffer.detach().to("cpu", dtype, copy=True)
+    return copy_model(model, memo).to("cpu", dtype).eval()
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,10 @@ class VariantSearch:
         Returns:
             Regular ones first, at least one of them.
         """
-        values = self._find_values()
-        if values is None:
+        values, first = self._find_values()
+        if first is None:
             return [self._make_example_variant()]
-        regular = self._draw_regular(values, rounds)
+        regular = self._draw_regular(values, rounds, first)
         takes_any_batch = all(variant.kind.startswith("batches") for variant in regular)
         base = batch_sizes(self.example, BATCH_SIZES[0]) if takes_any_batch else {}
         return [*regular, *self._find_other_sizes(values, base), *self._find_other_values(values, base)]
@@ -90,8 +90,8 @@ class VariantSearch:
         Returns:
             A batch of each size, or none where the network does not take one of them.
         """
-        values = self._find_values()
-        if values is None:
+        values, first = self._find_values()
+        if first is None:
             return []
         drawn = [self._draw(f"batches of {size}", batch_sizes(self.example, size), values) for size in sizes]
         taken = [variant for variant in drawn if variant is not None]
@@ -99,27 +99,32 @@ class VariantSearch:
 
     def draw_at_own_sizes(self) -> Variant:
         """Draw inputs of the example's sizes; the example itself where the network takes no other values."""
-        values = self._find_values()
-        drawn = None if values is None else self._draw("the example's sizes", {}, values)
+        values, first = self._find_values()
+        drawn = None if first is None else self._draw("the example's sizes", {}, values)
         return drawn or self._make_example_variant()
 
     def _make_example_variant(self) -> Variant:
         return Variant("the example itself", self.example, self._run_of_example.outputs, is_regular=True)
 
-    def _find_values(self) -> Values | None:
-        """The most telling values that the network takes, at least at the sizes of the example."""
-        for values in ALL_VALUES:
-            for sizes in (batch_sizes(self.example, BATCH_SIZES[0]), {}):
-                if self._try("", draw_inputs(self.example, sizes, self._generator, values)) is not None:
-                    return values
-        return None
+    def _find_values(self) -> tuple[Values, Variant | None]:
+        """The most telling values that the network takes, and one sample of them, or as many as the example has.
 
-    def _draw_regular(self, values: Values, rounds: int) -> list[Variant]:
-        variants = []
-        for _ in range(rounds):
-            for size in BATCH_SIZES:
-                drawn = self._draw(f"batches of {size}", batch_sizes(self.example, size), values)
-                variants.append(drawn or self._draw("the example's sizes", {}, values))
+        None in the place of that variant where the network takes the example's values alone.
+        """
+        smallest = BATCH_SIZES[0]
+        options = [(f"batches of {smallest}", batch_sizes(self.example, smallest)), ("the example's sizes", {})]
+        for values in ALL_VALUES:
+            for kind, sizes in options:
+                variant = self._draw(kind, sizes, values)
+                if variant is not None:
+                    return values, variant
+        return ALL_VALUES[-1], None
+
+    def _draw_regular(self, values: Values, rounds: int, first: Variant) -> list[Variant]:
+        variants: list[Variant | None] = [first]
+        for size in (BATCH_SIZES * rounds)[1:]:
+            drawn = self._draw(f"batches of {size}", batch_sizes(self.example, size), values)
+            variants.append(drawn or self._draw("the example's sizes", {}, values))
         regular = [variant for variant in variants if variant is not None]
         return regular or [self._make_example_variant()]
 

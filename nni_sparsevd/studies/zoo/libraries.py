@@ -51,7 +51,16 @@ def _match_names(names: Iterable[str], pattern: str, library: str) -> list[str]:
 
 def _find_timm(family: str) -> tuple[str, bool, Trial]:
     member = find_smallest(family)
-    return member.model, member.layer_norms, lambda mask_kind, seed: run_trial(member, mask_kind, seed)
+    sizes = member.sizes
+
+    def run(mask_kind: str, seed: int) -> Row:
+        nonlocal sizes
+        row = run_trial(replace(member, sizes=sizes), mask_kind, seed)
+        if row.input_size:  # the size depends on the weights alone, and is searched once
+            sizes = (row.input_size,)
+        return row
+
+    return member.model, member.layer_norms, run
 
 
 def _find_listed(networks: Any, name: str) -> tuple[str, bool, Trial]:
