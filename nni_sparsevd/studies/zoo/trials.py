@@ -165,10 +165,9 @@ def shrink_and_compare(
     shrinking_seconds = time.perf_counter() - started
     result = check(model, small, example, rounds=1, seed=seed)
     gradient = None
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        modes = modes[:1]  # nothing else knows its mode in `gradient_difference`
     if row.mask_kind != "random" and modes:
-        gradient = max(gradient_difference(model, small, plan, example, training=mode, seed=seed) for mode in modes)
+        telling = _find_telling_modes(model, modes)
+        gradient = max(gradient_difference(model, small, plan, example, training=mode, seed=seed) for mode in telling)
     boxes = None if compare_boxes is None else compare_boxes(model, small, example.tensors[0])
     same_boxes = boxes is None or boxes < SAME_BOXES
     sample = example.map_tensors(lambda value: value[:1])
@@ -192,6 +191,12 @@ def shrink_and_compare(
         reasons=dict(Counter(group.reason for group in plan.groups if group.reason)),
         max_rel_boxes=boxes,
     )
+
+
+def _find_telling_modes(model: nn.Module, modes: Sequence[bool]) -> Sequence[bool]:
+    """The first mode alone where the network has no batch norm: nothing else has a mode in `gradient_difference`."""
+    has_modes = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return modes if has_modes else modes[:1]
 
 
 def count_gates(row: Row, model: nn.Module, graph: ChannelGraph) -> Row:
