@@ -14,11 +14,20 @@ from torch import Tensor, nn
 
 from ...convert import find_gateable_groups
 from ...errors import TraceError
-from ...graph import ChannelGraph, Inputs, as_arguments, channel_graph, clear_caches_, copy_model, name_leaves
+from ...graph import (
+    CallArguments,
+    ChannelGraph,
+    Inputs,
+    as_arguments,
+    channel_graph,
+    clear_caches_,
+    copy_model,
+    name_leaves,
+)
 from ...masks import Masks, apply_masks_, mask_group_channels_
 from ...measure import count_macs, count_parameters
 from ...settings import PosteriorSettings
-from ...shrinking import apply_plan_, check, gradient_difference, make_plan, plan_removal
+from ...shrinking import Plan, apply_plan_, check, gradient_difference, make_plan, plan_removal
 from ...testing import draw_like, randomize_, settle_
 from .families import Member
 
@@ -166,14 +175,12 @@ def shrink_and_compare(
     result = check(model, small, example, rounds=1, seed=seed)
     gradient = None
     if row.mask_kind != "random" and modes:
-        telling = _find_telling_modes(model, modes)
-        gradient = max(gradient_difference(model, small, plan, example, training=mode, seed=seed) for mode in telling)
+        gradient = _compare_gradients(model, small, plan, example, seed, modes)
     boxes = None if compare_boxes is None else compare_boxes(model, small, example.tensors[0])
-    same_boxes = boxes is None or boxes < SAME_BOXES
     sample = example.map_tensors(lambda value: value[:1])
     return replace(
         count_gates(row, model, graph),
-        verdict="exact" if result.ok and same_boxes else f"different: {result}, boxes {boxes}",
+        verdict="exact" if result.ok and (boxes or 0.0) < SAME_BOXES else f"different: {result}, boxes {boxes}",
         input_size=example.tensors[0].shape[-1],
         groups=len(graph.groups),
         free_groups=sum(not group.pinned for group in graph.groups),
@@ -193,10 +200,13 @@ def shrink_and_compare(
     )
 
 
-def _find_telling_modes(model: nn.Module, modes: Sequence[bool]) -> Sequence[bool]:
-    """The first mode alone where the network has no batch norm: nothing else has a mode in `gradient_difference`."""
-    has_modes = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    return modes if has_modes else modes[:1]
+def _compare_gradients(
+    model: nn.Module, small: nn.Module, plan: Plan, example: CallArguments, seed: int, modes: Sequence[bool]
+) -> float:
+    """The largest difference of the gradients in several modes."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        modes = modes[:1]  # nothing else has a mode in `gradient_difference`
+    return max(gradient_difference(model, small, plan, example, training=mode, seed=seed) for mode in modes)
 
 
 def count_gates(row: Row, model: nn.Module, graph: ChannelGraph) -> Row:
