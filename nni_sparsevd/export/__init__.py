@@ -2,6 +2,7 @@
 
 from .exporting import FORMATS, Format, Run, export, open_file
 from .file_comparison import Comparison, OutputDifference
+from .quantization import Quantization
 from .runtime import Deployed, open_exported
 from .sparse_inference import Choice, SparseLinear, to_sparse_inference_
 
@@ -12,6 +13,7 @@ __all__ = [
     "Deployed",
     "Format",
     "OutputDifference",
+    "Quantization",
     "Run",
     "SparseLinear",
     "export",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..errors import SettingError
+from ..errors import ModelError, SettingError
 from ..graph import PLAIN, CallArguments, name_leaves, to_plain
 from ..shrinking import batch_sizes
 
@@ -106,6 +106,29 @@ def number_outputs(outputs: Any) -> Outputs:
     """Name the outputs of a runtime that knows only their order."""
     tensors = [value for value in outputs if isinstance(value, Tensor)]
     return {SINGLE: tensors[0]} if len(tensors) == 1 else {f"{SINGLE}_{place}": t for place, t in enumerate(tensors)}
+
+
+def match_outputs(expected: Outputs, computed: Outputs, title: str) -> Outputs:
+    """Give what a file computes under the network's names; a runtime that knows no names keeps the order.
+
+    Args:
+        expected: Outputs of the network.
+        computed: Outputs of the file.
+        title: The format of the file, for messages.
+
+    Returns:
+        The outputs of the file, in the order of the network's.
+
+    Raises:
+        ModelError: An output is missing, or has another shape.
+    """
+    named = computed if set(computed) == set(expected) else dict(zip(expected, computed.values(), strict=False))
+    for name, value in expected.items():
+        shape = tuple(named[name].shape) if name in named and len(computed) == len(expected) else None
+        if shape != tuple(value.shape):
+            found = "is missing in the file" if shape is None else f"has the shape {shape} in the file"
+            raise ModelError(f"{title}: the output {name} of shape {tuple(value.shape)} {found}")
+    return {name: named[name] for name in expected}
 
 
 def return_plain_outputs_(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +27,7 @@ from .arguments import (
 )
 from .file_comparison import Comparison, FileComparison
 from .inputs import write_beside, write_into_file
+from .quantization import Quantization, QuantizedComparison, check_quantization, split_calibration
 
 BATCHES = (1, 2, 3)
 """Batch sizes that a file with a dynamic batch is compared at."""
@@ -51,15 +52,33 @@ class Format:
     """Whether a file has nested arguments and outputs; else its inputs and outputs are tensors in a row."""
     runs_code: bool = False
     """Whether opening a file can run code that it holds."""
+    quantizer: tuple[str, ...] | None = None
+    """Packages that int8 needs besides: the room's file then has `write_int8(model, tracing, path, calibration)`.
+    None: there is no int8."""
 
     @property
     def missing(self) -> list[str]:
         """Needed packages that are not installed."""
-        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+        return _find_missing(self.needs)
+
+    def missing_for(self, quantization: Quantization | None) -> list[str]:
+        """Packages that are needed for a file of this kind, and not installed."""
+        return self.missing + _find_missing(self.quantizer or () if quantization is not None else ())
+
+
+def _find_missing(names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 FORMATS = {
-    ".onnx": Format("ONNX", "onnx", ("onnx", "onnxscript", "onnxruntime"), "pip install 'nni_sparsevd[export]'", True),
+    ".onnx": Format(
+        "ONNX",
+        "onnx",
+        ("onnx", "onnxscript", "onnxruntime"),
+        "pip install 'nni_sparsevd[export]'",
+        True,
+        quantizer=(),
+    ),
     ".pt2": Format("torch.export", "torch_export", (), "", True, keeps_nesting=True, runs_code=True),
     ".pte": Format("ExecuTorch", "executorch", ("executorch",), "pip install 'nni_sparsevd[mobile]'", False),
     ".tflite": Format(
@@ -69,7 +88,14 @@ FORMATS = {
 """Formats by the suffix of their files.  A new runtime is one file of this room and one row here."""
 
 
-def export(model: nn.Module, path: Path | str, example_inputs: Inputs, *, dynamic_batch: bool = True) -> Comparison:
+def export(
+    model: nn.Module,
+    path: Path | str,
+    example_inputs: Inputs,
+    *,
+    dynamic_batch: bool = True,
+    quantization: Quantization | None = None,
+) -> Comparison:
     """Write a network for another runtime, run the file there, and compare it with the network.
 
     The file appears under its name only when both agree, whole or not at all.  The network is left as it was.  What its
@@ -82,30 +108,38 @@ def export(model: nn.Module, path: Path | str, example_inputs: Inputs, *, dynami
             a pair (args, kwargs), in any nesting.  Numbers, strings and None are written into the file.
         dynamic_batch: Let the file take any batch size, where the format can (.onnx, .pt2) and the network does.
             Otherwise the batch size is that of `example_inputs`.
+        quantization: Make weights and activations integers of eight bits (.onnx, .pte, .tflite), calibrated on these
+            inputs.  Such a file is not equal to the network: the comparison says how often it gives the same class.
 
     Returns:
-        The comparison of the file with the network on random inputs.
+        The comparison of the file with the network on random inputs; of int8 on the calibration inputs.
 
     Raises:
-        SettingError: The suffix is unknown, or a package is missing; the message has the command that installs it.
+        SettingError: The suffix is unknown, or a package is missing; the message has the command that installs it. Or
+            the format has no int8, or the calibration inputs do not fit.
         ModelError: The network is still variational, fails on the example, or cannot be copied; the format cannot
             express it; its runtime does not run it in its type; or the file computes something else.
     """
-    path, chosen = Path(path), _find_format(Path(path))
+    path, chosen = Path(path), _find_format(Path(path), quantization)
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} still has posteriors; export what bake_ or shrink gives back")
     # A copy, because hooks and example inputs are put into it; on the CPU, where the runtimes are.
     network = copy_model(model).cpu().eval()
     search = VariantSearch(network, as_arguments(example_inputs), torch.Generator().manual_seed(0))
+    if quantization is not None:
+        check_quantization(network, search.example, quantization)
     batches = search.find_batches(BATCHES) if dynamic_batch and chosen.dynamic else []
     tracing = _plan_tracing(network, search.example, bool(batches))
     variants = batches or [search.draw_at_own_sizes()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder) / path.name
-        _write(network, tracing, written, chosen)
+        _write(network, tracing, written, chosen, quantization)
         write_into_file(network, written)
-        comparison = _compare(network, variants, written, chosen)
+        if quantization is None:
+            comparison = _compare(network, variants, written, chosen)
+        else:
+            comparison = _compare_int8(network, split_calibration(quantization, tracing), written, chosen)
         if not comparison.ok:
             raise ModelError(f"{path}: the file computes something else than {type(model).__name__}: {comparison}")
         write_beside(network, path)
@@ -130,14 +164,18 @@ def open_file(path: Path | str) -> Run:
     return run
 
 
-def _find_format(path: Path) -> Format:
-    """Find the format of the suffix, and see that its packages are there."""
+def _find_format(path: Path, quantization: Quantization | None = None) -> Format:
+    """Find the format of the suffix, and see that its packages are there, and those of int8 where it is wanted."""
     if path.suffix not in FORMATS:
         known = ", ".join(f"{suffix} ({known.title})" for suffix, known in FORMATS.items())
         raise SettingError(f"{path}: no export format has the suffix {path.suffix!r}; there are {known}")
     chosen = FORMATS[path.suffix]
-    if chosen.missing:
-        raise SettingError(f"{path}: {chosen.title} needs {', '.join(chosen.missing)}: {chosen.install}")
+    if quantization is not None and chosen.quantizer is None:
+        known = ", ".join(suffix for suffix, known in FORMATS.items() if known.quantizer is not None)
+        raise SettingError(f"{path}: {chosen.title} has no int8 here; {known} have")
+    missing = chosen.missing_for(quantization)
+    if missing:
+        raise SettingError(f"{path}: {chosen.title} needs {', '.join(missing)}: {chosen.install}")
     return chosen
 
 
@@ -156,11 +194,16 @@ def _plan_tracing(network: nn.Module, example: CallArguments, dynamic: bool) -> 
     return Tracing(arguments, dynamic, name_inputs(network, example), tuple(outputs))
 
 
-def _write(network: nn.Module, tracing: Tracing, path: Path, chosen: Format) -> None:
+def _write(
+    network: nn.Module, tracing: Tracing, path: Path, chosen: Format, quantization: Quantization | None
+) -> None:
     """Write the file; what the exporter raises becomes an error of ours that names the network."""
     try:
         written, traced = _simplify(network, tracing, chosen)
-        _module_of(chosen).write(written, traced, path)
+        if quantization is None:
+            _module_of(chosen).write(written, traced, path)
+        else:
+            _module_of(chosen).write_int8(written, traced, path, split_calibration(quantization, traced))
     except ImportError as error:
         raise SettingError(f"{path.name}: {chosen.title} lacks {error.name}: {chosen.install}") from None
     except Exception as error:  # exporters raise whatever their tracers raise
@@ -179,6 +222,25 @@ def _simplify(network: nn.Module, tracing: Tracing, chosen: Format) -> tuple[nn.
         return simplified, tracing
     flat = FlatNetwork(network, tracing.arguments).eval()
     return flat, replace(tracing, arguments=CallArguments(tracing.arguments.tensors, {}))
+
+
+def _compare_int8(
+    network: nn.Module, calibration: Iterator[CallArguments], path: Path, chosen: Format
+) -> Comparison:
+    """Run network and file on the calibration inputs."""
+    comparison = QuantizedComparison(network, chosen.title)
+    try:
+        run = open_file(path)
+        for arguments in calibration:
+            comparison.add(run(CallArguments(arguments.tensors, {})), arguments)
+    except ModelError:
+        raise
+    except Exception as error:  # runtimes raise errors of many types, and none is ours
+        raise ModelError(
+            f"{chosen.title} wrote {type(network).__name__} in int8, but its runtime does not run it: "
+            f"{describe_error(error)}"
+        ) from error
+    return comparison.result(path.stat().st_size)
 
 
 def _compare(network: nn.Module, variants: list[Variant], path: Path, chosen: Format) -> Comparison:

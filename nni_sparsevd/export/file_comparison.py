@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
 from ..graph import CallArguments
 from ..shrinking import Variant
-from .arguments import Outputs, name_output, name_outputs
+from .arguments import Outputs, match_outputs, name_output, name_outputs
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest difference between two runtimes for each type, relative to the largest value of the output."""
@@ -52,6 +51,9 @@ class Comparison:
     """Size of the file."""
     outputs: tuple[OutputDifference, ...]
     """Each output by its name."""
+    agreement: float | None = None
+    """Of a file of integers: the part of the calibration inputs (or of the places in their outputs) whose class, the
+    largest value along dimension 1, is that of the network; None where nothing was rounded to integers."""
 
     @property
     def ok(self) -> bool:
@@ -67,7 +69,8 @@ class Comparison:
         worst = max(self.outputs, key=lambda output: output.max_rel - output.tolerance)
         place = f" in {worst.name}" if len(self.outputs) > 1 else ""
         difference = f"largest difference {self.max_abs:.2g} (relative {worst.max_rel:.2g}{place}), batches of {sizes}"
-        return f"{self.format}: {self.bytes:,} bytes; {difference}"
+        same = "" if self.agreement is None else f"{100 * self.agreement:.1f} % of calibration in the same class, "
+        return f"{self.format}: {self.bytes:,} bytes; {same}{difference}"
 
 
 class FileComparison:
@@ -98,29 +101,15 @@ class FileComparison:
         with torch.no_grad():
             expected = name_outputs(arguments.map_tensors(torch.clone).call(self._model))
         exact = {name_output(place): value for place, value in variant.outputs.items()}
-        for name, file_value in self._match_outputs(expected, computed).items():
+        for name, file_value in match_outputs(expected, computed, self._title).items():
             value = _as_real(expected[name])
-            noise = _largest_value(value - _as_real(exact[name])) / max(_largest_value(value), SMALLEST)
+            noise = largest_value(value - _as_real(exact[name])) / max(largest_value(value), SMALLEST)
             is_half = expected[name].dtype in HALF
             tolerance = max(TOLERANCES.get(expected[name].dtype, 0.0), 2 * noise if is_half else 0.0)
-            difference = _largest_value(_as_real(file_value) - value)
-            self._largest[name] = max(self._largest.get(name, 0.0), _largest_value(value))
+            difference = largest_value(_as_real(file_value) - value)
+            self._largest[name] = max(self._largest.get(name, 0.0), largest_value(value))
             self._differences[name] = max(self._differences.get(name, 0.0), difference)
             self._tolerances[name] = max(self._tolerances.get(name, 0.0), tolerance)
-
-    def _match_outputs(self, expected: Outputs, computed: Outputs) -> Outputs:
-        """What the file gives, by the network's names; a runtime that knows no names keeps the order.
-
-        Raises:
-            ModelError: An output is missing, or has another shape.
-        """
-        named = computed if set(computed) == set(expected) else dict(zip(expected, computed.values(), strict=False))
-        for name, value in expected.items():
-            shape = tuple(named[name].shape) if name in named and len(computed) == len(expected) else None
-            if shape != tuple(value.shape):
-                found = "is missing in the file" if shape is None else f"has the shape {shape} in the file"
-                raise ModelError(f"{self._title}: the output {name} of shape {tuple(value.shape)} {found}")
-        return {name: named[name] for name in expected}
 
     def result(self, batches: tuple[int, ...], size: int) -> Comparison:
         """What all batches together show.
@@ -146,7 +135,7 @@ def _as_real(value: Tensor) -> Tensor:
     return torch.view_as_real(value.to(torch.complex128)) if value.is_complex() else value.double()
 
 
-def _largest_value(value: Tensor) -> float:
-    """The largest absolute value; infinite where one is NaN, which is as far away as a number can be."""
+def largest_value(value: Tensor) -> float:
+    """Find the largest absolute value; infinite where one is NaN, which is as far away as a number can be."""
     largest = float(value.abs().max()) if value.numel() else 0.0
     return math.inf if math.isnan(largest) else largest

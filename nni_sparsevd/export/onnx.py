@@ -1,6 +1,9 @@
 """ONNX: one file that ONNX has checked, for ONNX Runtime."""
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +30,43 @@ def write(model: nn.Module, tracing: Tracing, path: Path) -> None:
         verbose=False,
     )
     onnx.checker.check_model(path)
+
+
+def write_int8(model: nn.Module, tracing: Tracing, path: Path, calibration: Iterator[CallArguments]) -> None:
+    """Write a file with nodes that round to eight bits and back (QDQ), by ONNX Runtime's static quantizer.
+
+    Weights are signed, with a scale for each output channel, activations unsigned, with a scale for each tensor: for
+    this pair x86 has an instruction (VNNI), and ARM multiplies either.  Ranges are the smallest and the largest value.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Calls(CalibrationDataReader):  # type: ignore[misc]
+        """The calibration, as the quantizer asks for it."""
+
+        def get_next(self) -> dict[str, Any] | None:
+            """One call: {name of an input: array}; None at the end."""
+            arguments = next(calibration, None)
+            if arguments is None:
+                return None
+            feed = order_inputs(list(tracing.input_names), CallArguments(arguments.tensors, {}))
+            return {name: value.numpy() for name, value in feed.items()}
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        plain, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
+        write(model, tracing, plain)
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            path,
+            Calls(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
 
 
 def open_file(path: Path) -> Run:
