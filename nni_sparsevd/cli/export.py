@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 
 from ..errors import SettingError
 from .command import Command
@@ -17,6 +18,15 @@ def add_arguments(parser: ArgumentParser, typed: list[str]) -> None:
     parser.add_argument(
         "--fixed_batch", action="store_true", help="batches of one only; .pte and .tflite have no others"
     )
+    parser.add_argument(
+        "--int8", action="store_true", help="integers of eight bits, for .onnx, .pte and .tflite of a run folder"
+    )
+    parser.add_argument(
+        "--calibration",
+        type=PositiveInt,
+        default=200,
+        help="training photos on which the ranges of --int8 are measured",
+    )
 
 
 def run(arguments: Namespace, command_line: list[str]) -> None:
@@ -29,10 +39,23 @@ def run(arguments: Namespace, command_line: list[str]) -> None:
 
     dynamic_batch = not arguments.fixed_batch
     if (arguments.source / "recipe.toml").exists():
-        print(export_run(arguments.source, arguments.to, level=arguments.level, dynamic_batch=dynamic_batch))
+        exported = export_run(
+            arguments.source,
+            arguments.to,
+            level=arguments.level,
+            dynamic_batch=dynamic_batch,
+            int8=arguments.int8,
+            calibration=arguments.calibration,
+        )
+        print(exported)
         return
     if arguments.level is not None:
         raise SettingError(f"--level={arguments.level:g}: {arguments.source} is no run folder")
+    if arguments.int8:
+        raise SettingError(
+            f"--int8: {arguments.source} is no run folder, so there are no photos to measure ranges on; in Python: "
+            "export(..., quantization=Quantization(inputs))"
+        )
     model = load(arguments.source)
     shape = arguments.input or (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if not shape:

@@ -12,11 +12,12 @@ from .export import EXPORT
 from .messages import shorten, suggest
 from .networks import LIST_MODELS
 from .predict import PREDICT
-from .run_folders import CHECK, REPORT
+from .run_folders import CHECK, MEASURE, REPORT
 from .studies import BENCH, REPRODUCE, ZOO
 
 COMMANDS: dict[str, Command] = {
-    command.name: command for command in (COMPRESS, REPORT, CHECK, LIST_MODELS, ZOO, REPRODUCE, BENCH, EXPORT, PREDICT)
+    command.name: command
+    for command in (COMPRESS, REPORT, MEASURE, CHECK, LIST_MODELS, ZOO, REPRODUCE, BENCH, EXPORT, PREDICT)
 }
 
 

@@ -1,8 +1,9 @@
-"""`report` and `check`: what is done with the folder of a finished run."""
+"""`report`, `measure` and `check`: what is done with the folder of a finished run."""
 
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 
 from ..errors import SparseVDError
 from .command import Command
@@ -36,12 +37,37 @@ def run_check(arguments: Namespace, command_line: list[str]) -> None:
         raise SparseVDError(f"{arguments.run}: small.safetensors does not compute what masked.safetensors does")
 
 
+def add_measuring(parser: ArgumentParser, typed: list[str]) -> None:
+    """Add the run folder, and how int8 is calibrated."""
+    add_folder(parser, typed)
+    parser.add_argument(
+        "--calibration", type=PositiveInt, default=200, help="training photos on which the ranges of int8 are measured"
+    )
+
+
+def run_measure(arguments: Namespace, command_line: list[str]) -> None:
+    """Measure the networks of the folder in every runtime that is installed, and print a line for each."""
+    from ..results import measure_run
+
+    measure_run(arguments.run, command_line, calibration=arguments.calibration, report=print)
+
+
 REPORT = Command(
     name="report",
     summary="draw the report of a run folder again",
     description="Draw the report of a run folder again.",
     add_arguments=add_folder,
     run=run_report,
+)
+MEASURE = Command(
+    name="measure",
+    summary="bytes, milliseconds and accuracy of a run's networks in every runtime that is installed, int8 too",
+    description=(
+        "Measure the dense and the small networks of a run folder in PyTorch, ONNX Runtime, ExecuTorch and LiteRT, as "
+        "far as they are installed, in float32 and int8; the report of the folder shows the table."
+    ),
+    add_arguments=add_measuring,
+    run=run_measure,
 )
 CHECK = Command(
     name="check",

@@ -105,7 +105,12 @@ def to_memory_format(images: Tensor, channels_last: bool) -> Tensor:
 
 
 def load_data(
-    settings: DataSettings, image_size: int | None = None, seed: int = 0, requirements: Requirements | None = None
+    settings: DataSettings,
+    image_size: int | None = None,
+    seed: int = 0,
+    requirements: Requirements | None = None,
+    *,
+    hold: bool = True,
 ) -> DataSets:
     """Read the data of a recipe: into memory where they fit, otherwise only their list.
 
@@ -116,6 +121,8 @@ def load_data(
         image_size: Side of the images, used where the settings name none.
         seed: Seed of the hold-out, which is cut from the training images.
         requirements: What the network asks of its images; None: nothing.
+        hold: Hold images in memory where they fit; otherwise a photo is decoded when it is wanted, which is faster
+            where few of them are.
 
     Returns:
         The three splits.
@@ -132,7 +139,7 @@ def load_data(
     preprocessing = plan_preprocessing(settings, requirements, size, parts[0])
     channels_known = requirements.in_chans is not None
     needed = int(np.prod(preprocessing.input_size)) * sum(len(part.rows) for part in parts)
-    fits = needed <= splits.MEMORY_LIMIT
+    fits = hold and needed <= splits.MEMORY_LIMIT
     # Random crops of a photo are made from its file, not from the middle of it that would be held in memory.
     keeps = (fits and settings.augment != "timm", fits, fits)
     read = [

@@ -1,6 +1,6 @@
 """Export and deploy: files that other runtimes run, compared with the network before they are handed over."""
 
-from .exporting import FORMATS, Format, Run, export, open_file
+from .exporting import FORMATS, Format, Run, check_format, export, open_file
 from .file_comparison import Comparison, OutputDifference
 from .quantization import Quantization
 from .runtime import Deployed, open_exported
@@ -16,6 +16,7 @@ __all__ = [
     "Quantization",
     "Run",
     "SparseLinear",
+    "check_format",
     "export",
     "open_exported",
     "open_file",

@@ -61,9 +61,9 @@ class Format:
         """Needed packages that are not installed."""
         return _find_missing(self.needs)
 
-    def missing_for(self, quantization: Quantization | None) -> list[str]:
-        """Packages that are needed for a file of this kind, and not installed."""
-        return self.missing + _find_missing(self.quantizer or () if quantization is not None else ())
+    def list_missing(self, int8: bool) -> list[str]:
+        """List the packages that are needed, for a file of integers or another one, and not installed."""
+        return self.missing + _find_missing(self.quantizer or () if int8 else ())
 
 
 def _find_missing(names: tuple[str, ...]) -> list[str]:
@@ -120,7 +120,7 @@ def export(
         ModelError: The network is still variational, fails on the example, or cannot be copied; the format cannot
             express it; its runtime does not run it in its type; or the file computes something else.
     """
-    path, chosen = Path(path), _find_format(Path(path), quantization)
+    path, chosen = Path(path), check_format(Path(path), int8=quantization is not None)
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} still has posteriors; export what bake_ or shrink gives back")
     # A copy, because hooks and example inputs are put into it; on the CPU, where the runtimes are.
@@ -160,20 +160,32 @@ def open_file(path: Path | str) -> Run:
         SettingError: The suffix is unknown, or a package is missing.
     """
     path = Path(path)
-    run: Run = _module_of(_find_format(path)).open_file(path)
+    run: Run = _module_of(check_format(path)).open_file(path)
     return run
 
 
-def _find_format(path: Path, quantization: Quantization | None = None) -> Format:
-    """Find the format of the suffix, and see that its packages are there, and those of int8 where it is wanted."""
+def check_format(path: Path, *, int8: bool = False) -> Format:
+    """Find the format of a file, and see that its packages are there, and those of int8 where it is wanted.
+
+    Args:
+        path: A file; its suffix says the format.
+        int8: Whether it is to hold integers.
+
+    Returns:
+        The format.
+
+    Raises:
+        SettingError: The suffix is unknown, the format has no int8 here, or a package is missing; the message has the
+            command that installs it.
+    """
     if path.suffix not in FORMATS:
         known = ", ".join(f"{suffix} ({known.title})" for suffix, known in FORMATS.items())
         raise SettingError(f"{path}: no export format has the suffix {path.suffix!r}; there are {known}")
     chosen = FORMATS[path.suffix]
-    if quantization is not None and chosen.quantizer is None:
+    if int8 and chosen.quantizer is None:
         known = ", ".join(suffix for suffix, known in FORMATS.items() if known.quantizer is not None)
         raise SettingError(f"{path}: {chosen.title} has no int8 here; {known} have")
-    missing = chosen.missing_for(quantization)
+    missing = chosen.list_missing(int8)
     if missing:
         raise SettingError(f"{path}: {chosen.title} needs {', '.join(missing)}: {chosen.install}")
     return chosen
@@ -194,9 +206,7 @@ def _plan_tracing(network: nn.Module, example: CallArguments, dynamic: bool) -> 
     return Tracing(arguments, dynamic, name_inputs(network, example), tuple(outputs))
 
 
-def _write(
-    network: nn.Module, tracing: Tracing, path: Path, chosen: Format, quantization: Quantization | None
-) -> None:
+def _write(network: nn.Module, tracing: Tracing, path: Path, chosen: Format, quantization: Quantization | None) -> None:
     """Write the file; what the exporter raises becomes an error of ours that names the network."""
     try:
         written, traced = _simplify(network, tracing, chosen)
@@ -224,9 +234,7 @@ def _simplify(network: nn.Module, tracing: Tracing, chosen: Format) -> tuple[nn.
     return flat, replace(tracing, arguments=CallArguments(tracing.arguments.tensors, {}))
 
 
-def _compare_int8(
-    network: nn.Module, calibration: Iterator[CallArguments], path: Path, chosen: Format
-) -> Comparison:
+def _compare_int8(network: nn.Module, calibration: Iterator[CallArguments], path: Path, chosen: Format) -> Comparison:
     """Run network and file on the calibration inputs."""
     comparison = QuantizedComparison(network, chosen.title)
     try:

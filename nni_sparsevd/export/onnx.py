@@ -38,8 +38,13 @@ def write_int8(model: nn.Module, tracing: Tracing, path: Path, calibration: Iter
     Weights are signed, with a scale for each output channel, activations unsigned, with a scale for each tensor: for
     this pair x86 has an instruction (VNNI), and ARM multiplies either.  Ranges are the smallest and the largest value.
     """
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
-    from onnxruntime.quantization import quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Calls(CalibrationDataReader):  # type: ignore[misc]

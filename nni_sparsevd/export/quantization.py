@@ -40,15 +40,18 @@ def check_quantization(network: nn.Module, example: CallArguments, quantization:
     """
     types = {value.dtype for value in network.parameters() if value.is_floating_point()}
     if types - {torch.float32}:
-        found = ", ".join(sorted(str(dtype) for dtype in types))
-        raise ModelError(f"int8 is made from a network in float32, {type(network).__name__} is in {found}: model.float()")
+        named = ", ".join(sorted(str(dtype) for dtype in types))
+        raise ModelError(
+            f"int8 is made from a network in float32, {type(network).__name__} is in {named}: model.float()"
+        )
     if len(example.tensors) != 1:
         raise ModelError(f"int8 is for networks of one input; {type(network).__name__} takes {len(example.tensors)}")
     expected, found = example.tensors[0], quantization.calibration
-    if found.dim() < 1 or len(found) < len(expected):
+    count = len(found) if found.dim() else 0
+    if count < len(expected):
         raise SettingError(
-            f"quantization.calibration: {len(found) if found.dim() else 0} inputs, at least {len(expected)} are needed; "
-            "give some hundred that the network was trained on"
+            f"quantization.calibration: {count} inputs, at least {len(expected)} are needed; give some hundred of "
+            "those that the network was trained on"
         )
     if found.shape[1:] != expected.shape[1:] or found.dtype != expected.dtype:
         raise SettingError(

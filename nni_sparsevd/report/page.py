@@ -39,7 +39,7 @@ def write_report(folder: Path) -> Path:
     """Draw pictures/, report.md and report.html in the folder of a finished run.
 
     Args:
-        folder: The run folder; curve.json, log_alpha.json and exports.json may be missing in it.
+        folder: The run folder; curve.json, log_alpha.json, exports.json and runtimes.json may be missing in it.
 
     Returns:
         The path of report.html.
@@ -81,6 +81,7 @@ def _gather_values(folder: Path) -> dict[str, Any]:
             "pictures": [(name, HEADINGS[name]) for name in drawn],
             "embedded": {name: base64.b64encode(path.read_bytes()).decode() for name, path in drawn.items()},
             "exports": _read_optional(folder / "exports.json"),
+            "runtimes": _read_optional(folder / "runtimes.json"),
             "environment": files.read_json(folder / "environment.json"),
             "recipe": (folder / "recipe.toml").read_text(),
             "epochs": _count_epochs(epochs),

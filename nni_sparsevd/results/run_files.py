@@ -1,13 +1,11 @@
-"""What can be done with the folder of a finished run: find a network, export the small one, and check it."""
+"""The networks in the folder of a finished run: where they are, and whether the small one is the masked one."""
 
 from pathlib import Path
 
 import torch
 
 from ..errors import FileFormatError, SettingError
-from ..export import Comparison, export
-from ..files import read_json, write_json
-from ..report import write_report
+from ..files import read_json
 from ..shrinking import CheckResult, check
 from ..storage import load
 
@@ -42,34 +40,6 @@ def find_network_folder(folder: Path, level: float | None = None) -> Path:
     if not levels:
         return folder
     return folder / "levels" / f"{own if level is None else level:g}"
-
-
-def export_run(folder: Path, path: Path, *, level: float | None = None, dynamic_batch: bool = True) -> Comparison:
-    """Export a small network of a run folder, and add the comparison to exports.json and to the report there.
-
-    Args:
-        folder: The folder of a finished run.
-        path: The file to write; its suffix chooses the runtime, as in `export`.
-        level: The level of the budget whose network is exported; None: the network that the run has chosen.
-        dynamic_batch: Whether the exported network accepts batches of any size, as far as the runtime can.
-
-    Returns:
-        The largest differences between the small network and the exported file.
-
-    Raises:
-        FileFormatError: The run is not finished, or a file of it is damaged.
-        SettingError: The suffix or the level is not known, or the runtime is not installed.
-        ModelError: The runtime cannot express the network, or the exported file computes something else.
-    """
-    network_folder = find_network_folder(folder, level)
-    shape = read_json(network_folder / "result.json")["input"]
-    small = load(network_folder / FILES["shrunk"])
-    comparison = export(small, path, torch.zeros(1, *shape), dynamic_batch=dynamic_batch)
-    record = folder / "exports.json"
-    rows = read_json(record) if record.exists() else {}
-    write_json(record, {**rows, path.name: comparison.to_dict()})
-    write_report(folder)
-    return comparison
 
 
 def check_run(folder: Path, level: float | None = None) -> CheckResult:
