@@ -153,8 +153,16 @@ class Stage(Settings):
     """Part of the stage at the peak rate, the warm-up included; after it the rate falls to 0."""
     schedule: Literal["linear", "cosine"] = "linear"
     """How the rate falls to 0: linearly, or as half a cosine."""
+    layer_decay: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Learning rate of each layer, as a multiple of that of the layer behind it, in timm's order of layers; the last
+    layer has `learning_rate`. Not set: all layers have it."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the gradient of all parameters together; a longer one is scaled down. Not set: any length."""
+    accumulate: PositiveInt = 1
+    """Batches whose gradients are averaged for one step: a step sees that many times `data.batch_size` images."""
+    ema: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Decay of a moving average of the network over the steps (timm's ModelEmaV3, warmed up). The average is what is
+    validated, and what the stage ends with. Not set: the last weights."""
 
 
 class SparseStage(Stage):
@@ -298,6 +306,9 @@ class Recipe(Settings):
     shard: bool = False
     """Split weights, gradients and the state of the optimizer among several processes (FSDP2), instead of giving each
     process all of them."""
+    compile: str | None = None
+    """Backend of `torch.compile` for the training steps, e.g. inductor, which needs a C++ compiler. A stage in which
+    channels leave the network (`budget`, `sparse.shrink_at`) is not compiled. Not set: nothing is."""
     channels_last: bool = False
     """Lay training images out channels last: convolutions and pooling are then faster, most of all on a CPU."""
     checkpoint_minutes: PositiveFloat = 5.0
@@ -336,6 +347,18 @@ class Recipe(Settings):
         if self.budget.kind is not None:
             return math.inf
         return self.posterior.threshold if self.masks.threshold is None else self.masks.threshold
+
+    @model_validator(mode="after")
+    def _refuse_averages_and_compilation_where_they_cannot_be(self) -> "Recipe":
+        averaged = [name for name in ("dense", "sparse", "finetune") if getattr(self, name).ema is not None]
+        if averaged and self.shard:
+            raise ValueError(f"{averaged[0]}.ema does not go together with shard: the average is one of whole networks")
+        if self.compile is not None and self.shard:
+            raise ValueError("compile does not go together with shard")
+        if self.sparse.ema is not None and self.changes_sizes:
+            other = "sparse.shrink_at" if self.budget.kind is None else f"budget.{self.budget.kind}"
+            raise ValueError(f"sparse.ema does not go together with {other}: the sizes of the network change")
+        return self
 
     @model_validator(mode="after")
     def _refuse_blocks_of_gates(self) -> "Recipe":

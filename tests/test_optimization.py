@@ -1,7 +1,9 @@
 """How a stage moves: the weight of the KL, the learning rate, the seeds, and the optimizer's groups."""
 
 import pytest
+import timm
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 import nni_sparsevd as svd
@@ -68,6 +70,36 @@ def test_decay_is_for_weights_and_gates_have_a_rate_of_their_own() -> None:
     assert rest.keys() == {"0.bias", "0.log_sigma2", "1.weight", "1.bias", "3.log_sigma2"}
     set_learning_rate(made, 0.01)
     assert {group["lr"] for group in made.param_groups} == {0.01, 0.07}
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_rates_of_layers_are_timms_and_posteriors_have_those_of_their_layer(name: str) -> None:
+    model = timm.create_model(name, num_classes=4)
+    groups = param_groups_layer_decay(
+        model, 0.1, model.no_weight_decay() if name == "test_vit" else (), layer_decay=0.5
+    )
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    expected = {names[p]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert len({scale for scale, _ in expected.values()}) > 2
+    svd.sparsify_(model, granularity="both", example_inputs=torch.zeros(1, *model.pretrained_cfg["input_size"]))
+    made = build_optimizer(model, Stage(weight_decay=0.1, layer_decay=0.5), gate_rate=7)
+    set_learning_rate(made, 2.0)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {names[p]: (g["lr"] / 2, g["weight_decay"]) for g in made.param_groups for p in g["params"]}
+    assert found.keys() == set(names.values())
+    for name, (scale, decay) in found.items():
+        owner, _, key = name.rpartition(".")
+        if ".gate" in name:
+            assert scale in {7 * other for other, _ in expected.values()} and decay == 0
+        elif key == "log_sigma2":
+            assert (scale, decay) == (expected[f"{owner}.weight"][0], 0)
+        else:
+            assert (scale, decay) == expected[name]
+
+
+def test_a_network_whose_layers_nobody_knows_has_no_rates_of_layers() -> None:
+    with pytest.raises(SettingError, match="timm does not know the layers of Sequential"):
+        build_optimizer(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), Stage(layer_decay=0.5))
 
 
 def test_an_unknown_optimizer_is_named() -> None:

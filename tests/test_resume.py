@@ -165,6 +165,12 @@ CASES: dict[str, dict[str, Any]] = {
         "sparse": SparseStage(epochs=3, gate_rate=100.0, shrink_at=3.0),
         "precision": "bf16",
     },
+    "averaged weights and accumulated gradients": {
+        "posterior": PosteriorSettings(granularity="both"),
+        "dense": Stage(epochs=1, ema=0.9),
+        "sparse": SparseStage(epochs=2, ema=0.9, accumulate=2),
+        "finetune": FinetuneStage(epochs=1, ema=0.9, accumulate=3),
+    },
     "a dense twin": {
         "twin": True,
         "teacher": TeacherSettings(weight=0.5),
@@ -177,7 +183,7 @@ CASES: dict[str, dict[str, Any]] = {
         "finetune": FinetuneStage(epochs=2, variational=True),
     },
 }
-STOPS = {"a dense twin": (31, 9)}
+STOPS = {"a dense twin": (31, 9), "averaged weights and accumulated gradients": (5, 8, 8)}
 """Steps that a process takes before it fails, where the usual ones come too early."""
 OPTIMIZERS = ("momentum", "lamb", "nadamw", "adafactor", "rmsproptf", "adan", "lion", "madgrad", "lookahead_adamw")
 for _name in OPTIMIZERS:

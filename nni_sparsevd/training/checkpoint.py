@@ -5,7 +5,7 @@ the place (`schedule.derive_seed`).
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -59,6 +59,11 @@ class Checkpoint:
     def running(self) -> Tensor:
         """Sums over the epoch so far and over all processes: loss, correct answers, images."""
         return self.tensors["running"]
+
+    @property
+    def average(self) -> dict[str, Tensor]:
+        """The moving average of the network's state, where the stage has one."""
+        return self._select("average.")
 
     def restore_(self, model: nn.Module) -> None:
         """Put the network's state back, at the sizes that it had.
@@ -118,6 +123,7 @@ def take_checkpoint(
     scaler: GradScaler | None = None,
     *,
     resized: bool = False,
+    average: Mapping[str, Tensor] | None = None,
 ) -> Checkpoint:
     """Make a checkpoint of a run; every process has to call it, for each may hold a shard of the optimizer's state.
 
@@ -128,11 +134,13 @@ def take_checkpoint(
         running: Sums over the epoch so far and over all processes, shape (3,).
         scaler: The loss scaler (float16), if there is one.
         resized: Whether the network may have other sizes than the recipe gives it.
+        average: The moving average of the network's state, where the stage has one.
 
     Returns:
         A checkpoint that shares memory with the network.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in (average or {}).items()}
     state_scalars = {}
     for index, moments in optimizer.state_dict()["state"].items():
         for key, shard in moments.items():

@@ -15,6 +15,7 @@ from ..preprocessing import set_values_
 from ..recipe import Recipe
 from .batches import count_steps
 from .checkpoint import Checkpoint, read_checkpoint
+from .compiling import check_compiler
 from .gradual_removal import check_budget
 from .levels import list_stages
 from .metrics import Metrics
@@ -56,6 +57,7 @@ def compress(
         Interrupted: On Ctrl-C or a termination signal, after the step at hand has been saved.
     """
     accelerator = _make_accelerator(recipe)
+    check_compiler(recipe.compile)
     check_folder(recipe, folder, resume=resume, overwrite=overwrite)
     # Every process has to look at the folder before one of them writes there.
     accelerator.wait_for_everyone()
@@ -64,7 +66,9 @@ def compress(
     models.check_checkpoint(recipe.model, recipe.data.image_size, requirements)
     torch.manual_seed(recipe.seed)
     data = datasets.load_data(recipe.data, None, recipe.seed, requirements)
-    check_budget(recipe, count_steps(len(data.train), recipe.data.batch_size, accelerator.num_processes))
+    batches = count_steps(len(data.train), recipe.data.batch_size, accelerator.num_processes)
+    _check_accumulation(recipe, batches)
+    check_budget(recipe, batches // recipe.sparse.accumulate)
     model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
     set_values_(model, data.preprocessing.to_dict())
     example_inputs = data.make_example_inputs()
@@ -87,6 +91,17 @@ def _make_accelerator(recipe: Recipe) -> Accelerator:
     except ValueError as error:
         # This machine cannot compute in that precision, or this process has begun with another one.
         raise SettingError(f"precision={recipe.precision!r}: {error}") from None
+
+
+def _check_accumulation(recipe: Recipe, batches: int) -> None:
+    """Check that an epoch has batches enough for a step of each stage."""
+    for name in ("dense", "sparse", "finetune"):
+        accumulate = getattr(recipe, name).accumulate
+        if accumulate > batches:
+            raise SettingError(
+                f"{name}.accumulate = {accumulate}: an epoch has {batches} batches of {recipe.data.batch_size} images; "
+                "take fewer, or a smaller data.batch_size"
+            )
 
 
 def _create_teacher(recipe: Recipe, data: datasets.DataSets, example_inputs: Tensor) -> nn.Module | None:

@@ -1,7 +1,8 @@
 """A network as one of several processes trains it."""
 
-from typing import final
+from typing import cast, final
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,22 +21,37 @@ class Learner:
         forward: What computes the outputs in training; its backward pass averages gradients over the processes.
     """
 
-    def __init__(self, model: nn.Module, accelerator: Accelerator, *, shard: bool) -> None:
-        """Move `model` to the device of this process, and split it there if it is to `shard`."""
+    def __init__(
+        self, model: nn.Module, accelerator: Accelerator, *, shard: bool, compile_with: str | None = None
+    ) -> None:
+        """Move `model` to the device of this process, and split it there if it is to `shard`.
+
+        Args:
+            model: The network.
+            accelerator: The processes.
+            shard: Whether they split the network.
+            compile_with: Backend of `torch.compile` for `forward`; None: it is not compiled.
+        """
         self._accelerator = accelerator
         self._several = accelerator.num_processes > 1
         self._sharded = shard and self._several
         self.model = model.to(accelerator.device)
         self.trained = shard_copy(model) if self._sharded else model
+        self._compile_with = compile_with
         self.forward = self._wrap()
 
     def _wrap(self) -> nn.Module:
         # Not `accelerator.prepare_model`: it would have the network compute in mixed precision wherever it is called,
         # and what is validated outside of training has to be what ships.
-        if self._sharded or not self._several:
-            return self.trained
-        device = self._accelerator.device
-        return DistributedDataParallel(self.trained, None if device.type == "cpu" else [device])
+        wrapped = self.trained
+        if self._several and not self._sharded:
+            device = self._accelerator.device
+            wrapped = DistributedDataParallel(self.trained, None if device.type == "cpu" else [device])
+        if self._compile_with is None:
+            return wrapped
+        # What an earlier stage has compiled counts against a limit, behind which nothing is compiled.
+        torch.compiler.reset()
+        return cast(nn.Module, torch.compile(wrapped, backend=self._compile_with))
 
     def resized_(self) -> None:
         """Follow a change of the sizes of `model`: DistributedDataParallel holds the parameters that were replaced."""

@@ -18,6 +18,7 @@ from ..nn import is_variational, kl, regularize_
 from ..recipe import SparseStage, Stage
 from ..regularize import kl_weight_now, start_natural_steps_, take_natural_steps_
 from ..shrinking import shrink_
+from .averaging import WeightAverage
 from .batches import Batches
 from .checkpoint import Checkpoint, Place, take_checkpoint, write_checkpoint
 from .gradual_removal import GradualRemoval
@@ -101,7 +102,9 @@ class _StageTrainer:
         if start is not None:
             start.restore_(model)
         self._batches = Batches(run, name)
-        self._learner = Learner(model, run.accelerator, shard=run.recipe.shard)
+        changes_sizes = name == "sparse" and run.recipe.changes_sizes
+        compile_with = None if changes_sizes else run.recipe.compile
+        self._learner = Learner(model, run.accelerator, shard=run.recipe.shard, compile_with=compile_with)
         self._removal = removal
         # On the way to a budget the variances of gates follow the curvature, and the optimizer leaves them alone.
         self._natural_gates = [] if removal is None else start_natural_steps_(self._learner.trained)
@@ -110,7 +113,8 @@ class _StageTrainer:
         self._sparse = stage if isinstance(stage, SparseStage) and is_variational(model) else None
         self._resized = run.recipe.changes_sizes_by(name)
         self._masks = None if masks is None else self._learner.place_masks(masks)
-        self._per_epoch = self._batches.per_epoch
+        self._average = None if stage.ema is None else WeightAverage(self._learner.model, stage.ema)
+        self._per_epoch = self._batches.per_epoch // stage.accumulate
         self._total = stage.epochs * self._per_epoch
         self._step = 0
         self._sums = torch.zeros(3, dtype=torch.float64)
@@ -123,6 +127,8 @@ class _StageTrainer:
 
     def _resume(self, start: Checkpoint) -> None:
         start.restore_optimizer_(self._optimizer, self._accelerator.scaler)
+        if self._average is not None:
+            self._average.restore_(start.average)
         self._step = start.place.step_at(self._per_epoch)
         # The checkpoint has the sums over all processes: one of them takes them on.
         if self._accelerator.is_main_process:
@@ -149,14 +155,33 @@ class _StageTrainer:
         # A stage without epochs leaves a checkpoint, too, or resuming would begin with the stage before.
         if self._step == 0:
             self._save()
+        # After the checkpoint, which holds the weights that a resumed stage goes on with.
+        if self._average is not None:
+            self._average.put_()
 
     # A step.
 
     def _take_step(self) -> Tensor:
-        """Learn from one batch; returns its mean loss."""
-        images, labels = self._batches.draw(self._step)
-        self._batches.seed_noise(self._step)
+        """Take one step, which learns from one batch or several; returns their mean loss."""
         self._learner.trained.train()
+        set_learning_rate(self._optimizer, learning_rate_at(self._stage, self._step / self._total))
+        self._optimizer.zero_grad()
+        epoch, place = divmod(self._step, self._per_epoch)
+        first = epoch * self._batches.per_epoch + place * self._stage.accumulate
+        losses = [self._learn_from_batch(first + index) for index in range(self._stage.accumulate)]
+        if self._stage.accumulate > 1:
+            _divide_gradients_(self._learner.trained, self._stage.accumulate)
+        self._add_kl_gradient()
+        self._update_weights()
+        self._step += 1
+        if self._average is not None:
+            self._average.update(self._step)
+        return torch.stack(losses).mean()
+
+    def _learn_from_batch(self, batch: int) -> Tensor:
+        """Add the gradient of one batch, counted from the beginning of the stage; returns its mean loss."""
+        images, labels = self._batches.draw(batch)
+        self._batches.seed_noise(batch)
         images = to_memory_format(images, self._recipe.channels_last)
         with self._accelerator.autocast():
             logits = self._learner.forward(images)
@@ -164,22 +189,17 @@ class _StageTrainer:
         if self._teacher is not None:
             with self._accelerator.autocast():
                 loss = self._teacher.join(loss, logits, images)
-        set_learning_rate(self._optimizer, learning_rate_at(self._stage, self._step / self._total))
-        self._optimizer.zero_grad()
         self._accelerator.backward(loss)
-        self._move_variances(len(labels))
-        self._add_kl_gradient()
-        self._update_weights()
-        self._step += 1
+        self._move_variances(len(labels), batch)
         # The sums stay on the device: reading them at every step would make it wait.
         with torch.no_grad():
             # Mixed images have a share of several classes each: shape (count, classes).
             classes = labels if labels.dim() == 1 else labels.argmax(1)
             correct = (logits.argmax(1) == classes).sum()
             self._sums += torch.stack([loss * len(labels), correct, loss.new_tensor(len(labels))])
-        return loss
+            return loss.detach()
 
-    def _move_variances(self, batch_size: int) -> None:
+    def _move_variances(self, batch_size: int, batches_done: int) -> None:
         """Let the variances of gates follow the curvature that backward has found."""
         if not self._natural_gates:
             return
@@ -190,7 +210,7 @@ class _StageTrainer:
             batch_size,
             len(self._run.data.train),
             self._sparse.kl_coefficient,
-            self._step,
+            batches_done,
             partial(self._accelerator.reduce, reduction="mean") if several else None,
         )
 
@@ -259,8 +279,15 @@ class _StageTrainer:
             "kl_weight": coefficient,
             "learning_rate": learning_rate_at(self._stage, (self._step - 1) / self._total),
             "train_accuracy": correct / seen,
-            **self._on_epoch_end(epoch),
+            **self._score(epoch),
         }
+
+    def _score(self, epoch: int) -> dict[str, float]:
+        """What the stage says of the network as it would ship: of its average, where there is one."""
+        if self._average is None:
+            return self._on_epoch_end(epoch)
+        with self._average.shown():
+            return self._on_epoch_end(epoch)
 
     def _shrink(self, stage: SparseStage) -> None:
         """Remove from the network, in place, the channels that are dead by now."""
@@ -323,7 +350,10 @@ class _StageTrainer:
         place = Place(self._name, self._step, self._per_epoch)
         running = self._accelerator.reduce(self._sums)
         scaler = self._accelerator.scaler
-        taken = take_checkpoint(place, self._learner.model, self._optimizer, running, scaler, resized=self._resized)
+        average = None if self._average is None else self._average.state()
+        taken = take_checkpoint(
+            place, self._learner.model, self._optimizer, running, scaler, resized=self._resized, average=average
+        )
         if self._accelerator.is_main_process:
             write_checkpoint(self._run.checkpoint, taken)
 
@@ -342,3 +372,10 @@ class _StageTrainer:
             f"the loss or the weights are no longer finite in stage {self._name}, at or before step {self._step}; "
             f"{kept}. Lower {self._name.partition('_')[0]}.learning_rate, or start from a dense network (dense.epochs)"
         )
+
+
+def _divide_gradients_(model: nn.Module, count: int) -> None:
+    """Make the mean of gradients of their sum over `count` batches of one size."""
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.div_(count)

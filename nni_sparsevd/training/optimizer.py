@@ -1,10 +1,15 @@
 """The optimizer of a stage: timm's, with decay on weights alone and a learning rate of their own for gates."""
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
+from timm.optim import (  # type: ignore[attr-defined]
+    create_optimizer_v2,
+    list_optimizers,
+    param_groups_layer_decay,
+)
 from torch import nn
 
 from ..errors import SettingError
@@ -20,7 +25,8 @@ SET_BY_STAGE = ("params", "weight_decay", "scale")
 def build_optimizer(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim.Optimizer:
     """Make the optimizer of `stage`, with up to three groups: weights, gates, and all other parameters.
 
-    Only weights decay. Each group remembers its multiple of the learning rate under "scale".
+    Only weights decay, except those that the network itself names, as timm's do (`no_weight_decay`). Each group
+    remembers its multiple of the learning rate under "scale". With `layer_decay` each layer has groups of its own.
 
     Args:
         model: The network; frozen parameters are left out.
@@ -31,24 +37,48 @@ def build_optimizer(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> t
         An optimizer of torch or timm.
 
     Raises:
-        SettingError: timm does not know the optimizer, or the optimizer refuses its settings.
+        SettingError: timm does not know the optimizer, the optimizer refuses its settings, or timm does not know the
+            layers of the network, whose rates are to differ.
     """
     # Decay would pull variances and gates, too, about which the KL has to decide, and scale and shift of norms.
     weights, others, gated = _sort_parameters(model)
-    groups = [
-        {"params": weights, "weight_decay": stage.weight_decay, "scale": 1.0},
-        {"params": others, "weight_decay": 0.0, "scale": 1.0},
-        {"params": gated, "weight_decay": 0.0, "scale": gate_rate},
-    ]
+    layer_scales = _find_layer_scales(model, stage.layer_decay)
+    groups = []
+    for parameters, decay, scale in ((weights, stage.weight_decay, 1.0), (others, 0.0, 1.0), (gated, 0.0, gate_rate)):
+        for layer_scale, of_layers in _split_by_scale(parameters, layer_scales):
+            groups.append({"params": of_layers, "weight_decay": decay, "scale": scale * layer_scale})
     options: dict[str, Any] = {"fused": True} if stage.optimizer in FUSED else {}
     try:
-        return create_optimizer_v2(
-            [group for group in groups if group["params"]], opt=stage.optimizer, lr=stage.learning_rate, **options
-        )
+        return create_optimizer_v2(groups, opt=stage.optimizer, lr=stage.learning_rate, **options)
     # timm and torch say in three ways that they do not know a name or refuse a setting.
     except (ValueError, AssertionError, KeyError) as error:
         known = ", ".join(str(name) for name in list_optimizers())
         raise SettingError(f"optimizer {stage.optimizer!r}: {error}; timm knows {known}") from None
+
+
+def _find_layer_scales(model: nn.Module, layer_decay: float | None) -> dict[nn.Parameter, float]:
+    """Parameter -> multiple of the learning rate, by timm's layers of the network; empty without a decay."""
+    if layer_decay is None:
+        return {}
+    scales = {}
+    for group in param_groups_layer_decay(model, layer_decay=layer_decay):
+        scales.update(dict.fromkeys(group["params"], group["lr_scale"]))
+    if len(set(scales.values())) == 1:
+        raise SettingError(
+            f"layer_decay = {layer_decay:g}: timm does not know the layers of {type(model).__name__}, so all of them "
+            "would have one rate; leave it out, or take a network of timm, which has a group_matcher"
+        )
+    return scales
+
+
+def _split_by_scale(
+    parameters: list[nn.Parameter], scales: dict[nn.Parameter, float]
+) -> list[tuple[float, list[nn.Parameter]]]:
+    """Multiples of the learning rate, from small to large, each with its parameters in order."""
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        by_scale.setdefault(scales.get(parameter, 1.0), []).append(parameter)
+    return sorted(by_scale.items(), key=lambda item: item[0])
 
 
 def _sort_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -57,13 +87,14 @@ def _sort_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     for module in model.modules():
         if isinstance(module, ChannelGate):
             gate_parameters.update(id(parameter) for parameter in module.parameters())
+    without_decay: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     weights, others, gated = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if id(parameter) in gate_parameters:
             gated.append(parameter)
-        elif parameter.dim() > 1 and not name.endswith("log_sigma2"):
+        elif parameter.dim() > 1 and not name.endswith("log_sigma2") and name not in without_decay:
             weights.append(parameter)
         else:
             others.append(parameter)

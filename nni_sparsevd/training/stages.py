@@ -197,7 +197,7 @@ class StageSequence:
         recipe = self._recipe
         if recipe.budget.kind is None:
             return None
-        steps = recipe.sparse.epochs * Batches(self.run, "sparse").per_epoch
+        steps = recipe.sparse.epochs * (Batches(self.run, "sparse").per_epoch // recipe.sparse.accumulate)
         folders = {level.part: level.folder for level in self._levels}
 
         def write_posterior(part: float, model: nn.Module) -> None:
