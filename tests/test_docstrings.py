@@ -38,7 +38,7 @@ def docstring(name: str) -> str:
     value = NAMES[name]
     if inspect.isclass(value) or inspect.isfunction(value):
         return inspect.getdoc(value) or ""
-    for file in (ROOT / "nni_sparsevd").glob("*.py"):
+    for file in (ROOT / "nni_sparsevd").rglob("*.py"):
         body = ast.parse(file.read_text()).body
         for node, after in pairwise(body):
             is_alias = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == name

@@ -1,0 +1,137 @@
+"""Masks of coupled channels, in everything that writes them."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..graph import ChannelGraph, ChannelGroup, Writer
+from ..nn import ChannelGate, Variational, gate_sites, output_dim
+from ..settings import MaskSettings
+from .format import Masks
+from .selection import select_kept
+
+
+def mask_channels_by_group(model: nn.Module, graph: ChannelGraph, chosen: MaskSettings) -> Masks:
+    """Decide about coupled channels, by the log alpha of their gate, or of all the weights that write them."""
+    gates = find_group_gates(model, graph)
+    scores: dict[str, Tensor] = {}
+    thresholds: dict[str, float] = {}
+    for group in graph.groups:
+        if group.pinned:
+            continue
+        gate = gates.get(group.name)
+        score = _group_score(model, graph, group) if gate is None else gate.log_alpha()
+        if score is not None:
+            scores[group.name] = score
+            thresholds[group.name] = _group_threshold(model, group, gate)
+    if not scores:
+        raise ModelError(f"{type(model).__name__} has no channel group with a posterior that could be removed")
+    kept_by_group = select_kept(scores, chosen, thresholds)
+    masks: Masks = {}
+    for group in graph.groups:
+        if group.name not in kept_by_group:
+            continue
+        kept = kept_by_group[group.name]
+        if not chosen.allow_empty and not kept.any():
+            kept = scores[group.name] == scores[group.name].min()  # the most relevant channel stays
+        mask_group_channels_(masks, model, graph, group, group.channels[~kept.cpu().numpy()])
+    return masks
+
+
+def find_group_gates(model: nn.Module, graph: ChannelGraph) -> dict[str, ChannelGate]:
+    """Find the gate of each channel group that has one.
+
+    Args:
+        model: A variational network.
+        graph: The channel graph of its plain copy.
+
+    Returns:
+        Name of a channel group -> the gate behind its writers.
+    """
+    gates_at: dict[str, list[tuple[nn.Module, ChannelGate]]] = {}
+    for name, site, gate in gate_sites(model):
+        gates_at.setdefault(name, []).append((site, gate))
+    group_gates: dict[str, ChannelGate] = {}
+    for group in graph.groups:
+        for writer in group.writers:
+            for site, gate in gates_at.get(writer.site, ()):
+                if group.name not in group_gates and _stands_on_group(graph, group, writer, gate, site):
+                    group_gates[group.name] = gate
+    return group_gates
+
+
+def _stands_on_group(
+    graph: ChannelGraph, group: ChannelGroup, writer: Writer, gate: ChannelGate, site: nn.Module
+) -> bool:
+    """Whether a gate scales the outputs of a writer by the positions of their channels in a group."""
+    if len(gate.mu) != len(group):
+        return False
+    positions = graph.positions_of(graph.value_channels[writer.node][writer.channel_dim], group)
+    places = gate.read_places(site)
+    scaling = np.arange(len(group)) if places is None else places.cpu().numpy()
+    if scaling.size != positions.size:
+        return False
+    return bool((positions == scaling)[scaling >= 0].all())
+
+
+def _group_threshold(model: nn.Module, group: ChannelGroup, gate: ChannelGate | None) -> float:
+    """The threshold of the gate of a group, or of the first variational layer in it."""
+    if gate is not None:
+        return gate.threshold
+    modules = (model.get_submodule(name.rpartition(".")[0]) for name, _ in group.axes)
+    return next(module.threshold for module in modules if isinstance(module, Variational))
+
+
+def _group_score(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> Tensor | None:
+    """log(sum sigma^2 / sum theta^2) per channel over all variational weights that write it; None without any."""
+    signal = torch.zeros(len(group), dtype=torch.float64)
+    noise = torch.zeros(len(group), dtype=torch.float64)
+    has_posterior = False
+    for name, dim in group.axes:
+        layer = model.get_submodule(name.rpartition(".")[0])
+        if not isinstance(layer, Variational) or not name.endswith(".weight") or dim != output_dim(layer):
+            continue
+        has_posterior = True
+        position = torch.from_numpy(graph.positions_in_group((name, dim), group))
+        inside = position >= 0
+        inputs = [d for d in range(layer.weight.dim()) if d != dim]
+        squares = layer.weight.detach().double().square().sum(inputs).cpu()
+        variances = layer.log_sigma2.detach().double().exp().expand_as(layer.weight).sum(inputs).cpu()
+        signal.index_add_(0, position[inside], squares[inside])
+        noise.index_add_(0, position[inside], variances[inside])
+    if not has_posterior:
+        return None
+    return noise.log() - (signal + torch.finfo(torch.float64).tiny).log()
+
+
+def mask_group_channels_(
+    masks: Masks, model: nn.Module, graph: ChannelGraph, group: ChannelGroup, removed: np.ndarray
+) -> None:
+    """Mask everything that writes a removed channel or shifts it on its way, in place.
+
+    Weights, biases, norms, position embeddings and layer scales are masked; what only reads the channel is not.
+
+    Args:
+        masks: The masks to extend; targets without a mask get one.
+        model: The network.
+        graph: Its channel graph.
+        group: The channel group.
+        removed: The channels to remove, from `group.channels`.
+    """
+    reading_axes = {(reader.weight, reader.input_dim) for reader in graph.readers}
+    for name, dim in group.axes:
+        module_name, _, key = name.rpartition(".")
+        parameter = model.get_submodule(module_name)._parameters.get(key)
+        # The columns of an embedding whose weight a linear layer shares are written by the one, and read by the other.
+        is_read_only = (name, dim) in reading_axes and not _is_table(model.get_submodule(module_name), dim)
+        if parameter is None or is_read_only:
+            continue
+        indices = torch.from_numpy(graph.indices_along((name, dim), removed))
+        mask = masks.setdefault(module_name, {}).setdefault(key, torch.ones(parameter.shape))
+        mask.index_fill_(dim, indices, 0.0)
+
+
+def _is_table(module: nn.Module, dim: int) -> bool:
+    """Whether a module writes channels along this dimension of its weight without reading any."""
+    return isinstance(module, nn.Embedding) and dim == output_dim(module)

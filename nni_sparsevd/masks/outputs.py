@@ -1,0 +1,29 @@
+"""What masks of weights and of channels have in common: layers, gates, and the outputs of either."""
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import ChannelGate, Variational, named_posteriors, scaling_keys, spread_over_parameter
+from .format import Masks
+
+
+def find_variational(model: nn.Module) -> dict[str, Variational]:
+    """Find the layers with a posterior, by name; the first of those that share one."""
+    return {name: module for name, module in named_posteriors(model) if isinstance(module, Variational)}
+
+
+def gate_key(gate: ChannelGate) -> str:
+    """Name a gate among layers, which go by their own names: no module has a name with a number sign."""
+    return f"#{id(gate)}"
+
+
+def mask_outputs_(masks: Masks, model: nn.Module, name: str, kept: Tensor) -> None:
+    """Mask the outputs of a layer, or scale and shift of a norm, where `kept` is False; on top of masks it has."""
+    module = model.get_submodule(name)
+    targets = masks.setdefault(name, {})
+    for key in scaling_keys(module):
+        parameter = module._parameters.get(key)
+        if parameter is None:
+            continue
+        mask = spread_over_parameter(kept, module, key, parameter).expand_as(parameter).to(torch.float32)
+        targets[key] = targets[key] * mask if key in targets else mask.clone()

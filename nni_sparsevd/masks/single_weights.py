@@ -1,0 +1,55 @@
+"""Masks of single weights, and of N in M."""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError, SettingError
+from ..nn import gate_sites, output_dim
+from ..settings import MaskSettings
+from .format import Masks
+from .outputs import find_variational, gate_key, mask_outputs_
+from .selection import select_kept
+
+
+def mask_weights(model: nn.Module, chosen: MaskSettings) -> Masks:
+    """Decide about every weight and every gate by itself."""
+    layers = find_variational(model)
+    scores = {name: layer.log_alpha() for name, layer in layers.items()}
+    thresholds = {name: layer.threshold for name, layer in layers.items()}
+    kept = select_kept(scores, chosen, thresholds)
+    masks: Masks = {name: {"weight": kept_weights.float()} for name, kept_weights in kept.items()}
+    # Beside weights a ratio counts weights, and gates keep to the threshold. Of gates alone it counts the channels.
+    by_threshold = chosen.model_copy(update={"ratio": None}) if layers else chosen
+    gates = {gate_key(gate): gate for _, _, gate in gate_sites(model)}
+    gate_scores = {key: gate.log_alpha() for key, gate in gates.items()}
+    kept_channels = select_kept(gate_scores, by_threshold, {key: gate.threshold for key, gate in gates.items()})
+    for scaled, site, gate in gate_sites(model):
+        mask_outputs_(masks, model, scaled, gate.spread(kept_channels[gate_key(gate)], site))
+    return masks
+
+
+def mask_blocks(model: nn.Module, chosen: MaskSettings) -> Masks:
+    """Decide about `keep` of every `block` weights along the input axis of each layer."""
+    masks: Masks = {}
+    layers = find_variational(model)
+    if not layers:
+        raise ModelError(
+            f"masks.structure = 'n:m' decides about weights, and {type(model).__name__} has gates alone: take "
+            "posterior.granularity = 'weight' or 'both'"
+        )
+    for name, layer in layers.items():
+        input_dim = 1 - output_dim(layer)
+        masks[name] = {"weight": _keep_n_of_m(layer.log_alpha(), input_dim, chosen)}
+    return masks
+
+
+def _keep_n_of_m(score: Tensor, axis: int, chosen: MaskSettings) -> Tensor:
+    """Keep the `keep` lowest of every `block` along an axis; a layer that is no whole number of blocks stays whole."""
+    if chosen.keep > chosen.block:
+        raise SettingError(f"masks.keep: {chosen.keep} of every {chosen.block} weights cannot be kept")
+    if score.dim() < 2 or score.shape[axis] % chosen.block:
+        return torch.ones_like(score)
+    blocks = score.movedim(axis, -1).unflatten(-1, (-1, chosen.block))
+    lowest = blocks.argsort(dim=-1, stable=True)[..., : chosen.keep]
+    kept = torch.zeros_like(blocks).scatter_(-1, lowest, 1.0)
+    return kept.flatten(-2).movedim(-1, axis).contiguous()
