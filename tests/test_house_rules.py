@@ -38,6 +38,36 @@ def test_functions_fit_on_a_page():
     assert long == []
 
 
+def test_no_function_has_the_name_of_its_module():
+    """Else `import package.name` would give the one or the other, by what was imported before."""
+    same = []
+    for path in FILES:
+        stem = path.parent.name if path.name == "__init__.py" else path.stem
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.strip("_") == stem:
+                same.append(f"{named(path)}:{node.lineno}")
+    assert same == []
+
+
+def conditions(comprehension: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) -> int:
+    """How many conditions a comprehension has; those that `and` or `or` joins are counted each."""
+    tests = [test for part in comprehension.generators for test in part.ifs]
+    return sum(len(test.values) if isinstance(test, ast.BoolOp) else 1 for test in tests)
+
+
+def test_no_comprehension_has_two_conditions_and_a_call():
+    hard_to_read = []
+    for path in sorted((ROOT / "nni_sparsevd").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+                continue
+            values = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+            calls = any(isinstance(inner, ast.Call) for value in values for inner in ast.walk(value))
+            if calls and conditions(node) > 1:
+                hard_to_read.append(f"{named(path)}:{node.lineno}")
+    assert hard_to_read == []
+
+
 def unformatted_lines(path: Path) -> list[int]:
     """Lines that the formatter is told to leave alone."""
     tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)

@@ -8,7 +8,7 @@ from nni_sparsevd.studies import bench, reproduce
 from reading import PICTURES, RESULTS, read
 
 
-def collect(folder: Path) -> None:
+def collect_results(folder: Path) -> None:
     """Copy from the folder of an experiment of `reproduce`, of a league of `bench`, or of a run of `compress`."""
     name = folder.name
     if name in reproduce.list_experiments():

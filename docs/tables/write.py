@@ -14,7 +14,7 @@ from pathlib import Path
 
 import settings_tables
 import study_tables
-from collect import collect
+from collect import collect_results
 from export_tables import exports, mobile, packed_sizes, sparse_kernels
 from front_page import quick_start, six_results
 from host_tables import cifar10_budget, nni_conformance, nni_mnist, nni_speedup, torch_pruning_conformance
@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("--collect", type=Path)
     arguments = parser.parse_args()
     if arguments.collect is not None:
-        collect(arguments.collect)
+        collect_results(arguments.collect)
     stale = [page for page in PAGES if render(page.read_text()) != page.read_text()]
     if arguments.check:
         for page in stale:

@@ -54,7 +54,7 @@ def configuration(chosen: Namespace, done: int) -> Any:
     return config
 
 
-def sweep(chosen: Namespace, command: list[str]) -> None:
+def run_sweep(chosen: Namespace, command: list[str]) -> None:
     """Run the trials that are left, then write table and picture."""
     file = chosen.out / "results.json"
     stored = {"data": chosen.data and str(chosen.data), "epochs": chosen.epochs, "seed": chosen.seed}
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=PositiveInt, default=8080, help="of NNI's web page")
     parser.add_argument("--resume", action="store_true", help="go on with the sweep in --out")
     try:
-        sweep(parser.parse_args(given), ["sweep.py", *given])
+        run_sweep(parser.parse_args(given), ["sweep.py", *given])
     except (ArgumentError, SettingError) as error:
         print(f"sweep.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -10,8 +10,8 @@ from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor
 from ..links import IndexIds
-from .abstract_values import compress, expand_along, full_shape, live_like, make_uniform, map_tensors
-from .rows import NoRule, NotCovered, Operator, operator_name, shape_of
+from .abstract_values import compress, expand_along, map_tensors
+from .rows import NotCovered, Operator, operator_name, shape_of
 
 aten = torch.ops.aten
 
@@ -92,7 +92,7 @@ def split_with_sizes_channels(
     equations: Equations, node: Node, x: TrackedTensor, sizes: Sequence[int], dim: int = 0
 ) -> list[TrackedTensor]:
     """Each piece keeps its channels; its size has to follow them."""
-    return _pieces(equations, node, x, dict(enumerate(sizes)), dim)
+    return _cut_along(equations, node, x, dict(enumerate(sizes)), dim)
 
 
 def split_channels(equations: Equations, node: Node, x: TrackedTensor, size: int, dim: int = 0) -> list[TrackedTensor]:
@@ -111,7 +111,7 @@ def _equal_pieces(
     equations: Equations, node: Node, x: TrackedTensor, size: int | None, dim: int
 ) -> list[TrackedTensor]:
     """Pieces of one size lose the same channels, so that they stay of one size."""
-    pieces = _pieces(equations, node, x, {}, dim)
+    pieces = _cut_along(equations, node, x, {}, dim)
     if size is not None:
         for piece in pieces:
             equations.record_size(node, 0, piece.shape[dim], piece.ids[dim])
@@ -125,7 +125,7 @@ def _equal_pieces(
     return pieces
 
 
-def _pieces(
+def _cut_along(
     equations: Equations, node: Node, x: TrackedTensor, sizes_in_code: dict[int, int], dim: int
 ) -> list[TrackedTensor]:
     pieces, start = [], 0
@@ -184,100 +184,6 @@ def _at_a_fixed_place(node: Node) -> str:
     return f"{operator_name(node)} of the channels at a fixed place"
 
 
-def index_channels(
-    equations: Equations, node: Node, x: TrackedTensor, indices: Sequence[TrackedTensor | None]
-) -> TrackedTensor:
-    """A table of which some neighboring axes are looked up keeps these; the axes of the indices take their place."""
-    looked_up = [dim for dim, index in enumerate(indices) if index is not None]
-    _refuse_flags(node, looked_up)
-    for dim in looked_up:
-        equations.pin(x.ids[dim], "looked up by a fixed number")
-    first, last = looked_up[0], looked_up[-1]
-    if last - first + 1 != len(looked_up):
-        raise NotCovered("index of axes that are not neighbors")
-    shape = shape_of(node)
-    new_axes = len(shape) - len(x.shape) + len(looked_up)
-    return TrackedTensor(shape, (*x.ids[:first], *(None,) * new_axes, *x.ids[last + 1 :]))
-
-
-def _refuse_flags(node: Node, looked_up: Sequence[int]) -> None:
-    """Indices that are flags take the place of as many axes as they have themselves."""
-    indices: Any = node.args[1]
-    if not looked_up or any(indices[dim].meta["val"].dtype in (torch.bool, torch.uint8) for dim in looked_up):
-        raise NotCovered("index by flags, or by nothing")
-
-
-def index_select_channels(
-    equations: Equations, node: Node, x: TrackedTensor, dim: int, indices: TrackedTensor
-) -> TrackedTensor:
-    """An axis that is looked up stays."""
-    ids = list(x.ids)
-    if ids:
-        equations.pin(ids[dim], "looked up by a fixed number")
-        ids[dim] = None
-    return TrackedTensor(shape_of(node), tuple(ids))
-
-
-def gather_channels(
-    equations: Equations, node: Node, x: TrackedTensor, dim: int, indices: TrackedTensor, **options: Any
-) -> TrackedTensor:
-    """An axis is looked up, at other places for each element; along every other axis the two go together."""
-    if not x.shape:
-        raise NotCovered("gather of a number")
-    ids = list(indices.ids)
-    for axis in range(len(x.shape)):
-        if axis == dim % len(x.shape):
-            equations.pin(x.ids[axis], "looked up by a fixed number")
-        elif x.shape[axis] == indices.shape[axis]:
-            ids[axis] = equations.equate(x.ids[axis], ids[axis], "gather at places that are no channels")
-        else:
-            for along in (x.ids[axis], ids[axis]):
-                equations.pin(along, "gather of a part of the channels")
-            ids[axis] = None
-    return TrackedTensor(shape_of(node), tuple(ids))
-
-
-def largest_channels(
-    equations: Equations, node: Node, x: TrackedTensor, count: int, dim: int = -1, *settings: Any
-) -> list[TrackedTensor]:
-    """Some elements along an axis, ordered by value, and where they were; the other axes keep their channels."""
-    return _ordered_channels(equations, node, x, dim)
-
-
-def sort_channels(
-    equations: Equations, node: Node, x: TrackedTensor, dim: int = -1, descending: bool = False
-) -> list[TrackedTensor]:
-    """All elements along an axis, ordered by value, and where they were; the other axes keep their channels."""
-    return _ordered_channels(equations, node, x, dim)
-
-
-def stable_sort_channels(
-    equations: Equations,
-    node: Node,
-    x: TrackedTensor,
-    *,
-    stable: bool | None = None,
-    dim: int = -1,
-    descending: bool = False,
-) -> list[TrackedTensor]:
-    """As `sort`."""
-    return _ordered_channels(equations, node, x, dim)
-
-
-def argsort_channels(
-    equations: Equations, node: Node, x: TrackedTensor, dim: int = -1, descending: bool = False
-) -> TrackedTensor:
-    """As `sort`, without the values."""
-    return _without_order(equations, node, x, shape_of(node), dim)
-
-
-def cumulative_channels(equations: Equations, node: Node, x: TrackedTensor, dim: int, **options: Any) -> TrackedTensor:
-    """Elements along an axis are added up one after the other; the other axes keep their channels."""
-    if x.shape:
-        equations.pin(x.ids[dim], f"{operator_name(node)} over the channels")
-    return x
-
-
 def triangle_channels(equations: Equations, node: Node, x: TrackedTensor, diagonal: int = 0) -> TrackedTensor:
     """A triangle of the last two axes is set to zero, by their places; the other axes keep their channels."""
     for ids in x.ids[-2:]:
@@ -285,53 +191,7 @@ def triangle_channels(equations: Equations, node: Node, x: TrackedTensor, diagon
     return x
 
 
-def _ordered_channels(equations: Equations, node: Node, x: TrackedTensor, dim: int) -> list[TrackedTensor]:
-    return [_without_order(equations, node, x, tuple(value.shape), dim) for value in node.meta["val"]]
-
-
-def _without_order(
-    equations: Equations, node: Node, x: TrackedTensor, shape: tuple[int, ...], dim: int
-) -> TrackedTensor:
-    ids = list(x.ids)
-    if ids:
-        equations.pin(ids[dim], f"{operator_name(node)} over the channels")
-        ids[dim] = None
-    return TrackedTensor(shape, tuple(ids))
-
-
 # Taking pieces: how constants pass.
-
-
-def gather_constant(node: Node, x: Tensor, dim: int, indices: Tensor, **options: Any) -> Tensor:
-    """Whatever is looked up along an axis of equal values has that value."""
-    dim %= max(x.dim(), 1)
-    x = make_uniform(x, [dim])
-    full, taken = full_shape(node), shape_of(node)
-    shorter = [axis for axis in range(x.dim()) if axis != dim and taken[axis] < full[axis]]
-    return make_uniform(x, shorter)
-
-
-def largest_constant(node: Node, x: Tensor, count: int, dim: int = -1, *settings: Any) -> list[Tensor]:
-    """Some of equal values are that value; where they were is not told."""
-    return [make_uniform(x, [dim % x.dim()] if x.dim() else ()), live_like(node.meta["val"][1])]
-
-
-def sort_constant(node: Node, x: Tensor, dim: int = -1, descending: bool = False) -> list[Tensor]:
-    """Equal values are in any order; where they were is not told."""
-    return largest_constant(node, x, 0, dim)
-
-
-def stable_sort_constant(
-    node: Node, x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
-) -> list[Tensor]:
-    """As `sort`."""
-    return largest_constant(node, x, 0, dim)
-
-
-def cumulative_constant(node: Node, x: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
-    """The operator itself at full size."""
-    target: Any = node.target
-    return compress(target(expand_along(node, x, dim) if x.dim() else x, dim))
 
 
 def triangle_constant(node: Node, x: Tensor, diagonal: int = 0) -> Tensor:
@@ -352,33 +212,6 @@ def piece_constant(node: Node, x: Tensor, *settings: Any, **options: Any) -> Any
     return map_tensors(compress, target(expand_along(node, x, dim), *settings, **options))
 
 
-def index_constant(node: Node, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    """A table that is looked up; one whose entries are all alike wherever that is."""
-    looked_up = [dim for dim, index in enumerate(indices) if index is not None]
-    _refuse_flags(node, looked_up)
-    full = full_shape(node)
-    if all(_are_known_places(indices[dim], full[dim]) for dim in looked_up):
-        return compress(aten.index.Tensor(expand_along(node, x, *looked_up), indices))
-    first_places = [None if index is None else torch.zeros([1] * index.dim(), dtype=torch.long) for index in indices]
-    return compress(aten.index.Tensor(make_uniform(x, looked_up), first_places))
-
-
-def index_select_constant(node: Node, x: Tensor, dim: int, indices: Tensor) -> Tensor:
-    """The same along one axis."""
-    if _are_known_places(indices, full_shape(node)[dim]):
-        return compress(expand_along(node, x, dim).index_select(dim, indices))
-    return make_uniform(x, [dim])
-
-
-def _are_known_places(places: Any, size: int) -> bool:
-    """Whether places do not depend on the input, and an axis of this size has all of them."""
-    # PyTorch looks at places only where there are data, so a size that the network does not take may come this far.
-    return not places.is_floating_point() and bool(((places >= -size) & (places < size)).all())
-
-
-PLACES = NoRule("it says where values are, which depends on the input where the values do not")
-WRITTEN = NoRule("it writes to places that are given by number, and which of them depends on the values of a tensor")
-
 OPERATORS = (
     Operator((aten.cat.default,), cat_channels, cat_constant),
     Operator((aten.stack.default,), stack_channels, stack_constant),
@@ -391,28 +224,5 @@ OPERATORS = (
     Operator((aten.select.int,), select_channels, piece_constant),
     Operator((aten.slice.Tensor,), slice_channels, piece_constant),
     Operator((aten.narrow.default,), narrow_channels, piece_constant),
-    Operator((aten.index.Tensor, aten._unsafe_index.Tensor), index_channels, index_constant),
-    Operator((aten.index_select.default,), index_select_channels, index_select_constant),
-    Operator((aten.gather.default,), gather_channels, gather_constant),
-    Operator((aten.topk.default,), largest_channels, largest_constant),
-    Operator((aten.sort.default,), sort_channels, sort_constant),
-    Operator((aten.sort.stable,), stable_sort_channels, stable_sort_constant),
-    Operator((aten.argsort.default,), argsort_channels, PLACES),
-    Operator((aten.cumsum.default, aten.cumprod.default), cumulative_channels, cumulative_constant),
     Operator((aten.tril.default, aten.triu.default), triangle_channels, triangle_constant),
-    Operator(
-        (
-            aten.scatter.src,
-            aten.scatter.value,
-            aten.scatter.reduce,
-            aten.scatter_add.default,
-            aten.scatter_reduce.two,
-            aten.index_put.default,
-            aten.index_add.default,
-            aten.index_copy.default,
-            aten.masked_scatter.default,
-        ),
-        WRITTEN,
-        WRITTEN,
-    ),
 )

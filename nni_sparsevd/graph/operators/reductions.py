@@ -156,7 +156,7 @@ def pair_constant(
 
 
 def extreme_constant(node: Node, x: Tensor, dim: int, keepdim: bool = False) -> list[Tensor]:
-    """The extreme of values that are known; where it was is not told."""
+    """The extreme of values that are known; its place is unknown."""
     reduce = torch.amax if node.target == aten.max.dim else torch.amin
     return [reduce(expand_along(node, x, dim), dim, keepdim), live_like(node.meta["val"][1])]
 

@@ -194,7 +194,7 @@ def average_pool_constant(
 
 
 def pool_with_places_constant(node: Node, x: Tensor, *settings: Any) -> list[Tensor]:
-    """The largest of equal values is that value; where it was found is not told."""
+    """The largest of equal values is that value; its place is unknown."""
     return [_make_places_uniform(node, x), live_like(node.meta["val"][1])]
 
 
@@ -216,7 +216,7 @@ def region_constant(node: Node, x: Tensor, boxes: Tensor, *settings: Any) -> Ten
 
 
 def region_with_places_constant(node: Node, x: Tensor, boxes: Tensor, *settings: Any) -> list[Tensor]:
-    """The same; where the largest value was is not told."""
+    """The same; the place of the largest value is unknown."""
     return [region_constant(node, x, boxes), live_like(node.meta["val"][1])]
 
 

@@ -9,7 +9,9 @@ from . import (
     contractions,
     elementwise,
     factories,
+    lookups,
     normalizations,
+    ordering,
     pieces,
     reductions,
     reshapes,
@@ -19,8 +21,9 @@ from . import (
 from .rows import ChannelRule, ConstantRule, NoRule, Operator
 
 FILES = (
-    contractions, attention, normalizations, elementwise, factories, reshapes, pieces, reductions, spatial, spectra,
-)  # fmt: skip
+    *(contractions, attention, normalizations, elementwise, factories),
+    *(reshapes, pieces, lookups, ordering, reductions, spatial, spectra),
+)
 
 
 def _rows_by_target() -> dict[Any, Operator]:

@@ -59,12 +59,12 @@ def compute_standings(league: League, rows: list[Row], rates: dict[str, float]) 
     standings = []
     for name, rival in rivals_of(league).items():
         rows_of_rival = [row for row in rows if row["rival"] == name]
-        standings.append(_standing(name, rival, rows_of_rival, rates.get(name)))
+        standings.append(_judge_rival(name, rival, rows_of_rival, rates.get(name)))
     ranks = compute_mean_ranks(league, standings)
     return sorted(standings, key=lambda standing: ranks.get(standing.name, len(standings) + 1))
 
 
-def _standing(name: str, rival: Rival, rows: list[Row], rate: float | None) -> Standing:
+def _judge_rival(name: str, rival: Rival, rows: list[Row], rate: float | None) -> Standing:
     levels: dict[float | None, list[Row]] = {}
     failures = []
     for row in rows:

@@ -62,9 +62,12 @@ def jobs_of(experiment: Experiment, folder: Path, seeds: tuple[int, ...] | None 
         folder: Folder of the experiment, in which each run has a folder.
         seeds: Which seeds; None for all.
     """
-    pairs = [(seed, variant) for variant in experiment.variants for seed in experiment.seeds_of(variant)]
-    pairs.sort(key=lambda pair: pair[0])  # the sort is stable, so variants stay in the experiment's order
-    return [Job(variant, seed, folder / f"{variant}-{seed}") for seed, variant in pairs if not seeds or seed in seeds]
+    jobs = []
+    for variant in experiment.variants:
+        for seed in experiment.seeds_of(variant):
+            if not seeds or seed in seeds:
+                jobs.append(Job(variant, seed, folder / f"{variant}-{seed}"))
+    return sorted(jobs, key=lambda job: job.seed)  # the sort is stable, so variants stay in the experiment's order
 
 
 def run_jobs(experiment: Experiment, jobs: list[Job], data: Path, at_once: int) -> list[Job]:
