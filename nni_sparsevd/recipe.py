@@ -208,6 +208,8 @@ class TeacherSettings(ModelSettings):
     """What the logits of both networks are divided by; above 1 the teacher also says which wrong classes are near."""
 
 
+BudgetKind = Literal["macs", "parameters", "latency"]
+"""What a network costs."""
 Part = Annotated[float, Gt(0), Lt(1)]
 """A part of a whole, neither nothing nor all of it."""
 
@@ -226,6 +228,10 @@ class BudgetSettings(Settings):
     each."""
     parameters: Part | tuple[Part, ...] | None = None
     """The part of the dense network's weights that is left, or several parts."""
+    latency: Part | tuple[Part, ...] | None = None
+    """The part of the dense network's time for one image that is left, measured on one thread, or several parts."""
+    runtime: Literal["onnxruntime", "executorch", "litert", "pytorch"] = "onnxruntime"
+    """Where `latency` is measured."""
     tolerance: Fraction | None = None
     """Held-out accuracy that the network of the run may lose against the dense one; not set: 0.01. Where only this is
     set, levels of multiply-accumulates are tried, ever smaller ones, until one loses more."""
@@ -237,16 +243,17 @@ class BudgetSettings(Settings):
     """How often channels are removed on the way to each level, where there are steps enough."""
 
     @property
-    def kind(self) -> Literal["macs", "parameters"] | None:
+    def kind(self) -> BudgetKind | None:
         """What costs; None without a budget."""
-        if self.parameters is not None:
-            return "parameters"
-        return None if self.macs is None and self.tolerance is None else "macs"
+        if self.searches:
+            return "macs"
+        kinds: tuple[BudgetKind, ...] = ("macs", "parameters", "latency")
+        return next((kind for kind in kinds if getattr(self, kind) is not None), None)
 
     @property
     def searches(self) -> bool:
         """Whether the levels are only tried, to find the smallest that is accurate enough."""
-        return self.tolerance is not None and self.macs is None and self.parameters is None
+        return self.tolerance is not None and self.macs is self.parameters is self.latency is None
 
     @property
     def allowed_loss(self) -> float:
@@ -258,15 +265,16 @@ class BudgetSettings(Settings):
         """The parts of the cost that are left, from large to small; empty without a budget."""
         if self.searches:
             return LADDER
-        parts = self.macs if self.macs is not None else self.parameters
-        if parts is None:
+        if self.kind is None:
             return ()
+        parts: float | tuple[float, ...] = getattr(self, self.kind)
         return tuple(sorted(parts, reverse=True)) if isinstance(parts, tuple) else (parts,)
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "BudgetSettings":
-        if self.macs is not None and self.parameters is not None:
-            raise ValueError("budget.macs and budget.parameters: set one of them")
+        budgets = [f"budget.{kind}" for kind in ("macs", "parameters", "latency") if getattr(self, kind) is not None]
+        if len(budgets) > 1:
+            raise ValueError(f"{' and '.join(budgets)}: set one of them")
         if self.kind is None:
             return self
         # Folders and stages are called by the level as it is written with six digits.

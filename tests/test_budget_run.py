@@ -1,8 +1,9 @@
 """A budget of `compress`: channels leave gradually, in the order of what they are worth for their cost."""
 
+import copy
 import itertools
 import json
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.cli import main
 from nni_sparsevd.errors import ModelError, SettingError, TrainingError
+from nni_sparsevd.export import LatencyMeter
 from nni_sparsevd.files import load_tensors
 from nni_sparsevd.measure import count_macs, count_parameters
 from nni_sparsevd.nn import ChannelGate, named_posteriors
@@ -23,8 +25,9 @@ from nni_sparsevd.recipe import BudgetSettings, DataSettings, FinetuneStage, Mod
 from nni_sparsevd.regularize import choose_cutoffs, cost_left_at, start_natural_steps_, take_natural_steps_
 from nni_sparsevd.results import find_network_folder, finish_run
 from nni_sparsevd.settings import make_settings
-from nni_sparsevd.training import Compressed, Score, TunedLevel, compress, evaluate, loop, stages
+from nni_sparsevd.training import Compressed, Interrupted, Score, TunedLevel, compress, evaluate, loop, stages
 from nni_sparsevd.training.cut_schedule import plan_stretches
+from nni_sparsevd.training.gradual_removal import GradualRemoval
 from nni_sparsevd.training.levels import Level, choose_level
 from nni_sparsevd.training.network_files import write_network
 
@@ -356,6 +359,56 @@ def test_a_tolerance_that_no_network_keeps_is_an_error_after_the_end(
     compressed = compress(settings, tmp_path / "run", [])
     assert len(compressed.levels) == 1
     assert "budget.tolerance = 0.001: no network is accurate enough" in compressed.missed
+
+
+def test_a_budget_of_latency_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that never says the same twice: a resumed run still ends with the same network."""
+    readings = itertools.count()
+
+    def make_meter(dense: nn.Module, example_inputs: Tensor) -> Callable[[nn.Module], float]:
+        macs = count_macs(dense, example_inputs)
+
+        def measure(model: nn.Module) -> float:
+            jitter = 1 + 0.02 * (next(readings) % 7 - 3) / 3
+            return (0.2 + 0.8 * count_macs(model, example_inputs) / macs) * jitter
+
+        return measure
+
+    settings = recipe(budget=BudgetSettings(latency=0.5, cuts=3))
+    with pytest.raises(SettingError, match=r"budget\.latency: compress needs make_meter"):
+        compress(settings, tmp_path / "none", [])
+    whole = compress(settings, tmp_path / "whole", [], make_meter=make_meter)
+    dense, left = (count_macs(model, whole.example_inputs) for model in (whole.dense, whole.masked))
+    assert 0.2 + 0.8 * left / dense < 1.05 * 0.5
+    account = json.loads((tmp_path / "whole" / "budget.json").read_text())
+    assert account["kind"] == "latency in onnxruntime" and account["levels"][0]["reached"] < 1.05 * 0.5
+    cut = GradualRemoval.cut_
+
+    def cut_and_fail(removal: GradualRemoval, *arguments: Any) -> None:
+        cut(removal, *arguments)
+        raise Interrupted("before the checkpoint")
+
+    measured = json.loads((tmp_path / "whole" / "latency.json").read_text())
+    monkeypatch.setattr(GradualRemoval, "cut_", cut_and_fail)
+    with pytest.raises(Interrupted):
+        compress(settings, tmp_path / "run", [], make_meter=make_meter)
+    monkeypatch.undo()
+    before = json.loads((tmp_path / "run" / "latency.json").read_text())
+    assert list(before) == list(measured)[: len(before)] != []
+    compress(settings, tmp_path / "run", [], resume=True, make_meter=make_meter)
+    after = json.loads((tmp_path / "run" / "latency.json").read_text())
+    assert before.items() <= after.items()
+
+
+def test_a_meter_says_what_a_runtime_takes() -> None:
+    """Of two networks of one layer, the second with a quarter of the multiplications, both far above the overhead."""
+    images = torch.randn(1, 64, 48, 48)
+    large, small = (nn.Conv2d(64, channels, 3, padding=1).eval() for channels in (256, 64))
+    for runtime in ("pytorch", "onnxruntime"):
+        assert 0.15 < LatencyMeter(runtime, large, images).measure_part(small) < 0.4
+    assert 0.9 < LatencyMeter("pytorch", large, images).measure_part(copy.deepcopy(large)) < 1.1
+    with pytest.raises(SettingError, match="runtime 'abacus': there are onnxruntime"):
+        LatencyMeter("abacus", large, images)
 
 
 def test_a_budget_that_cannot_be_met_is_an_error_and_keeps_the_run(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def run(arguments: Namespace, command_line: list[str]) -> None:
     """Train, sparsify, shrink, check and report."""
     from accelerate import PartialState
 
+    from ..export import LatencyMeter
     from ..report import write_report
     from ..results import finish_run
     from ..training import compress
@@ -68,7 +69,14 @@ def run(arguments: Namespace, command_line: list[str]) -> None:
     if not _asks_for_granularity(command_line):
         del values["posterior"]["granularity"]
     recipe = make_settings(Recipe, {key: values[key] for key in Recipe.model_fields})
-    compressed = compress(recipe, arguments.out, command_line, resume=arguments.resume, overwrite=arguments.overwrite)
+    compressed = compress(
+        recipe,
+        arguments.out,
+        command_line,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        make_meter=lambda dense, example: LatencyMeter(recipe.budget.runtime, dense, example).measure_part,
+    )
     processes = PartialState()
     processes.wait_for_everyone()
     processes.destroy_process_group()

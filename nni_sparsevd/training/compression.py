@@ -1,5 +1,7 @@
 """A recipe, run from beginning to end or from where it was interrupted."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,17 +21,26 @@ from .compiling import check_compiler
 from .gradual_removal import check_budget
 from .levels import list_stages
 from .metrics import Metrics
+from .recorded_latency import MeasurePart
 from .run import Run
 from .run_folder import check_folder, prepare_folder
 from .stages import Compressed, StageSequence
 from .starting_network import try_forward, try_recipe
 
+MakeMeter = Callable[[nn.Module, Tensor], MeasurePart]
+"""(the dense network, one example input) -> what measures the latency of others as a part of its own."""
 ALL_EPOCHS = 1 << 60
 """More epochs than any stage has."""
 
 
 def compress(
-    recipe: Recipe, folder: Path, command: list[str], *, resume: bool = False, overwrite: bool = False
+    recipe: Recipe,
+    folder: Path,
+    command: list[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    make_meter: MakeMeter | None = None,
 ) -> Compressed:
     """Run `recipe` in `folder`, or go on there where an interrupted run stopped, bit-exactly.
 
@@ -41,6 +52,7 @@ def compress(
         command: The command line, for the record.
         resume: Go on with the run in the folder; it must have begun with this recipe.
         overwrite: Delete the run in the folder, once data and network are known to be good.
+        make_meter: Makes what measures a budget of latency; the room `export` has meters of several runtimes.
 
     Returns:
         The dense and the masked network, the masks, and the data.
@@ -52,8 +64,7 @@ def compress(
         ModelError: The network is not known, or does not run on these images.
         TraceError: The recipe needs channel groups, and the network cannot be traced.
         FileFormatError: A file of the folder is damaged, or cannot be written.
-        TrainingError: The loss is no longer finite, everything is removed (collapse), or the budget, each of
-            its levels, is missed by more than 5 %.
+        TrainingError: The loss is no longer finite, everything is removed (collapse), or no level of the budget is met.
         Interrupted: On Ctrl-C or a termination signal, after the step at hand has been saved.
     """
     accelerator = _make_accelerator(recipe)
@@ -66,14 +77,12 @@ def compress(
     models.check_checkpoint(recipe.model, recipe.data.image_size, requirements)
     torch.manual_seed(recipe.seed)
     data = datasets.load_data(recipe.data, None, recipe.seed, requirements)
-    batches = count_steps(len(data.train), recipe.data.batch_size, accelerator.num_processes)
-    _check_accumulation(recipe, batches)
-    check_budget(recipe, batches // recipe.sparse.accumulate)
-    model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
-    set_values_(model, data.preprocessing.to_dict())
+    _check_lengths(recipe, len(data.train), accelerator.num_processes)
+    model = _create_network(recipe, data)
     example_inputs = data.make_example_inputs()
     try_recipe(model, example_inputs, recipe)
     teacher = _create_teacher(recipe, data, example_inputs)
+    measure_part = _make_meter(recipe, make_meter, model, example_inputs)
     # Data and network are known to be good: only now may an old run be deleted.
     if accelerator.is_main_process:
         prepare_folder(recipe, folder, command, resume=resume, overwrite=overwrite)
@@ -82,7 +91,7 @@ def compress(
     start = read_checkpoint(folder / "checkpoint.safetensors")
     with Metrics(folder, Console(), _find_rows_to_keep(recipe, start), write=accelerator.is_main_process) as metrics:
         run = Run(recipe, folder, data, accelerator, metrics)
-        return StageSequence(run, example_inputs, start, teacher).train(model)
+        return StageSequence(run, example_inputs, start, teacher, measure_part).train(model)
 
 
 def _make_accelerator(recipe: Recipe) -> Accelerator:
@@ -93,8 +102,16 @@ def _make_accelerator(recipe: Recipe) -> Accelerator:
         raise SettingError(f"precision={recipe.precision!r}: {error}") from None
 
 
-def _check_accumulation(recipe: Recipe, batches: int) -> None:
-    """Check that an epoch has batches enough for a step of each stage."""
+def _create_network(recipe: Recipe, data: datasets.DataSets) -> nn.Module:
+    """The network of the recipe, which says how its inputs are made."""
+    model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
+    set_values_(model, data.preprocessing.to_dict())
+    return model
+
+
+def _check_lengths(recipe: Recipe, images: int, processes: int) -> None:
+    """Check that an epoch has batches enough for a step of each stage, and the sparse stage steps for its budget."""
+    batches = count_steps(images, recipe.data.batch_size, processes)
     for name in ("dense", "sparse", "finetune"):
         accumulate = getattr(recipe, name).accumulate
         if accumulate > batches:
@@ -102,6 +119,18 @@ def _check_accumulation(recipe: Recipe, batches: int) -> None:
                 f"{name}.accumulate = {accumulate}: an epoch has {batches} batches of {recipe.data.batch_size} images; "
                 "take fewer, or a smaller data.batch_size"
             )
+    check_budget(recipe, batches // recipe.sparse.accumulate)
+
+
+def _make_meter(
+    recipe: Recipe, make_meter: MakeMeter | None, model: nn.Module, example_inputs: Tensor
+) -> MeasurePart | None:
+    """What measures a budget of latency; a runtime that lacks, or cannot express the network, is found out here."""
+    if recipe.budget.kind != "latency":
+        return None
+    if make_meter is None:
+        raise SettingError("budget.latency: compress needs make_meter, which makes what measures it")
+    return make_meter(copy.deepcopy(model).eval(), example_inputs[:1])
 
 
 def _create_teacher(recipe: Recipe, data: datasets.DataSets, example_inputs: Tensor) -> nn.Module | None:

@@ -1,7 +1,7 @@
 """A budget that is met while the sparse stage trains: a few channels leave at a time, and the network heals."""
 
 from collections.abc import Callable
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from ..regularize import choose_cutoffs, use_cutoffs_
 from ..shrinking import shrink_
 from .cut_schedule import Stretch, count_steps_needed, plan_stretches
 
+MeasureLatency = Callable[[str, nn.Module], float]
+"""Measures the latency of the ordinary network at a named place, as a part of the dense one's."""
+ENOUGH = 1.01
+"""Measured latencies are noisy: what is this near to the level has reached it."""
 OnLevel = Callable[[float, nn.Module], None]
 """Called with a level of the budget and the network that has reached it, before it goes on to the next."""
 
@@ -30,14 +34,22 @@ class GradualRemoval:
         example_inputs: Inputs that the network accepts, shape (batch, channels, height, width).
         steps: Steps of the sparse stage.
         on_level: What is done with the network of each level at the end of its steps.
+        latency: Measures a budget of latency.
     """
 
     def __init__(
-        self, settings: BudgetSettings, dense: nn.Module, example_inputs: Tensor, steps: int, on_level: OnLevel
+        self,
+        settings: BudgetSettings,
+        dense: nn.Module,
+        example_inputs: Tensor,
+        steps: int,
+        on_level: OnLevel,
+        latency: MeasureLatency | None = None,
     ) -> None:
-        assert settings.kind is not None
-        self._settings, self._kind, self._example_inputs = settings, settings.kind, example_inputs
-        self._cost = cost_function(settings.kind, example_inputs)
+        self._settings, self._example_inputs, self._latency = settings, example_inputs, latency
+        # Where latency is what counts, channels leave in the order of their worth over their MACs.
+        self._kind: Literal["macs", "parameters"] = "parameters" if settings.kind == "parameters" else "macs"
+        self._cost = cost_function(self._kind, example_inputs)
         self._dense_cost = self._cost(dense)
         self._stretches = plan_stretches(settings, steps)
         self._on_level = on_level
@@ -54,13 +66,21 @@ class GradualRemoval:
             optimizer: That of its parameters; it loses the same channels.
             step: Steps done.
         """
-        # The cost of blocks is an estimate: what two gates of one layer cost together is counted twice. The last cut
-        # is repeated until the budget is met, or nothing is left that may go.
+        # 1. The cost of blocks is an estimate: what two gates of one layer cost together is counted twice. The last cut
+        #    is repeated until the level is reached, or nothing is left that may go.
+        # 2. Latency falls more slowly than MACs, for a part of it is overhead. As many MACs as the latency is to lose
+        #    are therefore too few rather than too many, and the next attempt, or cut, removes some more.
         stretch = self._find_stretch(step)
-        allowed = stretch.part_left_at(step) * self._dense_cost
-        for _ in range(8 if step == stretch.last_cut else 1):
-            left = self._cost(make_plain_copy(model))
-            cutoffs = choose_cutoffs(model, self._example_inputs, self._kind, left - allowed, self._settings.round_to)
+        allowed = stretch.part_left_at(step)
+        for attempt in range(8 if step == stretch.last_cut else 1):
+            plain = make_plain_copy(model)
+            cost = self._cost(plain)
+            if self._latency is None:
+                saving = cost - allowed * self._dense_cost
+            else:
+                left = self._latency(f"step {step}, attempt {attempt}", plain)
+                saving = cost * (1 - allowed / left) if left > ENOUGH * allowed else 0.0
+            cutoffs = choose_cutoffs(model, self._example_inputs, self._kind, saving, self._settings.round_to)
             if not cutoffs:
                 return
             before = use_cutoffs_(model, cutoffs)

@@ -1,6 +1,6 @@
 """The levels of a budget: each is a network that leaves the sparse stage, and is decided on and tuned by itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class TunedLevel:
 
 @dataclass(frozen=True)
 class ReachedLevel:
-    """What the network of a level costs, in the unit of the budget's kind."""
+    """What the network of a level costs, in the unit of the budget's kind; latencies are parts of the dense one's."""
 
     part: float
     """The part of the dense cost that was allowed."""
@@ -80,8 +80,9 @@ class BudgetAccount:
         """
         allowed = ", ".join(f"{level.part:g}" for level in self.missed)
         left = ", ".join(f"{level.reached / self.dense:.3f}" for level in self.missed)
+        setting = self.kind.partition(" ")[0]
         return (
-            f"budget.{self.kind} = {allowed} was not met: {left} of the dense network is left, and no more channels "
+            f"budget.{setting} = {allowed} was not met: {left} of the dense network is left, and no more channels "
             "can go. Channels without a gate, and the last of each group, always stay; "
             f"budget.round_to = {round_to} keeps as many of each group. The run folder holds the network"
         )
@@ -98,7 +99,11 @@ def read_account(path: Path) -> BudgetAccount:
 
 
 def account_levels(
-    settings: BudgetSettings, dense: nn.Module, networks: Mapping[float, nn.Module], example_inputs: Tensor
+    settings: BudgetSettings,
+    dense: nn.Module,
+    networks: Mapping[float, nn.Module],
+    example_inputs: Tensor,
+    measure_part: Callable[[nn.Module], float] | None = None,
 ) -> BudgetAccount:
     """Measure how close the levels of a budget were met.
 
@@ -107,11 +112,15 @@ def account_levels(
         dense: The network before anything was removed.
         networks: Part of the cost that is allowed -> the ordinary network of that level.
         example_inputs: Inputs that the network accepts.
+        measure_part: Measures a budget of latency, in parts of the dense network's.
 
     Returns:
         The account.
     """
     assert settings.kind is not None
+    if measure_part is not None:
+        measured = tuple(ReachedLevel(part, measure_part(network)) for part, network in networks.items())
+        return BudgetAccount(f"latency in {settings.runtime}", 1.0, measured)
     cost = cost_function(settings.kind, example_inputs)
     reached = tuple(ReachedLevel(part, cost(network)) for part, network in networks.items())
     return BudgetAccount(settings.kind, cost(dense), reached)

@@ -24,6 +24,7 @@ from .log_alpha_history import LogAlphaHistory
 from .loop import train_stage
 from .masked_posterior import mask_posterior_
 from .network_files import read_network_, write_network
+from .recorded_latency import LATENCY_FILE, MeasurePart, RecordedLatency
 from .run import Run
 from .scoring import evaluate, evaluate_baked
 from .sensitivity import SENSITIVITY_FILE, measure_sensitivities
@@ -79,7 +80,12 @@ class StageSequence:
     """
 
     def __init__(
-        self, run: Run, example_inputs: Tensor, start: Checkpoint | None, teacher: nn.Module | None = None
+        self,
+        run: Run,
+        example_inputs: Tensor,
+        start: Checkpoint | None,
+        teacher: nn.Module | None = None,
+        measure_part: MeasurePart | None = None,
     ) -> None:
         """Prepare to train, from the checkpoint `start` if there is one.
 
@@ -88,7 +94,9 @@ class StageSequence:
             example_inputs: Two normalized training images.
             start: Where an interrupted run stood.
             teacher: The network that `recipe.teacher.name` asks for, if it does.
+            measure_part: Measures a budget of latency, in parts of the dense network's.
         """
+        self._measure_part = measure_part
         self.run, self._recipe, self._folder, self._data = run, run.recipe, run.folder, run.data
         self._example_inputs, self._start = example_inputs, start
         self._stages = list_stages(run.recipe)
@@ -203,7 +211,11 @@ class StageSequence:
         def write_posterior(part: float, model: nn.Module) -> None:
             self._write(model, "posterior", "sparse", folders[part])
 
-        return GradualRemoval(recipe.budget, dense, self._example_inputs, steps, write_posterior)
+        latency = None
+        if self._measure_part is not None:
+            record = RecordedLatency(self._measure_part, self._folder / LATENCY_FILE, self.run.accelerator)
+            latency = record.measure_at
+        return GradualRemoval(recipe.budget, dense, self._example_inputs, steps, write_posterior, latency)
 
     def _score(self, model: nn.Module, masks: Masks) -> dict[str, float]:
         """How good what would ship is on held-out images, and how small."""
@@ -256,7 +268,7 @@ class StageSequence:
             if level.part is not None:
                 baked[level.part] = model
         if baked and self._is_main:
-            account = account_levels(self._recipe.budget, dense, baked, self._example_inputs)
+            account = account_levels(self._recipe.budget, dense, baked, self._example_inputs, self._measure_part)
             account.write(self._folder / "budget.json")
         self.run.accelerator.wait_for_everyone()
 
