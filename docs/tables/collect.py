@@ -17,7 +17,8 @@ def collect_results(folder: Path) -> None:
         _collect_study(folder, f"bench_{name}", "bench_")
     else:
         values = {**read(folder / "result.json"), "environment": read(folder / "environment.json")}
-        values["curve"] = read(folder / "curve.json")
+        # A budget decides without a threshold.
+        values["curve"] = read(folder / "curve.json") if (folder / "curve.json").exists() else None
         (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
 
 

@@ -4,17 +4,43 @@ from typing import Any
 
 
 def photos_budget(content: dict[str, Any]) -> list[str]:
-    """The dense network beside the shrunk one: what they get right, and what they cost."""
-    lines = ["| | dense, before the sparse stage | shrunk |", "|---|--:|--:|"]
-    dense, shrunk = content["test"]["dense"], content["test"]["shrunk"]
-    lines.append(f"| test photos named right | {100 * dense['accuracy']:.2f} % | {100 * shrunk['accuracy']:.2f} % |")
-    sizes = content["size"]["dense"], content["size"]["shrunk"]
+    """The dense network beside the shrunk ones: what they get right, and what they cost."""
+    networks = _list_networks(content)
+    lines = [f"| | {' | '.join(networks)} |", f"|---|{'--:|' * len(networks)}"]
     for title, key, form in (
+        ("test photos named right", "test", "{:.2%}"),
         ("multiply-accumulates", "macs", "{:,}"),
         ("parameters", "parameters", "{:,}"),
         ("bytes of the file", "file_bytes", "{:,}"),
         ("milliseconds in PyTorch, one photo, one thread", "latency_ms", "{:.1f}"),
     ):
-        cells = [form.format(size[key]) for size in sizes]
+        cells = [form.format(row[key]).replace("%", " %") for row in networks.values()]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return lines
+
+
+def _list_networks(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Title of a column -> what is said of the network: the dense one, its twin, and each level of the budget."""
+    size, test = content["size"], content["test"]
+    networks = {"dense, before the sparse stage": {**size["dense"], "test": test["dense"]["accuracy"]}}
+    if "twin" in test:
+        networks["dense twin"] = {**size["dense"], "test": test["twin"]["accuracy"]}
+    # The first row of a front is the dense network.
+    for row in content.get("front", [])[1:]:
+        networks[f"{row['level']:g}"] = row
+    if not content.get("front"):
+        networks["shrunk"] = {**size["shrunk"], "test": test["shrunk"]["accuracy"]}
+    return networks
+
+
+def budget_noise(content: dict[str, Any]) -> list[str]:
+    """Held-out accuracy after each epoch of the sparse stage, with the gates' noise and at their means."""
+    lines = []
+    for run in content["runs"]:
+        epochs = range(1, len(run["with_noise"]) + 1)
+        lines += [f"| {run['title']} | {' | '.join(f'epoch {epoch}' for epoch in epochs)} |"]
+        lines += [f"|---|{'--:|' * len(epochs)}"]
+        for title, key in (("with noise", "with_noise"), ("at the means", "at_the_means")):
+            lines.append(f"| {title} | {' | '.join(f'{100 * accuracy:.1f} %' for accuracy in run[key])} |")
+        lines.append("")
+    return lines[:-1]
