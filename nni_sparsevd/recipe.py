@@ -16,6 +16,9 @@ from .errors import SettingError
 from .files import write_bytes
 from .settings import Argument, Fraction, MaskSettings, PosteriorSettings, Settings, make_settings
 
+RECIPE_FILE = "recipe.toml"
+"""The settings of a run, in its folder."""
+
 
 class ModelSettings(Settings):
     """Which network, and where its weights come from."""

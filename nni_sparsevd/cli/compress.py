@@ -2,13 +2,14 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import TrainingError
-from ..recipe import Recipe, read_recipe
+from ..recipe import RECIPE_FILE, Recipe, read_recipe
 from ..settings import make_settings
 from .command import Command
 
@@ -17,7 +18,7 @@ def add_arguments(parser: ArgumentParser, typed: list[str]) -> None:
     """Add the run folder's flags and one flag a setting of the recipe."""
     parser.add_argument("--recipe", type=Path, help="TOML or YAML file of the settings below; flags override it")
     parser.add_argument("--out", type=Path, required=True, help="run folder to make")
-    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run and its settings")
     parser.add_argument("--overwrite", action="store_true", help="delete the run folder first")
     parser.add_class_arguments(Recipe, None)
     parser.set_defaults(_read_defaults(typed))
@@ -38,12 +39,21 @@ def _read_defaults(typed: list[str]) -> dict[str, Any]:
 
 
 def _recipe_path(typed: list[str]) -> Path | None:
-    """The file after `--recipe`, in either spelling; the last one counts, as for every flag."""
+    """The file after `--recipe`; a run that goes on has one of its own in its folder."""
+    path = _find_path("--recipe", typed)
+    out = _find_path("--out", typed)
+    if path is None and "--resume" in typed and out is not None and (out / RECIPE_FILE).exists():
+        return out / RECIPE_FILE
+    return path
+
+
+def _find_path(flag: str, typed: list[str]) -> Path | None:
+    """The path after a flag, in either spelling; the last one counts, as for every flag."""
     path = None
     for place, argument in enumerate(typed):
-        if argument == "--recipe" and place + 1 < len(typed):
+        if argument == flag and place + 1 < len(typed):
             path = Path(typed[place + 1])
-        if argument.startswith("--recipe="):
+        if argument.startswith(f"{flag}="):
             path = Path(argument.partition("=")[2])
     return path
 
@@ -56,13 +66,38 @@ def _asks_for_granularity(typed: list[str]) -> bool:
 
 
 def run(arguments: Namespace, command_line: list[str]) -> None:
-    """Train, sparsify, shrink, check and report."""
+    """Train, sparsify, shrink, check and report.
+
+    Raises:
+        KeyboardInterrupt: On Ctrl-C; the message says how to go on, whatever was under way.
+    """
+    began = time.time()
+    try:
+        _run(arguments, command_line)
+    except KeyboardInterrupt as error:
+        # While a stage trains, the error says itself what was saved.
+        raise KeyboardInterrupt(str(error) or _say_how_to_go_on(arguments, began)) from None
+
+
+def _say_how_to_go_on(arguments: Namespace, began: float) -> str:
+    """What somebody who has stopped the program outside of a stage can do next."""
+    recipe_file = arguments.out / RECIPE_FILE
+    # A run that is to be overwritten is still the old one until the data have been read.
+    is_this_run = recipe_file.exists() and (arguments.resume or recipe_file.stat().st_mtime >= began)
+    if not is_this_run:
+        return "stopped before anything was written; the same command begins again"
+    if not (arguments.out / "checkpoint.safetensors").exists():
+        return "stopped before the first checkpoint; go on with --resume"
+    return "stopped; what was trained is kept, go on with --resume"
+
+
+def _run(arguments: Namespace, command_line: list[str]) -> None:
     from accelerate import PartialState
 
     from ..export import LatencyMeter
     from ..report import write_report
     from ..results import finish_run
-    from ..training import compress
+    from ..training import compress, show_phase
 
     values = arguments.as_dict()
     # The parser fills in all defaults, and a budget would find granularity=weight where nobody has asked for it.
@@ -83,7 +118,9 @@ def run(arguments: Namespace, command_line: list[str]) -> None:
     if not processes.is_main_process:
         _leave()
     print(finish_run(compressed, arguments.out))
-    print(f"report: {write_report(arguments.out)}")
+    with show_phase("writing the report"):
+        page = write_report(arguments.out)
+    print(f"report: {page}")
     if compressed.missed:
         raise TrainingError(compressed.missed)
 

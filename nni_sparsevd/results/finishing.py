@@ -16,7 +16,7 @@ from ..recipe import read_recipe
 from ..report import write_remarks
 from ..shrinking import CheckResult, Plan, check, shrink
 from ..storage import save
-from ..training import SENSITIVITY_FILE, Compressed, Score, TunedLevel, evaluate, find_mistakes
+from ..training import SENSITIVITY_FILE, Compressed, Score, TunedLevel, evaluate, find_mistakes, show_phase
 from .layers import describe_layers
 from .run_files import FILES
 
@@ -56,13 +56,16 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
         FileFormatError: A file cannot be written.
     """
     began = time.monotonic()
-    levels = [_shrink_level(compressed, tuned) for tuned in compressed.levels]
-    latencies = _measure_latencies(compressed, levels)
-    scores = {"dense": evaluate(compressed.dense, compressed.data, compressed.data.test)}
-    if compressed.twin is not None:
-        scores["twin"] = evaluate(compressed.twin, compressed.data, compressed.data.test)
-    common = _describe_run(compressed, folder)
-    results = [{**common, **_describe_level(compressed, level, folder, scores, latencies)} for level in levels]
+    with show_phase("shrinking, and checking what comes out"):
+        levels = [_shrink_level(compressed, tuned) for tuned in compressed.levels]
+    with show_phase("measuring times"):
+        latencies = _measure_latencies(compressed, levels)
+    with show_phase("testing and counting"):
+        scores = {"dense": evaluate(compressed.dense, compressed.data, compressed.data.test)}
+        if compressed.twin is not None:
+            scores["twin"] = evaluate(compressed.twin, compressed.data, compressed.data.test)
+        common = _describe_run(compressed, folder)
+        results = [{**common, **_describe_level(compressed, level, folder, scores, latencies)} for level in levels]
     front = _list_front(compressed, results) if compressed.chosen.level.folder != folder else []
     for level, values in zip(levels, results, strict=True):
         values |= {"front": front, "shrinking_seconds": round(time.monotonic() - began, 2)}

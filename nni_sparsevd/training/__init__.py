@@ -7,6 +7,7 @@ from .masked_posterior import mask_posterior_
 from .mistakes import Mistakes, find_mistakes
 from .network_files import read_network_
 from .optimizer import build_optimizer, set_learning_rate
+from .phases import show_phase
 from .schedule import derive_seed, kl_coefficient_at, learning_rate_at
 from .scoring import Score, classify, evaluate, evaluate_baked
 from .sensitivity import SENSITIVITY_FILE
@@ -37,4 +38,5 @@ __all__ = [
     "mask_posterior_",
     "read_network_",
     "set_learning_rate",
+    "show_phase",
 ]

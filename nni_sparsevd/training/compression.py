@@ -21,6 +21,7 @@ from .compiling import check_compiler
 from .gradual_removal import check_budget
 from .levels import list_stages
 from .metrics import Metrics
+from .phases import show_phase
 from .recorded_latency import MeasurePart
 from .run import Run
 from .run_folder import check_folder, prepare_folder
@@ -50,7 +51,7 @@ def compress(
         recipe: Network, data, stages and decision.
         folder: The run folder; docs/files.md describes its files.
         command: The command line, for the record.
-        resume: Go on with the run in the folder; it must have begun with this recipe.
+        resume: Go on with the run in the folder; settings may differ only where their stages have not begun.
         overwrite: Delete the run in the folder, once data and network are known to be good.
         make_meter: Makes what measures a budget of latency; the room `export` has meters of several runtimes.
 
@@ -58,8 +59,8 @@ def compress(
         The dense and the masked network, the masks, and the data.
 
     Raises:
-        SettingError: The folder is in use, another recipe began there, settings do not fit this machine, or the sparse
-            stage is too short for its budget.
+        SettingError: The folder is in use, its run has begun with other settings, settings do not fit this machine, or
+            the sparse stage is too short for its budget.
         DataError: The data are missing or damaged.
         ModelError: The network is not known, or does not run on these images.
         TraceError: The recipe needs channel groups, and the network cannot be traced.
@@ -76,20 +77,23 @@ def compress(
     # A checkpoint of another network is found out before any photo is decoded.
     models.check_checkpoint(recipe.model, recipe.data.image_size, requirements)
     torch.manual_seed(recipe.seed)
-    data = datasets.load_data(recipe.data, None, recipe.seed, requirements)
+    is_main = accelerator.is_main_process
+    with show_phase("reading the data", shown=is_main):
+        data = datasets.load_data(recipe.data, None, recipe.seed, requirements)
     _check_lengths(recipe, len(data.train), accelerator.num_processes)
-    model = _create_network(recipe, data)
-    example_inputs = data.make_example_inputs()
-    try_recipe(model, example_inputs, recipe)
-    teacher = _create_teacher(recipe, data, example_inputs)
-    measure_part = _make_meter(recipe, make_meter, model, example_inputs)
+    with show_phase("trying the network on an image", shown=is_main):
+        model = _create_network(recipe, data)
+        example_inputs = data.make_example_inputs()
+        try_recipe(model, example_inputs, recipe)
+        teacher = _create_teacher(recipe, data, example_inputs)
+        measure_part = _make_meter(recipe, make_meter, model, example_inputs)
     # Data and network are known to be good: only now may an old run be deleted.
-    if accelerator.is_main_process:
+    if is_main:
         prepare_folder(recipe, folder, command, resume=resume, overwrite=overwrite)
         write_json(folder / "preprocessing.json", data.preprocessing.to_dict())
     accelerator.wait_for_everyone()
     start = read_checkpoint(folder / "checkpoint.safetensors")
-    with Metrics(folder, Console(), _find_rows_to_keep(recipe, start), write=accelerator.is_main_process) as metrics:
+    with Metrics(folder, Console(), _find_rows_to_keep(recipe, start), write=is_main) as metrics:
         run = Run(recipe, folder, data, accelerator, metrics)
         return StageSequence(run, example_inputs, start, teacher, measure_part).train(model)
 

@@ -62,6 +62,20 @@ class Metrics:
         yield bar
         self._progress.refresh()
 
+    @contextmanager
+    def show_phase(self, words: str) -> Iterator[None]:
+        """Show that something is under way between the stages: a bar that has no end, or a line."""
+        if self._progress.disable:
+            if self._board is not None:
+                self.console.print(f"{words} ...", highlight=False, soft_wrap=True)
+            yield
+            return
+        bar = self._progress.add_task(words, total=None, status="")
+        try:
+            yield
+        finally:
+            self._progress.remove_task(bar)
+
     def advance(self, bar: TaskID, status: str | None = None) -> None:
         """Move a bar one step further, and show `status` behind it; None leaves the text that is there."""
         self._progress.advance(bar)

@@ -114,8 +114,11 @@ class StageSequence:
         self._total = count_weights(model, {})[1]
         dense = self._train_dense(model)
         if self._reached <= self._stages.index("sparse"):
-            self._train_sparse(make_variational_(model, self._example_inputs, self._recipe), dense)
-            self._decide_levels(plain, dense)
+            with self.run.metrics.show_phase("tracing"):
+                make_variational_(model, self._example_inputs, self._recipe)
+            self._train_sparse(model, dense)
+            with self.run.metrics.show_phase("deciding"):
+                self._decide_levels(plain, dense)
         before = evaluate(dense, self._data, self._data.holdout).accuracy
         tuned = self._finish_levels(plain, before)
         twin = self._train_twin(copy.deepcopy(dense)) if self._recipe.twin else None

@@ -1,0 +1,112 @@
+"""Ctrl-C outside of the stages, and settings that may change before a run goes on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nni_sparsevd import data, report, results, training
+from nni_sparsevd.cli.compress import COMPRESS
+from nni_sparsevd.errors import SettingError
+from nni_sparsevd.files import load_tensors, read_rows
+from nni_sparsevd.recipe import Recipe, read_recipe
+from nni_sparsevd.settings import make_settings
+from nni_sparsevd.training import compress, loop
+
+FLAGS = ["--data.limit=100", "--data.batch_size=30", "--sparse.epochs=1", "--masks.ratio=0.5"]
+
+
+def press_ctrl_c(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+PHASES = {
+    "reading": (data, "load_data", "before anything was written; the same command begins again"),
+    "trying": (training.compression, "try_recipe", "before anything was written; the same command begins again"),
+    "tracing": (training.stages, "make_variational_", "before the first checkpoint; go on with --resume"),
+    "curve": (training.stages, "choose_threshold", "what was trained is kept, go on with --resume"),
+    "shrinking": (results.finishing, "shrink", "what was trained is kept, go on with --resume"),
+    "measuring": (results.finishing, "measure_latencies", "what was trained is kept, go on with --resume"),
+    "report": (report, "write_report", "what was trained is kept, go on with --resume"),
+}
+
+
+def test_ctrl_c_in_any_phase_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One run that is stopped in each phase in turn, and goes on without its settings being said again."""
+    folder = tmp_path / "run"
+    first, again = ([f"--out={folder}", *more] for more in (FLAGS, ["--resume"]))
+    parsed = COMPRESS.parser(["compress", *first]).parse_args(first)
+    for phase, (place, name, message) in PHASES.items():
+        if (folder / "recipe.toml").exists() and not parsed.resume:
+            parsed = COMPRESS.parser(["compress", *again]).parse_args(again)
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, press_ctrl_c)
+            with pytest.raises(KeyboardInterrupt) as stopped:
+                COMPRESS.run(parsed, ["nni-sparsevd", "compress", *(again if parsed.resume else first)])
+        assert message in str(stopped.value), phase
+    COMPRESS.run(parsed, ["nni-sparsevd", "compress", *again])
+    said = capsys.readouterr().out
+    for words in ("reading the data", "trying the network", "shrinking", "measuring times", "writing the report"):
+        assert f"{words}" in said
+    assert read_recipe(folder / "recipe.toml").masks.ratio == 0.5
+    assert [row["stage"] for row in read_rows(folder / "metrics.jsonl")] == ["sparse"]
+
+
+class StoppedError(Exception):
+    """Not one of ours."""
+
+
+def recipe(**changes: object) -> Recipe:
+    values = {
+        "data": {"limit": 100, "batch_size": 30, "workers": 0},
+        "dense": {"epochs": 2},
+        "sparse": {"epochs": 1, "kl_coefficient": 0.1},
+        "finetune": {"epochs": 1},
+        "masks": {"ratio": 0.5},
+        "checkpoint_minutes": 1e-9,
+    }
+    for key, value in changes.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return make_settings(Recipe, values)
+
+
+def stop_after(steps: int, folder: Path, settings: Recipe, monkeypatch: pytest.MonkeyPatch, **options: bool) -> None:
+    real, count = loop.set_learning_rate, 0
+
+    def counted(optimizer: torch.optim.Optimizer, rate: float) -> None:
+        nonlocal count
+        count += 1
+        if count > steps:
+            raise StoppedError
+        real(optimizer, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "set_learning_rate", counted)
+        with pytest.raises(StoppedError):
+            compress(settings, folder, [], **options)
+
+
+def test_stages_that_have_not_begun_may_change_and_the_run_is_as_if_it_had_begun_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = recipe(sparse={"kl_coefficient": 0.5}, masks={"ratio": 0.7}, finetune={"learning_rate": 0.01}, twin=True)
+    compress(last, tmp_path / "whole", [])
+    cut = tmp_path / "cut"
+    stop_after(4, cut, recipe(), monkeypatch)  # in the dense stage
+    with pytest.raises(SettingError, match=r"dense.epochs, seed. It has come to the stage dense; settings of later"):
+        compress(recipe(dense={"epochs": 3}, seed=1, sparse={"kl_coefficient": 0.5}), cut, [], resume=True)
+    stop_after(4, cut, recipe(sparse={"kl_coefficient": 0.5}), monkeypatch, resume=True)  # in the sparse stage
+    with pytest.raises(SettingError, match=r"sparse.kl_coefficient. It has come to the stage sparse"):
+        compress(recipe(), cut, [], resume=True)
+    changed = recipe(sparse={"kl_coefficient": 0.5}, masks={"ratio": 0.7}, finetune={"learning_rate": 0.01})
+    compress(changed, cut, [], resume=True)
+    assert read_recipe(cut / "recipe.toml") == changed
+    with pytest.raises(SettingError, match=r"finetune.learning_rate. It has come to the stage finetune"):
+        compress(recipe(sparse={"kl_coefficient": 0.5}, masks={"ratio": 0.7}), cut, [], resume=True)
+    made = compress(last, cut, [], resume=True)  # a finished run gets a twin
+    assert made.twin is not None
+    for name in ("dense", "masks", "baked", "tuned", "twin"):
+        whole, left = (load_tensors(folder / f"{name}.safetensors")[0] for folder in (tmp_path / "whole", cut))
+        assert whole.keys() == left.keys() and all(torch.equal(whole[key], left[key]) for key in whole), name
