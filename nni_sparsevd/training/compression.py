@@ -82,10 +82,7 @@ def compress(
         data = datasets.load_data(recipe.data, None, recipe.seed, requirements)
     _check_lengths(recipe, len(data.train), accelerator.num_processes)
     with show_phase("trying the network on an image", shown=is_main):
-        model = _create_network(recipe, data)
-        example_inputs = data.make_example_inputs()
-        try_recipe(model, example_inputs, recipe)
-        teacher = _create_teacher(recipe, data, example_inputs)
+        model, example_inputs, teacher = _create_and_try(recipe, data)
         measure_part = _make_meter(recipe, make_meter, model, example_inputs)
     # Data and network are known to be good: only now may an old run be deleted.
     if is_main:
@@ -135,6 +132,14 @@ def _make_meter(
     if make_meter is None:
         raise SettingError("budget.latency: compress needs make_meter, which makes what measures it")
     return make_meter(copy.deepcopy(model).eval(), example_inputs[:1])
+
+
+def _create_and_try(recipe: Recipe, data: datasets.DataSets) -> tuple[nn.Module, Tensor, nn.Module | None]:
+    """The network, two images for it, and the teacher, if there is one; what the run will do is tried on copies."""
+    model = _create_network(recipe, data)
+    example_inputs = data.make_example_inputs()
+    try_recipe(model, example_inputs, recipe)
+    return model, example_inputs, _create_teacher(recipe, data, example_inputs)
 
 
 def _create_teacher(recipe: Recipe, data: datasets.DataSets, example_inputs: Tensor) -> nn.Module | None:
