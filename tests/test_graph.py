@@ -225,6 +225,23 @@ def test_a_network_whose_way_depends_on_values_is_a_trace_error() -> None:
         channel_graph(model, IMAGE)
 
 
+def test_a_layer_whose_result_nobody_uses_follows_what_enters_it() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        hidden = m.first(x)
+        m.deeper(F.relu(m.spare(hidden)).mean((2, 3)))
+        result: Tensor = m.second(hidden)
+        return result
+
+    layers = {"first": nn.Conv2d(3, 8, 3), "spare": nn.Conv2d(8, 6, 1), "deeper": nn.Linear(6, 5)}
+    model = Net(forward, **layers, second=nn.Conv2d(8, 2, 1))
+    with torch.no_grad():
+        model.first.weight[::2] = 0
+        model.first.bias[::2] = 0
+    small, plan = svd.shrink(model, IMAGE)
+    accounts = {group.name: group.removed for group in plan.groups}
+    assert accounts["first"] == 4 and accounts["deeper"] == 4 and small.spare.weight.shape == (6, 4, 1, 1)
+
+
 def write_sizes(x: Tensor, value: Tensor | int) -> Tensor:
     """A table that holds the height of an image, written in the one place, and a value in the other."""
     table = torch.zeros(2, dtype=torch.long)

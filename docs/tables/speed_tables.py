@@ -15,8 +15,9 @@ def pass_speed(content: dict[str, Any]) -> list[str]:
     lines = ["| network, input | " + " | ".join(ways) + " |", "|---|" + "--:|" * len(ways)]
     for row in results:
         cells = []
-        for way in row["ways"].values():
-            seconds = f"{way['seconds']:.2f}" if "seconds" in way else "fails"
+        for name in ways:
+            way = row["ways"].get(name, {"error": ""})
+            seconds = f"{way['seconds']:.2f}" if "seconds" in way else "fails" if way["error"] else "not tried"
             cells.append(f"{seconds} (does not run)" if way["error"].startswith("forward") else seconds)
         lines.append(f"| {row['network']}, {row['input']} | {' | '.join(cells)} |")
     return lines

@@ -63,9 +63,9 @@ class Walk:
         self.recorded = recorded
         self._sources: dict[Node, frozenset[Node]] = defaultdict(frozenset)
         """For each value the writers of its channels that no later writer has taken the place of."""
-        unused = find_unused(recorded)
+        without_need = _find_without_need(recorded)
         for node in recorded.graph.nodes:
-            if node in unused:  # as the weights of an attention that returns them to nobody: they need no channels
+            if node in without_need:
                 self.values[node] = _unknown_result(node.meta["val"])
             elif node.op == "output":
                 self._pin_all(self._resolve(node.args), "output of the network")
@@ -221,6 +221,20 @@ class Walk:
             if norm is not None:
                 return norm.rpartition(".")[0], 1
         return weight.rpartition(".")[0], channel_dim(node)
+
+
+def _find_without_need(recorded: Trace) -> set[Node]:
+    """The operators that nobody uses and that need no channels, as the weights of an attention that returns none.
+
+    A layer whose result nobody uses still runs: its weight has to fit what enters it.
+    """
+    unused = find_unused(recorded)
+    needed: set[Node] = set()
+    for node in reversed(recorded.graph.nodes):
+        has_state = any(recorded.state(source) for source in node.all_input_nodes)
+        if node in unused and (has_state or not needed.isdisjoint(node.users)):
+            needed.add(node)
+    return set(unused) - needed
 
 
 def _channel_inputs(node: Node) -> list[Node]:
