@@ -3,7 +3,8 @@
 The docstring below a field is its only description: documentation, table of settings and help of the flags show it.
 """
 
-from typing import Annotated, Literal, TypeVar
+import difflib
+from typing import Annotated, Literal, TypeVar, get_args
 
 from annotated_types import Ge, Lt
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, ValidationError
@@ -13,6 +14,8 @@ from .posterior import DEFAULT_THRESHOLD, Estimator, Prior, Variance
 
 Fraction = Annotated[float, Ge(0), Lt(1)]
 """A number from 0 to just below 1."""
+UNKNOWN = "extra_forbidden"
+"""What pydantic calls a key that settings do not have."""
 Argument = int | float | str | bool | list[int]
 """A value that the constructor of a network takes."""
 
@@ -101,7 +104,8 @@ def describe_validation_error(error: ValidationError) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if key:
-            lines.append(f"{key}: {problem['msg']} (found {problem['input']!r})")
+            wrong = "there is no such key" if problem["type"] == UNKNOWN else problem["msg"]
+            lines.append(f"{key}: {wrong} (found {problem['input']!r})")
         else:
             # A problem without a key comes from one of our own validators, whose message names the keys itself.
             lines.append(problem["msg"].removeprefix("Value error, "))
@@ -127,8 +131,34 @@ def make_settings(kind: type[S], values: dict[str, object]) -> S:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        known = ", ".join(kind.model_fields)
-        raise SettingError(f"{describe_validation_error(error)}\n{kind.__name__} has the keys: {known}") from None
+        raise SettingError("\n".join([describe_validation_error(error), *_suggest_keys(kind, error)])) from None
+
+
+def _suggest_keys(kind: type[Settings], error: ValidationError) -> list[str]:
+    """For each table with an unknown key: which key was meant, if one is alike, and which there are."""
+    suggestions: dict[str, list[str]] = {}
+    for problem in error.errors():
+        *path, unknown = (str(part) for part in problem["loc"] or ("",))
+        table = _table_at(kind, path)
+        if problem["type"] != UNKNOWN or table is None:
+            continue
+        title = ".".join(path) or kind.__name__
+        lines = suggestions.setdefault(title, [f"{title} has the keys: {', '.join(table.model_fields)}"])
+        alike = difflib.get_close_matches(unknown, table.model_fields, n=1)
+        lines[:0] = [f"did you mean {'.'.join([*path, name])}?" for name in alike]
+    return [line for lines in suggestions.values() for line in lines]
+
+
+def _table_at(kind: type[Settings], path: list[str]) -> type[Settings] | None:
+    """The settings that stand in settings of one kind under a path of keys; None where other values stand there."""
+    for key in path:
+        field = kind.model_fields.get(key)
+        tables = [field.annotation, *get_args(field.annotation)] if field is not None else []  # `A | None` holds A
+        kinds = [table for table in tables if isinstance(table, type) and issubclass(table, Settings)]
+        if not kinds:
+            return None
+        kind = kinds[0]
+    return kind
 
 
 def choose_settings(function: str, kind: type[S], settings: S | None, keywords: dict[str, object]) -> S:

@@ -73,7 +73,11 @@ def test_a_good_call_passes_the_same_door(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("typo.toml", "[sparse]\nepocs = 3\n", ["typo.toml", "sparse.epocs"]),
+        (
+            "typo.toml",
+            "[sparse]\nepocs = 3\n",
+            ["typo.toml", "sparse.epocs: there is no such key", "did you mean sparse.epochs?", "sparse has the keys: "],
+        ),
         ("type.yaml", "sparse: {epochs: many}\n", ["type.yaml", "sparse.epochs", "many"]),
         ("broken.toml", "model = [", ["broken.toml"]),
         ("list.yaml", "- 1\n", ["list.yaml", "list"]),
