@@ -91,6 +91,44 @@ def test_a_linear_layer_is_off_by_no_more_than_its_scales_allow(tmp_path: Path) 
     assert float(difference.max()) > 0.5 * float(output_step.min())  # it is a file of integers
 
 
+def with_int8(suffix: str) -> Any:
+    known = FORMATS[suffix]
+    missing = bool(known.list_missing(int8=True))
+    return pytest.param(suffix, marks=pytest.mark.skipif(missing, reason=f"{known.title} or its int8 is not installed"))
+
+
+@pytest.mark.parametrize(
+    "suffix", [with_int8(suffix) for suffix, known in FORMATS.items() if known.quantizer is not None]
+)
+def test_a_clamp_takes_no_steps_from_the_values_that_it_leaves(suffix: str, tmp_path: Path) -> None:
+    """Layer and clamp are rounded as one: the step of [0, 6], not that of the hundred before the clamp."""
+    layer = nn.Conv2d(3, 3, 1)
+    layer.weight.data = torch.eye(3)[..., None, None]
+    layer.bias.data = torch.tensor([-50.0, 50.0, 3.0])
+    network = nn.Sequential(layer, nn.ReLU6()).eval()
+    inputs = 2 * torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
+    path = tmp_path / f"net{suffix}"
+    compared = export(network, path, inputs[:1], quantization=Quantization(inputs))
+    assert compared.ok and compared.format == f"{FORMATS[suffix].title} int8" and compared.agreement == 1
+    run = svd.load(path)
+    with torch.no_grad():
+        difference = max(float((run(one) - network(one)).abs().max()) for one in inputs.split(1))
+    assert 1e-4 < difference <= 0.5 * 6 / 255 + 2 / 255 + 1e-3
+
+
+@pytest.mark.parametrize("suffix", [with_int8(suffix) for suffix in (".pte", ".tflite")])
+def test_other_runtimes_run_integers(suffix: str, tmp_path: Path) -> None:
+    network = networks()["shrunk"]
+    set_values_(network, {"mean": (0.5,), "label_names": ("ant", "bee")})
+    path = tmp_path / f"net{suffix}"
+    compared = export(network, path, IMAGE, quantization=Quantization(CALIBRATION))
+    assert compared.ok and compared.batches == (1,) and compared.max_rel < 0.2
+    loaded = svd.load(path)
+    assert loaded.pretrained_cfg["label_names"] == ("ant", "bee")
+    assert float((loaded(IMAGE) - network(IMAGE)).abs().max()) <= 0.2 * float(network(CALIBRATION).abs().max())
+    assert {file.name for file in tmp_path.iterdir()} == {f"net{suffix}", f"net{suffix}.json"}
+
+
 def test_what_has_no_integers_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: Any) -> None:
     model, quantization = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)), Quantization(CALIBRATION)
     with pytest.raises(SettingError, match=r"torch\.export has no int8 here; \.onnx"):

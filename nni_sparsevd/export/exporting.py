@@ -80,9 +80,21 @@ FORMATS = {
         quantizer=(),
     ),
     ".pt2": Format("torch.export", "torch_export", (), "", True, keeps_nesting=True, runs_code=True),
-    ".pte": Format("ExecuTorch", "executorch", ("executorch",), "pip install 'nni_sparsevd[mobile]'", False),
+    ".pte": Format(
+        "ExecuTorch",
+        "executorch",
+        ("executorch",),
+        "pip install 'nni_sparsevd[mobile]'",
+        False,
+        quantizer=("torchao",),
+    ),
     ".tflite": Format(
-        "LiteRT", "litert", ("litert_torch", "ai_edge_litert"), "pip install litert-torch ai-edge-litert", False
+        "LiteRT",
+        "litert",
+        ("litert_torch", "ai_edge_litert"),
+        "pip install litert-torch ai-edge-litert ai-edge-quantizer",
+        False,
+        quantizer=("ai_edge_quantizer",),
     ),
 }
 """Formats by the suffix of their files.  A new runtime is one file of this room and one row here."""

@@ -1,5 +1,9 @@
 """LiteRT, formerly TensorFlow Lite: a .tflite file for phones."""
 
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,6 +19,28 @@ def write(model: nn.Module, tracing: Tracing, path: Path) -> None:
     import litert_torch
 
     litert_torch.convert(model, tracing.arguments.args).export(str(path))
+
+
+def write_int8(model: nn.Module, tracing: Tracing, path: Path, calibration: Iterator[CallArguments]) -> None:
+    """Convert the network, round to eight bits by LiteRT's quantizer, and write it; inputs and outputs stay floats.
+
+    Weights are signed, with a scale for each output channel, activations signed, with a scale for each tensor.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer import qtyping, quantizer, recipe
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        floats = Path(folder) / "float.tflite"
+        write(model, tracing, floats)
+        rounding = quantizer.Quantizer(str(floats), recipe.static_wi8_ai8())
+        for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+            rounding.update_quantization_recipe(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
+        ((signature, names),) = Interpreter(model_path=str(floats)).get_signature_list().items()
+        calls = [{names["inputs"][0]: arguments.tensors[0].numpy()} for arguments in calibration]
+        ranges = rounding.calibrate({signature: calls}, num_threads=1)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a table of sizes
+            rounding.quantize(ranges).export_model(str(path))
 
 
 def open_file(path: Path) -> Run:
