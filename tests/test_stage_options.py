@@ -111,6 +111,13 @@ def test_what_cannot_be_is_refused_before_training(tmp_path: Path, case: str) ->
     assert not (tmp_path / "run").exists()
 
 
+def test_processes_that_would_each_train_alone_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun on a machine without a GPU: both processes trained the whole run, in one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingError, match=r"one of 2 processes.*ACCELERATE_USE_CPU=1"):
+        compress(make_settings(Recipe, {}), tmp_path / "run", [])
+
+
 def test_without_a_compiler_nothing_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))

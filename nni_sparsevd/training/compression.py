@@ -1,6 +1,7 @@
 """A recipe, run from beginning to end or from where it was interrupted."""
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,10 +98,18 @@ def compress(
 
 def _make_accelerator(recipe: Recipe) -> Accelerator:
     try:
-        return Accelerator(mixed_precision=recipe.precision)
+        accelerator = Accelerator(mixed_precision=recipe.precision)
     except ValueError as error:
         # This machine cannot compute in that precision, or this process has begun with another one.
         raise SettingError(f"precision={recipe.precision!r}: {error}") from None
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and accelerator.num_processes == 1:
+        # Each of them would train the whole run by itself, all in one folder.
+        raise SettingError(
+            f"this is one of {started} processes, but Accelerate lets each run alone: without a GPU set the "
+            "environment variable ACCELERATE_USE_CPU=1"
+        )
+    return accelerator
 
 
 def _create_network(recipe: Recipe, data: datasets.DataSets) -> nn.Module:
