@@ -23,6 +23,13 @@ def pass_speed(content: dict[str, Any]) -> list[str]:
     return lines
 
 
+def drawn_sizes(content: dict[str, Any]) -> list[str]:
+    """What became of random networks whose operators depend on the size of the input."""
+    kinds = ("shrunk", "kept whole", "refused", "wrong")
+    lines = [f"| networks | {' | '.join(kinds)} |", "|--:|" + "--:|" * len(kinds)]
+    return [*lines, f"| {content['networks']:,} | {' | '.join(str(content[kind]) for kind in kinds)} |"]
+
+
 def zoo_latency(content: dict[str, Any]) -> list[str]:
     """Milliseconds before and after, by runtime."""
     rows = content["results"]

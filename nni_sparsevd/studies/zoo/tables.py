@@ -53,11 +53,16 @@ def _summarize_gates(families: dict[str, list[Row]]) -> list[str]:
     if not counted:
         return []
     few = {name: row for name, row in counted.items() if row.gated_channels < GATED * row.free_channels}
-    reasons = [f"{name} ({'; '.join(row.without_gate)})" for name, row in few.items()]
+    reasons = [f"{name} ({_join_reasons(list(row.without_gate))})" for name, row in few.items()]
     return [
         f"{len(counted) - len(few)} of the {len(counted)} families with free channels have a gate on at least "
         f"{GATED:.0%} of them, all but {_join_names(reasons)}"
     ]
+
+
+def _join_reasons(reasons: Sequence[str]) -> str:
+    """The first reason, and how many there are: those of one network differ in the names of its layers."""
+    return reasons[0] if len(reasons) == 1 else f"{reasons[0]}; and {len(reasons) - 1} like it"
 
 
 def format_table(records: Sequence[Record]) -> list[str]:
