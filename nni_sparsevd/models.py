@@ -274,8 +274,8 @@ def find_requirements(settings: ModelSettings) -> Requirements:
     if settings.pretrained or settings.checkpoint is not None:
         trained = {key: value for key, value in configuration.items() if key != "label_names"}
     if settings.checkpoint is not None:
-        tensors, told = read_weights(settings.checkpoint)
-        trained |= told
+        tensors, preprocessing = read_weights(settings.checkpoint)
+        trained |= preprocessing
         stem = None if timms is None else tensors.get(f"{timms.first_conv}.weight")
         if in_chans is None and stem is not None:
             in_chans = stem.shape[1]

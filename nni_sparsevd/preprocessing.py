@@ -110,10 +110,10 @@ def set_values_(model: nn.Module, values: Mapping[str, Any]) -> None:
         model: Any network.
         values: Values under timm's names.
     """
-    told = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    configuration = {**(getattr(model, "pretrained_cfg", None) or {}), **told}
-    if told.get("label_names"):
-        configuration["num_classes"] = len(told["label_names"])
+    entries = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    configuration = {**(getattr(model, "pretrained_cfg", None) or {}), **entries}
+    if entries.get("label_names"):
+        configuration["num_classes"] = len(entries["label_names"])
     model.pretrained_cfg = configuration  # type: ignore[assignment]
     # timm has the same under an older name, too.
     model.default_cfg = configuration  # type: ignore[assignment]

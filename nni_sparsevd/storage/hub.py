@@ -74,13 +74,13 @@ def save_folder(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingError(f"{folder}: is there already; delete it, or choose another folder")
-    told = check_values(preprocessing or {})
+    checked = check_values(preprocessing or {})
     with _make_whole(folder) as unfinished:
         weights = unfinished / WEIGHTS
         networks.save(
-            model, weights, name=name, arguments=arguments, coding=coding, measure=measure, preprocessing=told
+            model, weights, name=name, arguments=arguments, coding=coding, measure=measure, preprocessing=checked
         )
-        config = _make_config(model, networks.describe_file(weights), told)
+        config = _make_config(model, networks.describe_file(weights), checked)
         write_json(unfinished / CONFIG, config)
         write_bytes(unfinished / CARD, _write_card(config, weights.stat().st_size).encode())
 

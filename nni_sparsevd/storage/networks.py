@@ -108,7 +108,7 @@ def save(
 
 
 def _make_header(
-    model: nn.Module, name: str | None, arguments: dict[str, Argument] | None, path: Path, told: dict[str, Any]
+    model: nn.Module, name: str | None, arguments: dict[str, Argument] | None, path: Path, preprocessing: dict[str, Any]
 ) -> dict[str, Any]:
     """What the file says besides its tensors: how to build the original, and how it differs."""
     from .. import models  # timm takes seconds to import: not before a network is saved or loaded
@@ -138,7 +138,7 @@ def _make_header(
         "attentions": attentions,
         "attributes": attributes,
         "possible_attributes": possible_attributes,
-        "preprocessing": inputs | told,
+        "preprocessing": inputs | preprocessing,
     }
 
 

@@ -23,7 +23,7 @@ from .config import check_config
 from .gates import Gates, find_places
 from .learning import Learning
 from .posteriors import TargetPosterior
-from .targets import Spaces, active, in_model_order, is_told_how_much, settle_
+from .targets import Spaces, active, has_own_amount, in_model_order, settle_
 
 logger = logging.getLogger("nni.compression.pruning.SparseVDPruner")
 """NNI shows what is logged below its own name."""
@@ -221,7 +221,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         # A script that says how much to remove was written for another pruner of NNI, or could have been: all of them
         # but one remove channels then.  Where nothing says it, each weight is decided about, as in the paper.
         gated = self.settings.posterior.granularity != "weight"
-        channels = gated or is_told_how_much(target_space, self._target_spaces)
+        channels = gated or has_own_amount(target_space, self._target_spaces)
         if target_space.align is None and target_space.target is not None and target_space.target.dim() > 1:
             name = f"{target_space._wrapper.name}.{target_space._target_name}"
             self._defaults["channels" if channels else "weights"].append(name)

@@ -44,15 +44,15 @@ def settle_(spaces: Spaces, threshold: float) -> Members:
     return members
 
 
-def is_told_how_much(space: PruningTargetSpace, spaces: Spaces) -> bool:
+def has_own_amount(space: PruningTargetSpace, spaces: Spaces) -> bool:
     """Whether a ratio or a threshold says how much of a target is removed, or of its global group, or others decide."""
     if space.dependency_group_id is not None:
         return True
-    told = [space]
+    members = [space]
     if space.global_group_id is not None:
         others = [other for targets in spaces.values() for other in targets.values()]
-        told += [other for other in others if other.global_group_id == space.global_group_id]
-    return any(other.sparse_ratio is not None or other.sparse_threshold is not None for other in told)
+        members += [other for other in others if other.global_group_id == space.global_group_id]
+    return any(other.sparse_ratio is not None or other.sparse_threshold is not None for other in members)
 
 
 def _is_prunable(space: PruningTargetSpace) -> bool:
