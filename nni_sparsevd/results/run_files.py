@@ -34,8 +34,10 @@ def find_network_folder(folder: Path, level: float | None = None) -> Path:
         levels, own = [row["level"] for row in result["front"][1:]], result["level"]
     except (TypeError, LookupError) as error:
         raise FileFormatError(f"{folder / 'result.json'}: not that of a finished run: no {error}") from error
-    if level is not None and level not in (levels or [own]):
-        known = ", ".join(f"{part:g}" for part in levels) or "one network only"
+    # Folders are called by the level as it is written with six digits.
+    names = [f"{part:g}" for part in levels or [own] if part is not None]
+    if level is not None and f"{level:g}" not in names:
+        known = ", ".join(names) if levels else "one network only"
         raise SettingError(f"--level={level:g}: the run in {folder} has no such level, it has {known}")
     if not levels:
         return folder
