@@ -5,16 +5,22 @@ import time
 from pathlib import Path
 from typing import final
 
+import torch
 from torch import nn
 
 from ..errors import SettingError
-from ..graph import Inputs
-from ..measure import measure_latencies
+from ..graph import CallArguments, Inputs, as_arguments, evaluation_mode
 from .exporting import export
 from .runtime import open_exported
 
 RUNTIMES = {"onnxruntime": ".onnx", "executorch": ".pte", "litert": ".tflite", "pytorch": ""}
 """Runtime -> the suffix of its files; PyTorch needs none."""
+
+
+ROUNDS = 40
+"""How often both networks take their turn."""
+SECONDS = 0.01
+"""What a turn takes at least."""
 
 
 @final
@@ -45,15 +51,12 @@ class LatencyMeter:
             model: An ordinary network.
 
         Returns:
-            The median of its processor time over that of the reference, in interleaved rounds.
+            Its processor time over that of the reference, both summed over interleaved rounds.
 
         Raises:
             ModelError: The runtime cannot express the network.
         """
-        networks = {"network": self._deploy(model, "network"), "reference": self._reference}
-        # What other programs take of the machine does not count.
-        latencies = measure_latencies(networks, self._example_inputs, rounds=40, clock=time.process_time)
-        return latencies["network"] / latencies["reference"]
+        return _compare(self._deploy(model, "network"), self._reference, as_arguments(self._example_inputs))
 
     def _deploy(self, model: nn.Module, name: str) -> nn.Module:
         if not self._suffix:
@@ -61,3 +64,39 @@ class LatencyMeter:
         path = Path(self._folder.name) / f"{name}{self._suffix}"
         export(model, path, self._example_inputs, dynamic_batch=False)
         return open_exported(path)
+
+
+def _compare(network: nn.Module, reference: nn.Module, arguments: CallArguments) -> float:
+    """Time of one network over the time of the other, which take turns."""
+    # 1. The processor's time, because what other programs take of the machine shall not count.
+    # 2. Sums and long turns, because that time may be counted in ticks of a millisecond: a median of short turns then
+    #    is one tick for either network.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    totals = [0.0, 0.0]
+    try:
+        with evaluation_mode(network, reference), torch.inference_mode():
+            calls = [_count_calls(each, arguments) for each in (network, reference)]
+            for _ in range(ROUNDS):
+                for index, each in enumerate((network, reference)):
+                    totals[index] += _run(each, arguments, calls[index]) / calls[index]
+    finally:
+        torch.set_num_threads(threads)
+    return totals[0] / totals[1]
+
+
+def _count_calls(network: nn.Module, arguments: CallArguments) -> int:
+    """The calls of a turn."""
+    _run(network, arguments, 1)
+    calls = 1
+    while _run(network, arguments, calls) < SECONDS:
+        calls *= 2
+    return calls
+
+
+def _run(network: nn.Module, arguments: CallArguments, calls: int) -> float:
+    """Seconds of the processor for so many calls."""
+    began = time.process_time()
+    for _ in range(calls):
+        arguments.call(network)
+    return time.process_time() - began
