@@ -25,7 +25,7 @@ import notebooks  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
-COMMANDS = {"compress", "report", "check", "list-models", "zoo", "reproduce", "bench", "export", "predict"}
+COMMANDS = {"compress", "report", "check", "list-models", "zoo", "reproduce", "bench", "export", "measure", "predict"}
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COLUMN = 80
 """Characters of a line of code that fit beside the menu and the table of contents."""
