@@ -61,6 +61,37 @@ def linear(change: Callable[[Tensor], None]) -> nn.Module:
     return model
 
 
+class _InFloat32(nn.Module):
+    """An instance norm of a constant image divides the rounding of its mean by the root of epsilon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8 * 36, 4)
+        with torch.no_grad():
+            self.convolution.bias.uniform_(50, 100)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whitened = nn.functional.instance_norm(self.convolution(x))
+        return self.head(whitened.flatten(1)) @ torch.eye(4, dtype=torch.float32)  # does not run in float64
+
+
+def test_inputs_on_which_a_network_in_float32_is_noise_are_left_out() -> None:
+    model = _InFloat32()
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        rounded.convolution.bias.mul_(1 + 2**-22)
+        zeros = torch.zeros(1, 3, 8, 8)
+        assert (model(zeros) - rounded(zeros)).abs().max() > 3e-4  # what a comparison on zeros would see
+    result = svd.check(model, rounded, torch.randn(2, 3, 8, 8))
+    assert not result.runs_in_64
+    assert result.ok, result
+    with torch.no_grad():
+        rounded.head.weight[0, 0] += 0.01
+    assert not svd.check(model, rounded, torch.randn(2, 3, 8, 8)).ok
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("wrong_side", [0, 1])
 def test_check_rejects_what_is_not_finite(value: float, wrong_side: int) -> None:
