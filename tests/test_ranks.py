@@ -31,6 +31,7 @@ from nni_sparsevd.recipe import (
 from nni_sparsevd.settings import PosteriorSettings
 from nni_sparsevd.training import Interrupted, compress, learner, loop
 from nni_sparsevd.training.checkpoint import read_checkpoint
+from nni_sparsevd.training.levels import Level
 from nni_sparsevd.training.sharding import find_blocks
 from nni_sparsevd.training.stages import StageSequence
 
@@ -58,9 +59,9 @@ def train_rank(folder: Path, stop_at: int = 0, stopped_rank: int = -1) -> None:
 def write_decided_network(path: Path) -> None:
     decide = StageSequence._decide
 
-    def write_and_decide(stages: StageSequence, model: nn.Module) -> Any:
+    def write_and_decide(stages: StageSequence, model: nn.Module, level: Level) -> Any:
         save_tensors(model.state_dict(), path)
-        return decide(stages, model)
+        return decide(stages, model, level)
 
     StageSequence._decide = write_and_decide  # type: ignore[method-assign]
 
@@ -112,9 +113,9 @@ def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.M
     alone: dict[str, Tensor] = {}
     decide = StageSequence._decide
 
-    def remember(stages: StageSequence, model: nn.Module) -> Any:
+    def remember(stages: StageSequence, model: nn.Module, level: Level) -> Any:
         alone.update({name: value.clone() for name, value in model.state_dict().items()})
-        return decide(stages, model)
+        return decide(stages, model, level)
 
     monkeypatch.setattr(StageSequence, "_decide", remember)
     compress(full_batches(80), tmp_path / "alone", [])
