@@ -103,9 +103,9 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
             or a pair (args, kwargs); see `as_arguments`.  `model` is asked what else it takes.  Random batches have
             these shapes in batches of one and of three; there are also larger images, another size along every
             dimension, numbers near 0, large numbers, inputs of one value, and zeros.  Where `model` does not take some
-            of them, or makes NaN of them, the sizes or values of the example itself serve, and where it runs in float32
-            alone, unusual ones on which it amplifies rounding are left out; `kinds` of the result says which were
-            compared.  Whole numbers are drawn from those of the example.
+            of them, or makes NaN of them, the sizes or values of the example itself serve; where it amplifies rounding,
+            as networks in float32 alone may, they are left out; `kinds` of the result says which were compared.
+            Whole numbers are drawn from those of the example.
         rounds: How often each batch size is drawn.
         seed: Seed of the random inputs.
 
@@ -135,9 +135,7 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
     """
     generator = torch.Generator().manual_seed(seed)
     search = VariantSearch(model, as_arguments(example_inputs), generator)
-    variants = search.find(rounds)
-    if search.dtype != torch.float64:
-        variants = _leave_out_unstable(model, search.dtype, variants, search.uses_uniform_draws)
+    variants = _find_stable(model, search, rounds)
     regular = [variant for variant in variants if variant.is_regular]
     exact, exact_small = _outputs_of(variants), _run_all(small, search.dtype, variants, search.uses_uniform_draws)
     in_64 = _largest_differences(exact, exact_small, len(regular))
@@ -158,15 +156,17 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
     )
 
 
-def _leave_out_unstable(
-    model: nn.Module, dtype: torch.dtype, variants: list[Variant], uniform_draws: bool
-) -> list[Variant]:
-    """Leave out unusual inputs of which a network that does not run in float64 makes something else at every rounding.
+def _find_stable(model: nn.Module, search: VariantSearch, rounds: int) -> list[Variant]:
+    """Find the inputs to compare on; unusual ones on which a network in float32 alone amplifies rounding are left out.
 
     An instance norm of a constant image divides rounding by next to nothing: on zeros, torchvision's RAFT differs from
     itself by 4 % when its weights are off by one rounding.  Such inputs say nothing about a second network.
     """
-    disturbed = _run_all(_round_otherwise(model, dtype), dtype, variants, uniform_draws)
+    variants = search.find(rounds)
+    if search.dtype == torch.float64:
+        return variants
+    rounded = _round_otherwise(model, search.dtype)
+    disturbed = _run_all(rounded, search.dtype, variants, search.uses_uniform_draws)
     regular = [variant.outputs for variant in variants if variant.is_regular]
     stable = []
     for variant, outputs in zip(variants, disturbed, strict=True):
