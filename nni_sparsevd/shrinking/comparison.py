@@ -133,8 +133,7 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
         print(result)
         ```
     """
-    generator = torch.Generator().manual_seed(seed)
-    search = VariantSearch(model, as_arguments(example_inputs), generator)
+    search = VariantSearch(model, as_arguments(example_inputs), torch.Generator().manual_seed(seed))
     variants = _find_stable(model, search, rounds)
     regular = [variant for variant in variants if variant.is_regular]
     exact, exact_small = _outputs_of(variants), _run_all(small, search.dtype, variants, search.uses_uniform_draws)
