@@ -4,6 +4,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -249,17 +250,10 @@ def _simplify(network: nn.Module, tracing: Tracing, chosen: Format) -> tuple[nn.
 def _compare_int8(network: nn.Module, calibration: Iterator[CallArguments], path: Path, chosen: Format) -> Comparison:
     """Run network and file on the calibration inputs."""
     comparison = QuantizedComparison(network, chosen.title)
-    try:
+    with _naming_runtime(chosen, network, "int8"):
         run = open_file(path)
         for arguments in calibration:
             comparison.add(run(CallArguments(arguments.tensors, {})), arguments)
-    except ModelError:
-        raise
-    except Exception as error:  # runtimes raise errors of many types, and none is ours
-        raise ModelError(
-            f"{chosen.title} wrote {type(network).__name__} in int8, but its runtime does not run it: "
-            f"{describe_error(error)}"
-        ) from error
     return comparison.result(path.stat().st_size)
 
 
@@ -268,7 +262,7 @@ def _compare(network: nn.Module, variants: list[Variant], path: Path, chosen: Fo
     dtype = next((value.dtype for value in network.parameters() if value.is_floating_point()), torch.float32)
     comparison = FileComparison(network, chosen.title)
     batches = []
-    try:
+    with _naming_runtime(chosen, network, str(dtype), "; model.float() is what every runtime knows"):
         run = open_file(path)
         for variant in variants:
             typed = variant.inputs.map_tensors(lambda value: to_type(value, dtype))
@@ -276,11 +270,18 @@ def _compare(network: nn.Module, variants: list[Variant], path: Path, chosen: Fo
             computed = run(typed if takes_nested else CallArguments(typed.tensors, {}))
             comparison.add(computed, typed, variant)
             batches += [len(tensor) for tensor in typed.tensors if tensor.dim()][:1]
+    return comparison.result(tuple(batches), path.stat().st_size)
+
+
+@contextmanager
+def _naming_runtime(chosen: Format, network: nn.Module, precision: str, advice: str = "") -> Iterator[None]:
+    """Turn what a runtime raises on a file that it has written into an error that says so."""
+    try:
+        yield
     except ModelError:
         raise
     except Exception as error:  # runtimes raise errors of many types, and none is ours
         raise ModelError(
-            f"{chosen.title} wrote {type(network).__name__} in {dtype}, but its runtime does not run it: "
-            f"{describe_error(error)}; model.float() is what every runtime knows"
+            f"{chosen.title} wrote {type(network).__name__} in {precision}, but its runtime does not run it: "
+            f"{describe_error(error)}{advice}"
         ) from error
-    return comparison.result(tuple(batches), path.stat().st_size)
