@@ -43,6 +43,10 @@ class TunedLevel:
     held_out: float
     """Accuracy on held-out images."""
 
+    def is_within(self, tolerance: float, dense_accuracy: float) -> bool:
+        """Whether it is no more than `tolerance` less accurate than the dense network, on held-out images."""
+        return self.held_out >= dense_accuracy - tolerance
+
 
 @dataclass(frozen=True)
 class ReachedLevel:
@@ -155,5 +159,5 @@ def choose_level(tuned: Sequence[TunedLevel], dense_accuracy: float, tolerance: 
         dense_accuracy: That of the dense network on held-out images.
         tolerance: How much less accurate a network may be.
     """
-    accurate = [level for level in tuned if level.held_out >= dense_accuracy - tolerance]
+    accurate = [level for level in tuned if level.is_within(tolerance, dense_accuracy)]
     return accurate[-1] if accurate else max(tuned, key=lambda level: level.held_out)

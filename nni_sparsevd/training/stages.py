@@ -326,7 +326,7 @@ class StageSequence:
         tuned = []
         for level in self._list_met_levels():
             tuned.append(self._finish_level(plain, level))
-            if budget.searches and tuned[-1].held_out < dense_held_out - budget.allowed_loss:
+            if budget.searches and not tuned[-1].is_within(budget.allowed_loss, dense_held_out):
                 break
         return tuple(tuned)
 
@@ -351,7 +351,7 @@ class StageSequence:
         """What the budget asked for and the run did not reach; empty where it reached everything."""
         budget = self._recipe.budget
         if budget.searches:
-            if chosen.held_out >= dense_held_out - budget.allowed_loss:
+            if chosen.is_within(budget.allowed_loss, dense_held_out):
                 return ""
             return (
                 f"budget.tolerance = {budget.allowed_loss:g}: no network is accurate enough; the best of them has "
