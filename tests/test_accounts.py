@@ -98,12 +98,13 @@ def test_mistakes_are_counted_and_the_surest_shown_first() -> None:
     lost = [k for k in range(len(labels)) if dense_answers[k] == labels[k] != small_answers[k]]
     gained = [k for k in range(len(labels)) if small_answers[k] == labels[k] != dense_answers[k]]
     expected = sorted(lost, key=lambda k: -sure[k])[:12]
-    mistakes = find_mistakes(dense, small, data)
+    by_dense, by_small = (classify(network, data, data.test) for network in (dense, small))
+    mistakes = find_mistakes(by_dense, by_small, data)
     assert len(expected) == 12
     assert (mistakes.lost, mistakes.gained) == (len(lost), len(gained))
     assert torch.equal(mistakes.images, data.test.read(expected))
     assert mistakes.labels.tolist() == [labels[k] for k in expected]
     assert mistakes.answers.tolist() == [small_answers[k] for k in expected]
-    assert classify(small, data, data.test)[0].tolist() == small_answers
-    nothing = find_mistakes(dense, dense, data)
+    assert by_small.classes.tolist() == small_answers
+    nothing = find_mistakes(by_dense, by_dense, data)
     assert (nothing.lost, nothing.gained, len(nothing.images)) == (0, 0, 0)

@@ -16,7 +16,17 @@ from ..recipe import read_recipe
 from ..report import write_remarks
 from ..shrinking import CheckResult, Plan, check, shrink
 from ..storage import save
-from ..training import SENSITIVITY_FILE, Compressed, Score, TunedLevel, evaluate, find_mistakes, show_phase
+from ..training import (
+    SENSITIVITY_FILE,
+    Answers,
+    Compressed,
+    Score,
+    TunedLevel,
+    classify,
+    evaluate,
+    find_mistakes,
+    show_phase,
+)
 from .layers import describe_layers
 from .run_files import FILES
 
@@ -57,15 +67,20 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
     """
     began = time.monotonic()
     with show_phase("shrinking, and checking what comes out"):
-        levels = [_shrink_level(compressed, tuned) for tuned in compressed.levels]
+        dense_graph = channel_graph(compressed.dense, compressed.example_inputs)
+        channels = {group.name: len(group) for group in dense_graph.groups}
+        levels = [_shrink_level(compressed, tuned, channels) for tuned in compressed.levels]
     with show_phase("measuring times"):
         latencies = _measure_latencies(compressed, levels)
     with show_phase("testing and counting"):
-        scores = {"dense": evaluate(compressed.dense, compressed.data, compressed.data.test)}
+        dense = classify(compressed.dense, compressed.data, compressed.data.test)
+        scores = {"dense": dense.score}
         if compressed.twin is not None:
             scores["twin"] = evaluate(compressed.twin, compressed.data, compressed.data.test)
         common = _describe_run(compressed, folder)
-        results = [{**common, **_describe_level(compressed, level, folder, scores, latencies)} for level in levels]
+        results = [
+            {**common, **_describe_level(compressed, level, folder, dense, scores, latencies)} for level in levels
+        ]
     front = _list_front(compressed, results) if compressed.chosen.level.folder != folder else []
     for level, values in zip(levels, results, strict=True):
         values |= {"front": front, "shrinking_seconds": round(time.monotonic() - began, 2)}
@@ -75,8 +90,8 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
     return _summarize(results[shown], levels[shown])
 
 
-def _shrink_level(compressed: Compressed, tuned: TunedLevel) -> _ShrunkLevel:
-    """Make one network smaller, and write it and the masked one."""
+def _shrink_level(compressed: Compressed, tuned: TunedLevel, dense_channels: dict[str, int]) -> _ShrunkLevel:
+    """Make one network smaller, and write it and the masked one; the groups of the dense one had so many channels."""
     folder = tuned.level.folder
     small, plan = shrink(tuned.masked, compressed.example_inputs)
     result = check(tuned.masked, small, compressed.example_inputs)
@@ -85,7 +100,7 @@ def _shrink_level(compressed: Compressed, tuned: TunedLevel) -> _ShrunkLevel:
     save(tuned.masked, folder / FILES["masked"])
     save(small, folder / FILES["shrunk"])
     plan.save(folder / "plan.json")
-    return _ShrunkLevel(tuned, small, _account_from_dense(plan, compressed), result)
+    return _ShrunkLevel(tuned, small, _account_from_dense(plan, dense_channels), result)
 
 
 def _describe_run(compressed: Compressed, folder: Path) -> dict[str, Any]:
@@ -112,15 +127,16 @@ def _describe_level(
     compressed: Compressed,
     shrunk: _ShrunkLevel,
     folder: Path,
+    dense_answers: Answers,
     dense_scores: dict[str, Score],
     latencies: dict[str, float],
 ) -> dict[str, Any]:
     """What is to be said of one network, beside the dense one."""
     tuned, data, example = shrunk.tuned, compressed.data, compressed.example_inputs[:1]
     scores = dict(dense_scores)
-    for name, network in (("masked", tuned.masked), ("shrunk", shrunk.small)):
-        scores[name] = evaluate(network, data, data.test)
-    mistakes = find_mistakes(compressed.dense, shrunk.small, data)
+    answers = classify(shrunk.small, data, data.test)
+    scores |= {"masked": evaluate(tuned.masked, data, data.test), "shrunk": answers.score}
+    mistakes = find_mistakes(dense_answers, answers, data)
     mistakes.save(shrunk.folder / "mistakes.safetensors")
     sensitivities = read_json(shrunk.folder / SENSITIVITY_FILE)
     return {
@@ -135,13 +151,11 @@ def _describe_level(
     }
 
 
-def _account_from_dense(plan: Plan, compressed: Compressed) -> Plan:
+def _account_from_dense(plan: Plan, dense_channels: dict[str, int]) -> Plan:
     """The plan with the channels that the network has lost while it trained counted as removed.
 
     The plan itself begins with the masked network, which `sparse.shrink_at` may have made smaller already.
     """
-    dense_graph = channel_graph(compressed.dense, compressed.example_inputs)
-    dense_channels = {group.name: len(group) for group in dense_graph.groups}
     groups = []
     for group in plan.groups:
         removed_before = dense_channels.get(group.name, group.channels) - group.channels

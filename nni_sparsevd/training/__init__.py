@@ -9,7 +9,7 @@ from .network_files import read_network_
 from .optimizer import build_optimizer, set_learning_rate
 from .phases import show_phase
 from .schedule import derive_seed, kl_coefficient_at, learning_rate_at
-from .scoring import Score, classify, evaluate, evaluate_baked
+from .scoring import Answers, Score, classify, evaluate, evaluate_baked
 from .sensitivity import SENSITIVITY_FILE
 from .signals import Interrupted
 from .stages import Compressed
@@ -18,6 +18,7 @@ from .threshold import THRESHOLD_GRID, ThresholdCurve, choose_threshold
 __all__ = [
     "SENSITIVITY_FILE",
     "THRESHOLD_GRID",
+    "Answers",
     "Compressed",
     "Interrupted",
     "Mistakes",

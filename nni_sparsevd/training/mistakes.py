@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import DataSets
 from ..files import save_tensors
-from .scoring import classify
+from .scoring import Answers
 
 SHOWN = 12
 """Photos that are kept to be looked at."""
@@ -38,24 +38,23 @@ class Mistakes:
         save_tensors({"images": self.images, "labels": self.labels, "answers": self.answers}, path)
 
 
-def find_mistakes(dense: nn.Module, small: nn.Module, data: DataSets) -> Mistakes:
+def find_mistakes(dense: Answers, small: Answers, data: DataSets) -> Mistakes:
     """Compare what two networks say of the test images.
 
     Args:
-        dense: The network before anything was removed.
-        small: The smaller one.
+        dense: What the network before anything was removed says of the test images.
+        small: What the smaller one says of them.
         data: Its test images are compared.
 
     Returns:
         How many images the smaller network lost and gained, and some of those that it lost.
     """
     labels = data.test.labels
-    dense_is_right = classify(dense, data, data.test)[0] == labels
-    answers, confidence = classify(small, data, data.test)
-    small_is_right = answers == labels
+    dense_is_right, small_is_right = dense.classes == labels, small.classes == labels
     lost = (dense_is_right & ~small_is_right).nonzero().flatten()
-    shown = lost[confidence[lost].argsort(descending=True, stable=True)][:SHOWN]
+    shown = lost[small.probabilities[lost].argsort(descending=True, stable=True)][:SHOWN]
     images = data.test.read(shown.tolist()) if len(shown) else torch.empty(0, *data.preprocessing.input_size)
     if images.is_floating_point():
         images = images.mul(255).round().to(torch.uint8)
-    return Mistakes(len(lost), int((small_is_right & ~dense_is_right).sum()), images, labels[shown], answers[shown])
+    gained = int((small_is_right & ~dense_is_right).sum())
+    return Mistakes(len(lost), gained, images, labels[shown], small.classes[shown])

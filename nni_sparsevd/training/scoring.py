@@ -30,6 +30,17 @@ class Score:
         return {**asdict(self), "error_percent": round(100 * (1 - self.accuracy), 4)}
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a network says of the images of a split, in their order."""
+
+    score: Score
+    classes: Tensor
+    """The class of each image, int64, shape (images,)."""
+    probabilities: Tensor
+    """The probability that the network gives it, float32, shape (images,)."""
+
+
 def evaluate(model: nn.Module, data: DataSets, split: Split, batch_size: int | None = None) -> Score:
     """Score a network in evaluation mode; its own mode is left as it was.
 
@@ -43,33 +54,35 @@ def evaluate(model: nn.Module, data: DataSets, split: Split, batch_size: int | N
     Returns:
         The score over all images of the split.
     """
-    correct, loss = 0, 0.0
-    for logits, labels in _walk_logits(model, data, split, batch_size):
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        correct += int((logits.argmax(1) == labels).sum())
-    count = max(len(split), 1)
-    return Score(correct / count, loss / count, len(split))
+    return classify(model, data, split, batch_size).score
 
 
-def classify(model: nn.Module, data: DataSets, split: Split) -> tuple[Tensor, Tensor]:
-    """Classify all images of a split in evaluation mode.
+def classify(model: nn.Module, data: DataSets, split: Split, batch_size: int | None = None) -> Answers:
+    """Score a network as `evaluate` does, and keep what it says of each image.
 
     Args:
         model: A network of the data's classes, on any device.
         data: Knows how images are normalized.
         split: Which images.
+        batch_size: As in `evaluate`.
 
     Returns:
-        The class of each image and the probability that the network gives it; int64 and float32, shape (images,).
+        The score, and the answers in the order of the images.
     """
-    answers = [logits.softmax(1).max(1) for logits, _ in _walk_logits(model, data, split)]
-    return torch.cat([answer.indices for answer in answers]).cpu(), torch.cat(
-        [answer.values for answer in answers]
-    ).cpu()
+    correct, loss = 0, 0.0
+    classes, probabilities = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
+    for logits, labels in _walk_logits(model, data, split, batch_size):
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        answer = logits.argmax(1)
+        correct += int((answer == labels).sum())
+        classes.append(answer.cpu())
+        probabilities.append(logits.softmax(1).gather(1, answer[:, None])[:, 0].cpu())
+    count = max(len(split), 1)
+    return Answers(Score(correct / count, loss / count, len(split)), torch.cat(classes), torch.cat(probabilities))
 
 
 def _walk_logits(
-    model: nn.Module, data: DataSets, split: Split, batch_size: int | None = None
+    model: nn.Module, data: DataSets, split: Split, batch_size: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk over a split; gives the logits of each batch in float32, and its labels on the same device."""
     batch_size = batch_size or min(500, max(VALUES // math.prod(data.preprocessing.input_size), 1))
