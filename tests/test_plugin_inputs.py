@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nni_sparsevd.errors import SparseVDWarning
+
 
 @dataclass
 class Answer:
@@ -37,7 +39,8 @@ def test_torch_pruning_cuts_a_network_that_is_called_by_keyword() -> None:
         model = Asked()
         pruner = SparseVDPruner(model, INPUTS, ignored_layers=[model.head], **settings)
         pruner.update_regularizer()
-        pruner.step()
+        with pytest.warns(SparseVDWarning, match="the posterior has not been trained"):
+            pruner.step()
         assert model.hidden.out_features == model.head.in_features == 6
         assert model(*INPUTS[0], **INPUTS[1]).logits.shape == (2, 3)
 
