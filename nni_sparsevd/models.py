@@ -240,7 +240,9 @@ def create_model(settings: ModelSettings, num_classes: int, in_chans: int, image
     takes_any_size = {"lenet_300_100", "lenet5_caffe"}  # timm cannot know that their `img_size` is free
     if settings.name in takes_any_size or _takes_image_size(settings.name):
         arguments["img_size"] = image_size
-    model = build_model(settings.name, arguments | settings.arguments, settings.pretrained)
+    # A checkpoint takes the place of timm's weights: they are not downloaded to be overwritten.
+    downloads = settings.pretrained and settings.checkpoint is None
+    model = build_model(settings.name, arguments | settings.arguments, downloads)
     if settings.checkpoint is not None:
         tensors, _ = read_weights(settings.checkpoint)
         load_weights_(model, _drop_other_head(model, tensors, settings.checkpoint), settings.checkpoint)

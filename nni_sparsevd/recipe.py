@@ -28,7 +28,7 @@ class ModelSettings(Settings):
     arguments: dict[str, Argument] = {}  # noqa: RUF012  pydantic copies the default
     """Further arguments of `timm.create_model`."""
     pretrained: bool = False
-    """Start from timm's pre-trained weights."""
+    """Start from timm's pre-trained weights; a `checkpoint` takes their place."""
     checkpoint: Path | None = None
     """Start from this file of weights: .safetensors, or .pth of tensors (nothing else is unpickled). A classifier for
     other classes is made anew."""

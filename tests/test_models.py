@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -123,6 +124,22 @@ def test_a_checkpoint_is_loaded_whole(tmp_path: Path) -> None:
     save_tensors(weights, tmp_path / "good.safetensors")
     loaded = models.create_model(ModelSettings(checkpoint=tmp_path / "good.safetensors"), 10, 1, 28).state_dict()
     assert all(torch.equal(weights[name], loaded[name]) for name in weights)
+
+
+def test_a_checkpoint_takes_the_place_of_pretrained_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is downloaded to be overwritten: the recipe for photos says `pretrained`, and a file may follow."""
+    asked = []
+    build_model = models.build_model
+
+    def build(name: str, arguments: Any, pretrained: bool = False) -> nn.Module:
+        asked.append(pretrained)
+        return build_model(name, arguments)
+
+    monkeypatch.setattr(models, "build_model", build)
+    path = tmp_path / "weights.safetensors"
+    save_tensors(models.create_model(ModelSettings(), 10, 1, 28).state_dict(), path)
+    models.create_model(ModelSettings(pretrained=True, checkpoint=path), 10, 1, 28)
+    assert not any(asked)
 
 
 def test_a_checkpoint_that_does_not_fit_is_told_key_by_key(tmp_path: Path) -> None:
