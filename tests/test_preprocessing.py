@@ -195,6 +195,15 @@ def test_a_classifier_for_other_classes_is_made_anew_and_said(
         assert value.shape[0] == 2 if name.startswith("fc.") else torch.equal(value, stored[name])
     said = capsys.readouterr().err
     assert "fc.weight" in said and "anew" in said
+    # Nearly all classes are as likely at first: a wild guess would spoil the features in the first steps.
+    probabilities = model(torch.randn(4, 3, 24, 24)).softmax(1)
+    torch.testing.assert_close(probabilities, torch.full((4, 2), 0.5), atol=0.1, rtol=0)
+
+
+def test_a_classifier_that_timm_leaves_out_starts_small_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "build_model", lambda name, arguments, _: timm.create_model(name, **arguments))
+    weight = models.create_model(ModelSettings(name=NAME, pretrained=True), 2, 3, 24).get_parameter("fc.weight")
+    assert 0 < weight.abs().max() < 0.06  # six standard deviations of 0.01
 
 
 class Bomb:
