@@ -243,7 +243,7 @@ def create_model(settings: ModelSettings, num_classes: int, in_chans: int, image
     # A checkpoint takes the place of timm's weights: they are not downloaded to be overwritten.
     downloads = settings.pretrained and settings.checkpoint is None
     model = build_model(settings.name, arguments | settings.arguments, downloads)
-    if downloads and timm.get_pretrained_cfg(settings.name).num_classes != num_classes:
+    if downloads and model.pretrained_cfg["num_classes"] != num_classes:  # type: ignore[index]
         _start_new_head_(model)  # timm has left out the classifier of other classes
     if settings.checkpoint is not None:
         tensors, _ = read_weights(settings.checkpoint)

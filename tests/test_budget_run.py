@@ -307,6 +307,7 @@ def test_the_level_is_chosen_by_a_flag(
         flags = [] if level is None else [f"--level={level:g}"]
         file = tmp_path / f"{level}.pt2"
         assert main(["export", str(folder), f"--to={file}", *flags]) == 0
+        assert json.loads((folder / "exports.json").read_text())[file.name]["level"] == pytest.approx(level or chosen)
         exported = sum(tensor.numel() for tensor in torch.export.load(file).state_dict.values())
         small = svd.load(folder / "levels" / f"{level or chosen:g}" / "small.safetensors")
         assert exported == sum(tensor.numel() for tensor in small.state_dict().values())

@@ -23,14 +23,16 @@ RECIPE = {
 }
 
 
-def run(folder: Path, **changes: object) -> Path:
-    finish_run(compress(make_settings(Recipe, {**RECIPE, **changes}), folder, []), folder)
-    return folder
+def run(folder: Path, **changes: object) -> str:
+    """Run the recipe; returns what the terminal says at the end."""
+    return finish_run(compress(make_settings(Recipe, {**RECIPE, **changes}), folder, []), folder)
 
 
 @pytest.fixture(scope="module")
 def with_twin(tmp_path_factory) -> Path:
-    return run(tmp_path_factory.mktemp("twin") / "with", twin=True)
+    folder = tmp_path_factory.mktemp("twin") / "with"
+    (folder.parent / "printed").write_text(run(folder, twin=True))
+    return folder
 
 
 def test_it_takes_the_steps_and_rates_of_the_stages_after_the_dense_one(with_twin):
@@ -49,18 +51,22 @@ def test_it_takes_the_steps_and_rates_of_the_stages_after_the_dense_one(with_twi
 
 
 def test_the_run_beside_it_is_the_same(with_twin, tmp_path):
-    without = run(tmp_path / "without")
+    without = tmp_path / "without"
+    printed = run(without)
     for name in ("dense", "masks", "masked", "small"):
         first, second = (load_tensors(folder / f"{name}.safetensors")[0] for folder in (with_twin, without))
         assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     text = write_report(without).with_suffix(".md").read_text()
     assert "The dense network is the one before the sparse stage" in text and "twin = true" in text
+    assert "twin    test error" not in printed
 
 
 def test_the_report_compares_with_it(with_twin):
     result = json.loads((with_twin / "result.json").read_text())
     page = write_report(with_twin)
     twin, small = (100 * result["test"][name]["accuracy"] for name in ("twin", "shrunk"))
+    printed = (with_twin.parent / "printed").read_text()
+    assert f"twin    test error {100 - twin:5.2f} %" in printed
     for text in (page.read_text(), page.with_suffix(".md").read_text()):
         assert "Against its dense twin" in text.replace("&gt;", ">")
         assert f"{small:.2f} % of the test images right, {twin:.2f} % its dense twin" in text

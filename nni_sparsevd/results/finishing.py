@@ -219,6 +219,8 @@ def _summarize(values: dict[str, Any], shown: _ShrunkLevel) -> str:
     lines.append(f"weights: {weights['total']:,} -> {weights['kept']:,}, {weights['compression']:.1f} times fewer")
     for name, row in values["size"].items():
         lines.append(_summarize_network(name, values["test"][name]["accuracy"], row))
+        if name == "dense" and "twin" in values["test"]:
+            lines.append(_summarize_network("twin", values["test"]["twin"]["accuracy"], row))
     for row in values["front"][1:]:
         lines.append(_summarize_network(f"{row['level']:g}", row["test"], row))
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """A small network of a finished run, exported; one of integers is scored on the test photos, in its runtime."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,11 +25,13 @@ class RunExport:
     """Of a file of integers: how it does on the test photos, in its runtime."""
     float_accuracy: float | None = None
     """The accuracy of the network on the same photos, in float32."""
+    level: float | None = None
+    """The level of the budget whose network it is; None where the run has no budget."""
 
     def to_dict(self) -> dict[str, object]:
         """Give all that is known, ready for JSON."""
         test = self.test and {**self.test.to_dict(), "float_accuracy": self.float_accuracy}
-        return {**self.comparison.to_dict(), "test": test}
+        return {**self.comparison.to_dict(), "test": test, "level": self.level}
 
     def __str__(self) -> str:
         if self.test is None or self.float_accuracy is None:
@@ -78,6 +80,7 @@ def export_run(
         exported = _export_int8(folder, small, path, example, dynamic_batch, calibration, result["seed"])
     else:
         exported = RunExport(export(small, path, example, dynamic_batch=dynamic_batch))
+    exported = replace(exported, level=result.get("level"))
     record = folder / "exports.json"
     rows = read_json(record) if record.exists() else {}
     write_json(record, {**rows, path.name: exported.to_dict()})
