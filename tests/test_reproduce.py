@@ -24,7 +24,7 @@ from nni_sparsevd.studies.reproduce import experiments
 from nni_sparsevd.studies.reproduce.calibration import score_predictions
 from nni_sparsevd.studies.reproduce.experiments import list_experiments, read_experiment
 from nni_sparsevd.studies.reproduce.gathering import sum_processor_seconds
-from nni_sparsevd.studies.reproduce.running import jobs_of
+from nni_sparsevd.studies.reproduce.running import find_jobs, jobs_of
 from nni_sparsevd.studies.reproduce.tables import format_table
 
 TINY = """
@@ -49,8 +49,8 @@ title = "a recipe that fails"
 recipe = { model = { name = "lenet5_caffe" } }
 seeds = [0]
 """
-BARE = re.sub(r"^(pictures|measures) = .*$", r"\1 = []", TINY, flags=re.M)
-"""The same runs, of which nothing is measured or drawn."""
+BARE = re.sub(r"^(pictures|measures) = .*$", r"\1 = []", TINY.partition("[variants.wrong]")[0], flags=re.M)
+"""The variant that works, of which nothing is measured or drawn."""
 Printed = pytest.CaptureFixture[str]
 
 
@@ -115,7 +115,7 @@ def test_an_experiment_is_run_shown_and_kept_though_a_run_fails(made: tuple[Path
     # what is done is not run again, and the page is made from what is there
     before = (folder / "dense_net-0" / "result.json").stat().st_mtime_ns
     (folder / "tiny.json").unlink()
-    assert call(root, "tiny", "--seeds", "[1]") == 0
+    assert call(root, "tiny") == 1
     assert (folder / "dense_net-0" / "result.json").stat().st_mtime_ns == before
     assert len(read_json(folder / "tiny.json")["runs"]) == 2
 
@@ -152,9 +152,9 @@ def test_the_run_of_another_recipe_is_not_shown_as_this_ones(made: tuple[Path, i
     assert "its run has other settings" in capsys.readouterr().err
 
 
-def test_a_stopped_experiment_goes_on(tiny: Path) -> None:
+def test_a_stopped_experiment_goes_on_with_a_seed_of_ones_own(tiny: Path) -> None:
     (tiny / "recipes" / "tiny.toml").write_text(BARE)
-    run = tiny / "runs" / "tiny" / "dense_net-1"
+    run = tiny / "runs" / "tiny" / "dense_net-7"
     ended = threading.Event()
 
     def terminate_after_first_checkpoint() -> None:
@@ -167,22 +167,35 @@ def test_a_stopped_experiment_goes_on(tiny: Path) -> None:
     stopper = threading.Thread(target=terminate_after_first_checkpoint)
     stopper.start()
     try:
-        assert call(tiny, "tiny", "--seeds", "[1]", data="x") == 130
+        assert call(tiny, "tiny", "--seeds", "[7]", data="x") == 130
     finally:
         ended.set()
         stopper.join()
         signal.signal(signal.SIGTERM, before)
     assert "go on with --resume" in run.with_suffix(".log").read_text()
     assert not (run / "result.json").exists()
-    assert call(tiny, "tiny", "--seeds", "[1]") == 0  # digits need no folder, so another one is the same recipe
-    assert (run / "result.json").exists()
+    assert call(tiny, "tiny", "--seeds", "[7]") == 0  # digits need no folder, so another one is the same recipe
+    assert [row["seed"] for row in read_json(run.parent / "tiny.json")["runs"]] == [7]
+
+
+def test_a_page_shows_the_runs_of_all_seeds(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments, "FOLDER", tiny / "recipes")
+    chosen, folder = read_experiment("tiny"), tiny / "runs"
+    for name in ("dense_net-7", "dense_net-0", "wrong-7", "dense_net-best", "other-3"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "recipe.toml").touch()
+    (folder / "dense_net-8").mkdir()  # not begun
+    shown = ["dense_net-0", "wrong-0", "dense_net-1", "dense_net-7", "wrong-7"]
+    assert [job.name for job in find_jobs(chosen, folder)] == shown
+    assert [job.name for job in jobs_of(chosen, folder, (9, 9))] == ["dense_net-9", "wrong-9"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["mnits"], "no experiment is named 'mnits'; there are tiny"),
-        (["tiny", "--seeds", "[7]"], r"tiny has the seeds [0, 1], found [7]"),
+        (["tiny", "--seeds", "[]"], "seeds: give whole numbers from 0, found []"),
+        (["tiny", "--seeds", "[3,-1]"], "seeds: give whole numbers from 0, found [3, -1]"),
         (["tiny", "--jobs", "0"], "jobs: 1 or more, found 0"),
         (["tiny", "--job", "2"], "did you mean --jobs?"),
     ],

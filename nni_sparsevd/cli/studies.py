@@ -51,7 +51,7 @@ def add_reproduce_arguments(parser: ArgumentParser, typed: list[str]) -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds MNIST/raw and cifar10/*.tar")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder for the runs and pages")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
-    parser.add_argument("--seeds", type=list[int], help="only these seeds, e.g. [0]")
+    parser.add_argument("--seeds", type=list[int], help="run every variant with these seeds, any from 0, e.g. [7]")
 
 
 def run_reproduce(arguments: Namespace, command_line: list[str]) -> None:

@@ -10,7 +10,7 @@ from .experiments import Experiment, read_experiment
 from .gathering import gather_runs
 from .measures import MEASURES
 from .pictures import draw_pictures
-from .running import check_recipes, jobs_of, run_jobs
+from .running import check_recipes, find_jobs, jobs_of, run_jobs
 from .tables import format_table, group_by_variant
 
 
@@ -25,32 +25,33 @@ def reproduce_experiment(
         out: Folder in which the experiment has a folder of its own name.
         command: The command line, for the record.
         at_once: Number of runs at the same time.
-        seeds: Which seeds to run; None for all. The page shows every run that is there.
+        seeds: With which seeds every variant is run, any whole numbers from 0; None for those that the experiment has.
+            The page shows every run that is there.
 
     Returns:
         The path of the page, in Markdown.
 
     Raises:
-        SettingError: The experiment is unknown or does not have these seeds, or a folder holds a run of another recipe.
+        SettingError: The experiment is unknown, there is no seed or a negative one, or a folder holds a run of another
+            recipe.
         SparseVDError: A run failed; the page shows the others.
         FileFormatError: A file of a finished run is damaged.
     """
     experiment = read_experiment(name)
     folder = out / name
-    all_jobs = jobs_of(experiment, folder)
     jobs = jobs_of(experiment, folder, seeds)
-    if not jobs:
-        known = sorted({job.seed for job in all_jobs})
-        raise SettingError(f"seeds: {name} has the seeds {known}, found {list(seeds or ())}")
-    # All jobs, those of other seeds included, because the page shows their runs, too.
-    check_recipes(experiment, all_jobs)
+    if not jobs or jobs[0].seed < 0:
+        raise SettingError(f"seeds: give whole numbers from 0, found {list(seeds or ())}")
+    # The runs of other seeds included, because the page shows them, too.
+    check_recipes(experiment, find_jobs(experiment, folder))
     failed = run_jobs(experiment, jobs, data, at_once)
     page = folder / f"{name}.md"
-    runs = gather_runs(experiment, all_jobs)
+    shown = find_jobs(experiment, folder)
+    runs = gather_runs(experiment, shown)
     if runs:
         results = {"experiment": name, "environment": describe_environment(command, runs[0]["seed"]), "runs": runs}
         write_json(folder / f"{name}.json", results)
-        pictures = draw_pictures(experiment, runs, all_jobs, folder)
+        pictures = draw_pictures(experiment, runs, shown, folder)
         write_bytes(page, "\n".join(_format_page(experiment, runs, pictures)).encode())
     # Only now, because a failed run must not keep the others from being shown.
     if failed:

@@ -60,14 +60,36 @@ def jobs_of(experiment: Experiment, folder: Path, seeds: tuple[int, ...] | None 
     Args:
         experiment: The experiment.
         folder: Folder of the experiment, in which each run has a folder.
-        seeds: Which seeds; None for all.
+        seeds: The seeds of every variant; None for those that the experiment has.
     """
     jobs = []
     for variant in experiment.variants:
-        for seed in experiment.seeds_of(variant):
-            if not seeds or seed in seeds:
-                jobs.append(Job(variant, seed, folder / f"{variant}-{seed}"))
-    return sorted(jobs, key=lambda job: job.seed)  # the sort is stable, so variants stay in the experiment's order
+        chosen = experiment.seeds_of(variant) if seeds is None else tuple(dict.fromkeys(seeds))
+        jobs += [Job(variant, seed, folder / f"{variant}-{seed}") for seed in chosen]
+    return _sort_by_seed(jobs)
+
+
+def find_jobs(experiment: Experiment, folder: Path) -> list[Job]:
+    """The runs of an experiment and those that its folder holds with other seeds, seed by seed.
+
+    Args:
+        experiment: The experiment.
+        folder: Folder of the experiment, in which each run has a folder.
+    """
+    jobs = jobs_of(experiment, folder)
+    known = {job.folder for job in jobs}
+    for variant in experiment.variants:
+        for path in sorted(folder.glob(f"{variant}-*")):
+            seed = path.name.removeprefix(f"{variant}-")
+            job = Job(variant, int(seed), path) if seed.isdecimal() else None
+            if job is not None and job.started and path not in known:
+                jobs.append(job)
+    return _sort_by_seed(jobs)
+
+
+def _sort_by_seed(jobs: list[Job]) -> list[Job]:
+    # The sort is stable, so variants stay in the experiment's order.
+    return sorted(jobs, key=lambda job: job.seed)
 
 
 def run_jobs(experiment: Experiment, jobs: list[Job], data: Path, at_once: int) -> list[Job]:
