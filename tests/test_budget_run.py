@@ -121,6 +121,18 @@ def test_the_variance_comes_to_rest_where_the_evidence_lower_bound_is_largest(pr
     assert gate.log_sigma2.item() == pytest.approx(min(best, 20.0), abs=0.02)
 
 
+def test_a_channel_that_seldom_fires_is_worth_what_it_is_worth_on_average() -> None:
+    """Channels of one mean curvature have one variance, whether it comes evenly or from a single batch."""
+    gate = ChannelGate(2)
+    gate.observe_()
+    for step in range(40):
+        seldom = 40.0 if step == 30 else 0.0
+        gate._observed = [torch.tensor([1.0, seldom]).sqrt().mul(1e-3).expand(2, 2) / 2]
+        take_natural_steps_([gate], 2, 1000, 1.0, step)
+    evenly, seldom = gate.log_sigma2.tolist()
+    assert evenly == pytest.approx(seldom, abs=0.1)
+
+
 # What leaves next.
 
 

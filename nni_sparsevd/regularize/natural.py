@@ -16,7 +16,9 @@ from ..nn import ChannelGate, find_gates
 from ..posterior import elements
 
 RATE = 0.02
-"""Part of the way to the stationary precision that a step takes: a mean over about 50 batches."""
+"""Weight of the newest batch in the mean of the curvature: a mean over about 50 batches."""
+ITERATIONS = 6
+"""Steps towards the variance that a curvature asks for; the distance is at least halved by each."""
 LARGEST_LOG_SIGMA2 = 20.0
 """Where a channel has no influence on the loss, its variance would grow without end."""
 
@@ -73,13 +75,31 @@ def _step(gate: ChannelGate, pull: Tensor, rate: float) -> Tensor:
     """Log sigma^2 after a step.
 
     1. The objective is N * loss + c * KL.  Its derivative by sigma^2 is N / 2 * curvature + c * slope / sigma^2, where
-       slope = d KL / d log alpha: it is 0 at the precision 1 / sigma^2 = N / c * curvature / (-2 slope).
-    2. A natural gradient step goes a part of the way there, in the precision (Khan et al. 2018, eq. 7).
-    3. Why the slope of this moment: for small alpha it is -1/2 and the precision is N / c * curvature.  For large alpha
-       it goes to 0, which holds the precision up, and keeps alpha finite where the data hardly care.
+       slope = d KL / d log alpha: it is 0 where precision * (-2 slope) = N / c * curvature, the data's pull.
+    2. -2 slope is 1 for small alpha: there the precision is the pull, and a step goes a part of the way to it (Khan et
+       al. 2018, eq. 7).  For large alpha -2 slope goes to 0, which keeps alpha finite where the data hardly care.
+    3. Why the mean is taken of the pull and not of the precision: a channel that seldom fires has a large alpha and a
+       slope of nearly 0.  The one batch in which it fires would divide by that, and make it the dearest of all.
+    4. What mean has led to the present variance need not be remembered: it is precision * (-2 slope).
     """
     with torch.no_grad():
-        slope = elements.kl_slope(gate.log_alpha(), gate.settings.prior)
-        target = pull / (-2 * slope).clamp_min(torch.finfo(slope.dtype).tiny)
-        precision = (1 - rate) * (-gate.log_sigma2).exp() + rate * target
-        return (-precision.clamp_min(torch.finfo(slope.dtype).tiny).log()).clamp_max(LARGEST_LOG_SIGMA2)
+        before = _log_pull(gate, gate.log_sigma2).exp()
+        wanted = _log((1 - rate) * before + rate * pull)
+        # log(precision * (-2 slope)) falls by 1 to 2.5 with each unit of log sigma^2: half of the distance brings it
+        # nearer by at least a half, and the steps of later batches go on.
+        log_sigma2: Tensor = gate.log_sigma2
+        for _ in range(ITERATIONS):
+            log_sigma2 = log_sigma2 + (_log_pull(gate, log_sigma2) - wanted) / 2
+            log_sigma2 = log_sigma2.clamp_max(LARGEST_LOG_SIGMA2)
+        return log_sigma2
+
+
+def _log_pull(gate: ChannelGate, log_sigma2: Tensor) -> Tensor:
+    """Log of precision * (-2 slope): the pull of data that would hold the gate at this variance."""
+    slope = elements.kl_slope(elements.log_alpha(gate.mu, log_sigma2), gate.settings.prior)
+    return _log(-2 * slope) - log_sigma2
+
+
+def _log(values: Tensor) -> Tensor:
+    """The logarithm, and a very small number for 0."""
+    return values.clamp_min(torch.finfo(values.dtype).tiny).log()
