@@ -349,7 +349,7 @@ def test_a_tolerance_finds_the_smallest_network_within_it(tmp_path: Path, monkey
         return Score(0.9 if parameters > 28000 else 0.89 if parameters > 8000 else 0.5, 0.0, len(split))
 
     monkeypatch.setattr(stages, "evaluate", score)
-    monkeypatch.setattr("nni_sparsevd.recipe.LADDER", (0.5, 0.25, 0.125))
+    monkeypatch.setattr("nni_sparsevd.recipe.budget.LADDER", (0.5, 0.25, 0.125))
     settings = recipe(**SHORT, budget=BudgetSettings(tolerance=0.02, cuts=2), twin=True)
     compressed = compress(settings, tmp_path / "run", [])
     accuracies = [tuned.held_out for tuned in compressed.levels]
@@ -367,7 +367,7 @@ def test_a_tolerance_that_no_network_keeps_is_an_error_after_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "evaluate", lambda model, data, split: Score(count_parameters(model) / 1e6, 0.0, 1))
-    monkeypatch.setattr("nni_sparsevd.recipe.LADDER", (0.5, 0.25))
+    monkeypatch.setattr("nni_sparsevd.recipe.budget.LADDER", (0.5, 0.25))
     settings = recipe(**SHORT, budget=BudgetSettings(tolerance=0.001, cuts=2))
     compressed = compress(settings, tmp_path / "run", [])
     assert len(compressed.levels) == 1

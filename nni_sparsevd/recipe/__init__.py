@@ -1,0 +1,28 @@
+"""The recipe of `nni-sparsevd compress`: its sections, and the TOML or YAML file that holds it."""
+
+from .budget import ALLOWED_LOSS, LADDER, BudgetKind, BudgetSettings
+from .bundled import list_bundled_settings, read_bundled_settings
+from .data import DataSettings
+from .model import ModelSettings, TeacherSettings
+from .recipe import Recipe
+from .recipe_file import RECIPE_FILE, read_recipe, write_recipe
+from .stages import FinetuneStage, SparseStage, Stage
+
+__all__ = [
+    "ALLOWED_LOSS",
+    "LADDER",
+    "RECIPE_FILE",
+    "BudgetKind",
+    "BudgetSettings",
+    "DataSettings",
+    "FinetuneStage",
+    "ModelSettings",
+    "Recipe",
+    "SparseStage",
+    "Stage",
+    "TeacherSettings",
+    "list_bundled_settings",
+    "read_bundled_settings",
+    "read_recipe",
+    "write_recipe",
+]

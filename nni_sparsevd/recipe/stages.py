@@ -1,0 +1,70 @@
+"""Settings of the stages: how the network is optimized in each of them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Lt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from ..settings import Fraction, Settings
+
+
+class Stage(Settings):
+    """One stretch of optimization."""
+
+    epochs: NonNegativeInt = 0
+    """Length; 0 skips the stage."""
+    optimizer: str = "adam"
+    """Any name that `timm.optim` knows."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decay of the weights; variances of the posterior and gates never decay."""
+    warmup: Fraction = 0.0
+    """Part of the stage in which the rate rises linearly from a hundredth of the peak."""
+    hold: Fraction = 0.0
+    """Part of the stage at the peak rate, the warm-up included; after it the rate falls to 0."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the rate falls to 0: linearly, or as half a cosine."""
+    layer_decay: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Learning rate of each layer, as a multiple of that of the layer behind it, in timm's order of layers; the last
+    layer has `learning_rate`. Not set: all layers have it."""
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of the gradient of all parameters together; a longer one is scaled down. Not set: any length."""
+    accumulate: PositiveInt = 1
+    """Batches whose gradients are averaged for one step: a step sees that many times `data.batch_size` images."""
+    ema: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Decay of a moving average of the network over the steps (timm's ModelEmaV3, warmed up). The average is what is
+    validated, and what the stage ends with. Not set: the last weights."""
+
+
+class SparseStage(Stage):
+    """The variational stage: mean loss + kl_coefficient * KL / N."""
+
+    epochs: NonNegativeInt = 20
+    """Length; 0 skips the stage."""
+    kl_coefficient: NonNegativeFloat = 1.0
+    """Weight of the KL in units of 1/N; 1 is the evidence lower bound."""
+    warmup_from: NonNegativeFloat = 0.0
+    """Epoch until which the KL has weight 0."""
+    warmup_to: NonNegativeFloat = 0.0
+    """Epoch from which the KL has its full weight; between the two the weight rises linearly. From scratch, without
+    warm-up, everything is removed at once."""
+    gate_rate: PositiveFloat = 10.0
+    """Learning rate of gates, as a multiple of that of the weights."""
+    shrink_at: NonNegativeFloat | None = None
+    """Log alpha from which channels leave the network while it trains, after every epoch: steps get cheaper, and what
+    was removed cannot come back. Not set: all channels stay until the end."""
+    checkpoint: Path | None = None
+    """Start from this posterior.safetensors of another run with the same network and posterior: to train on, or, with
+    0 epochs, to decide and fine-tune again."""
+    snapshots: tuple[str, ...] = ()
+    """Layers whose weights, as they would ship, are written after every epoch, for animations."""
+
+
+class FinetuneStage(Stage):
+    """The stage after the decision: what is removed stays zero."""
+
+    variational: bool = False
+    """Keep the posteriors of the weights that are left: their noise, and their KL at the full weight of the sparse
+    stage."""
