@@ -7,7 +7,7 @@ import difflib
 from typing import Annotated, Literal, TypeVar, get_args
 
 from annotated_types import Ge, Lt
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, ValidationError, model_validator
 
 from .errors import SettingError
 from .posterior import DEFAULT_THRESHOLD, Estimator, Prior, Variance
@@ -81,11 +81,14 @@ class MaskSettings(Settings):
 
     structure: Literal["unstructured", "structured", "n:m"] = "unstructured"
     """What is removed: single weights, whole coupled channels, or all but N of every M weights along the input axis."""
-    threshold: NonNegativeFloat | Literal["held_out"] | None = None
+    threshold: NonNegativeFloat | Literal["held_out", "evidence"] | None = None
     """Log alpha from which weights or channels are removed; not set: the threshold of each layer; held_out: the
-    threshold is chosen on data kept from training."""
+    threshold is chosen on data kept from training; evidence: what goes is what the evidence gains by losing."""
     ratio: Fraction | None = None
     """Remove this fraction, the least relevant first, instead of using the threshold."""
+    criterion: Literal["log_alpha", "opd"] = "log_alpha"
+    """What a ratio ranks channels by: log alpha, or opd, posterior precision times squared mean, summed over the
+    channel's weights. Single weights and gates have the same order by both."""
     scope: Literal["layer", "global"] = "global"
     """Whether the ratio holds in every layer, or over all layers together."""
     keep: PositiveInt = 2
@@ -96,6 +99,15 @@ class MaskSettings(Settings):
     """Accept masks that remove a whole layer, and training that removes everything (random labels)."""
     tolerance: NonNegativeFloat = 0.002
     """With threshold=held_out: the largest loss of accuracy against the best threshold on the curve."""
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> "MaskSettings":
+        if self.threshold == "evidence" and (self.ratio is not None or self.structure == "n:m"):
+            other = "structure = 'n:m'" if self.ratio is None else f"ratio = {self.ratio:g}"
+            raise ValueError(f"masks.threshold = 'evidence' and {other} both say how much goes: leave one of them out")
+        if self.criterion == "opd" and self.ratio is None and self.structure != "n:m":
+            raise ValueError("masks.criterion = 'opd' ranks, and has no threshold: set masks.ratio")
+        return self
 
 
 def describe_validation_error(error: ValidationError) -> str:

@@ -10,6 +10,7 @@ from ..settings import MaskSettings, choose_settings
 from .format import Masks, find_holders
 from .group_channels import mask_channels_by_group
 from .layer_channels import mask_channels_by_layer
+from .scores import check_evidence
 from .single_weights import mask_blocks, mask_weights
 
 
@@ -29,6 +30,7 @@ def compute_masks(
       and masks everything that writes a removed channel, so that `shrink` can remove the channel; without them it
       decides layer by layer. The most relevant channel of a group stays unless `allow_empty`.
     - `structure="n:m"` keeps the `keep` most relevant of every `block` weights along the input axis.
+    - `threshold="evidence"` removes what the evidence does not need: see `posterior.evidence_gain`.
     - A `ratio` counts weights, and with `structure="structured"`, or in a network that has gates alone, channels.
 
     Args:
@@ -42,7 +44,8 @@ def compute_masks(
 
     Raises:
         SettingError: Both `settings` and keywords, an unknown keyword or a wrong value, `threshold="held_out"` (which
-            needs data), or more weights to keep than a block has.
+            needs data), `threshold="evidence"` with a prior that it cannot judge, or more weights to keep than a block
+            has.
         ModelError: The network has no posterior, no channel group that could be removed, or, with `structure="n:m"`, no
             posterior on weights.
         TraceError: The network cannot be traced with `example_inputs`.
@@ -63,6 +66,8 @@ def compute_masks(
         raise SettingError("compute_masks: threshold='held_out' is chosen in training; give a number here")
     if not is_variational(model):
         raise ModelError(f"{type(model).__name__} has no posterior; call sparsify_ and train it first")
+    if chosen.threshold == "evidence":
+        check_evidence(model)
     with torch.no_grad():
         return _spread_over_names(model, _decide(model, chosen, example_inputs))
 

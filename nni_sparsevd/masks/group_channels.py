@@ -9,19 +9,24 @@ from ..graph import ChannelGraph, ChannelGroup, Writer
 from ..nn import ChannelGate, Variational, gate_sites, output_dim
 from ..settings import MaskSettings
 from .format import Masks
+from .scores import ChannelScore, choose_channel_score, score_elements
 from .selection import select_kept
 
 
 def mask_channels_by_group(model: nn.Module, graph: ChannelGraph, chosen: MaskSettings) -> Masks:
-    """Decide about coupled channels, by the log alpha of their gate, or of all the weights that write them."""
+    """Decide about coupled channels, by the score of their gate, or of all the weights that write them."""
     gates = find_group_gates(model, graph)
+    channel_score = choose_channel_score(chosen)
     scores: dict[str, Tensor] = {}
     thresholds: dict[str, float] = {}
     for group in graph.groups:
         if group.pinned:
             continue
         gate = gates.get(group.name)
-        score = _group_score(model, graph, group) if gate is None else gate.log_alpha()
+        if gate is None:
+            score = _group_score(model, graph, group, channel_score)
+        else:
+            score = score_elements(gate, chosen)
         if score is not None:
             scores[group.name] = score
             thresholds[group.name] = _group_threshold(model, group, gate)
@@ -83,10 +88,11 @@ def _group_threshold(model: nn.Module, group: ChannelGroup, gate: ChannelGate | 
     return next(module.threshold for module in modules if isinstance(module, Variational))
 
 
-def _group_score(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> Tensor | None:
-    """log(sum sigma^2 / sum theta^2) per channel over all variational weights that write it; None without any."""
-    signal = torch.zeros(len(group), dtype=torch.float64)
-    noise = torch.zeros(len(group), dtype=torch.float64)
+def _group_score(
+    model: nn.Module, graph: ChannelGraph, group: ChannelGroup, channel_score: ChannelScore
+) -> Tensor | None:
+    """The score of each channel over all variational weights that write it; None without any."""
+    sums = [torch.zeros(len(group), dtype=torch.float64) for _ in channel_score.summands]
     has_posterior = False
     for name, dim in group.axes:
         layer = model.get_submodule(name.rpartition(".")[0])
@@ -96,13 +102,9 @@ def _group_score(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> 
         position = torch.from_numpy(graph.positions_in_group((name, dim), group))
         inside = position >= 0
         inputs = [d for d in range(layer.weight.dim()) if d != dim]
-        squares = layer.weight.detach().double().square().sum(inputs).cpu()
-        variances = layer.log_sigma2.detach().double().exp().expand_as(layer.weight).sum(inputs).cpu()
-        signal.index_add_(0, position[inside], squares[inside])
-        noise.index_add_(0, position[inside], variances[inside])
-    if not has_posterior:
-        return None
-    return noise.log() - (signal + torch.finfo(torch.float64).tiny).log()
+        for total, summand in zip(sums, channel_score.summands, strict=True):
+            total.index_add_(0, position[inside], summand(layer).sum(inputs).cpu()[inside])
+    return channel_score.combine(*sums) if has_posterior else None
 
 
 def mask_group_channels_(

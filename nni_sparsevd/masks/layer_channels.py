@@ -3,10 +3,10 @@
 from torch import Tensor, nn
 
 from ..nn import Variational, gate_sites, output_dim
-from ..posterior import group_log_alpha
 from ..settings import MaskSettings
 from .format import Masks
 from .outputs import find_variational, gate_key, mask_outputs_
+from .scores import ChannelScore, choose_channel_score, score_elements
 from .selection import select_kept
 
 
@@ -18,11 +18,12 @@ def mask_channels_by_layer(model: nn.Module, chosen: MaskSettings) -> Masks:
     layers = find_variational(model)
     for name, _, _ in sites:  # where there is a gate, the gate decides
         layers.pop(name, None)
+    channel_score = choose_channel_score(chosen)
     for name, layer in layers.items():
-        scores[name] = _score_outputs(layer)
+        scores[name] = _score_outputs(layer, channel_score)
         thresholds[name] = layer.threshold
     for _, _, gate in sites:
-        scores[gate_key(gate)], thresholds[gate_key(gate)] = gate.log_alpha(), gate.threshold
+        scores[gate_key(gate)], thresholds[gate_key(gate)] = score_elements(gate, chosen), gate.threshold
     masks: Masks = {}
     selected = select_kept(scores, chosen, thresholds)
     for name in layers:
@@ -32,13 +33,16 @@ def mask_channels_by_layer(model: nn.Module, chosen: MaskSettings) -> Masks:
     return masks
 
 
-def _score_outputs(layer: Variational) -> Tensor:
-    """Log alpha of all weights that write an output channel together, shape (channels,)."""
-    weight, log_sigma2 = layer.weight, layer.log_sigma2.expand_as(layer.weight)
+def _score_outputs(layer: Variational, channel_score: ChannelScore) -> Tensor:
+    """The score of all weights that write an output channel together, shape (channels,)."""
+    return channel_score.combine(*(_sum_over_inputs(layer, summand(layer)) for summand in channel_score.summands))
+
+
+def _sum_over_inputs(layer: Variational, values: Tensor) -> Tensor:
+    """The sums of what the weights of each output channel have, shape (channels,)."""
     groups = getattr(layer, "groups", 1)
     if output_dim(layer) == 1 and groups > 1:
         # A transposed convolution: the outputs of a group lie beside the inputs of that group.
-        weight, log_sigma2 = weight.unflatten(0, (groups, -1)), log_sigma2.unflatten(0, (groups, -1))
-        return group_log_alpha(weight, log_sigma2, [1, *range(3, weight.dim())]).flatten()
-    inputs = [dim for dim in range(weight.dim()) if dim != output_dim(layer)]
-    return group_log_alpha(weight, log_sigma2, inputs)
+        values = values.unflatten(0, (groups, -1))
+        return values.sum([1, *range(3, values.dim())]).flatten()
+    return values.sum([dim for dim in range(values.dim()) if dim != output_dim(layer)])

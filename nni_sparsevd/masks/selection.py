@@ -21,7 +21,9 @@ def select_kept(scores: dict[str, Tensor], chosen: MaskSettings, own_thresholds:
 
 
 def _threshold(chosen: MaskSettings, own_threshold: float) -> float:
-    """The threshold that was asked for, or else the layer's own."""
+    """The threshold that was asked for, or else the layer's own; what loses no evidence goes (BMRS, section 3.2)."""
+    if chosen.threshold == "evidence":
+        return 0.0
     return chosen.threshold if isinstance(chosen.threshold, float) else own_threshold
 
 

@@ -8,20 +8,21 @@ from ..nn import gate_sites, output_dim
 from ..settings import MaskSettings
 from .format import Masks
 from .outputs import find_variational, gate_key, mask_outputs_
+from .scores import score_elements
 from .selection import select_kept
 
 
 def mask_weights(model: nn.Module, chosen: MaskSettings) -> Masks:
     """Decide about every weight and every gate by itself."""
     layers = find_variational(model)
-    scores = {name: layer.log_alpha() for name, layer in layers.items()}
+    scores = {name: score_elements(layer, chosen) for name, layer in layers.items()}
     thresholds = {name: layer.threshold for name, layer in layers.items()}
     kept = select_kept(scores, chosen, thresholds)
     masks: Masks = {name: {"weight": kept_weights.float()} for name, kept_weights in kept.items()}
     # Beside weights a ratio counts weights, and gates keep to the threshold. Of gates alone it counts the channels.
     by_threshold = chosen.model_copy(update={"ratio": None}) if layers else chosen
     gates = {gate_key(gate): gate for _, _, gate in gate_sites(model)}
-    gate_scores = {key: gate.log_alpha() for key, gate in gates.items()}
+    gate_scores = {key: score_elements(gate, chosen) for key, gate in gates.items()}
     kept_channels = select_kept(gate_scores, by_threshold, {key: gate.threshold for key, gate in gates.items()})
     for scaled, site, gate in gate_sites(model):
         mask_outputs_(masks, model, scaled, gate.spread(kept_channels[gate_key(gate)], site))

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import PositiveFloat, model_validator
 
+from ..posterior import REASONS_AGAINST_EVIDENCE, evidence_log_alpha
 from ..settings import MaskSettings, PosteriorSettings, Settings
 from .budget import BudgetSettings
 from .data import DataSettings
@@ -76,7 +77,7 @@ class Recipe(Settings):
         return self.changes_sizes and stage.startswith(("sparse", "finetune"))
 
     @property
-    def resolved_threshold(self) -> float | Literal["held_out"]:
+    def resolved_threshold(self) -> float | Literal["held_out", "evidence"]:
         """The threshold of the decision: that of the masks where it is set, else that of the posterior.
 
         Infinity with a budget: what it leaves in multiples of `budget.round_to` stays.
@@ -107,6 +108,16 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _refuse_priors_without_evidence(self) -> "Recipe":
+        prior = self.posterior.prior
+        if self.masks.threshold == "evidence" and prior in REASONS_AGAINST_EVIDENCE:
+            raise ValueError(
+                f"masks.threshold = 'evidence' cannot decide with posterior.prior = {prior!r}: "
+                f"{REASONS_AGAINST_EVIDENCE[prior]}; give a number, or take posterior.prior = 'log_uniform'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refuse_scaled_shards(self) -> "Recipe":
         if self.shard and self.precision == "fp16":
             raise ValueError(
@@ -119,6 +130,8 @@ class Recipe(Settings):
         shrink_at, threshold = self.sparse.shrink_at, self.resolved_threshold
         if shrink_at is None:
             return self
+        if threshold == "evidence":
+            threshold = evidence_log_alpha(self.posterior.prior)
         if isinstance(threshold, float) and shrink_at < threshold:
             raise ValueError(
                 f"sparse.shrink_at = {shrink_at:g} removes channels that the threshold, {threshold:g}, would keep"

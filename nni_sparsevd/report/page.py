@@ -114,7 +114,8 @@ def _draw_pictures(folder: Path, result: Any, epochs: list[dict[str, Any]], curv
     with _blaming(folder / "log_alpha.json"):
         has_history = bool(history and history["epochs"])
     if has_history:
-        threshold = curve["chosen"] if curve else None
+        # The evidence decides about channels by the sum over their weights: there is no line to draw.
+        threshold = curve["chosen"] if curve and curve["chosen"] != "evidence" else None
         drawing["log_alpha"] = (
             "log_alpha.json",
             lambda path: pictures.draw_log_alpha_histograms(history, threshold, path),

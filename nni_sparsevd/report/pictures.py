@@ -165,12 +165,18 @@ def draw_front(front: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_threshold_curve(curve: dict[str, Any], path: Path) -> None:
-    """Draw held-out accuracy against compression, a point for each threshold, before fine-tuning."""
+    """Draw held-out accuracy against compression, a point for each threshold, before fine-tuning.
+
+    The decision by the evidence is no threshold on log alpha, and stands beside the line.
+    """
+    points = [(size, 100 * value) for size, value in zip(curve["compression"], curve["accuracy"], strict=True)]
+    by_evidence = curve["chosen"] == "evidence"
+    kept = "what the evidence needs" if by_evidence else f"log α < {curve['chosen']:g}"
+    line = points[:-1] if by_evidence else points
     with styled_axes(path) as axes:
-        axes.plot(curve["compression"], [100 * value for value in curve["accuracy"]], "o-", color=BLUE, markersize=4)
-        chosen = curve["thresholds"].index(curve["chosen"])
-        point = curve["compression"][chosen], 100 * curve["accuracy"][chosen]
-        axes.plot(*point, "o", color=ORANGE, markersize=9, label=f"chosen: log α < {curve['chosen']:g}")
+        axes.plot(*zip(*line, strict=True), "o-", color=BLUE, markersize=4)
+        chosen = points[curve["thresholds"].index(curve["chosen"])]
+        axes.plot(*chosen, "o", color=ORANGE, markersize=9, label=f"chosen: {kept}")
         if _need_log_scale(curve["compression"]):
             axes.set_xscale("log")
             _write_plain_numbers(axes.xaxis)

@@ -1,4 +1,4 @@
-"""The threshold on log alpha: a number from the settings, or chosen on held-out data from a recorded curve."""
+"""The threshold: a log alpha from the settings or chosen on held-out data from a recorded curve, or the evidence."""
 
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -11,7 +11,9 @@ from ..masks import compute_masks, count_weights
 from ..settings import MaskSettings
 from .scoring import evaluate_baked
 
-THRESHOLD_GRID = tuple(step / 2 for step in range(13))
+Threshold = float | Literal["evidence"]
+"""Log alpha from which things are removed, or the change in evidence that removing them brings."""
+THRESHOLD_GRID: tuple[float, ...] = tuple(step / 2 for step in range(13))
 """0 to 6 in steps of 0.5: below 0 the signal is stronger than the noise."""
 
 
@@ -22,10 +24,10 @@ class ThresholdCurve:
     `compression` is weights in all / weights kept.
     """
 
-    thresholds: tuple[float, ...]
+    thresholds: tuple[Threshold, ...]
     accuracy: tuple[float, ...]
     compression: tuple[float, ...]
-    chosen: float
+    chosen: Threshold
 
     def to_dict(self) -> dict[str, object]:
         """The curve as a JSON object."""
@@ -34,7 +36,7 @@ class ThresholdCurve:
 
 def choose_threshold(
     model: nn.Module,
-    threshold: float | Literal["held_out"],
+    threshold: Threshold | Literal["held_out"],
     settings: MaskSettings,
     data: DataSets,
     example_inputs: Inputs,
@@ -45,8 +47,8 @@ def choose_threshold(
 
     Args:
         model: A variational network after training.
-        threshold: A number, which is chosen whatever the curve says; or "held_out", which chooses the largest
-            compression whose held-out accuracy is within `settings.tolerance` of the best on the curve.
+        threshold: A number or "evidence", which is chosen whatever the curve says; or "held_out", which chooses the
+            largest compression whose held-out accuracy is within `settings.tolerance` of the best on the curve.
         settings: How log alpha becomes masks. Their own `threshold` and `ratio` do not count here.
         data: Gives the held-out images.
         example_inputs: What the network is traced with, for masks of whole channels.
@@ -54,20 +56,25 @@ def choose_threshold(
             many as it has here.
 
     Returns:
-        The curve, over the grid and over `threshold` where that is a number.
+        The curve, over the grid and over `threshold` where that is a number; "evidence" comes after the grid.
     """
-    fixed = None if threshold == "held_out" else float(threshold)
-    grid = sorted(THRESHOLD_GRID) if fixed is None else sorted({*THRESHOLD_GRID, fixed})
+    numbers = {*THRESHOLD_GRID, threshold} if isinstance(threshold, float) else {*THRESHOLD_GRID}
+    grid = sorted(numbers)
+    candidates: list[Threshold] = [*grid, "evidence"] if threshold == "evidence" else [*grid]
     accuracy, compression = [], []
-    for candidate in grid:
+    for candidate in candidates:
         # With a ratio the threshold would not count, and the curve would be flat.
         at_candidate = settings.model_copy(update={"threshold": candidate, "ratio": None})
         masks = compute_masks(model, at_candidate, example_inputs=example_inputs)
         kept, total = count_weights(model, masks)
         accuracy.append(evaluate_baked(model, masks, data, data.holdout).accuracy)
         compression.append((dense_weights or total) / max(kept, 1))
-    chosen = _choose_by_accuracy(grid, accuracy, compression, settings.tolerance) if fixed is None else fixed
-    return ThresholdCurve(tuple(grid), tuple(accuracy), tuple(compression), chosen)
+    chosen: Threshold
+    if threshold == "held_out":
+        chosen = _choose_by_accuracy(grid, accuracy, compression, settings.tolerance)
+    else:
+        chosen = threshold
+    return ThresholdCurve(tuple(candidates), tuple(accuracy), tuple(compression), chosen)
 
 
 def _choose_by_accuracy(
