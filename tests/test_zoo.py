@@ -14,6 +14,7 @@ from nni_sparsevd.studies.zoo import Limits, format_summary, format_table, run_z
 from nni_sparsevd.studies.zoo.families import find_smallest, list_families
 from nni_sparsevd.studies.zoo.libraries import find_library
 from nni_sparsevd.studies.zoo.trials import Row
+from nni_sparsevd.training.environment import find_commit
 
 Printed = pytest.CaptureFixture[str]
 
@@ -32,8 +33,10 @@ def test_a_family_is_shrunk_in_its_own_process_and_only_once(tmp_path: Path, cap
     assert [row["kill"] for row in rows] == ["half", "random"]
     for row in rows:
         assert row["verdict"] == "exact" and row["removed"] > 400 and not row["deaf"]
+        assert row["commit"] == find_commit()
         assert row["max_rel_64"] < 1e-10 and row["max_rel_32"] < 1e-5
         assert row["parameters"][1] < 0.8 * row["parameters"][0] and row["macs"][1] < row["macs"][0]
+    assert rows[0]["gated_channels"] == rows[0]["free_channels"] == 2 * rows[0]["killed"]
     assert rows[0]["max_rel_gradient"] < 1e-9 and rows[1]["max_rel_gradient"] is None
     said = capsys.readouterr().out
     assert "starnet (starnet_s050), half: exact" in said and "1 of 1 families shrink exactly" in said
@@ -135,7 +138,16 @@ def test_gates_are_counted_where_rows_have_them() -> None:
     few = row("b", "half", free_channels=100, gated_channels=70, without_gate={"no module returns it": 30})
     records = [row("a", "half", free_channels=50, gated_channels=50), few]
     expected = "1 of the 2 families with free channels have a gate on at least 98% of them, all but b (no module"
-    assert expected in format_summary(records) and "gates 70.0%" in "".join(format_table(records))
+    assert expected in format_summary(records)
+    titles, _, all_gated, some_gated = [line.split("|") for line in format_table(records)]
+    column = titles.index(" gates ")
+    assert (all_gated[column], some_gated[column]) == (" 100.0% ", " 70.0% ")
+
+
+def test_rows_of_several_commits_are_told_apart() -> None:
+    rows = [row("a", "half", commit="1" * 40), row("b", "half", commit="1" * 40)]
+    assert "commit" not in format_summary(rows)
+    assert "rows by commit: 111111111 (2), unknown (1)" in format_summary([*rows, row("c", "half")])
 
 
 def test_a_network_that_computes_something_else_fails_the_command(tmp_path: Path, capsys: Printed) -> None:

@@ -39,7 +39,7 @@ def describe_environment(command: list[str], seed: int) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions,
-        "commit": _find_commit(),
+        "commit": find_commit(),
     }
 
 
@@ -60,7 +60,7 @@ def _find_processor() -> str:
     return platform.processor()
 
 
-def _find_commit() -> str | None:
+def find_commit() -> str | None:
     """The commit of this package's own checkout; None where it is installed otherwise, or git is missing."""
     here = Path(__file__).parent
     try:

@@ -1,12 +1,14 @@
 """Every network of the zoo in a process of its own, under limits; results that are there are not made again."""
 
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ...errors import summarize_error
 from ...files import read_json, write_json
+from ...training.environment import find_commit
 from ..processes import Limits, run_isolated
 from .libraries import find_library, mask_kinds_for
 from .trials import Row
@@ -46,7 +48,7 @@ def run_zoo(
     for (_, family, path, _), ending in run_isolated(_write_rows, tasks, jobs, limits or Limits(), preload):
         # A process that was ended has left no file; a row says why, and the family is not tried again.
         if not path.exists():
-            write_json(path, [Row(family, "", "", ending or "wrote no rows").to_dict()])
+            _save_rows(path, [Row(family, "", "", ending or "wrote no rows")])
         for row in _read_rows(path):
             print(f"{family} ({row.model}), {row.mask_kind}: {row.verdict}", flush=True)
     return [row for path in paths.values() for row in _read_rows(path)]
@@ -69,4 +71,9 @@ def _write_rows(task: Task) -> None:
         except Exception as error:
             traceback.print_exc()
             rows.append(Row(family, model, kind, f"failed: {summarize_error(error)}"))
-    write_json(path, [row.to_dict() for row in rows])
+    _save_rows(path, rows)
+
+
+def _save_rows(path: Path, rows: list[Row]) -> None:
+    commit = find_commit()
+    write_json(path, [replace(row, commit=commit).to_dict() for row in rows])

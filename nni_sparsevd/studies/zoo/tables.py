@@ -1,5 +1,6 @@
 """The zoo as a table: one line for each family, with all its kinds of masks."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ def format_summary(records: Sequence[Record]) -> str:
         f"planning again finds more in {_join_names(not_complete)}, "
         "where a grouped convolution was left with one group",
         *_summarize_gates(families),
+        *_summarize_commits(families),
     ]
     return "\n".join(lines)
 
@@ -60,6 +62,14 @@ def _summarize_gates(families: dict[str, list[Row]]) -> list[str]:
     ]
 
 
+def _summarize_commits(families: dict[str, list[Row]]) -> list[str]:
+    """How many families each commit made, where that was more than one commit."""
+    counts = Counter(rows[0].commit or "unknown" for rows in families.values())
+    if len(counts) == 1:
+        return []
+    return ["rows by commit: " + ", ".join(f"{commit[:9]} ({count})" for commit, count in counts.most_common())]
+
+
 def _join_reasons(reasons: Sequence[str]) -> str:
     """The first reason, and how many there are: those of one network differ in the names of its layers."""
     return reasons[0] if len(reasons) == 1 else f"{reasons[0]}; and {len(reasons) - 1} like it"
@@ -75,16 +85,16 @@ def format_table(records: Sequence[Record]) -> list[str]:
         Lines of a Markdown table, with one row for each family.
     """
     lines = [
-        "| family: smallest member, input | free groups | removed of masked | parameters | MACs | float64 | float32 "
-        "| gradients | s | reasons |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+        "| family: smallest member, input | free groups | gates | removed of masked | parameters | MACs | float64 "
+        "| float32 | gradients | s | reasons |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for family, rows in _group_by_family(Row.from_dict(record) for record in records).items():
         if all(row.verdict == "exact" for row in rows):
             lines.append(_format_exact(family, rows))
         else:
             verdicts = "; ".join(f"{row.mask_kind}: {row.verdict}" for row in rows)
-            lines.append(f"| {family}: {rows[0].model} | | | | | | | | | **{verdicts}** |")
+            lines.append(f"| {family}: {rows[0].model} | | | | | | | | | | **{verdicts}** |")
     return lines
 
 
@@ -107,7 +117,8 @@ def _format_exact(family: str, rows: list[Row]) -> str:
     first = rows[0]
     cells = [
         f"{family}: {first.model}, {first.input_size}",
-        f"{first.free_groups} of {first.groups}{_format_gates(first)}",
+        f"{first.free_groups} of {first.groups}",
+        _format_gates(first),
         " · ".join(f"{row.removed:,} of {row.masked:,}" for row in rows),
         " · ".join(_format_share(row.parameters) for row in rows),
         " · ".join(_format_share(row.macs) for row in rows),
@@ -145,8 +156,8 @@ def _format_share(before_and_after: Sequence[int]) -> str:
 
 
 def _format_gates(row: Row) -> str:
-    """The share of the free channels with a gate, where that was counted."""
-    return f", gates {row.gated_channels / row.free_channels:.1%}" if row.free_channels else ""
+    """The share of the free channels with a gate; nothing where no channel is free, or where that was not counted."""
+    return f"{row.gated_channels / row.free_channels:.1%}" if row.free_channels else ""
 
 
 def _format_reasons(row: Row) -> str:

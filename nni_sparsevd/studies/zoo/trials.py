@@ -97,12 +97,15 @@ class Row:
     max_rel_boxes: float | None = None
     """Largest difference between the boxes and scores of a whole detector, as a part of the largest value of each kind;
     None for everything else, and left out of files."""
+    commit: str | None = None
+    """Commit of the code that made the row: a table may hold rows of several. Left out of files where it is unknown."""
 
     def to_dict(self) -> dict[str, Any]:
         """The row as it is in a file."""
         values = {KEYS_IN_FILES.get(name, name): value for name, value in asdict(self).items()}
-        if self.max_rel_boxes is None:
-            del values["max_rel_boxes"]
+        for name in ("max_rel_boxes", "commit"):
+            if values[name] is None:
+                del values[name]
         if not self.free_channels:
             for name in ("free_channels", "gated_channels", "without_gate"):
                 del values[name]
