@@ -14,7 +14,8 @@ import nni_sparsevd as svd
 from nni_sparsevd.errors import ModelError, SparseVDWarning
 from nni_sparsevd.graph import channel_graph
 from nni_sparsevd.masks import find_group_gates
-from nni_sparsevd.nn import ChannelGate, gate_sites, named_posteriors
+from nni_sparsevd.nn import ChannelGate, find_gates, gate_sites, named_posteriors
+from nni_sparsevd.regularize import choose_cutoffs
 from nni_sparsevd.shrinking import shrink_
 from nni_sparsevd.testing import assert_shrinks_exactly
 
@@ -189,3 +190,13 @@ def test_weights_without_a_posterior_are_named() -> None:
     assert "MultiheadAttention" in passed_over["attention.in_proj_weight"]
     with pytest.warns(SparseVDWarning, match=r"w \(no posterior fits what Net does with this weight\); rnn"):
         svd.sparsify_(model)
+
+
+def test_heads_go_one_by_one_and_pieces_of_a_layer_in_multiples() -> None:
+    pieces = svd.sparsify_(NETWORKS["pieces"][0]().double(), granularity="gate", example_inputs=image())
+    several = [gate.scales_several_outputs() for gate in find_gates(pieces)]
+    assert len(several) > 2 and not any(several)  # a gate on a piece has places, too
+    cutoffs = choose_cutoffs(pieces, image(), "parameters", 1.0, 2)
+    assert [int((gate.log_alpha() >= cutoff).sum()) for gate, cutoff in cutoffs.items()] == [2]
+    attention = svd.sparsify_(Apart().double(), granularity="gate", example_inputs=TOKENS)
+    assert any(gate.scales_several_outputs() for gate in find_gates(attention))

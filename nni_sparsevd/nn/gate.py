@@ -101,6 +101,13 @@ class ChannelGate(nn.Module):
         key = self.places_name(site)
         return None if key is None else self.get_buffer(key)
 
+    def scales_several_outputs(self) -> bool:
+        """Whether a channel scales several outputs of one module, as a head does, rather than one of them."""
+        for name, places in self.named_buffers(recurse=False):
+            if name.startswith("places_") and bool((torch.bincount(places[places >= 0]) > 1).any()):
+                return True
+        return False
+
     def places_name(self, site: nn.Module) -> str | None:
         """The name of the buffer that `read_places` reads, None where there is none."""
         for hook in site._forward_hooks.values():

@@ -111,7 +111,8 @@ def _list_blocks(gate: ChannelGate, cost_of_channel: float, round_to: int) -> It
 def _split_into_blocks(gate: ChannelGate, round_to: int) -> list[tuple[int, int]]:
     """(start, end) of each block of the gate's channels, in the order of removal; the last block always stays."""
     channels = len(gate.mu)
-    unit = 1 if any(True for _ in gate.buffers(recurse=False)) else round_to
+    # A multiple of heads would be none of channels: `shrink` does not round them either.
+    unit = 1 if gate.scales_several_outputs() else round_to
     # What does not fill a block leaves first: the rest is a multiple then.
     ends = range(channels % unit or unit, channels, unit)
     return list(itertools.pairwise([0, *ends]))
