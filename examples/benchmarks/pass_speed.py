@@ -28,10 +28,10 @@ from nni.compression.speedup import ModelSpeedup
 from torch import nn
 
 from nni_sparsevd.files import write_json
-from nni_sparsevd.graph import channel_graph, copy_model
+from nni_sparsevd.graph import channel_graph
 from nni_sparsevd.masks import apply_masks_
 from nni_sparsevd.plugins.nni import enable, trace
-from nni_sparsevd.shrinking import apply_plan_, check, plan_removal
+from nni_sparsevd.shrinking import apply_plan, check, plan_removal
 from nni_sparsevd.studies.zoo.trials import mask_channels
 from nni_sparsevd.testing import randomize_
 from nni_sparsevd.training.environment import describe_environment
@@ -55,7 +55,7 @@ def ours(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
     apply_masks_(masked, masks)
 
     def run() -> nn.Module:
-        return apply_plan_(copy_model(masked), plan_removal(masked, channel_graph(masked, x)))
+        return apply_plan(masked, plan_removal(masked, channel_graph(masked, x)))
 
     return run
 

@@ -46,6 +46,7 @@ from .operators import (
     operator_name,
     pads_zeros,
     rows_of_weight,
+    search_weights_once,
     to_double,
     used_taps,
 )
@@ -120,6 +121,7 @@ __all__ = [
     "require_traceable",
     "resize_inputs",
     "rows_of_weight",
+    "search_weights_once",
     "take_first_sample",
     "tighten_graph",
     "to_double",

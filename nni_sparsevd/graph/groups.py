@@ -198,6 +198,13 @@ class ChannelGraph:
         """`channels`, and all that leave with one of them."""
         return np.unique(self.reach[channels].indices) if self.links else channels
 
+    def flag_owners(self, flags: Flags) -> Flags:
+        """Flag the channels that are flagged, or with which a flagged channel leaves."""
+        if not self.links:
+            return flags
+        owners: Flags = self.reach @ flags.astype(np.int64) > 0
+        return owners
+
     def drop_infeasible(self, removed: Flags) -> Flags:
         """`removed` without the channels that cannot leave as long as the others stay."""
         feasible, before = removed.copy(), -1
@@ -270,7 +277,7 @@ def _touched_axes(graph: ChannelGraph) -> csr_array:
     channel = np.concatenate([np.empty(0, np.int64), *graph.axes.values()])
     axis = np.repeat(np.arange(len(sizes)), sizes)
     own = csr_array((np.ones(channel.size, np.int64), (channel, axis)), shape=(graph.num_channels, len(sizes)))
-    touched = csr_array(graph.reach @ own)
+    touched = csr_array(graph.reach @ own) if graph.links else own
     touched.data[:] = 1
     return touched
 

@@ -69,7 +69,7 @@ class _Search:
     def __init__(self, model: nn.Module, trace: Trace) -> None:
         self._arguments, self._device = trace.inputs, trace.device
         self._inputs = trace.inputs.tensors
-        self._model = make_traceable_copy(model, trace.device)
+        self._model = trace.runner or make_traceable_copy(model, trace.device)
         self._names = find_names(self._model)
         self._may_keep = hears_of_modes(self._model)
         """Whether a module may keep something between two runs, to be cleared."""

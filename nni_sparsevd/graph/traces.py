@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from torch import nn
 from torch.fx import Graph, Node
 
 from .example_inputs import CallArguments
@@ -27,6 +28,9 @@ class Trace:
     device: str | None
     """Where the network ran: on "meta", or None where it had to see the inputs."""
     inputs: CallArguments
+    runner: nn.Module | None = None
+    """The copy without data that ran on "meta", to be run again at other sizes; None where the network had to see the
+    inputs."""
 
     def state(self, node: object) -> str | None:
         """Name of the parameter or buffer that `node` is, None if it is something else."""

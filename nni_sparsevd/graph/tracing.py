@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,7 +42,8 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """
     device = next((parameter.device for parameter in model.parameters()), None)
     inputs = as_arguments(example_inputs).map_tensors(lambda value: value.to(device))
-    attempt = record(make_traceable_copy(model, "meta"), inputs, "meta")
+    without_data = make_traceable_copy(model, "meta")
+    attempt = record(without_data, inputs, "meta")
     if attempt.error is None and any(_is_whole(value) for value in inputs.tensors):
         # Without data no table notices that it is asked for a row that it does not have.
         _require_run(make_traceable_copy(model, None), inputs)
@@ -54,7 +55,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             f"{type(model).__name__} could not be traced on {inputs.shapes}{place}: {describe_error(attempt.error)}"
             f"{_suggest_another_form(inputs, attempt.error)}"
         ) from attempt.error
-    return attempt.trace
+    return attempt.trace if attempt.trace.device is None else replace(attempt.trace, runner=without_data)
 
 
 def _is_whole(value: Tensor) -> bool:

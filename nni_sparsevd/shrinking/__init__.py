@@ -1,6 +1,6 @@
 """Exact shrinking: from zeros in the weights to a smaller network that computes the same function."""
 
-from .apply import apply_plan_
+from .apply import apply_plan, apply_plan_
 from .comparison import TOLERANCE_32, CheckResult, check
 from .drawing import batch_sizes, draw_inputs
 from .fusion import fuse
@@ -33,6 +33,7 @@ __all__ = [
     "RememberingLayerNorm",
     "Variant",
     "VariantSearch",
+    "apply_plan",
     "apply_plan_",
     "batch_sizes",
     "check",

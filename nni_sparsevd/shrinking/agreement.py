@@ -74,7 +74,8 @@ class OtherValues:
             return
         pairs = zip(node.all_input_nodes, other.all_input_nodes, strict=False)
         for source, other_source in pairs:
-            if source.op == "call_function":
+            # What matches it is what `restrict` has compared it with already.
+            if source.op == "call_function" and self._match.get(source) is not other_source:
                 values[source] = _agreed(values[source], self._values[other_source], source, other_source)
 
     def restrict(self, node: Node, value: Any) -> Any:
@@ -83,7 +84,7 @@ class OtherValues:
         if other is None:
             return value
         agreed = _agreed(value, self._values[other], node, other)
-        if _count_live(agreed) > _count_live(value):
+        if agreed is not value and _count_live(agreed) > _count_live(value):
             self.disagreeing.add(node)
         return agreed
 
@@ -165,8 +166,17 @@ def _agreed_tensor(value: Tensor, other: Tensor, shape: torch.Size, other_shape:
         # Whole numbers and flags have nothing that stands for "live", so they are live as a whole.
         same = not is_varying and value.dtype == other.dtype and bool((value == other).all())
         return value if same else live_like(value)
+    if not is_varying and _has_same_bits(value, other):
+        return compress(value)
     if is_varying:
         value, other = make_uniform(value, resized), make_uniform(other, resized)
     distance = (value - other).abs()
     same_number = distance <= ABSOLUTE_ROUNDING + RELATIVE_ROUNDING * value.abs()  # False for NaN
     return compress(torch.where(same_number | (value == other), value, torch.nan))
+
+
+def _has_same_bits(value: Tensor, other: Tensor) -> bool:
+    """Whether two values in float64 are the same, NaN at the same places: the common case, at a glance."""
+    if value.dtype != torch.float64 or other.dtype != torch.float64 or value.shape != other.shape:
+        return False
+    return torch.equal(value.view(torch.int64), other.view(torch.int64))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ShrinkError
-from ..graph import SizeAttribute, bind_attentions_, cut_, free_attentions_, kept_indices, named_states
+from ..graph import SizeAttribute, bind_attentions_, copy_model, cut_, free_attentions_, kept_indices, named_states
 from .layer_norm import RememberingLayerNorm
 from .padded_norm import pad_norm_
 from .plan import NormMemory, Plan
@@ -62,6 +62,34 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
+def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
+    """Make a smaller copy of a network, as a plan says.
+
+    Args:
+        model: The masked network that the plan was made for; it is left as it is.
+        plan: The result of `make_plan`, `shrink` or `Plan.load`.
+
+    Returns:
+        What `apply_plan_` makes of a deep copy.
+
+    Raises:
+        ShrinkError: The plan was made for another network; the message names the tensor.
+        ModelError: The network holds something that cannot be copied.
+    """
+    # What is cut is a new tensor in any case, and most of a network may be cut: so the copy shares the memory of the
+    # parameters at first, and only what is left of that afterwards is copied.
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter:
+            memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    small = apply_plan_(copy_model(model, memo), plan)
+    shared = {id(value) for value in memo.values()}
+    for parameter in small.parameters():
+        if id(parameter) in shared:
+            parameter.data = parameter.detach().clone()
+    return small
+
+
 def _find_changed_attentions(model: nn.Module, plan: Plan) -> set[str]:
     """PyTorch's attentions that lose rows, columns or heads, and so need another form."""
     changed = {change.module for change in plan.sizes} | {name.rpartition(".")[0] for name, _ in plan.cuts}
@@ -86,7 +114,9 @@ def _fold_(model: nn.Module, bias: Tensor | None, name: str, added: Tensor, plan
 
 
 def _merge_(weight: Tensor, dim: int, merges: tuple[Merge, ...]) -> None:
-    columns = weight.data.double().movedim(dim, 0)  # float64: a weight that takes over several is rounded once
+    # In float64, as a weight that takes over several is rounded once; a copy, as the memory may be that of another
+    # network.
+    columns = weight.data.to(torch.float64, copy=True).movedim(dim, 0)
     for merge in merges:
         columns[merge.into] += merge.factor * columns[merge.source]
     weight.data = columns.movedim(0, dim).to(weight.dtype).contiguous()
@@ -100,7 +130,7 @@ def _rescale_(model: nn.Module, states: dict[str, Tensor], scaling: QueryScaling
     rows = torch.tensor(scaling.rows)
     for name in (scaling.weight, scaling.bias):
         if name is not None:
-            values = states[name].data.double()
+            values = states[name].data.to(torch.float64, copy=True)
             values[rows] *= (scaling.after / scaling.before) ** 0.5
             states[name].data = values.to(states[name].dtype)
     attention = model.get_submodule(scaling.module)

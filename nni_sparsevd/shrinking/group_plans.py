@@ -40,17 +40,23 @@ class Accountant:
         for reading in readings:
             self._read[reading.inputs[reading.is_read(removed)]] = True
             self._live[reading.inputs[reading.used.any(0) & np.isnan(reading.constant)]] = True
+        self._read_with_members = graph.flag_owners(self._read)
+        """Channels that are read, or of which any member is: a head is read when any of its dimensions is."""
+        self._inputs = np.concatenate([np.empty(0, np.int64), *(reading.inputs for reading in readings)])
+        """The channels that each reader reads, one reader after the other."""
+        self._places = np.repeat(np.arange(len(readings)), [reading.inputs.size for reading in readings])
+        """For each of them the place of its reader among the readers."""
 
     def plan_group(self, group: ChannelGroup) -> GroupPlan:
         """Count what is removed and what is dead or unread but kept, with the reasons."""
         kept = group.channels[~self._removed[group.channels]]
         with_members = np.zeros(self._graph.num_channels, np.bool_)
         with_members[self._graph.with_members(kept)] = True
-        readers = [reading for reading in self._readings if with_members[reading.inputs].any()]
+        readers = [self._readings[place] for place in np.unique(self._places[with_members[self._inputs]])]
         # A group that no layer reads is an output of the network: it is not unread.
         dead = kept[:0]
         if readers:
-            dead = kept[~self._any_member(kept, self._read)]
+            dead = kept[~self._read_with_members[kept]]
         reasons = []
         if group.pinned:
             reasons.append(group.pinned)
@@ -107,8 +113,3 @@ class Accountant:
         carried = self._carriers.count_carried(constant)
         reason = f"{constant.size} constant, but {why.format(', '.join(dict.fromkeys(names)))}"
         return f"{reason}, and carries {carried} more" if carried else reason
-
-    def _any_member(self, channels: ChannelIds, flags: Flags) -> Flags:
-        """Flag the channels of which any member is flagged: a head is read when any of its dimensions is."""
-        flagged: Flags = self._graph.reach[channels] @ flags.astype(np.int64) > 0
-        return flagged

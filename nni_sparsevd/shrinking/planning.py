@@ -17,6 +17,7 @@ from ..graph import (
     channel_graph,
     named_states,
     require_parameters,
+    search_weights_once,
     tighten_graph,
     trace_other_sizes,
 )
@@ -92,10 +93,12 @@ def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Pl
     if round_to < 1:
         raise SettingError(f"round_to: a number of channels, 1 or more, found {round_to}")
     states = _states_on_cpu(model)
-    others = find_values_at_other_sizes(graph.trace, states, trace_other_sizes(model, graph.trace))
+    other_sizes = trace_other_sizes(model, graph.trace)
     not_covered: set[Node] = set()
-    values = find_constants(graph.trace, states, others, not_covered)
-    readings = find_readings(graph, states, values)
+    with search_weights_once():
+        others = find_values_at_other_sizes(graph.trace, states, other_sizes)
+        values = find_constants(graph.trace, states, others, not_covered)
+        readings = find_readings(graph, states, values)
     removal = _find_removal(model, graph, readings, round_to)
     removed = removal.removed
     stopped = find_stopped_constants(graph.trace, values, graph.value_channels, not_covered, others)

@@ -16,7 +16,7 @@ from ..graph import (
     require_traceable,
 )
 from ..masks import Masks
-from .apply import apply_plan_
+from .apply import apply_plan
 from .comparison import CheckResult, check, find_half_type
 from .plan import Plan
 from .planning import plan_removal
@@ -110,12 +110,12 @@ def shrink_masked(
     """
     require_numbers(masked)
     plan = plan_removal(masked, graph, round_to)
-    small = apply_plan_(copy_model(masked), plan)
+    small = apply_plan(masked, plan)
     if find_half_type(masked) is not None:
         # In half precision rounding is as large as a small mistake would be.  So the plan is also carried out on a copy
         # in float64, where a mistake shows.
         widened = copy_model(masked).double()
-        _compare(widened, apply_plan_(copy_model(widened), plan), example_inputs, plan)
+        _compare(widened, apply_plan(widened, plan), example_inputs, plan)
     return small, plan, _compare(masked, small, example_inputs, plan)
 
 

@@ -31,6 +31,7 @@ from .contractions import (
     is_reader,
     pads_zeros,
     rows_of_weight,
+    search_weights_once,
     used_taps,
 )
 from .reshapes import match_axes
@@ -66,6 +67,7 @@ __all__ = [
     "operator_name",
     "pads_zeros",
     "rows_of_weight",
+    "search_weights_once",
     "shape_of",
     "to_double",
     "used_taps",

@@ -1,6 +1,8 @@
 """Operators that contract channels with a weight: convolutions, linear maps, and the columns of a table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ READERS = CONVOLUTIONS | TRANSPOSED | {aten.linear.default}
 """Operators that read channels with a weight, their second argument, and write new channels."""
 DEFORMED = "torchvision::deform_conv2d"
 """One more, which PyTorch does not have: a convolution that looks at places given by another tensor."""
+Searched = dict[tuple[object, ...], tuple[Tensor, Tensor]]
+"""Where a weight lies in memory, and how -> the weight, and which inputs each output reads."""
+_searched: ContextVar[Searched | None] = ContextVar("searched", default=None)
 
 
 def is_reader(node: Node) -> bool:
@@ -251,10 +256,27 @@ def used_taps(rows: Tensor) -> Tensor:
     """Which inputs each output reads with any tap that is not known to be 0, shape (outputs, inputs)."""
     if rows.dim() == 2 or rows[0, 0].numel() == 1:
         return rows.reshape(rows.shape[:2]) != 0
+    searched = _searched.get()
+    key = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype)
+    if searched is not None and key in searched:
+        return searched[key][1]
     # 1. A matrix product is many times faster here than a reduction of short rows.
     # 2. A sum that is NaN is none that is known to be 0, and NaN is larger than nothing: so the comparison is with 0.
     ones = torch.ones(rows[0, 0].numel(), dtype=rows.dtype)
-    return rows.flatten(2).abs() @ ones != 0
+    used = rows.flatten(2).abs() @ ones != 0
+    if searched is not None:
+        searched[key] = rows, used  # with the weight itself, so that no other one takes its place in memory
+    return used
+
+
+@contextmanager
+def search_weights_once() -> Iterator[None]:
+    """Let `used_taps` remember what it has found for a while, in which no weight changes."""
+    token = _searched.set({})
+    try:
+        yield
+    finally:
+        _searched.reset(token)
 
 
 def _live_and_constant(x: Tensor, varies: bool) -> tuple[Tensor, Tensor]:

@@ -21,13 +21,12 @@ from ...graph import (
     as_arguments,
     channel_graph,
     clear_caches_,
-    copy_model,
     name_leaves,
 )
 from ...masks import Masks, apply_masks_, mask_group_channels_
 from ...measure import count_macs, count_parameters
 from ...settings import PosteriorSettings
-from ...shrinking import Plan, apply_plan_, check, gradient_difference, make_plan, plan_removal
+from ...shrinking import Plan, apply_plan, check, gradient_difference, make_plan, plan_removal
 from ...testing import draw_like, randomize_, settle_
 from .families import Member
 
@@ -173,7 +172,7 @@ def shrink_and_compare(
     del masks  # as large as the network
     started = time.perf_counter()
     plan = plan_removal(model, graph)
-    small = apply_plan_(copy_model(model), plan)
+    small = apply_plan(model, plan)
     shrinking_seconds = time.perf_counter() - started
     result = check(model, small, example, rounds=1, seed=seed)
     gradient = None
