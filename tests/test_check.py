@@ -48,7 +48,7 @@ def test_a_forgotten_fold_is_found() -> None:
 def test_shrink_raises_what_check_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     model, wrong = sabotaged()
     room = importlib.import_module("nni_sparsevd.shrinking.shrink_copy")
-    monkeypatch.setattr(room, "apply_plan_", lambda *_: wrong)
+    monkeypatch.setattr(room, "apply_plan", lambda *_: wrong)
     with pytest.raises(ShrinkError, match="Sequential gives other outputs, DIFFERENT"):
         svd.shrink(model, image())
 

@@ -102,7 +102,8 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
         example_inputs: What both networks are called with: a tensor, a tuple of arguments, a dict of keyword arguments,
             or a pair (args, kwargs); see `as_arguments`.  `model` is asked what else it takes.  Random batches have
             these shapes in batches of one and of three; there are also larger images, another size along every
-            dimension, numbers near 0, large numbers, inputs of one value, and zeros.  Where `model` does not take some
+            dimension, numbers near 0, large numbers, inputs of one value, and zeros.  Batches of three, and what is
+            unusual, are of smaller images where `model` takes such: float64 is slow.  Where `model` does not take some
             of them, or makes NaN of them, the sizes or values of the example itself serve; where it amplifies rounding,
             as networks in float32 alone may, they are left out; `kinds` of the result says which were compared.
             Whole numbers are drawn from those of the example.
@@ -136,7 +137,8 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
     search = VariantSearch(model, as_arguments(example_inputs), torch.Generator().manual_seed(seed))
     variants = _find_stable(model, search, rounds)
     regular = [variant for variant in variants if variant.is_regular]
-    exact, exact_small = _outputs_of(variants), _run_all(small, search.dtype, variants, search.uses_uniform_draws)
+    exact = _split_samples(variants, _outputs_of(variants))
+    exact_small = _split_samples(variants, _run_all(small, search.dtype, variants, search.uses_uniform_draws))
     in_64 = _largest_differences(exact, exact_small, len(regular))
     # Copies in float64 tell a wrong removal from rounding; copies in float32 show what users will see.
     in_32, noise_32 = in_64, 0.0
@@ -201,6 +203,11 @@ def _are_stored_in_64(*models: nn.Module) -> bool:
 
 def _outputs_of(variants: list[Variant]) -> list[Outputs]:
     return [variant.outputs for variant in variants]
+
+
+def _split_samples(variants: list[Variant], outputs: list[Outputs]) -> list[Outputs]:
+    """Outputs for each batch, or for each sample where the samples of a batch are compared one by one."""
+    return [part for variant, whole in zip(variants, outputs, strict=True) for part in variant.split(whole)]
 
 
 def _run_all(model: nn.Module, dtype: torch.dtype, variants: list[Variant], uniform_draws: bool) -> list[Outputs]:

@@ -1,6 +1,6 @@
 """Inputs that are invented for a comparison: other values than those of the example, and other sizes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +13,8 @@ InputDim = tuple[int, int]
 """The place of a tensor among the inputs, and one of its dimensions."""
 Sizes = Mapping[InputDim, int]
 """Sizes that differ from those of the example."""
-EXTRA_PIXELS = 32
-"""Pixels by which images are also tried larger, where the network takes them: a multiple of most strides."""
+STRIDE = 32
+"""Pixels of a side: a multiple of most strides.  Images are also tried larger by as much, and in sizes of so many."""
 SMALL, LARGE = 1e-3, 1e3
 """Factors on the numbers of unusual inputs."""
 
@@ -81,20 +81,39 @@ def batch_sizes(example: CallArguments, batch_size: int) -> dict[InputDim, int]:
     return {(place, 0): batch_size for place, length in lengths if length == lengths[0][1]}
 
 
-def larger_image_sizes(example: CallArguments) -> dict[InputDim, int]:
+def larger_image_sizes(example: CallArguments, pixels: int = STRIDE) -> dict[InputDim, int]:
     """The sizes of larger images; empty where no input is an image.
+
+    Args:
+        example: Arguments of a call.
+        pixels: By how much each side is larger.
+
+    Returns:
+        Sizes for `draw_inputs`.
+    """
+    return {dim: size + pixels for dim, size in _find_sides(example).items()}
+
+
+def smaller_image_sizes(example: CallArguments) -> dict[InputDim, int]:
+    """The sizes of images of about half the side, a multiple of most strides.
 
     Args:
         example: Arguments of a call.
 
     Returns:
-        Sizes for `draw_inputs`.
+        Sizes for `draw_inputs`; empty where no input is an image, or one is not larger than that.
     """
-    sizes: dict[InputDim, int] = {}
+    sizes = {dim: max(1, round(size / 2 / STRIDE)) * STRIDE for dim, size in _find_sides(example).items()}
+    return sizes if all(sizes[dim] < size for dim, size in _find_sides(example).items()) else {}
+
+
+def _find_sides(example: CallArguments) -> dict[InputDim, int]:
+    """Height and width of every image."""
+    sides: dict[InputDim, int] = {}
     for place, tensor in enumerate(example.tensors):
         if tensor.dim() == 4 and tensor.is_floating_point():
-            sizes |= {(place, dim): tensor.shape[dim] + EXTRA_PIXELS for dim in (2, 3)}
-    return sizes
+            sides |= {(place, dim): tensor.shape[dim] for dim in (2, 3)}
+    return sides
 
 
 def other_sizes_of_classes(example: CallArguments, settled: Sizes) -> Iterator[list[dict[InputDim, int]]]:
@@ -136,6 +155,19 @@ def make_unusual_values(arguments: CallArguments, generator: torch.Generator) ->
         _map_numbers(arguments, lambda value: torch.full_like(value, number)),
         _map_numbers(arguments, torch.zeros_like),
     ]
+
+
+def concatenate(samples: Sequence[CallArguments]) -> CallArguments:
+    """Make one batch of several arguments.
+
+    Args:
+        samples: Arguments whose tensors agree but for their first dimension, that of the batch.
+
+    Returns:
+        The first arguments with the tensors of all along that dimension.
+    """
+    tensors = zip(*(sample.tensors for sample in samples), strict=True)
+    return samples[0].with_tensors([torch.cat(parts) for parts in tensors])
 
 
 def _map_numbers(arguments: CallArguments, function: Callable[[Tensor], Tensor]) -> CallArguments:
