@@ -192,11 +192,23 @@ def test_weights_without_a_posterior_are_named() -> None:
         svd.sparsify_(model)
 
 
-def test_heads_go_one_by_one_and_pieces_of_a_layer_in_multiples() -> None:
-    pieces = svd.sparsify_(NETWORKS["pieces"][0]().double(), granularity="gate", example_inputs=image())
-    several = [gate.scales_several_outputs() for gate in find_gates(pieces)]
-    assert len(several) > 2 and not any(several)  # a gate on a piece has places, too
-    cutoffs = choose_cutoffs(pieces, image(), "parameters", 1.0, 2)
-    assert [int((gate.log_alpha() >= cutoff).sum()) for gate, cutoff in cutoffs.items()] == [2]
-    attention = svd.sparsify_(Apart().double(), granularity="gate", example_inputs=TOKENS)
-    assert any(gate.scales_several_outputs() for gate in find_gates(attention))
+@pytest.mark.parametrize(
+    ("places", "several"), [(None, False), ([0, 1, -1, -1], False), ([-1, 1, 1, 0], True), ([0, 0, 1, 1], True)]
+)
+def test_a_gate_says_whether_a_channel_scales_several_outputs(places: list[int] | None, several: bool) -> None:
+    gate, site = ChannelGate(4 if places is None else 2), nn.Linear(3, 4)
+    gate.attach_(site, -1, None if places is None else torch.tensor(places))
+    gate.register_buffer("note", torch.zeros(3))  # of a user's own
+    assert gate.scales_several_outputs() == several
+
+
+def test_heads_leave_one_by_one_and_neurons_in_multiples() -> None:
+    model = svd.sparsify_(Apart().double(), granularity="gate", example_inputs=TOKENS)
+    heads = [gate for gate in find_gates(model) if gate.scales_several_outputs()]
+    assert heads
+    with torch.no_grad():
+        for gate in find_gates(model):
+            gate.log_sigma2.copy_(torch.linspace(-8, -10, len(gate.mu)))
+    cutoffs = choose_cutoffs(model, TOKENS, "parameters", 1.0, 2)
+    for gate, cutoff in cutoffs.items():
+        assert int((gate.log_alpha() >= cutoff).sum()) == (1 if gate in heads else 2)
