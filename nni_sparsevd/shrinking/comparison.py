@@ -103,10 +103,9 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
             or a pair (args, kwargs); see `as_arguments`.  `model` is asked what else it takes.  Random batches have
             these shapes in batches of one and of three; there are also larger images, another size along every
             dimension, numbers near 0, large numbers, inputs of one value, and zeros.  Batches of three, and what is
-            unusual, are of smaller images where `model` takes such: float64 is slow.  Where `model` does not take some
-            of them, or makes NaN of them, the sizes or values of the example itself serve; where it amplifies rounding,
-            as networks in float32 alone may, they are left out; `kinds` of the result says which were compared.
-            Whole numbers are drawn from those of the example.
+            unusual, are of smaller images where `model` takes such: float64 is slow.  Where it does not take some of
+            them, or makes NaN of them, the sizes or values of the example itself serve; where it amplifies rounding, as
+            some do in float32, they are left out; `kinds` says which were compared.  Whole numbers are the example's.
         rounds: How often each batch size is drawn.
         seed: Seed of the random inputs.
 
@@ -131,7 +130,6 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
         small, plan = svd.shrink(model, images)
         result = svd.check(model, small, images)
         assert result.ok and plan.removed == 1
-        print(result)
         ```
     """
     search = VariantSearch(model, as_arguments(example_inputs), torch.Generator().manual_seed(seed))
