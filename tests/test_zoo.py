@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from nni_sparsevd import cli
 from nni_sparsevd.files import read_json, write_json
-from nni_sparsevd.studies.zoo import Limits, format_summary, format_table, run_zoo, torchvision_networks
+from nni_sparsevd.studies.zoo import Limits, format_summary, format_table, run_zoo, torchvision_networks, trials
 from nni_sparsevd.studies.zoo.families import find_smallest, list_families
 from nni_sparsevd.studies.zoo.libraries import find_library
 from nni_sparsevd.studies.zoo.trials import Row
@@ -46,6 +47,14 @@ def test_a_family_is_shrunk_in_its_own_process_and_only_once(tmp_path: Path, cap
     write_json(tmp_path / "rows" / "starnet.json", rows)
     assert cli.main(command) == 0
     assert read_json(tmp_path / "zoo.json")["rows"][0]["removed"] == 7
+
+
+def test_a_large_network_stays_in_float32_and_is_compared_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "LARGEST_IN_64", 0)
+    made = trials.run_trial(replace(find_smallest("starnet"), sizes=(64,)), "half", 0)
+    assert made.verdict == "exact" and made.removed > 400 and made.max_rel_gradient is None
+    assert 1e-12 < made.max_rel_64 < 1e-6
+    assert format_table([made.to_dict()])[-1].split("|")[-4:-3] == ["  "]
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,11 @@ def _shows_values(target: Any, args: Any) -> bool:
     if target == torch.ops.aten.index.Tensor:
         # Numbers give the result their own shape; flags are counted.
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return _depends_on_data(target)
+
+
+@cache
+def _depends_on_data(target: Any) -> bool:
     return bool(DATA_DEPENDENT & set(target.tags))
 
 

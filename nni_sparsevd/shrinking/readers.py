@@ -1,6 +1,7 @@
 """What each reader takes from each channel: nothing, a constant that its bias can absorb, or something that varies."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Reading:
         constant: NDArray[np.bool_] = ~np.isnan(self.constant) & (self.constant != 0)
         return constant if self.foldable is None else constant & ~self.foldable
 
+    @cached_property
     def cannot_fold(self) -> NDArray[np.bool_]:
         """Channels that a bias cannot stand for, for any of the three reasons, shape (channels,)."""
         return np.isnan(self.constant) | self.varies_at_border() | self.has_no_bias()
@@ -75,7 +77,7 @@ class Reading:
 
     def is_needed(self, removed: Flags) -> NDArray[np.bool_]:
         """Channels from which a kept output takes something that no bias can stand for, shape (channels,)."""
-        return self.is_read(removed) & self.cannot_fold()
+        return self.is_read(removed) & self.cannot_fold
 
     def needed_inputs(self, removed: Flags) -> ChannelIds:
         """The channels that are needed."""
@@ -84,7 +86,7 @@ class Reading:
     def folded_constants(self, removed: Flags) -> Tensor:
         """What the removed channels added to each output, shape (outputs,), float64."""
         assert self.weight is not None
-        constant = np.where(removed[self.inputs] & ~self.cannot_fold(), self.constant, 0.0)
+        constant = np.where(removed[self.inputs] & ~self.cannot_fold, self.constant, 0.0)
         groups = self.inputs.size // self.weight.shape[1]
         carried = torch.from_numpy(constant).view(groups, -1)
         # Only these columns are converted to float64: the whole weight of a large layer would cost seconds.

@@ -124,7 +124,7 @@ def _format_exact(family: str, rows: list[Row]) -> str:
         " · ".join(_format_share(row.macs) for row in rows),
         _format_difference(rows),
         f"{max(row.max_rel_32 for row in rows):.0e}",
-        f"{max(row.max_rel_gradient or 0.0 for row in rows):.0e}",
+        _format_gradient(rows),
         f"{max(row.seconds for row in rows):.1f}",
         _format_reasons(first),
     ]
@@ -136,6 +136,12 @@ def _format_difference(rows: list[Row]) -> str:
     boxes = [row.max_rel_boxes for row in rows if row.max_rel_boxes is not None]
     outputs = f"{max(row.max_rel_64 for row in rows):.0e}"
     return f"{outputs}, boxes {max(boxes):.0e}" if boxes else outputs
+
+
+def _format_gradient(rows: list[Row]) -> str:
+    """The largest difference of the gradients; nothing where none were compared."""
+    differences = [row.max_rel_gradient for row in rows if row.max_rel_gradient is not None]
+    return f"{max(differences):.0e}" if differences else ""
 
 
 def _join_names(families: Sequence[str]) -> str:

@@ -34,6 +34,8 @@ MASK_KINDS = ("half", "random", "remember")
 """Kinds of masks; see `Row.mask_kind`."""
 TRIES = 3
 """Number of input sizes that may leave parameters without effect before the smallest is taken all the same."""
+LARGEST_IN_64 = 2 * 10**8
+"""Parameters of the largest network that is tried in float64: a larger one takes gibibytes several times over."""
 SAME_BOXES = 1e-8
 """Relative differences between boxes up to this are rounding, in float64."""
 KEYS_IN_FILES = {"mask_kind": "kill", "masked": "killed", "without_effect": "deaf"}
@@ -86,7 +88,8 @@ class Row:
     """What float32 by itself does to the masked network's outputs, as a part of the largest output."""
     max_rel_gradient: float | None = None
     """Largest difference between the gradients of the parameters that survive, in training and evaluation mode, as a
-    part of the largest gradient; None for "random", whose constants have gradients that the small network lacks."""
+    part of the largest gradient; None for "random", whose constants have gradients that the small network lacks, and
+    for networks that are not in float64."""
     without_effect: tuple[str, ...] = ()
     """Names of the surviving parameters of which no element changes the output."""
     seconds: float = 0.0
@@ -129,15 +132,20 @@ def run_trial(member: Member, mask_kind: str, seed: int) -> Row:
         The row; for a network that cannot be traced it says why.
     """
     torch.manual_seed(seed)
-    # Random norms and biases, because fresh networks hide mistakes: many start with zeros in their last norms. In
-    # float64, because there an exact removal is exact to 1e-10, far below any mistake.
-    model = randomize_(timm.create_model(member.model), seed).double().eval()
+    # 1. Random norms and biases, because fresh networks hide mistakes: many start with zeros in their last norms.
+    # 2. In float64, because there an exact removal is exact to 1e-10, far below any mistake.
+    # 3. A large network stays in float32, and is compared in float64 all the same: folded biases were rounded once, so
+    #    it is exact to 1e-6.  Its gradients, as large as itself several times, are not compared.
+    model = randomize_(timm.create_model(member.model), seed).eval()
+    is_large = count_parameters(model) > LARGEST_IN_64
+    if not is_large:
+        model = model.double()
     try:
         example = _find_input(model, member, seed)
     except TraceError as error:
         return Row(member.family, member.model, mask_kind, f"not traced: {error}")
     row = Row(member.family, member.model, mask_kind, "")
-    return shrink_and_compare(row, model, example, seed, modes=(True, False))
+    return shrink_and_compare(row, model, example, seed, modes=() if is_large else (True, False))
 
 
 def shrink_and_compare(
@@ -152,11 +160,11 @@ def shrink_and_compare(
 
     Args:
         row: The names of the network and the kind of masks.
-        model: The network, in float64 and evaluation mode; its weights are masked in place.
+        model: The network, in evaluation mode, and in float64 if it is not large; its weights are masked in place.
         example_inputs: What it is called with.
         seed: Seed of masks and inputs.
         modes: Whether the gradients are compared in training mode (True), in evaluation mode, or both.  Training mode
-            says nothing about a network with dropout.  None of them for a network that does not run in float64.
+            says nothing about a network with dropout.  None of them for a network that is not in float64.
         compare_boxes: For a detector, the difference of its boxes: called with both networks and the images.
 
     Returns:
@@ -246,7 +254,7 @@ def _find_input(model: nn.Module, member: Member, seed: int) -> Tensor:
     smallest = None
     tried = 0
     for side in member.sizes:
-        example = torch.zeros(2, member.channels, side, side, dtype=torch.float64)
+        example = torch.zeros(2, member.channels, side, side, dtype=next(model.parameters()).dtype)
         try:
             channel_graph(model, example)
         except TraceError:
