@@ -72,8 +72,10 @@ def sample_network(model: nn.Module, masks: Masks | None = None) -> nn.Module:
     drawn = copy_module(model)
     with torch.no_grad():
         for _, module in named_posteriors(drawn):
-            mean = module.mu if isinstance(module, ChannelGate) else module.weight
-            mean.add_((0.5 * module.log_sigma2).exp() * torch.randn_like(mean))
+            if isinstance(module, ChannelGate):
+                module.fix_(module.draw())
+            else:
+                module.weight.add_((0.5 * module.log_sigma2).exp() * torch.randn_like(module.weight))
     return bake_(drawn, {} if masks is None else masks, allow_empty=True)
 
 

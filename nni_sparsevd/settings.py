@@ -10,7 +10,7 @@ from annotated_types import Ge, Lt
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, ValidationError, model_validator
 
 from .errors import SettingError
-from .posterior import DEFAULT_THRESHOLD, Estimator, Prior, Variance
+from .posterior import DEFAULT_THRESHOLD, PRIOR_LOG_ALPHA, Estimator, GateFamily, Prior, Variance
 
 Fraction = Annotated[float, Ge(0), Lt(1)]
 """A number from 0 to just below 1."""
@@ -53,6 +53,9 @@ class PosteriorSettings(Settings):
     training, and local reparameterization nearly its time."""
     granularity: Literal["weight", "gate", "both"] = "weight"
     """One posterior per weight, one per coupled channel (a gate), or both."""
+    gate: GateFamily = "gaussian"
+    """The posterior of a gate: gaussian, under `prior`, or log_normal on (0, 1], under a log-uniform prior (structured
+    Bayesian pruning). A `threshold` of 0 is a signal-to-noise ratio of 1."""
     init_log_sigma2: float = -10.0
     """Initial value of every log sigma^2."""
     threshold: NonNegativeFloat = DEFAULT_THRESHOLD
@@ -63,6 +66,15 @@ class PosteriorSettings(Settings):
     """Layers to leave as they are, by module name, shell pattern of names, or type."""
     kl_weights: dict[str, NonNegativeFloat] = {}
     """Name, pattern or type -> factor on the KL of these layers, e.g. above 1 for layers that are costly to run."""
+
+    @model_validator(mode="after")
+    def _refuse_thresholds_of_other_gates(self) -> "PosteriorSettings":
+        if self.gate == "log_normal" and self.granularity != "weight" and self.threshold >= PRIOR_LOG_ALPHA:
+            raise ValueError(
+                f"posterior.threshold = {self.threshold:g} keeps log-normal gates that are nothing but noise, with a "
+                f"log alpha of {PRIOR_LOG_ALPHA:.1f}. Set posterior.threshold = 0, a signal-to-noise ratio of 1"
+            )
+        return self
 
 
 class MaskSettings(Settings):

@@ -37,10 +37,11 @@ class ChannelScore:
 
 def score_elements(posterior: Variational | ChannelGate, chosen: MaskSettings) -> Tensor:
     """Score every weight of a layer, or every channel of a gate."""
-    log_alpha = posterior.log_alpha()
-    if chosen.threshold == "evidence":
-        return evidence_gain(log_alpha, posterior.settings.prior)
-    return log_alpha
+    if chosen.threshold != "evidence":
+        return posterior.log_alpha()
+    if isinstance(posterior, ChannelGate):
+        return posterior.evidence_gain()
+    return evidence_gain(posterior.log_alpha(), posterior.settings.prior)
 
 
 def choose_channel_score(chosen: MaskSettings) -> ChannelScore:
@@ -61,6 +62,8 @@ def check_evidence(model: nn.Module) -> None:
     """
     for name, posterior in named_posteriors(model):
         prior = posterior.settings.prior
+        if isinstance(posterior, ChannelGate) and posterior.is_log_normal:
+            continue  # its prior is log-uniform, whatever that of the weights is
         if prior in REASONS_AGAINST_EVIDENCE:
             raise SettingError(
                 f"threshold='evidence' cannot decide about {name}, whose prior is {prior!r}: "

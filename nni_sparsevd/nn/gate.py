@@ -1,4 +1,4 @@
-"""One multiplicative Gaussian posterior per channel, neuron or head."""
+"""One multiplicative posterior per channel, neuron or head."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,12 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..posterior import divergence, elements
+from ..posterior import (
+    divergence,
+    draw_log_normal,
+    elements,
+    evidence_gain,
+    log_normal_evidence_gain,
+    log_normal_kl,
+    log_normal_log_alpha,
+    log_normal_mean,
+)
 from ..settings import PosteriorSettings
 
 
 class ChannelGate(nn.Module):
-    """z = N(mu, exp(log_sigma2)) per channel, multiplied into the outputs of the modules that it is attached to.
+    """A factor z per channel, multiplied into the outputs of the modules that it is attached to.
+
+    z is N(mu, exp(log_sigma2)); with `settings.gate = "log_normal"` that is log z, restricted to z between e^-20 and 1.
 
     Placed after the normalization, on the last writers of a coupled channel group, z = 0 makes the channel dead at
     every reader.  A gate on several writers is one posterior: its KL counts once; each writer and sample draws its own
@@ -31,7 +42,7 @@ class ChannelGate(nn.Module):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Make a gate whose means are 1.
+        """Make a gate whose means are 1; those of a log-normal gate are slightly below.
 
         Args:
             channels: Number of channels.
@@ -41,7 +52,8 @@ class ChannelGate(nn.Module):
         """
         super().__init__()
         self.settings = settings or PosteriorSettings()
-        self.mu = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
+        start = 1.0 if self.settings.gate == "gaussian" else 0.0
+        self.mu = nn.Parameter(torch.full((channels,), start, device=device, dtype=dtype))
         self.log_sigma2 = nn.Parameter(torch.full_like(self.mu, self.settings.init_log_sigma2))
         self.threshold = self.settings.threshold
         self.kl_weight = 1.0
@@ -55,12 +67,37 @@ class ChannelGate(nn.Module):
     def extra_repr(self) -> str:
         return f"{len(self.mu)}"
 
+    @property
+    def is_log_normal(self) -> bool:
+        """Whether log z, and not z, is Gaussian."""
+        return self.settings.gate == "log_normal"
+
+    def mean(self) -> Tensor:
+        """E[z], shape (channels,): what a channel is multiplied by where nothing is drawn."""
+        return log_normal_mean(self.mu, self.log_sigma2) if self.is_log_normal else self.mu
+
+    def variance(self) -> Tensor:
+        """Var z, shape (channels,)."""
+        if self.is_log_normal:
+            return self.mean().square() * self.log_alpha().exp()
+        return self.log_sigma2.exp()
+
     def log_alpha(self) -> Tensor:
-        """Log sigma^2 - log mu^2, shape (channels,)."""
+        """Log(Var z / E[z]^2), shape (channels,); of a Gaussian z log sigma^2 - log mu^2."""
+        if self.is_log_normal:
+            return log_normal_log_alpha(self.mu, self.log_sigma2)
         return elements.log_alpha(self.mu, self.log_sigma2)
+
+    def evidence_gain(self) -> Tensor:
+        """Change in log evidence if a channel goes, shape (channels,), in nats and float64."""
+        if self.is_log_normal:
+            return log_normal_evidence_gain(self.mu, self.log_sigma2)
+        return evidence_gain(self.log_alpha(), self.settings.prior)
 
     def kl(self) -> Tensor:
         """KL of all channels from the prior, times `kl_weight`: a scalar, in nats."""
+        if self.is_log_normal:
+            return self.kl_weight * log_normal_kl(self.mu, self.log_sigma2).sum().to(self.mu.dtype)
         return self.kl_weight * divergence.kl(self.mu, self.log_sigma2, self.settings.prior)
 
     def add_kl_gradient_(self, weight: float) -> None:
@@ -69,6 +106,9 @@ class ChannelGate(nn.Module):
         Args:
             weight: Factor on the gradient, beside `kl_weight`.
         """
+        if self.is_log_normal:
+            divergence.backpropagate_if_trainable(weight * self.kl())
+            return
         divergence.add_kl_gradient_(self.mu, self.log_sigma2, weight * self.kl_weight, self.settings.prior)
 
     def mask(self) -> Tensor:
@@ -151,17 +191,35 @@ class ChannelGate(nn.Module):
         shape = [1] * x.dim()
         shape[dim] = -1
         if not self.training:
-            kept = torch.where(self.mask(), self.mu, torch.zeros_like(self.mu))
+            kept = torch.where(self.mask(), self.mean(), torch.zeros_like(self.mu))
             return x * _spread(kept, places, 0).to(x.dtype).view(shape)
         z_shape = [1] * x.dim()
         z_shape[0], z_shape[dim] = x.shape[0], len(self.mu)
-        z = self.mu.view(shape).expand(z_shape)
-        if self._draws:
-            noise = torch.randn(z_shape, device=x.device, dtype=self.mu.dtype)
-            z = z + (0.5 * self.log_sigma2).exp().view(shape) * noise
+        z = self._draw(z_shape, shape) if self._draws else self.mean().view(shape).expand(z_shape)
         if self._observed is not None and z.requires_grad:
             z.register_hook(self._observe)
         return x * _spread(z, places, dim).to(x.dtype)
+
+    def _draw(self, z_shape: list[int], shape: list[int]) -> Tensor:
+        """Draw z in the shape `z_shape`, to which parameters in the shape `shape` are broadcast."""
+        mu, log_sigma2 = self.mu.view(shape), self.log_sigma2.view(shape)
+        if self.is_log_normal:
+            return draw_log_normal(mu, log_sigma2, torch.rand(z_shape, device=mu.device, dtype=torch.float64))
+        noise = torch.randn(z_shape, device=mu.device, dtype=mu.dtype)
+        return mu.expand(z_shape) + (0.5 * log_sigma2).exp() * noise
+
+    def fix_(self, factors: Tensor) -> None:
+        """Let the gate multiply by given factors where nothing is drawn, in place: a network drawn from the posterior.
+
+        Args:
+            factors: Shape (channels,).
+        """
+        self.settings = self.settings.model_copy(update={"gate": "gaussian"})
+        self.mu.data.copy_(factors)
+
+    def draw(self) -> Tensor:
+        """Draw one z for each channel, shape (channels,)."""
+        return self._draw([len(self.mu)], [len(self.mu)])
 
     def observe_(self, wanted: bool = True, *, draws: bool = True) -> None:
         """Keep the gradients at each z from the following backward passes, or stop keeping them.

@@ -43,7 +43,7 @@ def to_plain_network_(model: nn.Module) -> nn.Module:
         `model`.
     """
     for scaled_name, site, gate in list(gate_sites(model)):
-        factors = gate.spread(gate.mu, site)
+        factors = gate.spread(gate.mean(), site)
         gate.detach_(site)
         scaled = model.get_submodule(scaled_name)
         scale_channels_(scaled, factors, (scaled,))

@@ -1,28 +1,42 @@
 """The mathematics of one Gaussian weight: log alpha, the KL from each prior, its slope.  Pure tensor functions."""
 
-from .choices import DEFAULT_THRESHOLD, Estimator, Prior, Variance
+from .choices import DEFAULT_THRESHOLD, Estimator, GateFamily, Prior, Variance
 from .divergence import add_kl_gradient_, backpropagate_if_trainable, kl
 from .elements import K1, K2, K3, group_log_alpha, has_one_value_per_row, kl_elements, kl_slope, log_alpha, snr
-from .evidence import REASONS_AGAINST_EVIDENCE, evidence_gain, evidence_log_alpha
+from .evidence import REASONS_AGAINST_EVIDENCE, evidence_gain
+from .log_normal import (
+    PRIOR_LOG_ALPHA,
+    draw_log_normal,
+    log_normal_evidence_gain,
+    log_normal_kl,
+    log_normal_log_alpha,
+    log_normal_mean,
+)
 
 __all__ = [
     "DEFAULT_THRESHOLD",
     "K1",
     "K2",
     "K3",
+    "PRIOR_LOG_ALPHA",
     "REASONS_AGAINST_EVIDENCE",
     "Estimator",
+    "GateFamily",
     "Prior",
     "Variance",
     "add_kl_gradient_",
     "backpropagate_if_trainable",
+    "draw_log_normal",
     "evidence_gain",
-    "evidence_log_alpha",
     "group_log_alpha",
     "has_one_value_per_row",
     "kl",
     "kl_elements",
     "kl_slope",
     "log_alpha",
+    "log_normal_evidence_gain",
+    "log_normal_kl",
+    "log_normal_log_alpha",
+    "log_normal_mean",
     "snr",
 ]

@@ -9,6 +9,8 @@ Estimator = Literal["local", "local_bf16", "local_detached", "weight"]
 of the weights per batch."""
 Variance = Literal["weight", "channel"]
 """One sigma^2 per weight, or one for all weights of an output channel."""
+GateFamily = Literal["gaussian", "log_normal"]
+"""A gate's posterior: Gaussian, or log-normal on (0, 1] under a log-uniform prior (Neklyudov et al. 2017)."""
 
 DEFAULT_THRESHOLD = 3.0
 """Log alpha from which a weight or channel is removed, unless the settings say otherwise.

@@ -40,7 +40,6 @@ the KL (`kl_coefficient`, `kl_weight`) multiplies lambda and Delta F alike, and 
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .choices import Prior
@@ -83,26 +82,3 @@ def evidence_gain(log_alpha: Tensor, prior: Prior = "log_uniform") -> Tensor:
     wide = log_alpha.double().clamp_min(LOWEST_LOG_ALPHA)
     constant = 0.0 if prior == "ard" else math.log(LOG_RANGE) - SHIFT
     return kl_elements(wide, prior) + constant + (1 + (-wide).exp()) * kl_slope(wide, prior)
-
-
-def evidence_log_alpha(prior: Prior) -> float:
-    """Find the log alpha at which the evidence stays what it is when a single weight or gate is fixed at zero.
-
-    The log-uniform prior has no scale, so that the gain is a function of log alpha alone: the evidence decides about
-    single weights and gates by a threshold on log alpha that follows from the prior.  It does not decide so about a
-    channel of several weights, whose gains are added.
-
-    Args:
-        prior: A log-uniform prior.
-
-    Returns:
-        About -1.2: weights whose mean is below 1.8 of their standard deviations go.
-    """
-    lower, upper = -10.0, 10.0
-    while upper - lower > 1e-6:
-        middle = (lower + upper) / 2
-        if evidence_gain(torch.tensor(middle), prior) < 0:
-            lower = middle
-        else:
-            upper = middle
-    return upper

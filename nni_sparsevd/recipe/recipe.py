@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import PositiveFloat, model_validator
 
-from ..posterior import REASONS_AGAINST_EVIDENCE, evidence_log_alpha
+from ..posterior import REASONS_AGAINST_EVIDENCE
 from ..settings import MaskSettings, PosteriorSettings, Settings
 from .budget import BudgetSettings
 from .data import DataSettings
@@ -110,7 +110,8 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _refuse_priors_without_evidence(self) -> "Recipe":
         prior = self.posterior.prior
-        if self.masks.threshold == "evidence" and prior in REASONS_AGAINST_EVIDENCE:
+        uses_prior = self.posterior.granularity != "gate" or self.posterior.gate == "gaussian"
+        if self.masks.threshold == "evidence" and uses_prior and prior in REASONS_AGAINST_EVIDENCE:
             raise ValueError(
                 f"masks.threshold = 'evidence' cannot decide with posterior.prior = {prior!r}: "
                 f"{REASONS_AGAINST_EVIDENCE[prior]}; give a number, or take posterior.prior = 'log_uniform'"
@@ -130,8 +131,6 @@ class Recipe(Settings):
         shrink_at, threshold = self.sparse.shrink_at, self.resolved_threshold
         if shrink_at is None:
             return self
-        if threshold == "evidence":
-            threshold = evidence_log_alpha(self.posterior.prior)
         if isinstance(threshold, float) and shrink_at < threshold:
             raise ValueError(
                 f"sparse.shrink_at = {shrink_at:g} removes channels that the threshold, {threshold:g}, would keep"
@@ -147,6 +146,7 @@ class Recipe(Settings):
             return self
         conflicts = {
             f"posterior.granularity = '{self.posterior.granularity}'": self.posterior.granularity != "gate",
+            f"posterior.gate = '{self.posterior.gate}'": self.posterior.gate != "gaussian",
             "sparse.shrink_at": self.sparse.shrink_at is not None,
             "masks.ratio": self.masks.ratio is not None,
             "masks.threshold": self.masks.threshold is not None,

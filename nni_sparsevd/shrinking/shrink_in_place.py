@@ -221,7 +221,7 @@ def _divide_by_gates(folds: dict[str, Tensor], sites: Sites) -> dict[str, Tensor
     """What baked biases absorb, for biases that a gate still scales afterwards."""
     factors: dict[str, Tensor] = {}
     for name, site, gate in sites:
-        means = torch.where(gate.mask(), gate.mu, 1).detach().double().cpu()
+        means = torch.where(gate.mask(), gate.mean(), 1).detach().double().cpu()
         own = gate.spread(means, site)
         factors[f"{name}.bias"] = own * factors.get(f"{name}.bias", 1.0)
     return {name: added / factors.get(name, 1.0) for name, added in folds.items()}

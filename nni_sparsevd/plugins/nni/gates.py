@@ -160,7 +160,7 @@ class Gates:
             kept: Layer -> 1 for each output channel that is kept and 0 for each masked one, shape (channels,).
         """
         for scaled, site, gate in list(gate_sites(self.model)):  # a list: folding removes the sites one by one
-            layer, mean = self.model.get_submodule(scaled), gate.spread(gate.mu.detach(), site)
+            layer, mean = self.model.get_submodule(scaled), gate.spread(gate.mean().detach(), site)
             gate.detach_(site)
             wrapper = getattr(layer, "_nni_wrapper", None)  # while a layer is wrapped, NNI keeps its targets there
             holders = (layer,) if wrapper is None else (wrapper, layer)

@@ -156,7 +156,7 @@ def _gate_member(gate: ChannelGate, site: nn.Module, indices: list[int], places:
     channel_of = indices if channels is None else channels[indices].tolist()
     pairs = dict.fromkeys(zip(channel_of, places, strict=True))
     own_pairs = [(channel, place) for channel, place in pairs if channel >= 0]
-    moments = torch.stack([gate.mu.square(), gate.log_sigma2.exp()]).double()
+    moments = torch.stack([gate.mean().square(), gate.variance()]).double()
     own_channels = [channel for channel, _ in own_pairs]
     return Member(moments[:, own_channels], [place for _, place in own_pairs], is_gate=True)
 
