@@ -53,7 +53,7 @@ def test_a_large_network_stays_in_float32_and_is_compared_in_float64(monkeypatch
     monkeypatch.setattr(trials, "LARGEST_IN_64", 0)
     made = trials.run_trial(replace(find_smallest("starnet"), sizes=(64,)), "half", 0)
     assert made.verdict == "exact" and made.removed > 400 and made.max_rel_gradient is None
-    assert 1e-12 < made.max_rel_64 < 1e-6
+    assert made.max_rel_64 < 1e-6 and not made.without_effect
     assert format_table([made.to_dict()])[-1].split("|")[-4:-3] == ["  "]
 
 
