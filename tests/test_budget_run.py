@@ -25,7 +25,18 @@ from nni_sparsevd.recipe import BudgetSettings, DataSettings, FinetuneStage, Mod
 from nni_sparsevd.regularize import choose_cutoffs, cost_left_at, start_natural_steps_, take_natural_steps_
 from nni_sparsevd.results import find_network_folder, finish_run
 from nni_sparsevd.settings import make_settings
-from nni_sparsevd.training import Compressed, Interrupted, Score, TunedLevel, compress, evaluate, loop, stages
+from nni_sparsevd.training import (
+    Compressed,
+    Interrupted,
+    Score,
+    TunedLevel,
+    compress,
+    evaluate,
+    finetuning,
+    loop,
+    stage_context,
+    stages,
+)
 from nni_sparsevd.training.cut_schedule import plan_stretches
 from nni_sparsevd.training.gradual_removal import GradualRemoval
 from nni_sparsevd.training.levels import Level, choose_level
@@ -276,7 +287,7 @@ def test_a_run_killed_while_it_writes_a_level_goes_on_as_if_it_had_not_been(
                 if path == tmp_path / "run" / "levels" / "0.6" / f"{name}.safetensors":
                     raise PowerFailureError
 
-            patch.setattr(stages, "write_network", write_or_fail)
+            patch.setattr(stage_context, "write_network", write_or_fail)
             with pytest.raises(PowerFailureError):
                 compress(recipe(**LEVELS), tmp_path / "run", [], resume=(tmp_path / "run").exists())
     compress(recipe(**LEVELS), tmp_path / "run", [], resume=True)
@@ -341,6 +352,12 @@ SHORT = {
 }
 
 
+def let_be_scored_by(score: Callable[..., Score], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make up the accuracy of the dense network and of the levels."""
+    for module in (stages, finetuning):
+        monkeypatch.setattr(module, "evaluate", score)
+
+
 def test_a_tolerance_finds_the_smallest_network_within_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The accuracy is made up: it falls where less than half of the 56,080 parameters is left."""
 
@@ -348,7 +365,7 @@ def test_a_tolerance_finds_the_smallest_network_within_it(tmp_path: Path, monkey
         parameters = count_parameters(model)
         return Score(0.9 if parameters > 28000 else 0.89 if parameters > 8000 else 0.5, 0.0, len(split))
 
-    monkeypatch.setattr(stages, "evaluate", score)
+    let_be_scored_by(score, monkeypatch)
     monkeypatch.setattr("nni_sparsevd.recipe.budget.LADDER", (0.5, 0.25, 0.125))
     settings = recipe(**SHORT, budget=BudgetSettings(tolerance=0.02, cuts=2), twin=True)
     compressed = compress(settings, tmp_path / "run", [])
@@ -366,7 +383,7 @@ def test_a_tolerance_finds_the_smallest_network_within_it(tmp_path: Path, monkey
 def test_a_tolerance_that_no_network_keeps_is_an_error_after_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "evaluate", lambda model, data, split: Score(count_parameters(model) / 1e6, 0.0, 1))
+    let_be_scored_by(lambda model, data, split: Score(count_parameters(model) / 1e6, 0.0, 1), monkeypatch)
     monkeypatch.setattr("nni_sparsevd.recipe.budget.LADDER", (0.5, 0.25))
     settings = recipe(**SHORT, budget=BudgetSettings(tolerance=0.001, cuts=2))
     compressed = compress(settings, tmp_path / "run", [])

@@ -24,7 +24,7 @@ PHASES = {
     "reading": (data, "load_data", "before anything was written; the same command begins again"),
     "trying": (training.compression, "try_recipe", "before anything was written; the same command begins again"),
     "tracing": (training.stages, "make_variational_", "before the first checkpoint; go on with --resume"),
-    "curve": (training.stages, "choose_threshold", "what was trained is kept, go on with --resume"),
+    "curve": (training.deciding, "choose_threshold", "what was trained is kept, go on with --resume"),
     "shrinking": (results.finishing, "shrink", "what was trained is kept, go on with --resume"),
     "measuring": (results.finishing, "measure_latencies", "what was trained is kept, go on with --resume"),
     "report": (report, "write_report", "what was trained is kept, go on with --resume"),

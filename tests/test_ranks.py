@@ -29,11 +29,11 @@ from nni_sparsevd.recipe import (
     write_recipe,
 )
 from nni_sparsevd.settings import PosteriorSettings
-from nni_sparsevd.training import Interrupted, compress, learner, loop
+from nni_sparsevd.training import Interrupted, compress, deciding, learner, loop
 from nni_sparsevd.training.checkpoint import read_checkpoint
 from nni_sparsevd.training.levels import Level
 from nni_sparsevd.training.sharding import find_blocks
-from nni_sparsevd.training.stages import StageSequence
+from nni_sparsevd.training.stage_context import StageContext
 
 
 def train_rank(folder: Path, stop_at: int = 0, stopped_rank: int = -1) -> None:
@@ -57,13 +57,13 @@ def train_rank(folder: Path, stop_at: int = 0, stopped_rank: int = -1) -> None:
 
 
 def write_decided_network(path: Path) -> None:
-    decide = StageSequence._decide
+    decide = deciding.decide_masks
 
-    def write_and_decide(stages: StageSequence, model: nn.Module, level: Level) -> Any:
+    def write_and_decide(context: StageContext, model: nn.Module, level: Level) -> Any:
         save_tensors(model.state_dict(), path)
-        return decide(stages, model, level)
+        return decide(context, model, level)
 
-    StageSequence._decide = write_and_decide  # type: ignore[method-assign]
+    deciding.decide_masks = write_and_decide
 
 
 def measure_shares() -> list[float]:
@@ -111,13 +111,13 @@ shards = pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
 @shards
 def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: bool) -> None:
     alone: dict[str, Tensor] = {}
-    decide = StageSequence._decide
+    decide = deciding.decide_masks
 
-    def remember(stages: StageSequence, model: nn.Module, level: Level) -> Any:
+    def remember(context: StageContext, model: nn.Module, level: Level) -> Any:
         alone.update({name: value.clone() for name, value in model.state_dict().items()})
-        return decide(stages, model, level)
+        return decide(context, model, level)
 
-    monkeypatch.setattr(StageSequence, "_decide", remember)
+    monkeypatch.setattr(deciding, "decide_masks", remember)
     compress(full_batches(80), tmp_path / "alone", [])
     write_recipe(full_batches(40, shard), tmp_path / "recipe.toml")
     run_ranks(2, train_rank, tmp_path)

@@ -21,7 +21,7 @@ from nni_sparsevd.masks import count_weights
 from nni_sparsevd.nn import Variational, is_variational, named_posteriors
 from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage
 from nni_sparsevd.settings import MaskSettings, PosteriorSettings, make_settings
-from nni_sparsevd.training import build_optimizer, choose_threshold, compress, evaluate, loop, stages, threshold
+from nni_sparsevd.training import build_optimizer, choose_threshold, compress, evaluate, finetuning, loop, threshold
 from nni_sparsevd.training.checkpoint import Place, read_checkpoint, take_checkpoint, write_checkpoint
 from nni_sparsevd.training.metrics import Metrics
 
@@ -365,14 +365,14 @@ def test_survivors_are_tuned_with_their_noise_at_fixed_masks(
         weights.append((stage.kl_coefficient, epoch))
         return real(stage, epoch)
 
-    real_removal = stages.mask_posterior_
+    real_removal = finetuning.mask_posterior_
 
     def kept(model: nn.Module, masks: Any) -> None:
         real_removal(model, masks)
         noise.append((model, masks))
 
     monkeypatch.setattr(loop, "kl_coefficient_at", watched)
-    monkeypatch.setattr(stages, "mask_posterior_", kept)
+    monkeypatch.setattr(finetuning, "mask_posterior_", kept)
     structure: Any = "unstructured" if granularity == "weight" else "structured"
     settings = recipe(
         dense=Stage(epochs=2),

@@ -1,5 +1,6 @@
 """Training: stages of optimization, the choice of the threshold, checkpoints that resume bit-exactly."""
 
+from .compressed import Compressed
 from .compression import compress
 from .environment import describe_environment
 from .levels import TunedLevel
@@ -12,7 +13,6 @@ from .schedule import derive_seed, kl_coefficient_at, learning_rate_at
 from .scoring import Answers, Score, classify, evaluate, evaluate_baked
 from .sensitivity import SENSITIVITY_FILE
 from .signals import Interrupted
-from .stages import Compressed
 from .threshold import THRESHOLD_GRID, ThresholdCurve, choose_threshold
 
 __all__ = [

@@ -7,13 +7,24 @@ import torch
 from torch import Tensor
 
 from ..data import BatchAugmentation, Pick, augment
+from ..recipe import Stage
 from .run import Run
 from .schedule import derive_seed
 
 
-def count_steps(images: int, batch_size: int, processes: int) -> int:
-    """Count the steps of an epoch: at least one, and none for images that do not fill a batch of every process."""
+def count_batches(images: int, batch_size: int, processes: int) -> int:
+    """Count the batches of an epoch: at least one, and none for images that do not fill a batch of every process."""
     return max(images // (batch_size * processes), 1)
+
+
+def count_epoch_steps(stage: Stage, batches: int) -> int:
+    """Count the steps of an epoch of `batches` batches; batches that do not make up a step are left out."""
+    return batches // stage.accumulate
+
+
+def count_stage_steps(stage: Stage, batches: int) -> int:
+    """Count the steps of a whole stage, where an epoch has `batches` batches."""
+    return stage.epochs * count_epoch_steps(stage, batches)
 
 
 @final
@@ -37,8 +48,8 @@ class Batches:
         self._reading: Generator[Tensor] | None = None
         self._next_step = -1
         """The step whose images `_reading` gives next."""
-        self.per_epoch = count_steps(len(self._split), run.recipe.data.batch_size, self._world)
-        """Steps in an epoch; images that do not fill a batch are left out."""
+        self.per_epoch = count_batches(len(self._split), run.recipe.data.batch_size, self._world)
+        """Batches in an epoch; images that do not fill one are left out."""
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
         """The inputs of the network at `step`, counted from 0, on the device of this process, and their labels.

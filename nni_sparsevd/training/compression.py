@@ -16,9 +16,10 @@ from ..errors import SettingError
 from ..files import write_json
 from ..preprocessing import set_values_
 from ..recipe import Recipe
-from .batches import count_steps
+from .batches import count_batches, count_epoch_steps
 from .checkpoint import Checkpoint, read_checkpoint
 from .compiling import check_compiler
+from .compressed import Compressed
 from .gradual_removal import check_budget
 from .levels import list_stages
 from .metrics import Metrics
@@ -26,7 +27,7 @@ from .phases import show_phase
 from .recorded_latency import MeasurePart
 from .run import Run
 from .run_folder import check_folder, prepare_folder
-from .stages import Compressed, StageSequence
+from .stages import StageSequence
 from .starting_network import try_forward, try_recipe
 
 MakeMeter = Callable[[nn.Module, Tensor], MeasurePart]
@@ -121,7 +122,7 @@ def _create_network(recipe: Recipe, data: datasets.DataSets) -> nn.Module:
 
 def _check_lengths(recipe: Recipe, images: int, processes: int) -> None:
     """Check that an epoch has batches enough for a step of each stage, and the sparse stage steps for its budget."""
-    batches = count_steps(images, recipe.data.batch_size, processes)
+    batches = count_batches(images, recipe.data.batch_size, processes)
     for name in ("dense", "sparse", "finetune"):
         accumulate = getattr(recipe, name).accumulate
         if accumulate > batches:
@@ -129,7 +130,7 @@ def _check_lengths(recipe: Recipe, images: int, processes: int) -> None:
                 f"{name}.accumulate = {accumulate}: an epoch has {batches} batches of {recipe.data.batch_size} images; "
                 "take fewer, or a smaller data.batch_size"
             )
-    check_budget(recipe, batches // recipe.sparse.accumulate)
+    check_budget(recipe, count_epoch_steps(recipe.sparse, batches))
 
 
 def _make_meter(

@@ -67,9 +67,9 @@ class BudgetAccount:
     levels: tuple[ReachedLevel, ...]
     """From large to small."""
 
-    def is_met(self, part: float) -> bool:
-        """Whether the network of a level costs at most 5 % more than was allowed."""
-        return not any(level.part == part for level in self.missed)
+    def is_met(self, allowed: float) -> bool:
+        """Whether the network of the level to which this part of the cost was allowed costs at most 5 % more."""
+        return not any(level.part == allowed for level in self.missed)
 
     @property
     def missed(self) -> tuple[ReachedLevel, ...]:
@@ -123,11 +123,11 @@ def account_levels(
     """
     assert settings.kind is not None
     if measure_part is not None:
-        measured = tuple(ReachedLevel(part, measure_part(network)) for part, network in networks.items())
-        return BudgetAccount(f"latency in {settings.runtime}", 1.0, measured)
+        latencies = tuple(ReachedLevel(allowed, measure_part(network)) for allowed, network in networks.items())
+        return BudgetAccount(f"latency in {settings.runtime}", 1.0, latencies)
     cost = cost_function(settings.kind, example_inputs)
-    reached = tuple(ReachedLevel(part, cost(network)) for part, network in networks.items())
-    return BudgetAccount(settings.kind, cost(dense), reached)
+    costs = tuple(ReachedLevel(allowed, cost(network)) for allowed, network in networks.items())
+    return BudgetAccount(settings.kind, cost(dense), costs)
 
 
 def list_levels(recipe: Recipe, folder: Path) -> tuple[Level, ...]:
@@ -140,10 +140,16 @@ def list_levels(recipe: Recipe, folder: Path) -> tuple[Level, ...]:
     Returns:
         At least one.
     """
-    parts = recipe.budget.levels
-    if len(parts) < 2:
-        return (Level(parts[0] if parts else None, folder, "finetune"),)
-    return tuple(Level(part, folder / "levels" / f"{part:g}", f"finetune_{part:g}") for part in parts)
+    allowed_parts = recipe.budget.levels
+    if not allowed_parts:
+        return (Level(None, folder, "finetune"),)
+    if len(allowed_parts) == 1:
+        return (Level(allowed_parts[0], folder, "finetune"),)
+    levels = []
+    for allowed in allowed_parts:
+        name = f"{allowed:g}"
+        levels.append(Level(allowed, folder / "levels" / name, f"finetune_{name}"))
+    return tuple(levels)
 
 
 def list_stages(recipe: Recipe) -> tuple[str, ...]:
@@ -160,4 +166,6 @@ def choose_level(tuned: Sequence[TunedLevel], dense_accuracy: float, tolerance: 
         tolerance: How much less accurate a network may be.
     """
     accurate = [level for level in tuned if level.is_within(tolerance, dense_accuracy)]
-    return accurate[-1] if accurate else max(tuned, key=lambda level: level.held_out)
+    if accurate:
+        return accurate[-1]
+    return max(tuned, key=lambda level: level.held_out)

@@ -19,7 +19,7 @@ from ..recipe import SparseStage, Stage
 from ..regularize import kl_weight_now, start_natural_steps_, take_natural_steps_
 from ..shrinking import shrink_
 from .averaging import WeightAverage
-from .batches import Batches
+from .batches import Batches, count_epoch_steps, count_stage_steps
 from .checkpoint import Checkpoint, Place, take_checkpoint, write_checkpoint
 from .gradual_removal import GradualRemoval
 from .learner import Learner
@@ -114,8 +114,8 @@ class _StageTrainer:
         self._resized = run.recipe.changes_sizes_by(name)
         self._masks = None if masks is None else self._learner.place_masks(masks)
         self._average = None if stage.ema is None else WeightAverage(self._learner.model, stage.ema)
-        self._per_epoch = self._batches.per_epoch // stage.accumulate
-        self._total = stage.epochs * self._per_epoch
+        self._per_epoch = count_epoch_steps(stage, self._batches.per_epoch)
+        self._total = count_stage_steps(stage, self._batches.per_epoch)
         self._step = 0
         self._sums = torch.zeros(3, dtype=torch.float64)
         """Over the epoch so far and the images of this process: loss, correct answers, images."""

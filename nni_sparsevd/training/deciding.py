@@ -1,0 +1,96 @@
+"""The decision: what is removed from the network of each level, once the sparse stage has trained it."""
+
+import copy
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..convert import bake_, sparsify_
+from ..files import save_tensors, write_json
+from ..masks import Masks, compute_masks, flatten_masks
+from ..regularize import use_cutoffs_
+from .levels import Level, account_levels
+from .network_files import read_network_
+from .recorded_latency import MeasurePart
+from .sensitivity import SENSITIVITY_FILE, measure_sensitivities
+from .stage_context import StageContext
+from .threshold import choose_threshold
+
+
+def decide_levels(
+    context: StageContext,
+    levels: Sequence[Level],
+    plain: nn.Module,
+    dense: nn.Module,
+    measure_part: MeasurePart | None,
+) -> None:
+    """Decide what is removed from the network of each level, and write masks, masked networks and budget.json.
+
+    Args:
+        context: The run, after its sparse stage.
+        levels: The levels; the folder of each holds its posterior.
+        plain: The network of the recipe as it was created.
+        dense: The network before anything was removed.
+        measure_part: Measures a budget of latency, in parts of the dense network's.
+    """
+    run = context.run
+    baked = {}
+    for level in levels:
+        model = _decide_level(context, level, plain)
+        if level.part is not None:
+            baked[level.part] = model
+    if baked and context.is_main:
+        account = account_levels(run.recipe.budget, dense, baked, context.example_inputs, measure_part)
+        account.write(run.folder / "budget.json")
+    run.accelerator.wait_for_everyone()
+
+
+def _decide_level(context: StageContext, level: Level, plain: nn.Module) -> nn.Module:
+    """Decide about the network of a level; returns it, ordinary, with zeros where its masks remove."""
+    model = sparsify_(copy.deepcopy(plain), context.run.recipe.posterior, example_inputs=context.example_inputs)
+    read_network_(model, level.folder / "posterior.safetensors")
+    has_budget = level.part is not None
+    if has_budget:
+        # What the budget has left in multiples stays.
+        use_cutoffs_(model, {})
+    if context.is_main:
+        sensitivities = measure_sensitivities(model, len(context.run.data.train), at_rest=has_budget)
+        write_json(level.folder / SENSITIVITY_FILE, [sensitivity.to_dict() for sensitivity in sensitivities])
+    masks = decide_masks(context, model, level)
+    # A residual branch may be removed altogether; a collapse has been refused before.
+    bake_(model, masks, allow_empty=True)
+    context.write(model, "baked", "sparse", level.folder)
+    return model
+
+
+def decide_masks(context: StageContext, model: nn.Module, level: Level) -> Masks:
+    """Choose the threshold where no budget decides, and write the curve and the masks.
+
+    Args:
+        context: The run.
+        model: The network with its posteriors, as the sparse stage has left it.
+        level: The level that it belongs to.
+
+    Returns:
+        The masks.
+    """
+    run = context.run
+    threshold = run.recipe.resolved_threshold
+    if level.part is None:
+        curve = choose_threshold(
+            model,
+            threshold,
+            run.recipe.masks,
+            run.data,
+            context.example_inputs,
+            dense_weights=context.dense_weights,
+        )
+        threshold = curve.chosen
+        if context.is_main:
+            write_json(level.folder / "curve.json", curve.to_dict())
+    settings = run.recipe.masks.model_copy(update={"threshold": threshold})
+    masks = compute_masks(model, settings, example_inputs=context.example_inputs)
+    if context.is_main:
+        save_tensors(flatten_masks(masks), level.folder / "masks.safetensors")
+    run.accelerator.wait_for_everyone()
+    return masks

@@ -1,0 +1,116 @@
+"""Fine-tuning: the network of each level that meets its budget is trained on, with what was removed at zero."""
+
+import copy
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..convert import bake_, sparsify_
+from ..errors import TrainingError
+from ..files import load_tensors
+from ..masks import Masks, unflatten_masks
+from ..recipe import SparseStage, Stage
+from .levels import Level, TunedLevel, read_account
+from .masked_posterior import mask_posterior_
+from .network_files import read_network_
+from .scoring import evaluate
+from .stage_context import StageContext
+
+
+def finish_levels(
+    context: StageContext, levels: Sequence[Level], plain: nn.Module, dense_held_out: float
+) -> tuple[TunedLevel, ...]:
+    """Fine-tune the networks, from large to small; with a tolerance alone, until one is out of it.
+
+    Args:
+        context: The run, after the decision.
+        levels: The levels, of which those that miss their budget are left out.
+        plain: The network of the recipe as it was created.
+        dense_held_out: Accuracy of the dense network on held-out images.
+
+    Returns:
+        At least one level.
+
+    Raises:
+        TrainingError: No level meets its budget, or the loss is no longer finite.
+    """
+    budget = context.run.recipe.budget
+    tuned = []
+    for level in _list_met_levels(context, levels):
+        # The checkpoint holds the network of the last stage.
+        in_checkpoint = level is levels[-1] and not context.run.recipe.twin
+        tuned.append(_finish_level(context, plain, level, write=not in_checkpoint))
+        if budget.searches and not tuned[-1].is_within(budget.allowed_loss, dense_held_out):
+            break
+    return tuple(tuned)
+
+
+def _list_met_levels(context: StageContext, levels: Sequence[Level]) -> Sequence[Level]:
+    """The levels whose budget is met; all where there is none."""
+    budget = context.run.recipe.budget
+    if budget.kind is None:
+        return levels
+    account = read_account(context.run.folder / "budget.json")
+    met = [level for level in levels if level.part is None or account.is_met(level.part)]
+    if not met:
+        raise TrainingError(account.describe_missed(budget.round_to))
+    return met
+
+
+def _finish_level(context: StageContext, plain: nn.Module, level: Level, *, write: bool) -> TunedLevel:
+    """Fine-tune the network of a level, or read it back where that has been done."""
+    # Read back even if the run was not interrupted here, so that a resumed run has the same network.
+    masks = unflatten_masks(load_tensors(level.folder / "masks.safetensors")[0])
+    masked = copy.deepcopy(plain)
+    if context.has_passed(level.stage):
+        read_network_(masked, level.folder / "tuned.safetensors")
+    else:
+        read_network_(masked, level.folder / "baked.safetensors")
+        _finetune(context, masked, masks, level)
+        bake_(masked.cpu(), masks, allow_empty=True)
+        if write:
+            context.write(masked, "tuned", level.stage, level.folder)
+    held_out = evaluate(masked.eval(), context.run.data, context.run.data.holdout).accuracy
+    return TunedLevel(level, masked, masks, held_out)
+
+
+def _finetune(context: StageContext, model: nn.Module, masks: Masks, level: Level) -> None:
+    """Train what the masks keep, with the noise of its posteriors or without."""
+    recipe = context.run.recipe
+    if not recipe.finetune.epochs:
+        return
+    stage: Stage = recipe.finetune
+    if recipe.finetune.variational:
+        sparsify_(model, recipe.posterior, example_inputs=context.example_inputs)
+        read_network_(model, level.folder / "posterior.safetensors")
+        mask_posterior_(model, masks)
+        # The weights that are left have felt the KL already: it needs no warm-up.
+        optimization = recipe.finetune.model_dump(exclude={"variational"})
+        stage = SparseStage(**optimization, kl_coefficient=recipe.sparse.kl_coefficient)
+    context.train(level.stage, model, stage, masks=masks)
+
+
+def describe_missed(context: StageContext, chosen: TunedLevel, dense_held_out: float) -> str:
+    """Say what the budget asked for and the run did not reach.
+
+    Args:
+        context: The run, after fine-tuning.
+        chosen: The network of the run.
+        dense_held_out: Accuracy of the dense network on held-out images.
+
+    Returns:
+        A sentence or several; empty where the run reached everything.
+    """
+    budget = context.run.recipe.budget
+    if budget.searches:
+        if chosen.is_within(budget.allowed_loss, dense_held_out):
+            return ""
+        return (
+            f"budget.tolerance = {budget.allowed_loss:g}: no network is accurate enough; the best of them has "
+            f"{100 * chosen.held_out:.2f} % on held-out images, the dense one {100 * dense_held_out:.2f} %. Train "
+            "longer (sparse.epochs, finetune.epochs), or allow more. The run folder holds the networks"
+        )
+    if budget.kind is None:
+        return ""
+    account = read_account(context.run.folder / "budget.json")
+    return account.describe_missed(budget.round_to) if account.missed else ""

@@ -1,0 +1,126 @@
+"""What the stages of a run share: where the run stands, its teacher, and how networks are trained, scored, written."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import final
+
+from torch import Tensor, nn
+
+from ..masks import Masks, count_weights
+from ..recipe import Stage
+from .checkpoint import Checkpoint
+from .gradual_removal import GradualRemoval
+from .levels import list_stages
+from .loop import train_stage
+from .network_files import write_network
+from .run import Run
+from .scoring import evaluate_baked
+from .teacher import Teacher
+
+
+@final
+class StageContext:
+    """A run between its stages: which of them are done, who teaches, and how networks are trained, scored and written.
+
+    Attributes:
+        run: The recipe under way.
+        example_inputs: Two normalized training images, shape (2, channels, height, width).
+        teacher: Whose outputs the stages learn to give, beside the labels; None: nobody's.
+        dense_weights: Weights of the network before anything was removed, to which compression is relative.
+        is_main: Whether this process writes. All processes hold the same networks: one of them writes for all.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        example_inputs: Tensor,
+        start: Checkpoint | None,
+        teacher: nn.Module | None,
+        dense_weights: int,
+    ) -> None:
+        """Begin with the run, or go on where it was interrupted.
+
+        Args:
+            run: The recipe under way.
+            example_inputs: Two normalized training images.
+            start: Where an interrupted run stood.
+            teacher: The network that `recipe.teacher.name` asks for, if it does.
+            dense_weights: Weights of the dense network.
+        """
+        self.run, self.example_inputs, self.dense_weights = run, example_inputs, dense_weights
+        self.teacher = None if teacher is None else self.make_teacher(teacher)
+        self.is_main = run.accelerator.is_main_process
+        self._start = start
+        self._stages = list_stages(run.recipe)
+        self._reached = -1 if start is None else self._stages.index(start.place.stage)
+        """Place of the checkpoint's stage among the stages."""
+
+    def has_passed(self, stage: str) -> bool:
+        """Whether the checkpoint is one of a later stage: this one is done, and its files are there."""
+        return self._reached > self._stages.index(stage)
+
+    def find_start(self, stage: str) -> Checkpoint | None:
+        """The checkpoint, where it is one of this stage."""
+        return self._start if self._reached == self._stages.index(stage) else None
+
+    def make_teacher(self, network: nn.Module) -> Teacher:
+        """Let a network teach as the recipe says."""
+        return Teacher(network, self.run.recipe.teacher, self.run.accelerator.device)
+
+    def train(
+        self,
+        name: str,
+        model: nn.Module,
+        stage: Stage,
+        *,
+        on_epoch_end: Callable[[int], dict[str, float]] | None = None,
+        masks: Masks | None = None,
+        removal: GradualRemoval | None = None,
+    ) -> None:
+        """Train a network in place through a stage, from its beginning or from the checkpoint.
+
+        Args:
+            name: Name of the stage in metrics and checkpoint.
+            model: The network.
+            stage: Length, optimizer and schedule.
+            on_epoch_end: Scores the network after each epoch; None: `score`, with these masks.
+            masks: What they remove stays zero.
+            removal: What removes channels on the way to a budget.
+        """
+        train_stage(
+            self.run,
+            name,
+            model,
+            stage,
+            on_epoch_end or (lambda _: self.score(model, masks or {})),
+            masks=masks,
+            teacher=self.teacher,
+            removal=removal,
+            start=self.find_start(name),
+        )
+
+    def score(self, model: nn.Module, masks: Masks) -> dict[str, float]:
+        """How good what would ship is on held-out images, and how small."""
+        kept = count_weights(model, masks)[0]
+        score = evaluate_baked(model, masks, self.run.data, self.run.data.holdout)
+        return {
+            "accuracy": score.accuracy,
+            "held_out_loss": score.loss,
+            "sparsity": 1 - kept / self.dense_weights,
+            "compression": self.dense_weights / max(kept, 1),
+        }
+
+    def write(self, model: nn.Module, name: str, stage: str, folder: Path | None = None) -> None:
+        """Write a network as a stage has left it.
+
+        Args:
+            model: The network.
+            name: Name of the file, without its suffix.
+            stage: The stage, which tells whether the network may have other sizes than the recipe gives it.
+            folder: The folder of a level; None: the run folder.
+        """
+        if self.is_main:
+            path = (folder or self.run.folder) / f"{name}.safetensors"
+            write_network(model, path, resized=self.run.recipe.changes_sizes_by(stage))
+        # The other processes may read the file at once.
+        self.run.accelerator.wait_for_everyone()
