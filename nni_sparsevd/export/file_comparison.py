@@ -1,7 +1,9 @@
 """A file against the network that it was made of: every output, by its name, within the rounding of its type."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +75,74 @@ class Comparison:
         return f"{self.format}: {self.bytes:,} bytes; {same}{difference}"
 
 
+@final
+class LargestDifferences:
+    """Over all batches: the largest value of each output, and how far the file is from the network there."""
+
+    def __init__(self, model: nn.Module, title: str) -> None:
+        """Begin to compare.
+
+        Args:
+            model: The network, on the CPU and in evaluation mode.
+            title: The format of the file.
+        """
+        self._model, self._title = model, title
+        self._values: dict[str, float] = {}
+        self._differences: dict[str, float] = {}
+
+    def add(self, computed: Outputs, arguments: CallArguments) -> dict[str, tuple[Tensor, Tensor]]:
+        """Take one batch in.
+
+        Args:
+            computed: What the file gives.
+            arguments: The batch in the types that the network takes.
+
+        Returns:
+            Name -> what the network gives, and what the file gives.
+
+        Raises:
+            ModelError: The file has other outputs than the network.
+        """
+        with torch.no_grad():
+            expected = name_outputs(arguments.map_tensors(torch.clone).call(self._model))
+        pairs = {}
+        for name, file_value in match_outputs(expected, computed, self._title).items():
+            value = as_real(expected[name])
+            difference = largest_value(as_real(file_value) - value)
+            self._values[name] = max(self._values.get(name, 0.0), largest_value(value))
+            self._differences[name] = max(self._differences.get(name, 0.0), difference)
+            pairs[name] = expected[name], file_value
+        return pairs
+
+    def compare(
+        self,
+        format_name: str,
+        tolerances: Mapping[str, float],
+        batches: tuple[int, ...],
+        size: int,
+        agreement: float | None = None,
+    ) -> Comparison:
+        """What all batches together show.
+
+        Args:
+            format_name: What the comparison calls the format.
+            tolerances: Name -> the largest relative difference that counts as rounding.
+            batches: Sizes of the batches.
+            size: Bytes of the file.
+            agreement: That of a file of integers.
+
+        Returns:
+            The comparison.
+        """
+        outputs = []
+        for name, difference in self._differences.items():
+            relative = difference / max(self._values[name], SMALLEST)
+            outputs.append(OutputDifference(name, difference, relative, tolerances[name]))
+        largest, largest_relative = max(output.max_abs for output in outputs), max(output.max_rel for output in outputs)
+        return Comparison(format_name, largest, largest_relative, batches, size, tuple(outputs), agreement)
+
+
+@final
 class FileComparison:
     """Compares a network with its file, batch by batch.
 
@@ -82,9 +152,7 @@ class FileComparison:
     """
 
     def __init__(self, model: nn.Module, title: str) -> None:
-        self._model, self._title = model, title
-        self._largest: dict[str, float] = {}
-        self._differences: dict[str, float] = {}
+        self._title, self._differences = title, LargestDifferences(model, title)
         self._tolerances: dict[str, float] = {}
 
     def add(self, computed: Outputs, arguments: CallArguments, variant: Variant) -> None:
@@ -98,17 +166,13 @@ class FileComparison:
         Raises:
             ModelError: The file has other outputs than the network.
         """
-        with torch.no_grad():
-            expected = name_outputs(arguments.map_tensors(torch.clone).call(self._model))
         exact = {name_output(place): value for place, value in variant.outputs.items()}
-        for name, file_value in match_outputs(expected, computed, self._title).items():
-            value = _as_real(expected[name])
-            noise = largest_value(value - _as_real(exact[name])) / max(largest_value(value), SMALLEST)
-            is_half = expected[name].dtype in HALF
-            tolerance = max(TOLERANCES.get(expected[name].dtype, 0.0), 2 * noise if is_half else 0.0)
-            difference = largest_value(_as_real(file_value) - value)
-            self._largest[name] = max(self._largest.get(name, 0.0), largest_value(value))
-            self._differences[name] = max(self._differences.get(name, 0.0), difference)
+        for name, (expected, _) in self._differences.add(computed, arguments).items():
+            tolerance = TOLERANCES.get(expected.dtype, 0.0)
+            if expected.dtype in HALF:
+                value = as_real(expected)
+                noise = largest_value(value - as_real(exact[name])) / max(largest_value(value), SMALLEST)
+                tolerance = max(tolerance, 2 * noise)
             self._tolerances[name] = max(self._tolerances.get(name, 0.0), tolerance)
 
     def result(self, batches: tuple[int, ...], size: int) -> Comparison:
@@ -121,17 +185,11 @@ class FileComparison:
         Returns:
             The comparison.
         """
-        outputs = []
-        for name, difference in self._differences.items():
-            relative = difference / max(self._largest[name], SMALLEST)
-            outputs.append(OutputDifference(name, difference, relative, self._tolerances[name]))
-        largest = max(output.max_abs for output in outputs)
-        return Comparison(
-            self._title, largest, max(output.max_rel for output in outputs), batches, size, tuple(outputs)
-        )
+        return self._differences.compare(self._title, self._tolerances, batches, size)
 
 
-def _as_real(value: Tensor) -> Tensor:
+def as_real(value: Tensor) -> Tensor:
+    """The numbers of a tensor in float64; complex ones as pairs of real ones, in one more dimension."""
     return torch.view_as_real(value.to(torch.complex128)) if value.is_complex() else value.double()
 
 

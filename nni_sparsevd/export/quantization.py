@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, SettingError
 from ..graph import CallArguments
-from .arguments import Outputs, Tracing, match_outputs, name_outputs
-from .file_comparison import SMALLEST, Comparison, OutputDifference, largest_value
+from .arguments import Outputs, Tracing
+from .file_comparison import Comparison, LargestDifferences
 
 TOLERANCE = 1.0
 """A file whose outputs are off by more than their largest value computes something else, whatever was rounded."""
@@ -78,6 +79,7 @@ def split_calibration(quantization: Quantization, tracing: Tracing) -> Iterator[
             yield tracing.arguments.with_tensors((batch,))
 
 
+@final
 class QuantizedComparison:
     """Compares a network with its file of integers on the calibration inputs: no random input has a known range.
 
@@ -87,9 +89,8 @@ class QuantizedComparison:
     """
 
     def __init__(self, model: nn.Module, title: str) -> None:
-        self._model, self._title = model, title
-        self._largest: dict[str, float] = {}
-        self._differences: dict[str, float] = {}
+        self._title, self._differences = title, LargestDifferences(model, title)
+        self._tolerances: dict[str, float] = {}
         self._same = self._places = 0
         self._batches: set[int] = set()
 
@@ -104,15 +105,10 @@ class QuantizedComparison:
             ModelError: The file has other outputs than the network.
         """
         self._batches.add(len(arguments.tensors[0]))
-        with torch.no_grad():
-            expected = name_outputs(arguments.map_tensors(torch.clone).call(self._model))
-        for name, found in match_outputs(expected, computed, self._title).items():
-            value = expected[name].double()
-            difference = largest_value(found.double() - value)
-            self._largest[name] = max(self._largest.get(name, 0.0), largest_value(value))
-            self._differences[name] = max(self._differences.get(name, 0.0), difference)
-            if value.dim() > 1:
-                same = found.argmax(1) == value.argmax(1)
+        for name, (expected, file_value) in self._differences.add(computed, arguments).items():
+            self._tolerances[name] = TOLERANCE
+            if expected.dim() > 1:
+                same = file_value.double().argmax(1) == expected.double().argmax(1)
                 self._same, self._places = self._same + int(same.sum()), self._places + same.numel()
 
     def result(self, size: int) -> Comparison:
@@ -124,11 +120,6 @@ class QuantizedComparison:
         Returns:
             The comparison.
         """
-        outputs = []
-        for name, difference in self._differences.items():
-            relative = difference / max(self._largest[name], SMALLEST)
-            outputs.append(OutputDifference(name, difference, relative, TOLERANCE))
-        largest, relative = max(output.max_abs for output in outputs), max(output.max_rel for output in outputs)
         agreement = self._same / self._places if self._places else None
         batches = tuple(sorted(self._batches))
-        return Comparison(f"{self._title} int8", largest, relative, batches, size, tuple(outputs), agreement)
+        return self._differences.compare(f"{self._title} int8", self._tolerances, batches, size, agreement)
