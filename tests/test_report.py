@@ -63,6 +63,7 @@ def test_the_page_begins_with_what_a_table_does_not_say(run):
         result["plan"] = [group | {"removed": 0} for group in result["plan"]]
         levels = [{"part": 0.25, "reached": 240}]
         result["budget"] = {"kind": "macs", "dense": 1000, "levels": levels, "missed": "", "tolerance": 0.01}
+        result["budget"]["is_within_tolerance"] = True
         result["size"]["dense"]["latency_ms"], result["size"]["shrunk"]["latency_ms"] = 1.0, 2.5
 
     edit(run / "result.json", plain)
@@ -95,6 +96,7 @@ def make_levels(run):
 def add_levels(result):
     levels = [{"part": 0.5, "reached": 490}, {"part": 0.25, "reached": 240}]
     result["budget"] = {"kind": "macs", "dense": 1000, "levels": levels, "missed": "", "tolerance": 0.01}
+    result["budget"]["is_within_tolerance"] = True
     row = {"macs": 1000, "parameters": 1234, "file_bytes": 5678, "latency_ms": 1.25}
     dense = {**row, "network": "dense", "level": None, "held_out": 0.912, "test": 0.9, "chosen": False}
     larger = {**row, "level": 0.5, "macs": 490, "held_out": 0.911, "test": 0.8765, "chosen": False}
@@ -113,6 +115,7 @@ def test_the_page_shows_the_networks_to_choose_from(run):
     def lose_both(result):
         add_levels(result)
         result["front"][2]["held_out"] = 0.85
+        result["budget"]["is_within_tolerance"] = False
         result["budget"]["missed"] = "budget.macs = 0.1 was not met"
 
     edit(run / "result.json", lose_both)

@@ -84,7 +84,7 @@ def _describe_budget(budget: dict[str, Any], front: list[dict[str, Any]], level:
     if front:
         dense, chosen = front[0]["held_out"], next(row["held_out"] for row in front if row["chosen"])
         points = 100 * budget["tolerance"]
-        is_within = chosen >= dense - budget["tolerance"]
+        is_within = budget["is_within_tolerance"]
         why = f"the smallest within {points:g} points of" if is_within else f"none is within {points:g} points of"
         remarks.append(
             f"The network of this run is that of level {level:g}: {why} the dense one on held-out photos "

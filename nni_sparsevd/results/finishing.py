@@ -109,6 +109,9 @@ def _describe_run(compressed: Compressed, folder: Path) -> dict[str, Any]:
     budget = read_json(folder / "budget.json") if (folder / "budget.json").exists() else None
     recipe = read_recipe(folder / "recipe.toml")
     tolerance = recipe.budget.allowed_loss
+    if budget is not None:
+        is_within = compressed.chosen.is_within(tolerance, compressed.dense_held_out)
+        budget |= {"missed": compressed.missed, "tolerance": tolerance, "is_within_tolerance": is_within}
     return {
         "model": recipe.model.name,
         "input": list(compressed.example_inputs.shape[1:]),
@@ -116,7 +119,7 @@ def _describe_run(compressed: Compressed, folder: Path) -> dict[str, Any]:
         "skipped": list(data.skipped),
         "preprocessing": data.preprocessing.to_dict(),
         "passed_over": compressed.passed_over,
-        "budget": budget and {**budget, "missed": compressed.missed, "tolerance": tolerance},
+        "budget": budget,
         "command": environment["command"],
         "seed": environment["seed"],
         "threads": environment["threads"],
