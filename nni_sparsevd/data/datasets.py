@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError
@@ -163,15 +165,24 @@ def load_data(
     return DataSets(train, holdout, test, num_classes, preprocessing, tuple(bad))
 
 
-def _open_digits(size: int | None) -> tuple[Source, Source]:
-    """scikit-learn's 1,797 digits of 8 by 8 pixels, enlarged on request; every fifth is for testing, always."""
+@cache
+def _read_digits() -> tuple[Tensor, NDArray[np.int64]]:
+    """The digits as scikit-learn has them, uint8, shape (1797, 1, 8, 8), and their classes.
+
+    They are a file of numbers, which takes longer to read than to enlarge; a process reads it once.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
+    images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)
+    return images[:, None], digits.target.astype(np.int64)
+
+
+def _open_digits(size: int | None) -> tuple[Source, Source]:
+    """scikit-learn's 1,797 digits of 8 by 8 pixels, enlarged on request; every fifth is for testing, always."""
+    images, labels = _read_digits()
     if size is not None and size != 8:
         images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-    labels = digits.target.astype(np.int64)
     names = tuple(str(name) for name in range(10))
     test = np.arange(len(labels)) % 5 == 0
     train_digits = DecodedSource(images[~test], labels[~test], names, "digits")

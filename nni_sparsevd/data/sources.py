@@ -30,10 +30,12 @@ class Source(ABC):
     Attributes:
         labels: Class of each photo, int64, shape (count,).
         class_names: Names of the classes in their order; empty where they have none.
+        is_held: Whether all photos lie decoded in memory, so that loader processes would only hand them about.
     """
 
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
+    is_held: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,6 +105,7 @@ class DecodedSource(Source):
         """
         self._images, self._name = images, name
         self.labels, self.class_names = labels, class_names
+        self.is_held = isinstance(images, Tensor)
 
     def read(self, row: int) -> Image.Image:
         image = self._images[row]
