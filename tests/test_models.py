@@ -135,7 +135,7 @@ def test_a_checkpoint_takes_the_place_of_pretrained_weights(tmp_path: Path, monk
         asked.append(pretrained)
         return build_model(name, arguments)
 
-    monkeypatch.setattr(models, "build_model", build)
+    monkeypatch.setattr(models.creation, "build_model", build)
     path = tmp_path / "weights.safetensors"
     save_tensors(models.create_model(ModelSettings(), 10, 1, 28).state_dict(), path)
     models.create_model(ModelSettings(pretrained=True, checkpoint=path), 10, 1, 28)

@@ -201,7 +201,7 @@ def test_a_classifier_for_other_classes_is_made_anew_and_said(
 
 
 def test_a_classifier_that_timm_leaves_out_starts_small_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "build_model", lambda name, arguments, _: timm.create_model(name, **arguments))
+    monkeypatch.setattr(models.creation, "build_model", lambda name, arguments, _: timm.create_model(name, **arguments))
     weight = models.create_model(ModelSettings(name=NAME, pretrained=True), 2, 3, 24).get_parameter("fc.weight")
     assert 0 < weight.abs().max() < 0.06  # six standard deviations of 0.01
 
