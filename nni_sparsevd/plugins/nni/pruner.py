@@ -1,6 +1,5 @@
 """Sparse variational dropout as a pruner of NNI: its config_list, evaluators, schedules and chains."""
 
-import logging
 import warnings
 from typing import Any
 
@@ -14,7 +13,7 @@ from nni.compression.utils.evaluator import Evaluator
 from torch import Tensor, nn
 
 from ...convert import find_kl_weight
-from ...errors import ModelError, SettingError, SparseVDWarning, TrainingError
+from ...errors import ModelError, SettingError, SparseVDWarning
 from ...masks import find_holders
 from ...regularize import SparseVDSettings
 from ..patching import Patch
@@ -22,13 +21,9 @@ from .compatibility import addition, enable_once
 from .config import check_config
 from .gates import Gates, find_places
 from .learning import Learning
+from .messages import UNTRAINED, check_finite, log_defaults, warn_of_collapse
 from .posteriors import TargetPosterior
-from .targets import Spaces, active, has_own_amount, in_model_order, settle_
-
-logger = logging.getLogger("nni.compression.pruning.SparseVDPruner")
-"""NNI shows what is logged below its own name."""
-Values = dict[str, dict[str, Tensor]]
-"""{module name: {target name: tensor}}: how NNI hands data, metrics and masks around."""
+from .targets import Spaces, Values, active, has_own_amount, in_model_order, settle_, tie_again_
 
 
 class SparseVDPruner(Pruner):  # type: ignore[misc]
@@ -89,7 +84,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         self._defaults: dict[str, list[str]] = {"channels": [], "weights": []}
         """What the granularity was chosen to be -> the weights that the config_list names none for."""
         super().__init__(model, config_list, evaluator, existed_wrappers)
-        self._say_defaults()
+        log_defaults(self._defaults)
         self.training_steps = training_steps
         # NNI's schedules read and set these two: masks are renewed `total_times` times, every `interval_steps` steps.
         self.interval_steps = -1 if training_steps is None else training_steps
@@ -97,7 +92,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         # NNI's order follows the hash seed of the process; what is learned, and a saved state, must not.
         self._module_wrappers: dict[str, ModuleWrapper] = in_model_order(self._module_wrappers, model)
         self._target_spaces: Spaces = in_model_order(self._target_spaces, model)
-        self._tie_again_(holders)
+        tie_again_(self._target_spaces, holders)
         self._members = settle_(self._target_spaces, self.settings.share_at_threshold)
         self.gates = Gates(model, {}, {}) if places is None else places.attach_(posterior)
         self._posteriors = self._attach_posteriors()
@@ -134,18 +129,6 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
             compressor, new_config_list, evaluator=evaluator, training_steps=training_steps, settings=settings
         )
         return pruner
-
-    def _tie_again_(self, holders: dict[Tensor, list[str]]) -> None:
-        """Let wrappers of modules that shared a parameter share it again: NNI gives each of them a copy."""
-        spaces = {
-            f"{name}.{target}": space
-            for name, targets in self._target_spaces.items()
-            for target, space in targets.items()
-        }
-        for names in holders.values():
-            first, *others = [spaces[name] for name in names if name in spaces] or [None]
-            for other in others:
-                other._wrapper.register_parameter(other._target_name, first.target)
 
     def _attach_posteriors(self) -> dict[tuple[str, str], TargetPosterior]:
         """A posterior on every target that is pruned, except on weights whose channels a gate decides about alone."""
@@ -227,18 +210,6 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
             self._defaults["channels" if channels else "weights"].append(name)
         return "out_channel" if channels else None
 
-    def _say_defaults(self) -> None:
-        """Say which granularity was chosen where the config_list names none."""
-        for chosen, names in self._defaults.items():
-            if not names:
-                continue
-            if chosen == "channels":
-                meaning = "whole output channels, as in TaylorPruner and L1NormPruner; write [1] for single weights"
-            else:
-                meaning = "single weights, since no ratio is given; write 'out_channel' for channels, which can leave"
-            named = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-            logger.info("SparseVDPruner: no granularity for %d targets (%s): %s", len(names), named, meaning)
-
     # ---- its life: learn, decide once, and be an ordinary pruner ever after
 
     def compress(self, max_steps: int | None = None, max_epochs: int | None = None) -> tuple[nn.Module, Values]:
@@ -277,12 +248,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
     def _compress_untrained(self) -> None:
         """Decide from the posterior as it is, which the user may have trained without an evaluator."""
         if not self._has_learned():
-            warnings.warn(
-                "SparseVDPruner: no evaluator, and the posterior has not been trained: this is pruning by magnitude. "
-                "Pass an evaluator, or train the wrapped model on loss + pruner.kl() / n_train first",
-                SparseVDWarning,
-                stacklevel=3,
-            )
+            warnings.warn(UNTRAINED, SparseVDWarning, stacklevel=3)
         self._decide()
         self._remove_posteriors()
 
@@ -315,7 +281,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
     def _decide(self) -> None:
         """Make the final masks and end all noise."""
         log_alpha = self.log_alpha()
-        self._check_finite(log_alpha)
+        check_finite(log_alpha)
         masks = self._generate_sparsity(self._calculate_metrics(log_alpha))
         self.update_masks(masks)
         self._decided = log_alpha
@@ -327,14 +293,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         self.gates.fold_(kept)
         for posterior in self._posteriors.values():
             posterior.stop_noise_()
-        self._warn_of_collapse(masks)
-
-    def _check_finite(self, log_alpha: Values) -> None:
-        unsound = []
-        for name, targets in log_alpha.items():
-            unsound += [f"{name}.{target}" for target, value in targets.items() if value.isnan().any()]
-        if unsound:
-            raise TrainingError(f"the posterior of {', '.join(unsound)} is not finite: lower the learning rates")
+        warn_of_collapse(self._target_spaces, masks)
 
     def _remove_posteriors(self) -> None:
         """Take the posteriors off the model.
@@ -351,22 +310,6 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         learned = [posterior.log_sigma2 for posterior in self._posteriors.values()]
         learned += [gate.log_sigma2 for gate in self.gates.all()]
         return any(bool((value != start).any()) for value in learned)
-
-    def _warn_of_collapse(self, masks: Values) -> None:
-        """Name the targets of which a threshold, as opposed to a ratio, has left a single block."""
-        collapsed = []
-        for name, target, space in active(self._target_spaces):
-            mask = masks[name][target]
-            if space.sparse_threshold is not None and mask.numel() > 1 and mask.sum() <= 1:
-                collapsed.append(name)
-        if collapsed:
-            warnings.warn(
-                f"SparseVDPruner: all but one block of {', '.join(collapsed)} is removed, because its noise has "
-                "outgrown its signal. If that is not what the data say: start from a trained network, warm up for "
-                "longer (settings.warmup), or lower kl_coefficient",
-                SparseVDWarning,
-                stacklevel=2,
-            )
 
     # ---- targets
 

@@ -5,19 +5,35 @@ from typing import TypeVar
 
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.pruning.tools import is_active_target
-from torch import nn
+from torch import Tensor, nn
 
 T = TypeVar("T")
 Spaces = dict[str, dict[str, PruningTargetSpace]]
 """{module name: {target name: its space}}, as NNI holds them."""
 Members = dict[tuple[str, str], list[PruningTargetSpace]]
 """(module name, target name) -> the spaces of all targets of its dependency group, itself included."""
+Values = dict[str, dict[str, Tensor]]
+"""{module name: {target name: tensor}}: how NNI hands data, metrics and masks around."""
 
 
 def in_model_order(by_module: dict[str, T], model: nn.Module) -> dict[str, T]:
     """Sort by module name as the model has them; NNI's own order follows a set, and so the process's hash seed."""
     order = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     return dict(sorted(by_module.items(), key=lambda item: order[item[0]]))
+
+
+def tie_again_(spaces: Spaces, holders: dict[Tensor, list[str]]) -> None:
+    """Let wrappers of modules that shared a parameter share it again: NNI gives each of them a copy.
+
+    Args:
+        spaces: The targets.
+        holders: Parameter -> the names that it has in the network, before NNI has wrapped the layers.
+    """
+    by_name = {f"{name}.{target}": space for name, targets in spaces.items() for target, space in targets.items()}
+    for names in holders.values():
+        shared = [by_name[name] for name in names if name in by_name]
+        for other in shared[1:]:
+            other._wrapper.register_parameter(other._target_name, shared[0].target)
 
 
 def settle_(spaces: Spaces, threshold: float) -> Members:
