@@ -81,8 +81,12 @@ def name_inputs(model: nn.Module, arguments: CallArguments) -> tuple[str, ...]:
         for place, leaf in name_leaves(value):
             if not isinstance(leaf, Tensor):
                 continue
-            is_keyword = variable.get(name) == inspect.Parameter.VAR_KEYWORD
-            names.append(place if is_keyword else f"{name}.{place}" if place else name)
+            if variable.get(name) == inspect.Parameter.VAR_KEYWORD:
+                names.append(place)
+            elif place:
+                names.append(f"{name}.{place}")
+            else:
+                names.append(name)
     return tuple(names)
 
 
@@ -105,7 +109,9 @@ def name_output(place: str) -> str:
 def number_outputs(outputs: Any) -> Outputs:
     """Name the outputs of a runtime that knows only their order."""
     tensors = [value for value in outputs if isinstance(value, Tensor)]
-    return {SINGLE: tensors[0]} if len(tensors) == 1 else {f"{SINGLE}_{place}": t for place, t in enumerate(tensors)}
+    if len(tensors) == 1:
+        return {SINGLE: tensors[0]}
+    return {f"{SINGLE}_{place}": tensor for place, tensor in enumerate(tensors)}
 
 
 def match_outputs(expected: Outputs, computed: Outputs, title: str) -> Outputs:

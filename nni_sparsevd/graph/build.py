@@ -68,6 +68,10 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
 
 def _build_graph(model: nn.Module, recorded: Trace, remember_norms: bool) -> ChannelGraph:
     """The channel graph of a traced network, which may lose what its code cannot follow."""
+    # 1. The walk writes down, operator by operator, which indices are one channel, and which may not be removed.
+    # 2. Solving gives each class of equal indices the number of a channel.
+    # 3. A norm that mixes channels pins them, unless it is one that can remember those which it loses.
+    # 4. Pins spread over links, and all else that the walk has found is told in channels instead of indices.
     walk = Walk(recorded, find_replaceable_norms(model, recorded) if remember_norms else ())
     equations = walk.equations
     channel_of, links, pins = equations.solve()
@@ -97,7 +101,9 @@ def _solve_value(value: Any, channel_of: ChannelIds) -> Any:
     """The channels along each axis of a value, None for an axis without; for several values a list."""
     if isinstance(value, TrackedTensor):
         return tuple(None if ids is None else channel_of[ids] for ids in value.ids)
-    return [_solve_value(item, channel_of) for item in value] if isinstance(value, list | tuple) else ()
+    if isinstance(value, list | tuple):
+        return [_solve_value(item, channel_of) for item in value]
+    return ()
 
 
 def _solve_readers(

@@ -60,12 +60,15 @@ def _copy_tree(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     kind: Any = type(module)
     if not _is_copied_by_attributes(kind):
         return copy.deepcopy(module, memo)
-    memo[id(module)] = copied = kind.__new__(kind)
+    # 1. The copy is in `memo` before anything that it holds is copied, which may refer to it.
+    # 2. What every module holds, and most leave empty, is made anew without a look into it.
+    # 3. Children take this short way, too; of all else `_copy_value` knows what need not be copied.
+    memo[id(module)] = copied = kind.__new__(kind)  # 1
     state: dict[str, Any] = {}
     for key, value in vars(module).items():
-        if key in HELD_BY_EVERY_MODULE and type(value) not in FIXED and not value:
+        if key in HELD_BY_EVERY_MODULE and type(value) not in FIXED and not value:  # 2
             state[key] = type(value)()
-        elif key == "_modules":
+        elif key == "_modules":  # 3
             children = ((name, child and _copy_tree(child, memo)) for name, child in value.items())
             state[key] = type(value)(children)
         elif key in ("_parameters", "_buffers"):

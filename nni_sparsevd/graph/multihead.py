@@ -64,12 +64,15 @@ class ShrinkableMultiheadAttention(nn.MultiheadAttention):
         """Queries, keys and values of each head, shape (batch, heads, tokens, dimensions)."""
         sizes = [self.num_heads * self.head_dim, self.num_heads * self.head_dim, self.num_heads * self.value_head_dim]
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.split(sizes)
-        if self.in_proj_weight is None:
+        # 1. Inputs of different sizes have a weight each.
+        # 2. Self-attention makes all three projections in one product, which is faster.
+        # 3. Else the rows of the one weight are those of the queries, the keys and the values, in this order.
+        if self.in_proj_weight is None:  # 1
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
             parts = [F.linear(*part) for part in zip((query, key, value), weights, biases, strict=True)]
-        elif query is key and key is value:
+        elif query is key and key is value:  # 2
             parts = list(F.linear(query, self.in_proj_weight, self.in_proj_bias).split(sizes, -1))
-        else:
+        else:  # 3
             weights = self.in_proj_weight.split(sizes)
             parts = [F.linear(*part) for part in zip((query, key, value), weights, biases, strict=True)]
         if self.bias_k is not None and self.bias_v is not None:
@@ -78,7 +81,7 @@ class ShrinkableMultiheadAttention(nn.MultiheadAttention):
         heads = []
         for part, dimensions in zip(parts, (self.head_dim, self.head_dim, self.value_head_dim), strict=True):
             split = part.unflatten(-1, (self.num_heads, dimensions)).transpose(1, 2)
-            if self.add_zero_attn and part is not parts[0]:
+            if self.add_zero_attn and part is not parts[0]:  # keys and values, not queries
                 split = torch.cat([split, split.new_zeros(len(query), self.num_heads, 1, dimensions)], 2)
             heads.append(split)
         return heads

@@ -95,6 +95,11 @@ def solve_norms(
     Returns:
         The modules, and the pins with those of channels that a module mixes and cannot remember.
     """
+    # 1. A pure layer norm needs only the number of the channels that it lost, their sum and the sum of their squares:
+    #    a class of ours that remembers these takes its place.
+    # 2. Any other module has to see all channels: the constants of those that it lost are put back before it.  That
+    #    asks for one axis of channels, the same in its input, in its output, and in all its operators that mix them.
+    # 3. Where neither is so, the channels stay, for the reasons that the operators give.
     given, returned = _find_ends(walk.recorded)
     permuting = {node.meta["module"] for node in walk.recorded.graph.nodes if node.target == aten.permute.default}
     layer_norms = _find_pure_layer_norms(model, walk.recorded)
@@ -102,17 +107,17 @@ def solve_norms(
     mixed_by: dict[str, list[tuple[ChannelIds, str]]] = defaultdict(list)
     for node, ids, reason in walk.equations.remembering_norms:
         name = node.meta["module"]
-        if name in layer_norms:
+        if name in layer_norms:  # 1
             source: Any = node.args[0]
             norms.append(RememberingNorm(name, source, -1, 1 if name in permuting else -1, channel_of[ids], True))
         else:
             mixed_by[name].append((channel_of[ids], reason))
     for name, mixed in mixed_by.items():
-        norm = _find_padded_norm(name, mixed, given, returned, value_channels)
+        norm = _find_padded_norm(name, mixed, given, returned, value_channels)  # 2
         if norm is not None:
             norms.append(norm)
             continue
-        for channels, reason in mixed:
+        for channels, reason in mixed:  # 3
             pins = pins.with_pins(channels, reason)
     return tuple(norms), pins
 

@@ -83,7 +83,8 @@ def _broadcast(x: Tensor, y: Any) -> Tensor | None:
         return None
     # The tensors may be stored in different orders: then only one without an order of its own leaves no doubt.
     is_one_order = part.shape == whole.shape or (whole.is_contiguous() and part.is_contiguous())
-    return _empty_like(whole) if is_one_order or sum(size > 1 for size in part.shape) < 2 else None
+    has_no_order = sum(size > 1 for size in part.shape) < 2
+    return _empty_like(whole) if is_one_order or has_no_order else None
 
 
 def _broadcast_in_place(x: Tensor, y: Any) -> Tensor | None:
@@ -179,7 +180,12 @@ def _mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *_: Any)
     reduced = {dim % x.dim() for dim in dims}
     if not reduced or len(reduced) < len(dims):
         return None
-    sizes = [1 if dim in reduced else size for dim, size in enumerate(x.shape) if keepdim or dim not in reduced]
+    sizes = []
+    for dim, size in enumerate(x.shape):
+        if dim not in reduced:
+            sizes.append(size)
+        elif keepdim:
+            sizes.append(1)
     return _empty(x, sizes)
 
 

@@ -99,6 +99,7 @@ def _group_score(
         if not isinstance(layer, Variational) or not name.endswith(".weight") or dim != output_dim(layer):
             continue
         has_posterior = True
+        # An output of the layer may be none of this group's channels, and several outputs may be one channel.
         position = torch.from_numpy(graph.positions_in_group((name, dim), group))
         inside = position >= 0
         inputs = [d for d in range(layer.weight.dim()) if d != dim]

@@ -45,6 +45,8 @@ class Carriers:
                 needs.append((reading, needed))
         if not needs:
             return False
+        # Most readers read few of the many groups, so each group looks only at those that read any of its channels:
+        # `places` says to which reader an input belongs.
         inputs = np.concatenate([reading.inputs for reading, _ in needs])
         places = np.repeat(np.arange(len(needs)), [reading.inputs.size for reading, _ in needs])
         new = False
@@ -96,6 +98,7 @@ class Carriers:
                 continue
             row = np.zeros(channels.size)
             row[columns[places]] = reading.constant[places]
+            # A channel that enters a reader in several places, as after a concatenation, has a weight in each of them.
             row[np.bincount(columns[places], minlength=channels.size) > 1] = np.nan
             is_needed = np.zeros(channels.size, bool)
             is_needed[columns[places[needed[places]]]] = True

@@ -196,12 +196,14 @@ class VariantSearch:
             else:
                 larger = larger_image_sizes(self.example)
                 variants.append(self._draw("larger images", {**base, **larger}, values, is_regular=False))
+        # Dimensions of one size, as height and width, change together first.  Where the network accepts none of these
+        # sizes, each of the dimensions is changed by itself: they may have been equal by chance.
         for options in other_sizes_of_classes(self.example, settled):
-            dims = list(options[0]) if options else []
-            alone = [{dim: options[0][dim]} for dim in dims] if len(dims) > 1 else []
             variants.append(self._draw_first("other sizes", [{**base, **sizes} for sizes in options], values))
-            if variants[-1] is None:
-                variants += [self._draw_first("other sizes", [{**base, **sizes}], values) for sizes in alone]
+            if variants[-1] is not None or not options or len(options[0]) < 2:
+                continue
+            for dim, size in options[0].items():
+                variants.append(self._draw_first("other sizes", [{**base, dim: size}], values))
         return [variant for variant in variants if variant is not None]
 
     def _find_other_values(self, ordinary: Variant) -> list[Variant]:

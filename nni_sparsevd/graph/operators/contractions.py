@@ -183,6 +183,7 @@ def _grouped_transposed_outputs(
         equations.pin(positions, "output axis of a depthwise convolution")
         _record_depthwise_groups(equations, node, inputs)
         return repeat_ids(inputs, weight.shape[1])
+    # Of the inputs, the weight has one axis for groups and positions together: only their block tells the two apart.
     group = equations.new_ids(groups)
     equations.link_block(inputs.reshape(groups, -1), [group, equations.new_ids(inputs.size // groups)])
     outputs = equations.new_ids(groups * weight.shape[1])

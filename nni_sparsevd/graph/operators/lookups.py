@@ -83,7 +83,10 @@ def index_constant(node: Node, x: Tensor, indices: Sequence[Tensor | None]) -> T
     full = full_shape(node)
     if all(_are_known_places(indices[dim], full[dim]) for dim in looked_up):
         return compress(aten.index.Tensor(expand_along(node, x, *looked_up), indices))
-    first_places = [None if index is None else torch.zeros([1] * index.dim(), dtype=torch.long) for index in indices]
+    # Nobody knows which entries will be looked up.  All of them are alike along these axes, so the first one serves.
+    first_places: list[Tensor | None] = []
+    for index in indices:
+        first_places.append(None if index is None else torch.zeros([1] * index.dim(), dtype=torch.long))
     return compress(aten.index.Tensor(make_uniform(x, looked_up), first_places))
 
 

@@ -125,6 +125,8 @@ def match_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], 
     """
     if prod(old) != prod(new) or 0 in old:
         raise NotCovered("reshape of a tensor without elements")
+    # Whichever run has fewer elements takes the next axis in, until both have the same number: so each run is as short
+    # as it can be, and an axis that the reshape leaves alone is matched with itself.
     runs = []
     old_end = new_end = 0
     while old_end < len(old) or new_end < len(new):
@@ -192,7 +194,8 @@ def reverse_axes_channels(equations: Equations, node: Node, x: TrackedTensor) ->
 def flip_channels(equations: Equations, node: Node, x: TrackedTensor, dims: Sequence[int]) -> TrackedTensor:
     """The ids along a flipped axis are in reverse order."""
     ids = list(x.ids)
-    for dim in {dim % len(ids) for dim in dims} if ids else ():
+    flipped = {dim % len(ids) for dim in dims} if ids else set()
+    for dim in flipped:
         along = ids[dim]
         ids[dim] = None if along is None else along[::-1]
     return TrackedTensor(x.shape, tuple(ids))
@@ -238,8 +241,10 @@ def same_move_constant(node: Node, x: Tensor, *settings: Any) -> Tensor:
 def squeeze_constant(node: Node, x: Tensor, dims: int | Sequence[int]) -> Tensor:
     """Only axes of size 1 in the network are dropped, not those that are stored with size 1."""
     full = full_shape(node)
+    if not full:
+        return x
     named = [dims] if isinstance(dims, int) else dims
-    return x.squeeze([dim for dim in named if full[dim] == 1]) if full else x
+    return x.squeeze([dim for dim in named if full[dim] == 1])
 
 
 def roll_constant(node: Node, x: Tensor, shifts: Any, dims: Sequence[int] = ()) -> Tensor:

@@ -32,6 +32,9 @@ def count_plain_networks(host_count: Count) -> Count:
         # The caller looks the layers of his own network up; its gates have no counterpart.
         counterparts = dict(plain.named_modules())
         own_layers = [(layer, counterparts.get(name)) for name, layer in model.named_modules()]
-        return macs, parameters, *({layer: count.get(twin) for layer, twin in own_layers} for count in by_layer)
+        own_counts = []
+        for count in by_layer:
+            own_counts.append({layer: count.get(counterpart) for layer, counterpart in own_layers})
+        return macs, parameters, *own_counts
 
     return count_ops_and_params
