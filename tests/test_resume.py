@@ -43,7 +43,7 @@ def one_thread() -> None:
 def recipe(**changes: object) -> Recipe:
     """25 steps an epoch, 125 in all."""
     parts = {
-        "data": DataSettings(batch_size=50),
+        "data": DataSettings(batch_size=20, limit=560),
         "dense": Stage(epochs=1),
         "sparse": SparseStage(epochs=2, kl_coefficient=0.1, warmup_to=1.0),
         "finetune": FinetuneStage(epochs=2),
@@ -130,15 +130,26 @@ VIT = ModelSettings(
     name="vit_tiny_patch16_224",
     arguments={"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 3},
 )
+TINY_PHOTOS = DataSettings(batch_size=50, limit=500, image_size=8)
+"""9 steps an epoch."""
 DYING_GATES = PosteriorSettings(granularity="gate", init_log_sigma2=1.0)
 CASES: dict[str, dict[str, Any]] = {
     "batch norm, dropout, augmentation": {
         "model": CNN,
-        "data": DataSettings(batch_size=50, limit=600, augment="crop_flip"),
+        "data": DataSettings(batch_size=50, limit=500, image_size=8, augment="crop_flip"),
     },
     "loader processes and timm's augmentation": {
         "data": DataSettings(
-            limit=1000, augment="timm", aa="rand-m5", mixup=0.2, cutmix=1.0, re_prob=0.3, smoothing=0.1, workers=2
+            limit=200,
+            batch_size=20,
+            image_size=8,
+            augment="timm",
+            aa="rand-m5",
+            mixup=0.2,
+            cutmix=1.0,
+            re_prob=0.3,
+            smoothing=0.1,
+            workers=2,
         ),
         "sparse": SparseStage(epochs=2),
         "finetune": FinetuneStage(epochs=1),
@@ -147,16 +158,17 @@ CASES: dict[str, dict[str, Any]] = {
     "one weight sample": {"posterior": PosteriorSettings(estimator="weight", prior="log_uniform_exact")},
     "no dense stage": {"dense": Stage()},
     "fine-tuning with noise": {"finetune": FinetuneStage(epochs=2, variational=True)},
-    "channels last": {"model": CNN, "channels_last": True, "data": DataSettings(batch_size=50, limit=600)},
+    "channels last": {"model": CNN, "channels_last": True, "data": TINY_PHOTOS},
     "no fine-tuning": {"finetune": FinetuneStage(), "sparse": SparseStage(epochs=3)},
     "shrinking": {
         "model": CNN,
+        "data": TINY_PHOTOS,
         "posterior": DYING_GATES,
         "sparse": SparseStage(epochs=3, gate_rate=100.0, shrink_at=3.0),
     },
     "shrinking a transformer": {
         "model": VIT,
-        "data": DataSettings(limit=1000, image_size=8),
+        "data": TINY_PHOTOS,
         "posterior": PosteriorSettings(granularity="both"),
         "sparse": SparseStage(epochs=3, kl_coefficient=50.0, learning_rate=0.03, shrink_at=3.0),
     },
@@ -191,6 +203,7 @@ for _name in OPTIMIZERS:
     CASES[_name] = {
         # Adafactor's state depends on how many axes a weight has; that of the others has its weight's shape.
         "model": CNN if _name in ("momentum", "adafactor") else ModelSettings(),
+        "data": TINY_PHOTOS,
         "posterior": DYING_GATES,
         "dense": Stage(epochs=1, optimizer=_name),
         "sparse": _sparse,
@@ -207,7 +220,11 @@ def test_everything_that_learns_is_in_the_checkpoint(
 
         # Accelerate keeps the precision of a process's first run
         monkeypatch.setattr(AcceleratorState, "_shared_state", {})
-    fewer = {"data": DataSettings(limit=1000), "masks": MaskSettings(allow_empty=True), "checkpoint_minutes": 1e-9}
+    fewer = {
+        "data": DataSettings(batch_size=50, limit=500),
+        "masks": MaskSettings(allow_empty=True),
+        "checkpoint_minutes": 1e-9,
+    }
     every_step = recipe(**{**fewer, **CASES[case]})  # 9 steps an epoch
     compress(every_step, tmp_path / "whole", [])
     for step in STOPS.get(case, (9, 13, 11)[: 2 if case in OPTIMIZERS else 3]):
