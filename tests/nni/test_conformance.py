@@ -4,13 +4,21 @@ The table of all networks is in docs/results/nni_conformance.json, written by `p
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conformance import NETWORKS, OURS, PRUNERS, ROWS, SMALL_NETWORKS, outcome
+from conformance import NETWORKS, OURS, PRUNERS, ROWS, SMALL_NETWORKS, compress_once, finish, outcome
 
 SMALL = ("CNN", "MLP")
 COSTLY = ("compress, TorchEvaluator", "unwrap_model", "mask file, ModelSpeedup", "ExactSpeedup")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def finished_networks_are_freed() -> Iterator[None]:
+    yield
+    finish.cache_clear()
+    compress_once.cache_clear()
 
 
 def check(row: str, name: str, pruners: list[str]) -> None:
