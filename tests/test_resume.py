@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from processes import Child
+from timm.models import register_model
+from torch import nn
 
 from nni_sparsevd import files
 from nni_sparsevd.files import load_tensors
@@ -125,10 +127,26 @@ def fail() -> None:
     raise PowerFailureError
 
 
-CNN = ModelSettings(name="vgg_like", arguments={"width": 0.0625, "drop_rate": 0.2})
+class SmallCNN(nn.Sequential):
+    """Convolutions, batch norms and dropout."""
+
+    def __init__(self, num_classes: int, in_chans: int) -> None:
+        layers: list[nn.Module] = []
+        for width in (8, 16, 16):
+            layers += [nn.Conv2d(in_chans, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.2)]
+            in_chans = width
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_chans, num_classes))
+
+
+@register_model
+def resumed_cnn(pretrained: bool = False, **arguments: Any) -> nn.Module:
+    return SmallCNN(arguments["num_classes"], arguments["in_chans"])
+
+
+CNN = ModelSettings(name="resumed_cnn")
 VIT = ModelSettings(
     name="vit_tiny_patch16_224",
-    arguments={"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 3},
+    arguments={"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 1, "num_heads": 3},
 )
 TINY_PHOTOS = DataSettings(batch_size=50, limit=500, image_size=8)
 """9 steps an epoch."""

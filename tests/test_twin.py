@@ -8,7 +8,7 @@ import torch
 
 from nni_sparsevd.files import load_tensors, read_rows
 from nni_sparsevd.recipe import Recipe
-from nni_sparsevd.report import write_report
+from nni_sparsevd.report import write_remarks, write_report
 from nni_sparsevd.results import finish_run
 from nni_sparsevd.settings import make_settings
 from nni_sparsevd.training import compress
@@ -56,8 +56,8 @@ def test_the_run_beside_it_is_the_same(with_twin, tmp_path):
     for name in ("dense", "masks", "masked", "small"):
         first, second = (load_tensors(folder / f"{name}.safetensors")[0] for folder in (with_twin, without))
         assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-    text = write_report(without).with_suffix(".md").read_text()
-    assert "The dense network is the one before the sparse stage" in text and "twin = true" in text
+    (remark,) = write_remarks(json.loads((without / "result.json").read_text()))[-1:]
+    assert remark.startswith("The dense network is the one before the sparse stage") and "twin = true" in remark
     assert "twin    test error" not in printed
 
 
