@@ -14,6 +14,7 @@ from .. import data as datasets
 from .. import models
 from ..errors import SettingError
 from ..files import write_json
+from ..masks import count_weights
 from ..preprocessing import set_values_
 from ..recipe import Recipe
 from .batches import count_batches, count_epoch_steps
@@ -27,6 +28,7 @@ from .phases import show_phase
 from .recorded_latency import MeasurePart
 from .run import Run
 from .run_folder import check_folder, prepare_folder
+from .stage_context import StageContext
 from .stages import StageSequence
 from .starting_network import try_forward, try_recipe
 
@@ -94,7 +96,10 @@ def compress(
     start = read_checkpoint(folder / "checkpoint.safetensors")
     with Metrics(folder, Console(), _find_rows_to_keep(recipe, start), write=is_main) as metrics:
         run = Run(recipe, folder, data, accelerator, metrics)
-        return StageSequence(run, example_inputs, start, teacher, measure_part).train(model)
+        # Counted before anything is removed: compression is relative to the dense network.
+        dense_weights = count_weights(model, {})[1]
+        context = StageContext(run, example_inputs, start, teacher, dense_weights)
+        return StageSequence(context, measure_part).train(model)
 
 
 def _make_accelerator(recipe: Recipe) -> Accelerator:

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from ..convert import find_passed_over
 from ..errors import TrainingError
 from ..files import save_tensors
-from ..masks import compute_masks, count_weights
+from ..masks import compute_masks
 from ..nn import Variational
 from .batches import Batches, count_stage_steps
-from .checkpoint import Checkpoint
 from .compressed import Compressed
 from .deciding import decide_levels
 from .finetuning import describe_missed, finish_levels
@@ -21,7 +20,6 @@ from .levels import choose_level, list_levels
 from .log_alpha_history import LogAlphaHistory
 from .network_files import read_network_
 from .recorded_latency import LATENCY_FILE, MeasurePart, RecordedLatency
-from .run import Run
 from .scoring import evaluate
 from .stage_context import StageContext
 from .starting_network import make_variational_
@@ -35,27 +33,17 @@ class StageSequence:
     Between the stages, networks and masks pass through files: a resumed run reads the same ones.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        example_inputs: Tensor,
-        start: Checkpoint | None,
-        teacher: nn.Module | None = None,
-        measure_part: MeasurePart | None = None,
-    ) -> None:
-        """Prepare to train, from the checkpoint `start` if there is one.
+    def __init__(self, context: StageContext, measure_part: MeasurePart | None = None) -> None:
+        """Prepare to train.
 
         Args:
-            run: The recipe under way.
-            example_inputs: Two normalized training images.
-            start: Where an interrupted run stood.
-            teacher: The network that `recipe.teacher.name` asks for, if it does.
+            context: The run, from its beginning or from where it was interrupted.
             measure_part: Measures a budget of latency, in parts of the dense network's.
         """
-        self._run, self._recipe, self._data = run, run.recipe, run.data
-        self._example_inputs, self._start, self._first_teacher = example_inputs, start, teacher
-        self._measure_part = measure_part
-        self._levels = list_levels(run.recipe, run.folder)
+        self._context, self._measure_part = context, measure_part
+        self._run, self._recipe, self._data = context.run, context.run.recipe, context.run.data
+        self._example_inputs = context.example_inputs
+        self._levels = list_levels(self._recipe, self._run.folder)
 
     def train(self, model: nn.Module) -> Compressed:
         """Train all stages that are left.
@@ -72,19 +60,17 @@ class StageSequence:
             Interrupted: On Ctrl-C or a termination signal, after the step at hand has been saved.
         """
         plain = copy.deepcopy(model)
-        # Counted before anything is removed: compression is relative to the dense network.
-        dense_weights = count_weights(model, {})[1]
-        context = StageContext(self._run, self._example_inputs, self._start, self._first_teacher, dense_weights)
-        dense = self._train_dense(context, model)
+        context = self._context
+        dense = self._train_dense(model)
         if not context.has_passed("sparse"):
             with self._run.metrics.show_phase("tracing"):
                 make_variational_(model, self._example_inputs, self._recipe)
-            self._train_sparse(context, model, dense)
+            self._train_sparse(model, dense)
             with self._run.metrics.show_phase("deciding"):
                 decide_levels(context, self._levels, plain, dense, self._measure_part)
         before = evaluate(dense, self._data, self._data.holdout).accuracy
         tuned = finish_levels(context, self._levels, plain, before)
-        twin = self._train_twin(context, copy.deepcopy(dense)) if self._recipe.twin else None
+        twin = self._train_twin(copy.deepcopy(dense)) if self._recipe.twin else None
         dense_held_out = before if twin is None else evaluate(twin, self._data, self._data.holdout).accuracy
         chosen = choose_level(tuned, dense_held_out, self._recipe.budget.allowed_loss)
         return Compressed(
@@ -99,8 +85,9 @@ class StageSequence:
             twin,
         )
 
-    def _train_dense(self, context: StageContext, model: nn.Module) -> nn.Module:
+    def _train_dense(self, model: nn.Module) -> nn.Module:
         """Train `model` without posteriors, or read it back; returns a copy, which may teach the later stages."""
+        context = self._context
         if context.has_passed("dense"):
             read_network_(model, self._run.folder / "dense.safetensors")
         else:
@@ -112,9 +99,9 @@ class StageSequence:
             context.teacher = context.make_teacher(dense)
         return dense
 
-    def _train_sparse(self, context: StageContext, model: nn.Module, dense: nn.Module) -> None:
+    def _train_sparse(self, model: nn.Module, dense: nn.Module) -> None:
         """Train a variational network, and write its posterior."""
-        recipe = self._recipe
+        recipe, context = self._recipe, self._context
         history = LogAlphaHistory(self._run.folder / "log_alpha.json", resume=context.find_start("sparse") is not None)
         threshold = recipe.resolved_threshold
         # A held-out threshold is chosen after the last epoch; until then that of the layers counts.
@@ -129,11 +116,11 @@ class StageSequence:
                 save_tensors(weights, self._run.folder / "snapshots" / f"{epoch:04}.safetensors")
             return row
 
-        removal = self._plan_removal(context, dense)
+        removal = self._plan_removal(dense)
         context.train("sparse", model, recipe.sparse, on_epoch_end=end_epoch, removal=removal)
         context.write(model, "posterior", "sparse", self._levels[-1].folder)
 
-    def _plan_removal(self, context: StageContext, dense: nn.Module) -> GradualRemoval | None:
+    def _plan_removal(self, dense: nn.Module) -> GradualRemoval | None:
         """What removes channels on the way to the budget, if there is one."""
         recipe = self._recipe
         if recipe.budget.kind is None:
@@ -142,7 +129,7 @@ class StageSequence:
         folders = {level.part: level.folder for level in self._levels}
 
         def write_posterior(allowed: float, model: nn.Module) -> None:
-            context.write(model, "posterior", "sparse", folders[allowed])
+            self._context.write(model, "posterior", "sparse", folders[allowed])
 
         latency = None
         if self._measure_part is not None:
@@ -167,8 +154,9 @@ class StageSequence:
                 "right answer: set masks.allow_empty"
             )
 
-    def _train_twin(self, context: StageContext, model: nn.Module) -> nn.Module:
+    def _train_twin(self, model: nn.Module) -> nn.Module:
         """Train the dense network on, in place, as long as the sparse stage and the fine-tuning took; returns it."""
+        context = self._context
         for name, stage in list_twin_stages(self._recipe).items():
             # A checkpoint of the later stage holds what the earlier one has learned.
             if not context.has_passed(name):
