@@ -111,8 +111,12 @@ def _find_key_rows(product: Product) -> Rows:
 
 
 def _find_rows_beside_values(graph: ChannelGraph, group: ChannelGroup) -> Rows:
+    """The outputs of a head that are not its values; none where somebody else reads what they become."""
+    # 1. Attention is one operator of queries, keys and values, or two products: queries by keys, and scores by values.
+    # 2. Queries, keys, and all that is made of them must go into the attention alone.
+    # 3. All that writes the head is spared but the rows of its values, which one layer may write beside the others.
     attentions = [node for node in graph.value_channels if _has_heads(graph, node, group)]
-    if len(attentions) == 1 and attentions[0].target == ATTENTION:
+    if len(attentions) == 1 and attentions[0].target == ATTENTION:  # 1
         others, values = attentions[0].args[:2], attentions[0].args[2]
     elif len(attentions) == 2 and all(node.target != ATTENTION for node in attentions):
         others, values = attentions[0].args[:2], attentions[1].args[1]
@@ -123,9 +127,9 @@ def _find_rows_beside_values(graph: ChannelGraph, group: ChannelGroup) -> Rows:
     expected = behind_others | _find_behind(values) | set(attentions)
     if len(attentions) == 2:
         expected |= _find_behind(attentions[1].args[0])  # the scores on their way from the one product to the other
-    if written is None or not all(expected.issuperset(node.users) for node in behind_others):
+    if written is None or not all(expected.issuperset(node.users) for node in behind_others):  # 2
         return {}
-    spared = {}
+    spared = {}  # 3
     for writer in group.writers:
         flags = np.ones(_written_channels(graph, writer).size, np.bool_)
         if writer.node == written[0]:
