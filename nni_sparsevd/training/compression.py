@@ -14,7 +14,6 @@ from .. import data as datasets
 from .. import models
 from ..errors import SettingError
 from ..files import write_json
-from ..masks import count_weights
 from ..preprocessing import set_values_
 from ..recipe import Recipe
 from .batches import count_batches, count_epoch_steps
@@ -96,9 +95,7 @@ def compress(
     start = read_checkpoint(folder / "checkpoint.safetensors")
     with Metrics(folder, Console(), _find_rows_to_keep(recipe, start), write=is_main) as metrics:
         run = Run(recipe, folder, data, accelerator, metrics)
-        # Counted before anything is removed: compression is relative to the dense network.
-        dense_weights = count_weights(model, {})[1]
-        context = StageContext(run, example_inputs, start, teacher, dense_weights)
+        context = StageContext(run, model, example_inputs, start, teacher)
         return StageSequence(context, measure_part).train(model)
 
 

@@ -33,21 +33,22 @@ class StageContext:
     def __init__(
         self,
         run: Run,
+        model: nn.Module,
         example_inputs: Tensor,
         start: Checkpoint | None,
         teacher: nn.Module | None,
-        dense_weights: int,
     ) -> None:
         """Begin with the run, or go on where it was interrupted.
 
         Args:
             run: The recipe under way.
+            model: The network of the recipe as it was created.
             example_inputs: Two normalized training images.
             start: Where an interrupted run stood.
             teacher: The network that `recipe.teacher.name` asks for, if it does.
-            dense_weights: Weights of the dense network.
         """
-        self.run, self.example_inputs, self.dense_weights = run, example_inputs, dense_weights
+        self.run, self.example_inputs = run, example_inputs
+        self.dense_weights = count_weights(model, {})[1]
         self.teacher = None if teacher is None else self.make_teacher(teacher)
         self.is_main = run.accelerator.is_main_process
         self._start = start
