@@ -90,8 +90,9 @@ def start_new_head_(model: nn.Module) -> None:
     """Make the weights of a classifier small that stands on pre-trained features.
 
     With the weights that a network gets for its own pre-training (up to 0.3 in timm's EfficientNets of ten classes) the
-    first steps are as large as the classifier is wrong, and destroy the features: `tf_efficientnet_lite0` began at a
-    loss of 5 and had 76 % of the photos right after an epoch.  N(0, 0.01^2) is torchvision's choice for MobileNets.
+    first steps are as large as the classifier is wrong, and destroy the features.  An epoch on Imagenette left 75 % of
+    the held-out photos right with `tf_efficientnet_lite0`, and leaves 89 % with small weights.
+    N(0, 0.01^2) is torchvision's choice for MobileNets.
     """
     for key in find_head(model):
         parameter = model.get_parameter(key)
