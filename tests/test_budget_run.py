@@ -162,6 +162,13 @@ def test_levels_share_the_steps_by_the_logarithm_of_what_they_take_away() -> Non
     assert left == pytest.approx([1, 0.5 + 0.5 / 8, 0.5, 0.5, 0.125 + 0.375 / 8, 0.125])
 
 
+def test_each_level_has_the_whole_schedule_of_the_rate() -> None:
+    settings = BudgetSettings(parameters=(0.125, 0.5), reached_at=0.5, cuts=4)
+    removal = GradualRemoval(settings, small_network(), IMAGES, 601, lambda level, model: None)
+    assert [removal.find_progress(step) for step in (0, 100, 199)] == [0, 0.5, 199 / 200]
+    assert [removal.find_progress(step) for step in (200, 600)] == [0, 400 / 401]
+
+
 def test_channels_leave_by_their_worth_over_their_cost_in_blocks() -> None:
     model = gated_network()
     first, second = find_gates(model)

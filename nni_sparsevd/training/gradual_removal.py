@@ -58,6 +58,11 @@ class GradualRemoval:
         """Whether channels leave after `step` steps."""
         return self._find_stretch(step).is_due(step)
 
+    def find_progress(self, step: int) -> float:
+        """The part of the way to its level that the step has behind it which is taken after `step` others."""
+        stretch = next(stretch for stretch in self._stretches if step < stretch.end)
+        return (step - stretch.first) / (stretch.end - stretch.first)
+
     def cut_(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Remove, in place, the channels that are worth least for their cost, down to what may be left at this step.
 

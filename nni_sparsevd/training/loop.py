@@ -164,7 +164,7 @@ class _StageTrainer:
     def _take_step(self) -> Tensor:
         """Take one step, which learns from one batch or several; returns their mean loss."""
         self._learner.trained.train()
-        set_learning_rate(self._optimizer, learning_rate_at(self._stage, self._step / self._total))
+        set_learning_rate(self._optimizer, self._learning_rate(self._step))
         self._optimizer.zero_grad()
         epoch, place = divmod(self._step, self._per_epoch)
         first = epoch * self._batches.per_epoch + place * self._stage.accumulate
@@ -213,6 +213,13 @@ class _StageTrainer:
             batches_done,
             partial(self._accelerator.reduce, reduction="mean") if several else None,
         )
+
+    def _learning_rate(self, step: int) -> float:
+        """The rate of the step that is taken after `step` others."""
+        # Each level of a budget has the whole schedule. With one for all, the smallest network would lose most of its
+        # channels when the rate is too low to heal.
+        progress = step / self._total if self._removal is None else self._removal.find_progress(step)
+        return learning_rate_at(self._stage, progress)
 
     def _add_kl_gradient(self) -> None:
         """Add the gradient of weight * KL / N after backward: the processes have averaged their gradients by then."""
@@ -277,7 +284,7 @@ class _StageTrainer:
             "loss": loss / seen,
             "kl": divergence,
             "kl_weight": coefficient,
-            "learning_rate": learning_rate_at(self._stage, (self._step - 1) / self._total),
+            "learning_rate": self._learning_rate(self._step - 1),
             "train_accuracy": correct / seen,
             **self._score(epoch),
         }
