@@ -439,7 +439,7 @@ def test_a_budget_of_latency_is_measured_once(tmp_path: Path, monkeypatch: pytes
 
 def test_a_meter_says_what_a_runtime_takes() -> None:
     """Of two networks of one layer, the second with a quarter of the multiplications, both far above the overhead."""
-    images = torch.randn(1, 64, 48, 48)
+    images = torch.randn(1, 64, 24, 24)
     large, small = (nn.Conv2d(64, channels, 3, padding=1).eval() for channels in (256, 64))
     for runtime in ("pytorch", "onnxruntime"):
         assert 0.15 < LatencyMeter(runtime, large, images).measure_part(small) < 0.4
