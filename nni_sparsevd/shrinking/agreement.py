@@ -150,12 +150,25 @@ def _agreed_parts(value: Any, other: Any, shaped: Any, other_shaped: Any) -> Any
 
 def _agreed_with_all(value: Any, other: Any, shaped: Any, other_shaped: Any) -> list[Any]:
     """Parts of which there are more at one size than at another, such as steps of time: what all of them share."""
+    # The steps of a loop mostly have one value, which is compared once: else the work grows with the square of them.
+    distinct: list[tuple[Any, Any]] = []
+    for pair in zip(other, other_shaped, strict=True):
+        if not any(_is_same_part(pair, known) for known in distinct):
+            distinct.append(pair)
     agreed = []
     for part, shape in zip(value, shaped, strict=True):
-        for other_part, other_shape in zip(other, other_shaped, strict=True):
+        for other_part, other_shape in distinct:
             part = _agreed_parts(part, other_part, shape, other_shape)
         agreed.append(part)
     return agreed
+
+
+def _is_same_part(pair: tuple[Any, Any], known: tuple[Any, Any]) -> bool:
+    """Whether two parts, each a value and a tensor of its shape, are one."""
+    tensors = (*pair, *known)
+    if not all(isinstance(value, Tensor) for value in tensors):
+        return False
+    return pair[1].shape == known[1].shape and _has_same_bits(pair[0], known[0])
 
 
 def _agreed_tensor(value: Tensor, other: Tensor, shape: torch.Size, other_shape: torch.Size) -> Tensor:

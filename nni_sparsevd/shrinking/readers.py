@@ -1,5 +1,6 @@
 """What each reader takes from each channel: nothing, a constant that its bias can absorb, or something that varies."""
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -102,12 +103,14 @@ class Reading:
 
 def find_readings(graph: ChannelGraph, states: dict[str, Tensor], values: dict[Node, Any]) -> list[Reading]:
     """Every reader of the network with these parameters and buffers; `values` is the result of `find_constants`."""
-    shared = [states[reader.weight].data_ptr() for reader in graph.readers if reader.weight]
+    shared = Counter(states[reader.weight].data_ptr() for reader in graph.readers if reader.weight)
     readings = []
+    with_bias: dict[str | None, list[Reading]] = defaultdict(list)
     for reader in graph.readers:
-        alone = reader.weight is not None and shared.count(states[reader.weight].data_ptr()) == 1
+        alone = reader.weight is not None and shared[states[reader.weight].data_ptr()] == 1
         readings.append(_read_with_weight(reader, values, alone))
-    readings = [replace(reading, foldable=_foldable(reading, readings)) for reading in readings]
+        with_bias[reader.bias].append(readings[-1])
+    readings = [replace(reading, foldable=_foldable(reading, with_bias)) for reading in readings]
     never = graph.num_channels - 1  # the channel that is never removed: it reads what the network itself needs
     products = [_read_product(product, values, never) for product in graph.products]
     norms = [_read_norm(norm, values, never) for norm in graph.remembering_norms]
@@ -140,8 +143,8 @@ def _read_with_weight(reader: Reader, values: dict[Node, Any], alone: bool) -> R
     )
 
 
-def _foldable(reading: Reading, readings: list[Reading]) -> NDArray[np.bool_]:
-    """Channels whose constant this reader's bias may absorb, shape (channels,)."""
+def _foldable(reading: Reading, with_bias: dict[str | None, list[Reading]]) -> NDArray[np.bool_]:
+    """Channels whose constant this reader's bias may absorb, shape (channels,); `with_bias` has all readers of each."""
     # The bias is changed once, so the change has to be right for everything that the bias is added to:
     #
     # 1. There must be a bias, or a place for one.
@@ -154,7 +157,7 @@ def _foldable(reading: Reading, readings: list[Reading]) -> NDArray[np.bool_]:
     assert reader is not None
     if reader.bias is None:  # 1
         return nowhere
-    sharing = [other for other in readings if other.reader is not None and other.reader.bias == reader.bias]
+    sharing = with_bias[reader.bias]
     readers = [other.reader for other in sharing if other.reader is not None]
     if not _bias_users(readers) <= {other.node for other in readers}:  # 2
         return nowhere
