@@ -9,12 +9,13 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from nni_sparsevd import recipe
 from nni_sparsevd.errors import FileFormatError
 from nni_sparsevd.measure import count_macs, count_parameters, measure_latencies
-from nni_sparsevd.report import write_report
+from nni_sparsevd.report import pictures, write_report
 from nni_sparsevd.results import finish_run
 from nni_sparsevd.settings import make_settings
 from nni_sparsevd.training import compress
@@ -36,9 +37,23 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
+def leave_a_pixel(*arguments) -> None:
+    path = arguments[-1]
+    path.parent.mkdir(exist_ok=True)
+    Image.new("L", (1, 1)).save(path)
+
+
 @pytest.fixture
-def run(finished, tmp_path) -> Path:
+def drawing_run(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "digits"))
+
+
+@pytest.fixture
+def run(drawing_run, monkeypatch) -> Path:
+    """A run whose pictures are a pixel each: they take nearly all of a report's time, and these tests read its text."""
+    for name in [name for name in vars(pictures) if name.startswith("draw_")]:
+        monkeypatch.setattr(pictures, name, leave_a_pixel)
+    return drawing_run
 
 
 def edit(path: Path, change) -> None:
@@ -124,7 +139,8 @@ def test_the_page_shows_the_networks_to_choose_from(run):
         assert text.index("budget.macs = 0.1 was not met.") < text.index("Budget: 0.490")
 
 
-def test_pictures_are_drawn(run):
+def test_pictures_are_drawn(drawing_run):
+    run = drawing_run
     make_levels(run)
     write_report(run)
     for name in ("front", *PICTURES):
