@@ -20,6 +20,7 @@ from nni_sparsevd import data
 from nni_sparsevd.files import read_json, write_json
 from nni_sparsevd.recipe import read_recipe
 from nni_sparsevd.storage.packing import CODINGS
+from nni_sparsevd.studies.reproduce.finished import open_finished
 from nni_sparsevd.training import evaluate
 from nni_sparsevd.training.environment import describe_environment
 
@@ -39,10 +40,19 @@ def measure(run: Path) -> dict[str, Any]:
         "packed": {},
     }
     small = svd.load(run / "small.safetensors")
+    # Gates alone say nothing about single weights.
+    posterior = None if recipe.posterior.granularity == "gate" else open_finished(run).posterior
+    codings = [coding for coding in CODINGS if coding != "posterior" or posterior is not None]
     with tempfile.TemporaryDirectory() as folder:
-        for coding in CODINGS:
+        for coding in codings:
             path = Path(folder) / f"{coding}.safetensors"
-            svd.save(small, path, coding=coding, measure=lambda given: evaluate(given, sets, sets.test).to_dict())
+            svd.save(
+                small,
+                path,
+                coding=coding,
+                posterior=posterior if coding == "posterior" else None,
+                measure=lambda given: evaluate(given, sets, sets.test).to_dict(),
+            )
             error = svd.describe_file(path)["measured"]["error_percent"]
             row["packed"][coding] = {"bytes": path.stat().st_size, "error_percent": error}
     return row

@@ -31,6 +31,7 @@ from ..shrinking import (
     split_attributes,
 )
 from .packing import Coding, pack, unpack
+from .precision import choose_steps
 
 FORMAT = "nni_sparsevd.model"
 """Metadata key of the header."""
@@ -52,6 +53,7 @@ def save(
     name: str | None = None,
     arguments: dict[str, Argument] | None = None,
     coding: Coding | None = None,
+    posterior: nn.Module | None = None,
     measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
@@ -65,15 +67,19 @@ def save(
         arguments: The arguments that timm builds it with, such as {"num_classes": 10}.  The networks of this package
             know theirs.
         coding: If given, only what is not zero is written: positions near their entropy, and values "exact", in
-            "float16", or in "int8" or "int4" with a scale for each row.
+            "float16", in "int8" or "int4" with a scale for each row, or, with "posterior", as multiples of a step that
+            the posterior of each layer sets.
+        posterior: With `coding="posterior"` the variational network that `model` was baked from.
         measure: Called on the network as the file gives it back, after quantization say.  The numbers that it returns,
             {name: value}, are kept in the file; `describe_file` reads them.
         preprocessing: How inputs are made, and the `label_names` of the classes, where that is not what the network's
             `pretrained_cfg` says: "mean", "std", "input_size" and so on, under timm's names.
 
     Raises:
-        SettingError: `preprocessing` has a key that timm does not have, or a value of a wrong type.
-        ModelError: The network still has posteriors, or is not what `name` and `arguments` build.
+        SettingError: `preprocessing` has a key that timm does not have, or a value of a wrong type; `posterior` is
+            missing with `coding="posterior"`, or given without.
+        ModelError: The network still has posteriors, or is not what `name` and `arguments` build; `posterior` has no
+            posterior on weights, or weights of other shapes.
         FileFormatError: The file cannot be written; what was there before is intact.
 
     Example:
@@ -93,18 +99,36 @@ def save(
     path = Path(path)
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} still has posteriors; save what bake_ or shrink gives back")
+    steps = _choose_steps(model, coding, posterior)
     header = _make_header(model, name, arguments, path, check_values(preprocessing or {}))
     # Measured before the file is written: the file is whole, or it is not there.
     if measure is not None:
-        as_loaded = model if coding is None else _copy_as_packed(model, coding)
+        as_loaded = model if coding is None else _copy_as_packed(model, coding, steps)
         header["measured"] = dict(measure(as_loaded))
-    tensors = model.state_dict()
+    _write(model.state_dict(), path, header, coding, steps)
+
+
+def _write(
+    tensors: dict[str, Tensor], path: Path, header: dict[str, Any], coding: Coding | None, steps: dict[str, float]
+) -> None:
     if coding is None:
         save_tensors(tensors, path, {FORMAT: json.dumps(header)})
     else:
         # The packed bytes are a tensor of a safetensors file, so that its digest and its readers serve for them, too.
-        content = torch.frombuffer(bytearray(pack(tensors, coding, header)), dtype=torch.uint8)
+        content = torch.frombuffer(bytearray(pack(tensors, coding, header, steps)), dtype=torch.uint8)
         save_tensors({PACKED: content}, path, {FORMAT: PACKED})
+
+
+def _choose_steps(model: nn.Module, coding: Coding | None, posterior: nn.Module | None) -> dict[str, float]:
+    """The step of each weight; none with a coding that is the same for all."""
+    if (coding == "posterior") != (posterior is not None):
+        if posterior is None:
+            raise SettingError(
+                f"coding='posterior' chooses precision by the posterior, and {type(model).__name__} is baked and has "
+                "none: pass posterior=, the variational network that it was baked from"
+            )
+        raise SettingError(f"posterior: counts only with coding='posterior', found coding={coding!r}")
+    return {} if posterior is None else choose_steps(model, posterior)
 
 
 def _make_header(
@@ -153,10 +177,10 @@ def _describe_remembering_norms(model: nn.Module) -> dict[str, dict[str, int]]:
     return norms
 
 
-def _copy_as_packed(model: nn.Module, coding: Coding) -> nn.Module:
+def _copy_as_packed(model: nn.Module, coding: Coding, steps: dict[str, float]) -> nn.Module:
     """The network as a packed file would give it back."""
     copied = copy_module(model).cpu().eval()
-    _, tensors = unpack(memoryview(pack(copied.state_dict(), coding, {})))
+    _, tensors = unpack(memoryview(pack(copied.state_dict(), coding, {}, steps)))
     copied.load_state_dict(dict(tensors))
     return copied
 

@@ -1,21 +1,12 @@
-"""Where a matrix is not zero, near its entropy: which rows and columns are in use, then the block that they span.
-
-The bits are coded by the range coder (Martin 1979) of a library; docs/files.md gives a reader of a few lines.
-"""
+"""Where a matrix is not zero, near its entropy: which rows and columns are in use, then the block that they span."""
 
 import struct
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import FileFormatError
+from .coins import Bits, decode_bits, encode_strings, make_decoder
 
-Bits = NDArray[np.bool_]
-SCALE = 1 << 16
-"""Probabilities are counted in parts of this."""
-ALL_ONES = SCALE - 1
-"""Stands for bits that are all ones; 0 stands for bits that are all zeros."""
 PROBABILITIES = struct.Struct("<3H")
 
 
@@ -38,17 +29,9 @@ def encode_positions(kept: Bits) -> bytes:
     Returns:
         Three probabilities of 16 bits, then the 32-bit words of the range coder, little-endian.
     """
-    import constriction
-
     rows, columns = np.asarray(kept.any(1)), np.asarray(kept.any(0))
-    strings = [rows, columns, kept[rows][:, columns].reshape(-1)]
-    probabilities = [_count_probability(string) for string in strings]
-    encoder = constriction.stream.queue.RangeEncoder()
-    for string, probability in zip(strings, probabilities, strict=True):
-        if 0 < probability < ALL_ONES:
-            encoder.encode(string.astype(np.int32), _make_coin(probability))
-    coded: bytes = encoder.get_compressed().astype("<u4").tobytes()
-    return PROBABILITIES.pack(*probabilities) + coded
+    probabilities, words = encode_strings([rows, columns, kept[rows][:, columns].reshape(-1)])
+    return PROBABILITIES.pack(*probabilities) + words
 
 
 def decode_positions(content: bytes, shape: tuple[int, int]) -> Bits:
@@ -57,42 +40,17 @@ def decode_positions(content: bytes, shape: tuple[int, int]) -> Bits:
     Raises:
         FileFormatError: The content is too short, or is no code at all.
     """
-    import constriction
-
     if len(content) < PROBABILITIES.size or (len(content) - PROBABILITIES.size) % 4:
         raise FileFormatError("positions are cut off")
     for_rows, for_columns, for_block = PROBABILITIES.unpack(content[: PROBABILITIES.size])
-    coded = np.frombuffer(content[PROBABILITIES.size :], "<u4").astype(np.uint32)
-    decoder = constriction.stream.queue.RangeDecoder(coded)
+    decoder = make_decoder(content[PROBABILITIES.size :])
     try:
-        rows = _decode_bits(decoder, shape[0], for_rows)
-        columns = _decode_bits(decoder, shape[1], for_columns)
+        rows = decode_bits(decoder, shape[0], for_rows)
+        columns = decode_bits(decoder, shape[1], for_columns)
         height, width = int(rows.sum()), int(columns.sum())
-        block = _decode_bits(decoder, height * width, for_block)
+        block = decode_bits(decoder, height * width, for_block)
     except (ValueError, AssertionError, OverflowError) as error:  # what the library says to words that are no code
         raise FileFormatError(f"positions are no code: {error}") from None
     kept = np.zeros(shape, dtype=bool)
     kept[np.ix_(rows, columns)] = block.reshape(height, width)
     return kept
-
-
-def _decode_bits(decoder: Any, number: int, probability: int) -> Bits:
-    if 0 < probability < ALL_ONES:
-        return np.asarray(decoder.decode(_make_coin(probability), number), dtype=bool)
-    return np.full(number, probability == ALL_ONES)
-
-
-def _count_probability(bits: Bits) -> int:
-    """The share of ones, in parts of 2^16; the two ends are for bits that are all equal."""
-    ones = int(bits.sum())
-    if ones == 0:
-        return 0
-    if ones == bits.size:
-        return ALL_ONES
-    return min(max(round(SCALE * ones / bits.size), 1), ALL_ONES - 1)
-
-
-def _make_coin(probability: int) -> Any:
-    import constriction
-
-    return constriction.stream.model.Bernoulli(probability / SCALE, perfect=False)

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import FileFormatError
+from .multiples import decode_multiples, encode_multiples, round_to_multiples
 from .positions import decode_positions, encode_positions
 from .values import CODINGS, Coding, decode_values, encode_values, fits_half
 
@@ -47,7 +49,12 @@ class _Row:
         return self.position_bytes + self.value_bytes
 
 
-def pack(tensors: Mapping[str, Tensor], coding: Coding, extra: Mapping[str, Any]) -> bytes:
+def pack(
+    tensors: Mapping[str, Tensor],
+    coding: Coding,
+    extra: Mapping[str, Any],
+    steps: Mapping[str, float] = MappingProxyType({}),
+) -> bytes:
     """Write tensors in few bytes: only what is not zero.
 
     Weights, which have two dimensions or more, have their values in `coding`; if that is not exact, all other float32
@@ -58,6 +65,8 @@ def pack(tensors: Mapping[str, Tensor], coding: Coding, extra: Mapping[str, Any]
         tensors: Name -> tensor.
         coding: How the values of weights are written.
         extra: What else the table of contents holds, as JSON can hold it.
+        steps: With "posterior", name of a weight -> what its values are multiples of; weights without a step are in
+            half precision.
 
     Returns:
         The bytes, in the form that docs/files.md describes.
@@ -68,7 +77,7 @@ def pack(tensors: Mapping[str, Tensor], coding: Coding, extra: Mapping[str, Any]
     table, contents = [], []
     for name, tensor in tensors.items():
         value = tensor.detach().cpu()
-        kind, positions, values = _encode(value, coding)
+        kind, positions, values = _encode(value, coding, steps.get(name))
         table.append([name, list(value.shape), kind, len(positions), len(values)])
         contents += [positions, values]
     header = zlib.compress(json.dumps({**extra, "tensors": table}, separators=(",", ":")).encode(), 9)
@@ -146,7 +155,7 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < MAX_SIZE
 
 
-def _encode(value: Tensor, coding: Coding) -> tuple[str, bytes, bytes]:
+def _encode(value: Tensor, coding: Coding, step: float | None) -> tuple[str, bytes, bytes]:
     """(kind, positions, values) of one tensor."""
     if value.dtype != torch.float32:
         kind = f"raw {str(value.dtype).removeprefix('torch.')}"
@@ -154,10 +163,15 @@ def _encode(value: Tensor, coding: Coding) -> tuple[str, bytes, bytes]:
             raise FileFormatError(f"tensors of {value.dtype} cannot be packed")
         return kind, b"", value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     matrix = value.contiguous().numpy().reshape(_rows_and_columns(tuple(value.shape)))
+    if coding == "posterior" and step is not None and np.isfinite(matrix).all():
+        multiples, used_step = round_to_multiples(matrix, step)
+        kept = multiples != 0
+        return coding, encode_positions(kept), encode_multiples(multiples[kept], used_step)
     kept = matrix != 0
     values, rows = matrix[kept], np.nonzero(kept)[0]
     # Biases and norms are few.  A step of their largest value would cost accuracy, and half precision hardly any bytes.
-    chosen = coding if value.dim() > 1 or coding == "exact" else "float16"
+    has_own_coding = (value.dim() > 1 and coding != "posterior") or coding == "exact"
+    chosen = coding if has_own_coding else "float16"
     if not fits_half(values):
         chosen = "exact"
     return chosen, encode_positions(kept), encode_values(values, rows, chosen)
@@ -173,7 +187,10 @@ def _decode(positions: bytes, values: bytes, shape: tuple[int, ...], kind: str) 
         raise FileFormatError(f"is coded as {kind!r}, which this release does not know")
     matrix = np.zeros(_rows_and_columns(shape), np.float32)
     kept = decode_positions(positions, matrix.shape)
-    matrix[kept] = decode_values(values, np.nonzero(kept)[0], kind)
+    if kind == "posterior":
+        matrix[kept] = decode_multiples(values, int(kept.sum()))
+    else:
+        matrix[kept] = decode_values(values, np.nonzero(kept)[0], kind)
     return torch.from_numpy(matrix).reshape(shape)
 
 

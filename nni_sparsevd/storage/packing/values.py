@@ -1,4 +1,7 @@
-"""The values that are kept: exact, in half precision, or in 8 or 4 bits with a scale for each row."""
+"""The values that are kept: exact, in half precision, or in 8 or 4 bits with a scale for each row.
+
+Those of the coding "posterior" are in `multiples`.
+"""
 
 from typing import Literal, get_args
 
@@ -7,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import FileFormatError
 
-Coding = Literal["exact", "float16", "int8", "int4"]
+Coding = Literal["exact", "float16", "int8", "int4", "posterior"]
 CODINGS: tuple[Coding, ...] = get_args(Coding)
 LARGEST_STEP = {"int8": 127, "int4": 7}
 """The largest whole number of each coding, the same in both directions."""
