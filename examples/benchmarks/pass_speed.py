@@ -5,7 +5,7 @@ Run: `python examples/benchmarks/pass_speed.py OUT.json`
 Half of the channels go.  Ours: the channel graph, the plan, the cut (and, in a column of its own, the comparison that
 neither of the others makes).  Torch-Pruning: its pruner made and `step` called, its README's way with `num_heads`.
 NNI: L1NormPruner's masks are made before, ModelSpeedup alone is timed.  One thread, in turns, median processor time,
-as wall time says little on a machine that others use, too.
+as wall time says little on a machine that others use, too.  Networks that OUT.json holds already are not timed again.
 """
 
 import copy
@@ -27,14 +27,14 @@ from nni.compression.pruning import L1NormPruner
 from nni.compression.speedup import ModelSpeedup
 from torch import nn
 
-from nni_sparsevd.files import write_json
+from nni_sparsevd.files import read_json, write_json
 from nni_sparsevd.graph import channel_graph
 from nni_sparsevd.masks import apply_masks_
 from nni_sparsevd.plugins.nni import enable, trace
 from nni_sparsevd.shrinking import apply_plan, check, plan_removal
 from nni_sparsevd.studies.zoo.trials import mask_channels
 from nni_sparsevd.testing import randomize_
-from nni_sparsevd.training.environment import describe_environment
+from nni_sparsevd.training.environment import describe_environment, find_commit
 
 ROUNDS = 3
 MASKED = {"conv": {"op_types": ["Conv2d"]}, "mlp": {"op_names_re": [r".*\.mlp\.fc1"]}}
@@ -107,7 +107,7 @@ def measure(name: str, size: int, what: str | None) -> dict[str, Any]:
     model = randomize_(timm.create_model(name)).eval()
     x = torch.randn(2, 3, size, size)
     runs: dict[str, Callable[[], nn.Module]] = {}
-    row: dict[str, Any] = {"network": name, "input": size, "ways": {}}
+    row: dict[str, Any] = {"network": name, "input": size, "commit": find_commit(), "ways": {}}
     ways: dict[str, Callable[..., Callable[[], nn.Module]]] = {
         "ours": ours,
         "ours, comparison": compared,
@@ -144,8 +144,11 @@ def main(path: Path) -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    results = []
+    results = read_json(path)["results"] if path.exists() else []
+    known = {row["network"] for row in results}
     for name, (size, what) in NETWORKS.items():
+        if name in known:
+            continue
         results.append(measure(name, size, what))
         print(results[-1], flush=True)
         write_json(path, {"environment": describe_environment(sys.argv, 0), "results": results})
