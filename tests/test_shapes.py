@@ -23,6 +23,11 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gelu, channels last": (aten.gelu.default, (LAST,)),
     "in place": (aten.silu_.default, (TOKENS,)),
     "one type": (aten.sigmoid.default, (meta(3, dtype=torch.float64),)),
+    "a part of a tensor": (aten.tanh.default, (GAPS,)),
+    "every other one": (aten.relu.default, (meta(4, 24)[:, ::2],)),
+    "a factor of a part": (aten.mul.Tensor, (GAPS, 2.0)),
+    "a product of parts": (aten.mul.Tensor, (GAPS, meta(2, 7, 30)[:, 1:6, 9:21])),
+    "a part and a whole": (aten.mul.Tensor, (GAPS, TOKENS)),
     "sum": (aten.add.Tensor, (IMAGES, meta(2, 6, 9, 8))),
     "sum, channels last": (aten.add.Tensor, (LAST, meta(2, 9, 8, 6).permute(0, 3, 1, 2))),
     "a factor for each channel": (aten.mul.Tensor, (LAST, meta(6, 1, 1))),
@@ -56,7 +61,8 @@ REFUSED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "in place, of a larger one": (aten.add_.Tensor, (SIX, IMAGES)),
 }
 LEFT_TO_PYTORCH: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "a tensor with gaps": (aten.relu.default, (GAPS,)),
+    "a tensor with gaps in another order": (aten.relu.default, (GAPS.transpose(1, 2),)),
+    "a part with an axis of size 1": (aten.relu.default, (meta(2, 1, 24)[..., :12],)),
     "whole numbers": (aten.add.Tensor, (meta(3, dtype=torch.int64), 0.5)),
     "two types": (aten.mul.Tensor, (SIX, meta(6, dtype=torch.float64))),
     "groups that do not fit": (aten.conv2d.default, (IMAGES, meta(5, 3, 1, 1), None, [1, 1], [0, 0], [1, 1], 2)),

@@ -6,6 +6,7 @@ the plan's time.  Each function here covers the plain case of an operator, and r
 included: PyTorch itself is asked then.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,8 +56,18 @@ def _matches(x: Tensor | None, shape: Sequence[int]) -> bool:
     return x is None or x.shape == tuple(shape)
 
 
+def _has_gaps_alone(x: Tensor) -> bool:
+    """Whether a tensor is a part of a contiguous one, such as a gate of an LSTM: results have no gaps."""
+    # An axis of size 1 has a stride that says nothing, and PyTorch may put it elsewhere.
+    strides = x.stride()
+    falls = all(before > after for before, after in itertools.pairwise(strides))
+    return x.is_floating_point() and min(x.shape, default=0) > 1 and falls and strides[-1] > 0
+
+
 def _like(x: Tensor, *_: Any) -> Tensor | None:
-    return _empty_like(x) if _keeps_strides(x) else None
+    if _keeps_strides(x):
+        return _empty_like(x)
+    return _empty(x, x.shape) if _has_gaps_alone(x) else None
 
 
 def _empty_like(x: Tensor) -> Tensor:
@@ -78,6 +89,8 @@ def _broadcast(x: Tensor, y: Any) -> Tensor | None:
         return None
     if not isinstance(y, Tensor):
         return _like(x) if isinstance(y, int | float) else None
+    if x.shape == y.shape and x.dtype == y.dtype and _has_gaps_alone(x) and _has_gaps_alone(y):
+        return _empty(x, x.shape)
     whole, part = (x, y) if x.numel() >= y.numel() else (y, x)
     if x.dtype != y.dtype or not _keeps_strides(whole) or not _fits(part, whole):
         return None
