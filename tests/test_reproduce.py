@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -112,10 +113,16 @@ def test_an_experiment_is_run_shown_and_kept_though_a_run_fails(made: tuple[Path
     assert all(Image.open(folder / f"{name}.png").size > (300, 200) for name in pictures)
     film = Image.open(folder / "weights_dense_net.gif")
     assert film.n_frames == 2  # equal frames at the end are one, shown longer
-    # what is done is not run again, and the page is made from what is there
+
+
+def test_what_is_done_is_not_run_again(made: tuple[Path, int, str], tmp_path: Path) -> None:
+    """The page is made from what is there."""
+    root = Path(shutil.copytree(made[0], tmp_path / "again"))
+    (root / "recipes" / "tiny.toml").write_text(BARE)
+    folder = root / "runs" / "tiny"
     before = (folder / "dense_net-0" / "result.json").stat().st_mtime_ns
     (folder / "tiny.json").unlink()
-    assert call(root, "tiny") == 1
+    assert call(root, "tiny") == 0
     assert (folder / "dense_net-0" / "result.json").stat().st_mtime_ns == before
     assert len(read_json(folder / "tiny.json")["runs"]) == 2
 
