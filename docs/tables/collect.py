@@ -20,6 +20,9 @@ def collect_results(folder: Path) -> None:
         # A budget decides without a threshold.
         values["curve"] = read(folder / "curve.json") if (folder / "curve.json").exists() else None
         (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
+        if (folder / "runtimes.json").exists():
+            runtimes = read(folder / "runtimes.json")
+            (RESULTS / f"{name}_runtimes.json").write_text(json.dumps(runtimes, indent=1) + "\n")
 
 
 def _collect_study(folder: Path, name: str, prefix: str) -> None:

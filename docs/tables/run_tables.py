@@ -33,6 +33,17 @@ def _list_networks(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return networks
 
 
+def photos_budget_runtimes(content: dict[str, Any]) -> list[str]:
+    """Each network in each runtime, as floats and as integers."""
+    lines = ["| runtime | network | precision | bytes | ms | dense ÷ this | test photos named right |"]
+    lines.append("|---|---|---|--:|--:|--:|--:|")
+    for row in content["rows"]:
+        cells = [row["runtime"], row["network"], row["precision"], f"{row['bytes']:,}", f"{row['milliseconds']:.2f}"]
+        cells += [f"{row['times_faster']:.2f}", f"{100 * row['accuracy']:.2f} %"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def budget_noise(content: dict[str, Any]) -> list[str]:
     """Held-out accuracy after each epoch of the sparse stage, with the gates' noise and at their means."""
     lines = []
