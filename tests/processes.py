@@ -59,6 +59,10 @@ class Child:
         self._process: BaseProcess = context.Process(target=_call, args=(target, arguments, variables, name))
         self._process.start()
 
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._process.exitcode
+
     def send_signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         assert self._process.pid is not None

@@ -10,18 +10,21 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import Child
 from torch import nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import cli, models
 from nni_sparsevd.errors import SettingError
 from nni_sparsevd.files import read_json
-from nni_sparsevd.studies.reproduce import experiments
+from nni_sparsevd.studies.reproduce import experiments, running
 from nni_sparsevd.studies.reproduce.calibration import score_predictions
 from nni_sparsevd.studies.reproduce.experiments import list_experiments, read_experiment
 from nni_sparsevd.studies.reproduce.gathering import sum_processor_seconds
@@ -69,13 +72,29 @@ def tiny(tmp_path: Path) -> Path:
     return tmp_path
 
 
+class ForkedCommand:
+    """In the place of a fresh interpreter, which takes seconds to import everything; it runs the same command."""
+
+    def __init__(self, command: list[str], *, env: dict[str, str], stdout: IO[bytes], **_: object) -> None:
+        assert command[1:3] == ["-m", "nni_sparsevd"]
+        self._child, self._log = Child(cli.main, command[3:], environment=env), Path(stdout.name)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None and self._child.poll() is not None:
+            self.returncode, printed = self._child.wait()
+            self._log.write_text(printed)
+        return self.returncode
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     """Folder, exit code and complaint of one call; not to be changed."""
     root = tmp_path_factory.mktemp("made")
     (root / "recipes").mkdir()
     (root / "recipes" / "tiny.toml").write_text(TINY)
-    with contextlib.redirect_stderr(io.StringIO()) as complaint:
+    with contextlib.redirect_stderr(io.StringIO()) as complaint, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "subprocess", SimpleNamespace(Popen=ForkedCommand))
         code = call(root, "tiny", "--jobs", "2")
     return root, code, complaint.getvalue()
 
