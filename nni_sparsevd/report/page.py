@@ -149,7 +149,10 @@ def _blaming(path: Path) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, ArithmeticError, UndefinedError) as error:
-        raise errors.FileFormatError(f"{path}: not that of a finished run: {type(error).__name__}, {error}") from error
+        raise errors.FileFormatError(
+            f"{path}: damaged, not that of a finished run, or written by another version of nni_sparsevd: "
+            f"{type(error).__name__}, {error}"
+        ) from error
 
 
 def _read_optional(path: Path) -> Any:
