@@ -8,7 +8,7 @@ import timm
 
 from nni_sparsevd.errors import SparseVDWarning
 from nni_sparsevd.plugins.nni import SparseVDPruner, disable, enable
-from nni_sparsevd.plugins.nni.pruner import logger
+from nni_sparsevd.plugins.nni.messages import logger
 
 SCRIPTS = Path(__file__).parent / "scripts"
 
