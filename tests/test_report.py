@@ -123,7 +123,7 @@ def test_the_page_shows_the_networks_to_choose_from(run):
     make_levels(run)
     for text in pages(run):
         assert "Budget: 0.490, 0.240 of the dense network's macs are left, 0.5, 0.25 were allowed" in text
-        assert "that of level 0.25: the smallest within 1 points of the dense one on held-out photos (90.50 %" in text
+        assert "that of level 0.25: the smallest within 1 point of the dense one on held-out photos (90.50 %" in text
         assert re.search(r"0\.5\b[^\w]*(<[^>]*>)*87\.65 %.*91\.10 %.*490", text)
         assert re.search(r"0\.25\b.*85\.00 %.*network of the run", text)
 
@@ -135,7 +135,7 @@ def test_the_page_shows_the_networks_to_choose_from(run):
 
     edit(run / "result.json", lose_both)
     for text in pages(run):
-        assert "none is within 1 points of the dense one" in text
+        assert "none is within 1 point of the dense one" in text
         assert text.index("budget.macs = 0.1 was not met.") < text.index("Budget: 0.490")
 
 

@@ -83,9 +83,10 @@ def _describe_budget(budget: dict[str, Any], front: list[dict[str, Any]], level:
         remarks.insert(0, f"{budget['missed']}.")
     if front:
         dense, chosen = front[0]["held_out"], next(row["held_out"] for row in front if row["chosen"])
-        points = 100 * budget["tolerance"]
+        points = f"{100 * budget['tolerance']:g}"
+        distance = "1 point" if points == "1" else f"{points} points"
         is_within = budget["is_within_tolerance"]
-        why = f"the smallest within {points:g} points of" if is_within else f"none is within {points:g} points of"
+        why = f"the smallest within {distance} of" if is_within else f"none is within {distance} of"
         remarks.append(
             f"The network of this run is that of level {level:g}: {why} the dense one on held-out photos "
             f"({100 * chosen:.2f} %, dense {100 * dense:.2f} %). Choose another one with --level."
