@@ -220,10 +220,10 @@ def _summarize(values: dict[str, Any], shown: _ShrunkLevel) -> str:
     weights = values["weights"]
     lines = [*write_remarks(values), f"check: {shown.check}", f"channels removed: {shown.account.removed}"]
     lines.append(f"weights: {weights['total']:,} -> {weights['kept']:,}, {weights['compression']:.1f} times fewer")
-    for name, row in values["size"].items():
-        lines.append(_summarize_network(name, values["test"][name]["accuracy"], row))
-        if name == "dense" and "twin" in values["test"]:
-            lines.append(_summarize_network("twin", values["test"]["twin"]["accuracy"], row))
+    for name, score in values["test"].items():
+        # The twin is as large as the dense network.
+        size = values["size"]["dense" if name == "twin" else name]
+        lines.append(_summarize_network(name, score["accuracy"], size))
     for row in values["front"][1:]:
         lines.append(_summarize_network(f"{row['level']:g}", row["test"], row))
     return "\n".join(lines)

@@ -59,8 +59,8 @@ class GradualRemoval:
         return self._find_stretch(step).is_due(step)
 
     def find_progress(self, step: int) -> float:
-        """The part of the way to its level that the step has behind it which is taken after `step` others."""
-        stretch = next(stretch for stretch in self._stretches if step < stretch.end)
+        """The part of its stretch, from 0 to 1, that is done after `step` steps, when the next one begins."""
+        stretch = self._find_stretch(step + 1)  # that of the next step: a level ends with its last one
         return (step - stretch.first) / (stretch.end - stretch.first)
 
     def cut_(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
