@@ -36,12 +36,13 @@ from nni_sparsevd.studies.bench import (
 )
 from nni_sparsevd.studies.bench.arena import Arena, prepare_arena, start_file
 from nni_sparsevd.studies.bench.cutting import cut_to
-from nni_sparsevd.studies.bench.running import choose_rates, protocol_of, restore_rows
+from nni_sparsevd.studies.bench.running import choose_rates, protocol_of, read_rows, restore_rows
 from nni_sparsevd.studies.bench.standing import compute_mean_ranks, compute_standings, find_pareto_front
 from nni_sparsevd.studies.bench.trial import Row, Trial, run_trial
 from nni_sparsevd.studies.processes import Limits
 
 WEIGHTS = rivals.TABLES["weights"]
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_channels"])
@@ -136,6 +137,13 @@ def test_a_league_is_run_once_and_shown_again(tmp_path: Path, quick: League, cap
     assert "tune_epochs" in capsys.readouterr().err
     assert cli.main([*command[:2], f"--out={tmp_path / 'new'}", f"--known={folder / 'digits.json'}"]) == 2
     assert "run under another tune_epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("bench_*.json")), ids=lambda path: path.stem)
+def test_published_rows_are_taken_up_by_the_league_of_today(tmp_path: Path, path: Path) -> None:
+    """Settings that have come since have their defaults in them."""
+    restore_rows(read_league(path.stem.removeprefix("bench_")), path, tmp_path)
+    assert len(read_rows(tmp_path)) == len(json.loads(path.read_text())["rows"])
 
 
 @pytest.mark.parametrize(

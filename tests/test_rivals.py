@@ -13,10 +13,9 @@ from torch import nn
 from nni_sparsevd.masks import count_weights
 from nni_sparsevd.measure import count_macs
 from nni_sparsevd.recipe import Stage
-from nni_sparsevd.studies.bench import rivals
-from nni_sparsevd.studies.bench.arena import Arena, cross_entropy, prepare_arena
+from nni_sparsevd.studies.bench import League, rivals
+from nni_sparsevd.studies.bench.arena import Arena, cross_entropy, distillation_loss, prepare_arena
 from nni_sparsevd.studies.bench.rivals import nni_channels, ours, plain
-from nni_sparsevd.studies.bench.rivals.distillation import distillation_loss
 from nni_sparsevd.studies.bench.rivals.noise import gaussian_dropout, noisy_weights
 from nni_sparsevd.studies.bench.trial import Trial, run_trial
 
@@ -85,10 +84,10 @@ def test_the_dense_start_teaches_by_half() -> None:
         wanted, outputs = ((net(batch[0]) / 2).softmax(1) for net in (teacher, student))
         divergence = (wanted * (wanted / outputs).log()).sum(1).mean()
         right = student(batch[0]).softmax(1)[range(7), batch[1]]
-    assert distillation_loss(teacher)(batch, student).item() == pytest.approx(
+    assert distillation_loss(teacher, 0.5)(batch, student).item() == pytest.approx(
         (4 * divergence - right.log().mean()).item() / 2
     )
-    distillation_loss(student)(batch, student).backward()  # by itself: what is left is half of the labels'
+    distillation_loss(student, 0.5)(batch, student).backward()  # by itself: what is left is half of the labels'
     (halved,) = torch.autograd.grad(cross_entropy(batch, student), [student.weight])
     torch.testing.assert_close(student.weight.grad, halved / 2)
     assert teacher.weight.grad is None
@@ -150,3 +149,20 @@ def test_channels_leave_the_macs_that_were_asked_for(arena: Arena, name: str) ->
     assert 1.94 < fewer < (3.5 if "hessian" in name else 2.12)  # Hessian judges by few samples: scores tie
     arena.train(pruned.model, stage, pruned.steps, pruned.steps + 2)  # and it learns
     assert count_macs(arena.start, arena.example[:1]) == before  # the start is nobody's
+
+
+def test_a_league_may_smooth_teach_and_round(tmp_path: Path) -> None:
+    changes = {"data": {"name": "digits", "smoothing": 0.1}, "teacher_weight": 0.5, "round_to": 8, "levels": (2,)}
+    league = League.model_validate(short("digits_channels").model_dump() | changes | {"sweep_level": 2})
+    arena = prepare_arena(league, 0, HERE, tmp_path)
+    images, shares = arena.batch(0)
+    assert shares.shape == (len(images), 10)
+    torch.testing.assert_close(shares.amax(1), torch.full((len(images),), 0.91))
+    student = arena.network()
+    wanted = distillation_loss(arena.start, 0.5)((images, shares), student)
+    torch.testing.assert_close(arena.loss((images, shares), student), wanted)
+    for name in ("vd_gradual", "tp_l1", "tp_taylor_turns"):
+        pruned = CHANNELS[name].prepare(arena, league.dense)(2.0)
+        widths = [layer.out_features for layer in pruned.model.modules() if isinstance(layer, nn.Linear)][:-1]
+        assert all(width % 8 == 0 for width in widths) and sum(widths) < 96
+        assert count_macs(pruned.model, arena.example[:1]) <= arena.dense_macs / 2

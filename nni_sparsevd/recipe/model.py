@@ -22,6 +22,11 @@ class ModelSettings(Settings):
     """Start from this file of weights: .safetensors, or .pth of tensors (nothing else is unpickled). A classifier for
     other classes is made anew."""
 
+    def resolve_paths(self, folder: Path) -> "ModelSettings":
+        """These settings with a relative path of the checkpoint taken from `folder`."""
+        checkpoint = None if self.checkpoint is None else folder / self.checkpoint
+        return self.model_copy(update={"checkpoint": checkpoint})
+
 
 class TeacherSettings(ModelSettings):
     """A network whose outputs the training learns to give, beside the labels (distillation)."""

@@ -3,16 +3,18 @@
 from .compressed import Compressed
 from .compression import compress
 from .environment import describe_environment
+from .gradual_removal import GradualRemoval
 from .levels import TunedLevel
 from .masked_posterior import mask_posterior_
 from .mistakes import Mistakes, find_mistakes
 from .network_files import read_network_
-from .optimizer import build_optimizer, set_learning_rate
+from .optimizer import build_optimizer, rebuild_optimizer, set_learning_rate
 from .phases import show_phase
 from .schedule import derive_seed, kl_coefficient_at, learning_rate_at
 from .scoring import Answers, Score, classify, evaluate, evaluate_baked
 from .sensitivity import SENSITIVITY_FILE
 from .signals import Interrupted
+from .teacher import Teacher
 from .threshold import THRESHOLD_GRID, ThresholdCurve, choose_threshold
 
 __all__ = [
@@ -20,9 +22,11 @@ __all__ = [
     "THRESHOLD_GRID",
     "Answers",
     "Compressed",
+    "GradualRemoval",
     "Interrupted",
     "Mistakes",
     "Score",
+    "Teacher",
     "ThresholdCurve",
     "TunedLevel",
     "build_optimizer",
@@ -38,6 +42,7 @@ __all__ = [
     "learning_rate_at",
     "mask_posterior_",
     "read_network_",
+    "rebuild_optimizer",
     "set_learning_rate",
     "show_phase",
 ]

@@ -33,7 +33,7 @@ class GradualRemoval:
         dense: The network before anything was removed.
         example_inputs: Inputs that the network accepts, shape (batch, channels, height, width).
         steps: Steps of the sparse stage.
-        on_level: What is done with the network of each level at the end of its steps.
+        on_level: What is done with the network of each level at the end of its steps; None: nothing.
         latency: Measures a budget of latency.
     """
 
@@ -43,7 +43,7 @@ class GradualRemoval:
         dense: nn.Module,
         example_inputs: Tensor,
         steps: int,
-        on_level: OnLevel,
+        on_level: OnLevel | None = None,
         latency: MeasureLatency | None = None,
     ) -> None:
         self._settings, self._example_inputs, self._latency = settings, example_inputs, latency
@@ -102,7 +102,7 @@ class GradualRemoval:
             step: Steps done.
         """
         stretch = self._find_stretch(step)
-        if step == stretch.end:
+        if step == stretch.end and self._on_level is not None:
             self._on_level(stretch.level, model)
 
     def _find_stretch(self, step: int) -> Stretch:

@@ -18,16 +18,19 @@ from ... import models
 from ...files import load_tensors, save_tensors
 from ...masks import Masks, apply_masks_
 from ...measure import count_macs
-from ...recipe import Stage
-from ...training import Score, build_optimizer, derive_seed, evaluate, learning_rate_at, set_learning_rate
+from ...recipe import Stage, TeacherSettings
+from ...training import Score, Teacher, build_optimizer, derive_seed, evaluate, learning_rate_at, set_learning_rate
 from .league import League
 
 Batch = tuple[Tensor, Tensor]
-"""Images, (batch, channels, height, width), as the network sees them; labels, (batch,)."""
+"""Images, (batch, channels, height, width), as the network sees them; their classes, (batch,), or the share of each
+class, (batch, classes), where labels are smoothed or images are mixed."""
 Loss = Callable[[Batch, nn.Module], Tensor]
 """(batch, network) -> scalar to be minimized."""
 AfterBackward = Callable[[int], Masks | None]
 """Step -> masks to keep from this step on, or None to keep the same; see `Arena.train`."""
+AfterStep = Callable[[int, torch.optim.Optimizer], torch.optim.Optimizer]
+"""Steps done, optimizer -> the optimizer to go on with; see `Arena.train`."""
 
 
 def cross_entropy(batch: Batch, model: nn.Module) -> Tensor:
@@ -37,6 +40,28 @@ def cross_entropy(batch: Batch, model: nn.Module) -> Tensor:
 
 def do_nothing(step: int) -> None:
     """Leave gradients and masks as they are."""
+
+
+def keep_optimizer(steps_done: int, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Go on with the same optimizer."""
+    return optimizer
+
+
+def distillation_loss(teacher: nn.Module, weight: float) -> Loss:
+    """The cross entropy, joined by the distance from the outputs of `teacher`.
+
+    Args:
+        teacher: The network to learn from; it stays as it is.
+        weight: The teacher's part of the loss.
+    """
+    joined = Teacher(teacher, TeacherSettings(weight=weight), torch.device("cpu"))
+
+    def loss(batch: Batch, model: nn.Module) -> Tensor:
+        images, labels = batch
+        logits = model(images)
+        return joined.join(F.cross_entropy(logits, labels), logits, images)
+
+    return loss
 
 
 @dataclass(frozen=True)
@@ -73,6 +98,12 @@ class Arena:
         """Test error of the dense start, in percent."""
         return 100 * (1 - self.score_test(self.start).accuracy)
 
+    @cached_property
+    def loss(self) -> Loss:
+        """What rivals minimize: the cross entropy, joined by the dense start's outputs where the league wants it."""
+        weight = self.league.teacher_weight
+        return distillation_loss(self.start, weight) if weight else cross_entropy
+
     @property
     def per_epoch(self) -> int:
         """Steps in an epoch."""
@@ -97,8 +128,11 @@ class Arena:
         size = self.league.data.batch_size
         rows = self._orders[epoch][place * size :][:size]
         images = datasets.augment(self.data.train.images[rows], self.league.data, self._generator("augment", step))
-        inputs = datasets.to_memory_format(self.data.normalize(images), self.league.channels_last)
-        return inputs, self.data.train.labels[rows]
+        augment_batch = datasets.BatchAugmentation(self.league.data, self.data.num_classes)
+        inputs, labels = augment_batch(
+            self.data.normalize(images), self.data.train.labels[rows], derive_seed(self.seed, "mix", step)
+        )
+        return datasets.to_memory_format(inputs, self.league.channels_last), labels
 
     def _generator(self, *purpose: object) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, *purpose))
@@ -111,8 +145,9 @@ class Arena:
         last: int,
         *,
         optim: torch.optim.Optimizer | None = None,
-        loss: Loss = cross_entropy,
+        loss: Loss | None = None,
         after_backward: AfterBackward = do_nothing,
+        after_step: AfterStep = keep_optimizer,
         masks: Masks | None = None,
     ) -> None:
         """Train a network in place from step `first` up to, but without, step `last`.
@@ -123,12 +158,15 @@ class Arena:
             first: The first step.
             last: The step after the last one.
             optim: Optimizer to use instead of the one that `stage` describes.
-            loss: What is minimized.
+            loss: What is minimized; None for the loss of the league.
             after_backward: Called with the step between the backward pass and the optimizer's step, to add gradients
                 or to decide anew. Masks that it returns take the place of those that are kept.
+            after_step: Called with the number of steps done and the optimizer at the end of every step, to make the
+                network smaller. It returns the optimizer of the parameters that are left.
             masks: What stays removed from the first step on: after every step its weights are set to zero.
         """
         optim = build_optimizer(model, stage) if optim is None else optim
+        loss = self.loss if loss is None else loss
         model.train()
         for step in range(first, last):
             batch = self.batch(step)
@@ -145,6 +183,7 @@ class Arena:
             # Gradient and momentum move removed weights as they move all others.
             if masks is not None:
                 apply_masks_(model, masks)
+            optim = after_step(step + 1, optim)
 
     def score_holdout(self, model: nn.Module) -> Score:
         """Score a network on images that training did not see; choices may rest on it."""
@@ -179,14 +218,15 @@ def prepare_arena(league: League, seed: int, data: Path, folder: Path) -> Arena:
 
     Raises:
         DataError: The data sets are missing or do not fit the network.
-        FileFormatError: The file of the dense start is damaged.
+        ModelError: The weights of the network's checkpoint do not fit it.
+        FileFormatError: The file of the dense start, or the checkpoint, is missing or damaged.
     """
-    settings = league.data.resolve_paths(data)
-    image_size = settings.image_size or models.find_image_size(league.model)
-    datasets_of_seed = datasets.load_data(settings, image_size, seed)
+    network = league.model.resolve_paths(data)
+    requirements = models.find_requirements(network)
+    datasets_of_seed = datasets.load_data(league.data.resolve_paths(data), None, seed, requirements)
     torch.manual_seed(seed)  # the initial weights are those of the seed
     model = models.create_model(
-        league.model, datasets_of_seed.num_classes, datasets_of_seed.in_chans, datasets_of_seed.image_size
+        network, datasets_of_seed.num_classes, datasets_of_seed.in_chans, datasets_of_seed.image_size
     )
     arena = Arena(league, seed, datasets_of_seed, model)
     path = start_file(folder, seed)
@@ -195,6 +235,7 @@ def prepare_arena(league: League, seed: int, data: Path, folder: Path) -> Arena:
         return arena
     # The start counts its steps from the end of the rivals' steps, so that it sees other batches than they do.
     first = arena.steps
-    arena.train(model, league.dense, first, first + league.dense.epochs * arena.per_epoch)
+    # Nothing can teach it: it is the teacher of the others.
+    arena.train(model, league.dense, first, first + league.dense.epochs * arena.per_epoch, loss=cross_entropy)
     save_tensors(model.state_dict(), path)
     return arena

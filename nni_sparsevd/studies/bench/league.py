@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ...errors import SettingError
 from ...recipe import DataSettings, ModelSettings, Stage, list_bundled_settings, read_bundled_settings
-from ...settings import Settings
+from ...settings import Fraction, Settings
 
 FOLDER = files(__package__) / "leagues"
 
@@ -33,6 +33,11 @@ class League(Settings):
     """Epochs that a rival may take to decide; those that it does not take are added to fine-tuning."""
     tune_epochs: PositiveInt
     """Epochs of fine-tuning, in which removed weights stay at zero."""
+    teacher_weight: Fraction = 0.0
+    """Part of the loss that is the distance from the dense start's outputs (distillation), for every rival, in all its
+    steps; the labels have the rest."""
+    round_to: PositiveInt = 1
+    """For whole channels: what is left of a layer is a multiple of this, for every rival whose framework can round."""
     levels: tuple[PositiveFloat, ...] = Field(min_length=1)
     """Shares of zeros, or factors by which the MACs fall."""
     sweep_level: PositiveFloat

@@ -1,5 +1,6 @@
 """A league from start to end: dense starts, a sweep of learning rates, then every rival at every level."""
 
+import contextlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ...errors import SettingError, TrainingError, summarize_error
 from ...files import read_json, write_json
+from ...settings import make_settings
 from ..processes import Limits, run_isolated
 from .arena import prepare_arena, start_file
 from .league import League
@@ -99,8 +101,9 @@ def choose_rates(league: League, rows: list[dict[str, Any]]) -> dict[str, float]
 
 
 def protocol_of(league: League) -> dict[str, Any]:
-    """What rows must share to be compared: every setting of a league but its rivals and its texts."""
-    return league.model_dump(mode="json", exclude={"rivals", "title", "about"})
+    """What rows must share to be compared: every setting of a league but its rivals, its texts and its helpers."""
+    # The number of loader processes changes no image.
+    return league.model_dump(mode="json", exclude={"rivals": True, "title": True, "about": True, "data": {"workers"}})
 
 
 def restore_rows(league: League, results: Path, folder: Path) -> None:
@@ -145,6 +148,9 @@ def _claim_folder(league: League, folder: Path) -> None:
 
 def _changed_settings(league: League, before: dict[str, Any]) -> str:
     """Names of the settings in which a league differs from the protocol `before`, with commas."""
+    # Results outlive versions: a setting that is younger than they are had what is its default now.
+    with contextlib.suppress(SettingError):  # and one that is gone makes another protocol of them
+        before = protocol_of(make_settings(League, {"title": league.title, "about": league.about, **before}))
     return ", ".join(key for key, value in protocol_of(league).items() if before.get(key) != value)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from ....masks import Masks
 from ....recipe import Stage
-from ..arena import Arena, Loss, cross_entropy
+from ..arena import Arena, Loss
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Pruned:
     """What fine-tuning keeps at zero; None for a network that is smaller instead."""
     steps: int
     """Optimizer steps that the rival took; the rest of the league's steps is fine-tuning."""
-    loss: Loss = cross_entropy
-    """What fine-tuning minimizes."""
+    loss: Loss | None = None
+    """What fine-tuning minimizes; None for the loss of the league."""
 
 
 Decide = Callable[[float | None], Pruned]

@@ -13,7 +13,7 @@ from ....masks import apply_masks_
 from ....plugins.nni import enable
 from ....plugins.nni.exact import parameter_masks
 from ....recipe import Stage
-from ..arena import Arena, cross_entropy
+from ..arena import Arena
 from .entry import Prepare, Pruned, Rival, without_preparation
 
 UPDATES = 20
@@ -40,7 +40,7 @@ def make_evaluator(arena: Arena, stage: Stage, model: nn.Module) -> TorchEvaluat
         arena.train(model, stage, 0, max_steps, optim=optimizers, loss=training_step)
 
     traced_optimizer = nni.trace(torch.optim.Adam)(model.parameters(), lr=stage.learning_rate)
-    return TorchEvaluator(train, traced_optimizer, cross_entropy)
+    return TorchEvaluator(train, traced_optimizer, arena.loss)
 
 
 def prune_weights(make_pruner: MakePruner, steps_of: Callable[[Arena], int], *, globally: bool) -> Prepare:

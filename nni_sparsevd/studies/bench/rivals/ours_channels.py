@@ -1,20 +1,37 @@
-"""Sparse variational dropout on whole channels, to a budget in MACs, with the plugin for Torch-Pruning."""
+"""Sparse variational dropout on whole channels, to a budget in MACs."""
 
 from typing import Literal
 
+import torch
+
+from ....convert import bake_, sparsify_
+from ....nn import regularize_
 from ....plugins.torch_pruning import SparseVDPruner
-from ....recipe import Stage
-from ....regularize import Budget, SparseVDSettings
+from ....recipe import BudgetSettings, Stage
+from ....regularize import (
+    Budget,
+    SparseVDSettings,
+    kl_weight_now,
+    start_natural_steps_,
+    take_natural_steps_,
+    use_cutoffs_,
+)
 from ....settings import PosteriorSettings
+from ....training import GradualRemoval, build_optimizer, rebuild_optimizer
 from ..arena import Arena, find_classifier
 from .distillation import with_distillation
 from .entry import Prepare, Pruned, Rival, without_preparation
 
 Granularity = Literal["weight", "gate", "both"]
+GATE_RATE = 10.0
+"""Learning rate of gates, as a multiple of that of the weights: the default of `compress`."""
 
 
 def press_to_budget(granularity: Granularity) -> Prepare:
-    """A rival that presses the KL until the network can be cut to the budget, and then cuts it."""
+    """A rival that presses the KL until the network can be cut to the budget, and then cuts it.
+
+    It plays with the plugin for Torch-Pruning.
+    """
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
         model = arena.network()
@@ -44,7 +61,41 @@ def press_to_budget(granularity: Granularity) -> Prepare:
     return without_preparation(decide)
 
 
+def remove_gradually(arena: Arena, stage: Stage, level: float) -> Pruned:
+    """A rival whose channels leave a few at a time while it trains, as `compress` meets a budget."""
+    model = sparsify_(arena.network(), PosteriorSettings(granularity="gate"), example_inputs=arena.example)
+    n_train = len(arena.data.train)
+    budget = BudgetSettings(macs=1 / level, round_to=arena.league.round_to)
+    removal = GradualRemoval(budget, arena.start, arena.example, arena.prune_steps)
+    gates = start_natural_steps_(model)
+
+    def after_backward(step: int) -> None:
+        take_natural_steps_(gates, arena.league.data.batch_size, n_train, 1.0, step)
+        regularize_(model, kl_weight_now(1.0, n_train))
+
+    def after_step(steps_done: int, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        nonlocal gates
+        if not removal.is_due(steps_done):
+            return optimizer
+        removal.cut_(model, optimizer, steps_done)
+        gates = start_natural_steps_(model)
+        return rebuild_optimizer(optimizer, model, stage, GATE_RATE)
+
+    arena.train(
+        model,
+        stage,
+        0,
+        arena.prune_steps,
+        optim=build_optimizer(model, stage, GATE_RATE),
+        after_backward=after_backward,
+        after_step=after_step,
+    )
+    use_cutoffs_(model, {})  # what the budget has left in multiples stays
+    return Pruned(bake_(model), None, arena.prune_steps)
+
+
 RIVALS = {
+    "vd_gradual": Rival("Sparse VD, gates, removed gradually", "ours", without_preparation(remove_gradually)),
     "vd_gate": Rival("Sparse VD, gates", "ours", press_to_budget("gate")),
     "vd_gate_distilled": Rival(
         "Sparse VD, gates, tuned with distillation", "ours", with_distillation(press_to_budget("gate"))

@@ -56,8 +56,8 @@ def cut_at_once(arena: Arena, stage: Stage, level: float) -> Pruned:
     return Pruned(model, magnitude_masks(model, level), 0)
 
 
-def cut_gradually(loss: Loss = cross_entropy) -> Prepare:
-    """A rival that prunes more and more while it trains on `loss`, and is fine-tuned on `loss`."""
+def cut_gradually(loss: Loss | None = None) -> Prepare:
+    """A rival that prunes more and more while it trains on `loss`, or that of the league, and is fine-tuned on it."""
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
         model = arena.network()
