@@ -26,6 +26,7 @@ from nni_sparsevd.masks import Masks
 from nni_sparsevd.studies.bench import (
     League,
     format_champions,
+    format_level,
     list_leagues,
     page,
     read_league,
@@ -144,6 +145,23 @@ def test_published_rows_are_taken_up_by_the_league_of_today(tmp_path: Path, path
     """Settings that have come since have their defaults in them."""
     restore_rows(read_league(path.stem.removeprefix("bench_")), path, tmp_path)
     assert len(read_rows(tmp_path)) == len(json.loads(path.read_text())["rows"])
+
+
+def test_the_table_of_a_level_has_every_rival_the_best_first() -> None:
+    rows = json.loads((RESULTS / "bench_cifar10_channels.json").read_text())["rows"]
+    titles, _, *lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in format_level(read_league("cifar10_channels"), rows, 8)
+    ]
+    cells = [dict(zip(titles, line, strict=True)) for line in lines]
+    assert {cell["name"] for cell in cells} == {row["rival"] for row in rows}
+    errors = [cell["test error %"].partition(" ")[0] for cell in cells]
+    reached = [float(error) for error in errors if error != "failed"]
+    assert errors[len(reached) :] == ["failed"] * errors.count("failed") and reached == sorted(reached)
+    (ours,) = (cell for cell in cells if cell["name"] == "vd_gate_distilled")
+    played = [row for row in rows if (row["rival"], row["level"], row["rate"]) == ("vd_gate_distilled", 8, 3e-3)]
+    fewer = [row["dense_macs"] / row["macs"] for row in played]
+    assert ours["times fewer MACs"] == f"{sum(fewer) / len(fewer):.2f}"
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,11 @@ def champions(league: str) -> list[str]:
     return bench.format_champions(bench.read_league(league), read_results(f"bench_{league}")["rows"])
 
 
+def at_level(league: str, level: float) -> list[str]:
+    """What every rival of a league reached at one level, and what it cost."""
+    return bench.format_level(bench.read_league(league), read_results(f"bench_{league}")["rows"], level)
+
+
 TABLES = {
     "compression": compression,
     "lenet5_structured": lenet5_structured,
@@ -109,5 +114,6 @@ TABLES = {
     "tradeoff_lenet5_caffe_moved": partial(measured, "tradeoff", "lenet5_caffe_moved"),
     **{f"reproduce_{name}": partial(reproduced, name) for name in reproduce.list_experiments()},
     **{f"bench_{name}": partial(standings, name) for name in bench.list_leagues()},
+    **{f"photos_{level}": partial(at_level, "photos_channels", level) for level in (2, 4, 8)},
     **{f"best_{name}": partial(champions, name) for name in bench.list_leagues()},
 }

@@ -14,7 +14,7 @@ from .pictures import draw_all
 from .rivals import rivals_of
 from .running import choose_rates, protocol_of, restore_rows, run_trials
 from .standing import Row, Standing, compute_standings
-from .tables import format_champions_table, format_failures, format_fronts, format_table
+from .tables import format_champions_table, format_failures, format_fronts, format_level_table, format_table
 
 BEST = "Test error in percent of each framework's best at a level, chosen on held-out images:"
 ALL = "Everyone:"
@@ -89,6 +89,18 @@ def format_champions(league: League, rows: list[Row]) -> list[str]:
     return format_champions_table(*_rank_present_rivals(league, rows))
 
 
+def format_level(league: League, rows: list[Row], level: float) -> list[str]:
+    """The table of what every rival reached at one level, and what it cost, as lines of Markdown.
+
+    Args:
+        league: The protocol; its rivals lose whole channels.
+        rows: Rows of a results file.
+        level: One of the levels.
+    """
+    league, standings = _rank_present_rivals(league, rows)
+    return format_level_table(league, standings, level)
+
+
 def write_page(name: str, results: Path, folder: Path) -> Path:
     """Write the page of a league in Markdown and HTML, with its pictures, from its results file alone.
 
@@ -108,6 +120,10 @@ def write_page(name: str, results: Path, folder: Path) -> Path:
     league, standings = _rank_present_rivals(read_league(name), values["rows"])
     pictures = draw_all(league, standings, folder, name)
     tables = {BEST: format_champions_table(league, standings), ALL: format_table(league, standings)}
+    if league.kind == "channels":
+        for level in league.levels:
+            heading = f"At {league.format_level(level)} {league.scale}:"
+            tables[heading] = format_level_table(league, standings, level)
     notes = _format_notes(league, standings)
     markdown = _render_markdown(league, tables, notes, pictures)
     write_bytes(folder / f"{name}.md", markdown.encode())

@@ -1,5 +1,7 @@
 """The tables of a league, in Markdown."""
 
+import math
+
 from ...report.tables import format_row, format_spread
 from .league import League
 from .standing import HOSTS, RUNTIMES, Standing, compute_mean_ranks, find_champion, find_pareto_front
@@ -45,6 +47,45 @@ def format_champions_table(league: League, standings: list[Standing]) -> list[st
     for host, cells in rows.items():
         if any(cells):
             lines.append(format_row([host, *cells]))
+    return lines
+
+
+def format_level_table(league: League, standings: list[Standing], level: float) -> list[str]:
+    """What every rival reached at one level, and what it cost; the lowest test error first, failures last.
+
+    Args:
+        league: The protocol; its rivals lose whole channels.
+        standings: The standings of the rivals.
+        level: One of the levels.
+
+    Returns:
+        The lines of a table with one row for each rival.
+    """
+    runtimes = list(RUNTIMES.values())
+    titles = ["", "name", "of", "test error %", "before tuning", "times fewer MACs", "parameters"]
+    titles += [f"times faster in {runtime}" for runtime in runtimes] + ["processor minutes"]
+    lines = [format_row(titles), "|---|---|---|" + "--:|" * (len(titles) - 3)]
+    ordered = sorted(standings, key=lambda standing: standing.mean(level, "error") or math.inf)
+    for standing in ordered:
+        names = [standing.title, standing.name, standing.host]
+        if not standing.rows.get(level):
+            if standing.failed:
+                lines.append(format_row([*names, "failed", *[""] * (len(titles) - 4)]))
+            continue
+        speedups = [standing.mean_speedup(level, runtime) for runtime in RUNTIMES]
+        lines.append(
+            format_row(
+                [
+                    *names,
+                    format_spread([row["error"] for row in standing.rows[level]], 2),
+                    f"{standing.mean(level, 'untuned_error'):.2f}",
+                    f"{standing.mean_reduction(level):.2f}",
+                    f"{standing.mean(level, 'parameters'):,.0f}",
+                    *("" if speedup is None else f"{speedup:.2f}" for speedup in speedups),
+                    f"{(standing.mean(level, 'seconds') or 0.0) / 60:.0f}",
+                ]
+            )
+        )
     return lines
 
 
