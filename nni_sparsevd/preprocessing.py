@@ -90,7 +90,12 @@ def read_values(model: nn.Module) -> dict[str, Any]:
     Returns:
         The `KEYS` that its `pretrained_cfg` has; none for a network without.
     """
-    return select_values(getattr(model, "pretrained_cfg", None) or {})
+    return select_values(read_configuration(model))
+
+
+def read_configuration(model: nn.Module) -> dict[str, Any]:
+    """Read timm's configuration of a network, its `pretrained_cfg`; empty for a network without."""
+    return getattr(model, "pretrained_cfg", None) or {}
 
 
 def select_values(configuration: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +116,7 @@ def set_values_(model: nn.Module, values: Mapping[str, Any]) -> None:
         values: Values under timm's names.
     """
     entries = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    configuration = {**(getattr(model, "pretrained_cfg", None) or {}), **entries}
+    configuration = {**read_configuration(model), **entries}
     if entries.get("label_names"):
         configuration["num_classes"] = len(entries["label_names"])
     model.pretrained_cfg = configuration  # type: ignore[assignment]

@@ -133,6 +133,19 @@ def test_a_file_gives_back_what_was_measured_and_is_smaller_where_sigma_is_large
     assert torch.equal(again.first.bias, baked.first.bias.half().float())
 
 
+def test_a_folder_holds_the_same_network_as_a_file(tmp_path: Path) -> None:
+    model = trained()
+    baked = svd.bake_(copy.deepcopy(model), svd.compute_masks(model)).eval()
+    svd.save(baked, tmp_path / "file.safetensors", coding="posterior", posterior=model)
+    svd.save_folder(baked, tmp_path / "folder", coding="posterior", posterior=model)
+    x = torch.randn(8, 30)
+    from_file, from_folder = (svd.load(tmp_path / name, model=Net())(x) for name in ("file.safetensors", "folder"))
+    assert torch.equal(from_folder, from_file) and not torch.equal(from_file, baked(x))
+    with pytest.raises(SettingError, match="pass posterior="):
+        svd.save_folder(baked, tmp_path / "other", coding="posterior")
+    assert not (tmp_path / "other").exists()
+
+
 def test_weights_without_a_step_are_in_half_precision() -> None:
     tensors = {"a": torch.randn(5, 4), "b": torch.randn(5, 4), "c": torch.full((2, 2), float("nan"))}
     found = dict(unpack(memoryview(pack(tensors, "posterior", {}, {"a": 0.5, "c": 0.5})))[1])

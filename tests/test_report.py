@@ -152,6 +152,54 @@ def test_pictures_are_drawn(drawing_run):
     assert not re.search(r"(src|href)=\"(?!data:)", text), "the page must stand alone"
 
 
+@pytest.mark.parametrize(
+    ("masks", "chosen", "said", "threshold"),
+    [
+        ("ratio = 0.5", 3.0, "log α of all posteriors: masks.ratio = 0.5 decided, not a threshold;", None),
+        ("threshold = 2.5", 2.5, "log α of all posteriors: kept left of the threshold, noise right of it;", 2.5),
+        ('threshold = "evidence"', "evidence", "log α of all posteriors: the evidence decided, not a threshold;", None),
+        ('structure = "n:m"\nkeep = 2\nblock = 4', 3.0, "of every 4 weights the 2 with the lowest were kept;", None),
+        ("[budget]\nmacs = [0.5]", None, "log α of all posteriors: channels left until the budget was met;", None),
+    ],
+    ids=["ratio", "threshold", "evidence", "n:m", "budget"],
+)
+def test_the_histogram_says_what_decided(masks, chosen, said, threshold, run, monkeypatch):
+    """A line at a threshold that did not decide would mislead."""
+    drawn = {}
+
+    def keep_decision(values, decision, path):
+        drawn[path.stem] = decision.threshold
+        leave_a_pixel(path)
+
+    monkeypatch.setattr(pictures, "draw_log_alpha_histograms", keep_decision)
+    monkeypatch.setattr(pictures, "draw_threshold_curve", keep_decision)
+    (run / "recipe.toml").write_text(f"[masks]\n{masks}\n")
+    if chosen is None:
+        (run / "curve.json").unlink()
+    else:
+        edit(run / "curve.json", lambda values: values.update(chosen=chosen))
+    for text in pages(run):
+        assert said in text
+    assert drawn == dict.fromkeys(drawn, threshold) and "log_alpha" in drawn
+
+
+def test_names_of_near_networks_do_not_cover_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda figure, path: figures.append(figure))
+    figures: list[pictures.Figure] = []
+    macs = {0.5: 500, 0.49: 495, 0.48: 490, 0.1: 100}
+    values = {"network": "shrunk", "test": 0.9, "held_out": 0.91, "chosen": False}
+    pictures.draw_front([{**values, "level": level, "macs": count} for level, count in macs.items()], tmp_path / "a")
+    epochs = [("dense", 1), ("sparse", 9), ("finetune_0.5", 1), ("finetune_0.25", 1)]
+    rows = [{"stage": stage, "accuracy": 0.9, "compression": 1.0} for stage, count in epochs for _ in range(count)]
+    pictures.draw_progress(rows, tmp_path / "b")
+    expected = [{"0.5", "0.49", "0.48", "0.1"}, {"sparse", "finetune 0.5", "finetune 0.25"}]
+    for figure, names in zip(figures, expected, strict=True):
+        labels = figure.axes[0].texts
+        assert {label.get_text().strip() for label in labels} == names
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(box.count_overlaps(boxes) == 1 for box in boxes), "a name overlaps another than itself"
+
+
 def test_numbers_are_those_of_the_result(run):
     result = json.loads((run / "result.json").read_text())
     size, test, weights = result["size"], result["test"], result["weights"]

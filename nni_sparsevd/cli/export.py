@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from ..errors import SettingError
+from ..preprocessing import read_values
 from .command import Command
 
 
@@ -57,7 +58,7 @@ def run(arguments: Namespace, command_line: list[str]) -> None:
             "export(..., quantization=Quantization(inputs))"
         )
     model = load(arguments.source)
-    shape = arguments.input or (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    shape = arguments.input or read_values(model).get("input_size")
     if not shape:
         raise SettingError(f"--input: {arguments.source} does not say the shape of an input; give it, e.g. [3,224,224]")
     print(export(model, arguments.to, torch.zeros(1, *shape), dynamic_batch=dynamic_batch))

@@ -7,6 +7,7 @@ import timm
 from torch import nn
 
 from ..errors import ModelError, describe_error
+from ..preprocessing import read_configuration
 from ..settings import Argument
 from .paper_networks import OWN_MODELS
 
@@ -53,7 +54,7 @@ def read_origin(model: nn.Module) -> dict[str, Any]:
     origin = getattr(model, "sparsevd_origin", None)
     if origin is not None:
         return dict(origin)
-    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    architecture = read_configuration(model).get("architecture")
     return {"name": architecture} if architecture else {}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import FileFormatError, ModelError, SettingError
 from ..files import load_pickled_tensors, load_tensors
-from ..preprocessing import check_values
+from ..preprocessing import check_values, read_configuration
 
 logger = logging.getLogger(__name__)
 PREPROCESSING = "nni_sparsevd.preprocessing"
@@ -70,7 +70,7 @@ def load_weights_(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> 
 
 def find_head(model: nn.Module) -> list[str]:
     """The tensors of the classifier, or of several, as timm names it."""
-    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    named = read_configuration(model).get("classifier") or ()
     heads = (named,) if isinstance(named, str) else tuple(named)
     return [key for key in model.state_dict() if key.startswith(tuple(f"{head}." for head in heads))]
 

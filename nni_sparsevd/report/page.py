@@ -1,6 +1,7 @@
 """The report of a run: one page in Markdown and in HTML, from the files of its folder alone."""
 
 import base64
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from .. import errors, files
 from . import pictures
+from .decision import Decision, find_decision
 from .remarks import write_answer, write_remarks
 
 HEADINGS = {
     "front": "The networks to choose from: accuracy against multiply-accumulates",
     "progress": "Accuracy and compression over the epochs",
-    "log_alpha": "log α of all posteriors: kept left of the threshold, noise right of it; the outer bins hold the rest",
+    "log_alpha": "log α of all posteriors: {decision}; the outer bins hold the rest",
     "curve": "Accuracy against compression over thresholds, on held-out data, before fine-tuning",
     "layers": "Share of the weights removed, layer by layer",
     "allocation": "What each layer costs, before and after",
@@ -67,8 +69,11 @@ def _gather_values(folder: Path) -> dict[str, Any]:
         raise errors.FileFormatError(f"{folder / 'metrics.jsonl'}: no rows; is it the folder of a finished run?")
     if not (folder / "recipe.toml").exists():
         raise errors.FileFormatError(f"{folder / 'recipe.toml'}: no such file")
+    recipe = (folder / "recipe.toml").read_text()
     curve = _read_optional(folder / "curve.json")
-    drawn = _draw_pictures(folder, result, epochs, curve)
+    with _blaming(folder / "recipe.toml"):
+        decision = find_decision(tomllib.loads(recipe), curve)
+    drawn = _draw_pictures(folder, result, epochs, curve, decision)
     with _blaming(folder / "result.json"):
         return {
             **result,
@@ -78,12 +83,12 @@ def _gather_values(folder: Path) -> dict[str, Any]:
             "networks": _list_networks(result),
             "rows": _comparison_rows(result),
             "curve": curve,
-            "pictures": [(name, HEADINGS[name]) for name in drawn],
+            "pictures": [(name, HEADINGS[name].format(decision=decision.sentence)) for name in drawn],
             "embedded": {name: base64.b64encode(path.read_bytes()).decode() for name, path in drawn.items()},
             "exports": _read_optional(folder / "exports.json"),
             "runtimes": _read_optional(folder / "runtimes.json"),
             "environment": files.read_json(folder / "environment.json"),
-            "recipe": (folder / "recipe.toml").read_text(),
+            "recipe": recipe,
             "epochs": _count_epochs(epochs),
         }
 
@@ -97,7 +102,9 @@ def _count_epochs(rows: list[dict[str, Any]]) -> dict[str, int]:
     return {**{stage: counts[stage] for stage in stages}, "finetune": max(tuned, default=0)}
 
 
-def _draw_pictures(folder: Path, result: Any, epochs: list[dict[str, Any]], curve: Any) -> dict[str, Path]:
+def _draw_pictures(
+    folder: Path, result: Any, epochs: list[dict[str, Any]], curve: Any, decision: Decision
+) -> dict[str, Path]:
     """Draw the pictures that this run has numbers for; gives their files by name, in the order of `HEADINGS`."""
     with _blaming(folder / "result.json"):
         layers, lost, front = result["layers"], result["mistakes"]["lost"], result["front"]
@@ -109,16 +116,14 @@ def _draw_pictures(folder: Path, result: Any, epochs: list[dict[str, Any]], curv
     if front:
         drawing["front"] = ("result.json", lambda path: pictures.draw_front(front, path))
     if curve:
-        drawing["curve"] = ("curve.json", lambda path: pictures.draw_threshold_curve(curve, path))
+        drawing["curve"] = ("curve.json", lambda path: pictures.draw_threshold_curve(curve, decision, path))
     history = _read_optional(folder / "log_alpha.json")
     with _blaming(folder / "log_alpha.json"):
         has_history = bool(history and history["epochs"])
     if has_history:
-        # The evidence decides about channels by the sum over their weights: there is no line to draw.
-        threshold = curve["chosen"] if curve and curve["chosen"] != "evidence" else None
         drawing["log_alpha"] = (
             "log_alpha.json",
-            lambda path: pictures.draw_log_alpha_histograms(history, threshold, path),
+            lambda path: pictures.draw_log_alpha_histograms(history, decision, path),
         )
     if lost:
         drawing["mistakes"] = (MISTAKES_FILE, lambda path: _draw_mistakes(folder, result, path))

@@ -15,8 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
+from .decision import Decision
+
+Point = tuple[float, float]
 BLUE, ORANGE, GRAY = "#2f6690", "#d1603d", "#8d99ae"
 STYLE: Any = {
     "axes.spines.top": False,
@@ -28,6 +32,9 @@ STYLE: Any = {
     "figure.dpi": 110,
     "savefig.bbox": "tight",
 }
+
+LABEL_OFFSETS = ((0, 13), (0, -13), (0, 24), (0, -24), (18, 9), (-18, 9), (18, -9), (-18, -9), (0, 35), (0, -35))
+"""Where the name of a point may stand, in typographic points to the right and up; the best place first."""
 
 
 @contextmanager
@@ -65,12 +72,12 @@ def draw_layer_sparsity(layers: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("weights removed, %")
 
 
-def draw_log_alpha_histograms(history: dict[str, Any], threshold: float | None, path: Path) -> None:
+def draw_log_alpha_histograms(history: dict[str, Any], decision: Decision, path: Path) -> None:
     """Draw log alpha of all weights in the first, a middle and the last epoch: noise gathers on the right.
 
     Args:
         history: What log_alpha.json holds: the edges of the bins, and the counts of each epoch by layer.
-        threshold: Of the decision, drawn as a line where it is known.
+        decision: What decided: its threshold is drawn as a line, if it has one.
         path: The picture's file.
     """
     epochs = history["epochs"]
@@ -82,6 +89,7 @@ def draw_log_alpha_histograms(history: dict[str, Any], threshold: float | None, 
             counts = np.sum([np.array(layer) for layer in epochs[index]["counts"].values()], axis=0)
             share = 100 * counts / counts.sum()
             axes.stairs(share, edges, color=color, linewidth=1.6, label=f"epoch {epochs[index]['epoch']}")
+        threshold = decision.threshold
         if threshold is not None:
             axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
         axes.set_yscale("log")
@@ -113,9 +121,11 @@ def draw_progress(rows: list[dict[str, Any]], path: Path) -> None:
             _write_plain_numbers(compression.yaxis)
         compression.grid(visible=False)
         compression.set_ylabel("weights in all / kept", color=ORANGE)
+        beginnings = {}
         for index in range(1, len(rows)):
             if rows[index]["stage"] != rows[index - 1]["stage"]:
-                _mark_stage(axes, index + 0.5, rows[index]["stage"])
+                beginnings[index + 0.5] = rows[index]["stage"]
+        _mark_stages(axes, beginnings)
 
 
 def _need_log_scale(values: list[float]) -> bool:
@@ -130,11 +140,31 @@ def _write_plain_numbers(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _mark_stage(axes: Axes, epoch: float, stage: str) -> None:
-    """Draw a line where a stage begins, with its name at the top."""
-    axes.axvline(epoch, color=GRAY, linestyle=":", linewidth=1)
-    place = ("data", "axes fraction")
-    axes.annotate(f" {stage}", (epoch, 1), xycoords=place, va="top", fontsize=8, color="#555555")
+def _mark_stages(axes: Axes, beginnings: dict[float, str]) -> None:
+    """Draw a line where each stage begins, with its name at the top, or below the name that stands there already.
+
+    Args:
+        axes: With their final limits.
+        beginnings: Epoch -> the stage that begins there.
+    """
+    written: list[Bbox] = []
+    for epoch, stage in beginnings.items():
+        axes.axvline(epoch, color=GRAY, linestyle=":", linewidth=1)
+        name = axes.annotate(
+            f" {stage.replace('_', ' ')}",
+            (epoch, 1),
+            (0, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            va="top",
+            fontsize=8,
+            color="#555555",
+        )
+        for line in range(4):
+            name.set_position((0, -10 * line))
+            if not name.get_window_extent().count_overlaps(written):
+                break
+        written.append(name.get_window_extent())
 
 
 def draw_front(front: list[dict[str, Any]], path: Path) -> None:
@@ -150,11 +180,11 @@ def draw_front(front: list[dict[str, Any]], path: Path) -> None:
         axes.plot(
             macs, [100 * row["held_out"] for row in front], "s--", color=GRAY, markersize=4, label="held-out photos"
         )
+        names = []
         for x, row in zip(macs, front, strict=True):
             if row["chosen"]:
                 axes.plot(x, 100 * row["test"], "o", color=ORANGE, markersize=10, label="network of the run")
-            name = row["network"] if row["level"] is None else f"{row['level']:g}"
-            axes.annotate(name, (x, 100 * row["test"]), (0, 9), textcoords="offset points", ha="center", fontsize=8)
+            names.append(row["network"] if row["level"] is None else f"{row['level']:g}")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}")
@@ -162,21 +192,55 @@ def draw_front(front: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("million multiply-accumulates, one image (log scale)")
         axes.set_ylabel("accuracy, %")
         axes.legend(frameon=False)
+        # Where a label may stand depends on the scales, so the labels come last.
+        test_points = [(x, 100 * row["test"]) for x, row in zip(macs, front, strict=True)]
+        held_out_points = [(x, 100 * row["held_out"]) for x, row in zip(macs, front, strict=True)]
+        _label_points(axes, names, test_points, held_out_points)
 
 
-def draw_threshold_curve(curve: dict[str, Any], path: Path) -> None:
+def _label_points(axes: Axes, names: list[str], points: list[Point], others: list[Point]) -> None:
+    """Write a name at each point, where it covers neither an earlier name nor a marker, if there is such a place.
+
+    Args:
+        axes: With their final limits.
+        names: What is written.
+        points: In data coordinates, as many as there are names.
+        others: Points without a name that should not be covered either.
+    """
+    in_pixels = axes.transData.transform([*points, *others])
+    markers = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in in_pixels]
+    written: list[Bbox] = []
+    for name, point in zip(names, points, strict=True):
+        label = axes.annotate(
+            name, point, LABEL_OFFSETS[0], textcoords="offset points", ha="center", va="center", fontsize=8
+        )
+        covered = []
+        for offset in LABEL_OFFSETS:
+            label.set_position(offset)
+            covered.append(label.get_window_extent().count_overlaps([*written, *markers]))
+        label.set_position(LABEL_OFFSETS[covered.index(min(covered))])
+        written.append(label.get_window_extent())
+
+
+def draw_threshold_curve(curve: dict[str, Any], decision: Decision, path: Path) -> None:
     """Draw held-out accuracy against compression, a point for each threshold, before fine-tuning.
 
-    The decision by the evidence is no threshold on log alpha, and stands beside the line.
+    Args:
+        curve: The content of curve.json.
+        decision: What decided.  The decision by the evidence is no threshold on log alpha, and stands beside the line;
+            a ratio is no point of the curve.
+        path: The picture's file.
     """
     points = [(size, 100 * value) for size, value in zip(curve["compression"], curve["accuracy"], strict=True)]
     by_evidence = curve["chosen"] == "evidence"
-    kept = "what the evidence needs" if by_evidence else f"log α < {curve['chosen']:g}"
     line = points[:-1] if by_evidence else points
+    chosen = points[curve["thresholds"].index(curve["chosen"])]
     with styled_axes(path) as axes:
-        axes.plot(*zip(*line, strict=True), "o-", color=BLUE, markersize=4)
-        chosen = points[curve["thresholds"].index(curve["chosen"])]
-        axes.plot(*chosen, "o", color=ORANGE, markersize=9, label=f"chosen: {kept}")
+        axes.plot(*zip(*line, strict=True), "o-", color=BLUE, markersize=4, label="at thresholds on log α")
+        if by_evidence:
+            axes.plot(*chosen, "o", color=ORANGE, markersize=9, label="chosen: what the evidence needs")
+        elif decision.threshold is not None:
+            axes.plot(*chosen, "o", color=ORANGE, markersize=9, label=f"chosen: log α < {decision.threshold:g}")
         if _need_log_scale(curve["compression"]):
             axes.set_xscale("log")
             _write_plain_numbers(axes.xaxis)

@@ -36,6 +36,7 @@ def save_folder(
     arguments: dict[str, Argument] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     coding: Coding | None = None,
+    posterior: nn.Module | None = None,
     measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
 ) -> None:
     """Write a network as a new folder: model.safetensors, config.json and README.md; all of them, or nothing.
@@ -48,14 +49,17 @@ def save_folder(
         arguments: The arguments that timm builds it with, such as {"num_classes": 10}.
         preprocessing: How inputs are made, where that is not what timm has for the network: "mean", "std",
             "input_size" and so on, under timm's names, and the `label_names` of the classes.
-        coding: If given, only what is not zero is written, with values "exact", in "float16", "int8" or "int4".
+        coding: If given, only what is not zero is written, with values "exact", in "float16", "int8" or "int4", or,
+            with "posterior", as multiples of a step that the posterior of each layer sets.
+        posterior: With `coding="posterior"` the variational network that `model` was baked from.
         measure: Called on the network as the file gives it back; the numbers that it returns, {name: value}, are
             written to all three files.
 
     Raises:
         SettingError: The folder is there and not empty, or `preprocessing` has a key that timm does not have, or a
-            value that JSON cannot hold.
-        ModelError: The network still has posteriors, or is not what `name` and `arguments` build.
+            value that JSON cannot hold; `posterior` is missing with `coding="posterior"`, or given without.
+        ModelError: The network still has posteriors, or is not what `name` and `arguments` build; `posterior` has no
+            posterior on weights, or weights of other shapes.
         FileFormatError: The folder cannot be written.
 
     Example:
@@ -78,7 +82,14 @@ def save_folder(
     with _make_whole(folder) as unfinished:
         weights = unfinished / WEIGHTS
         networks.save(
-            model, weights, name=name, arguments=arguments, coding=coding, measure=measure, preprocessing=checked
+            model,
+            weights,
+            name=name,
+            arguments=arguments,
+            coding=coding,
+            posterior=posterior,
+            measure=measure,
+            preprocessing=checked,
         )
         config = _make_config(model, networks.describe_file(weights), checked)
         write_json(unfinished / CONFIG, config)
