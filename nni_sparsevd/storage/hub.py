@@ -44,8 +44,7 @@ def save_folder(
     Args:
         model: An ordinary network, masked, shrunk or neither.
         folder: The folder to make.  It may exist if it is empty.
-        name: timm's name of the network before it was shrunk.  Networks that timm made know their name; a network of
-            your own has none.
+        name: timm's name of the network before it was shrunk.  Networks that timm made know their name.
         arguments: The arguments that timm builds it with, such as {"num_classes": 10}.
         preprocessing: How inputs are made, where that is not what timm has for the network: "mean", "std",
             "input_size" and so on, under timm's names, and the `label_names` of the classes.
@@ -58,8 +57,7 @@ def save_folder(
     Raises:
         SettingError: The folder is there and not empty, or `preprocessing` has a key that timm does not have, or a
             value that JSON cannot hold; `posterior` is missing with `coding="posterior"`, or given without.
-        ModelError: The network still has posteriors, or is not what `name` and `arguments` build; `posterior` has no
-            posterior on weights, or weights of other shapes.
+        ModelError: The network still has posteriors, is not what `name` and `arguments` build, or not of `posterior`.
         FileFormatError: The folder cannot be written.
 
     Example:
@@ -69,21 +67,19 @@ def save_folder(
 
         import nni_sparsevd as svd
 
-        model = timm.create_model("test_resnet", num_classes=5).eval()
-        svd.save_folder(model, "network", arguments={"num_classes": 5}, preprocessing={"mean": [0.5, 0.5, 0.5]})
+        model = timm.create_model("test_resnet").eval()
+        svd.save_folder(model, "network", preprocessing={"mean": [0.5, 0.5, 0.5]})
         images = torch.randn(1, 3, 32, 32)
         assert torch.equal(svd.load("network")(images), model(images))
         ```
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingError(f"{folder}: is there already; delete it, or choose another folder")
+    _require_empty(folder)
     checked = check_values(preprocessing or {})
     with _make_whole(folder) as unfinished:
-        weights = unfinished / WEIGHTS
         networks.save(
             model,
-            weights,
+            unfinished / WEIGHTS,
             name=name,
             arguments=arguments,
             coding=coding,
@@ -91,9 +87,7 @@ def save_folder(
             measure=measure,
             preprocessing=checked,
         )
-        config = _make_config(model, networks.describe_file(weights), checked)
-        write_json(unfinished / CONFIG, config)
-        write_bytes(unfinished / CARD, _write_card(config, weights.stat().st_size).encode())
+        _describe_folder(unfinished, model, checked)
 
 
 def push(folder: Path | str, repository: str, *, private: bool = False, revision: str | None = None) -> str:
@@ -163,6 +157,19 @@ def _connect(address: str) -> Iterator["HfApi"]:
         yield HfApi(library_name="nni_sparsevd")
     except Exception as error:
         raise SettingError(f"{address}: the hub says: {describe_error(error)}") from error
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingError(f"{folder}: is there already; delete it, or choose another folder")
+
+
+def _describe_folder(folder: Path, model: nn.Module, preprocessing: dict[str, Any]) -> None:
+    """Write config.json and README.md beside the weights."""
+    weights = folder / WEIGHTS
+    config = _make_config(model, networks.describe_file(weights), preprocessing)
+    write_json(folder / CONFIG, config)
+    write_bytes(folder / CARD, _write_card(config, weights.stat().st_size).encode())
 
 
 @contextlib.contextmanager
