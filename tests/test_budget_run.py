@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import math
 from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from nni_sparsevd.nn import ChannelGate, named_posteriors
 from nni_sparsevd.posterior import elements
 from nni_sparsevd.recipe import BudgetSettings, DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage
 from nni_sparsevd.regularize import choose_cutoffs, cost_left_at, start_natural_steps_, take_natural_steps_
+from nni_sparsevd.regularize.weighing import count_gate_costs
 from nni_sparsevd.results import find_network_folder, finish_run
 from nni_sparsevd.settings import make_settings
 from nni_sparsevd.training import (
@@ -184,6 +186,20 @@ def test_channels_leave_by_their_worth_over_their_cost_in_blocks() -> None:
     lost = [int((gate.log_alpha() >= cutoffs[gate]).sum()) for gate in (first, second)]
     assert lost == [8, 16]  # the last block of each stays
     assert int((first.log_alpha() >= choose_cutoffs(model, IMAGES, "parameters", 1.0, 5)[first]).sum()) == 1  # 16 -> 15
+
+
+@pytest.mark.parametrize(("power", "leaves"), [(1.2, 0), (1.5, 1)])
+def test_worth_counts_by_its_power_of_three_quarters(power: float, leaves: int) -> None:
+    """By worth ** p over cost, a gate of r times the other's cost leaves first below r ** (1 / p) times its worth."""
+    model = gated_network()
+    gates = find_gates(model)
+    costs = count_gate_costs(model, IMAGES, "macs")
+    per_channel = [costs[gate] / len(gate.mu) for gate in gates]
+    assert per_channel[0] > 1.1 * per_channel[1]
+    with torch.no_grad():
+        gates[0].log_sigma2.fill_(-3 - power * math.log(per_channel[0] / per_channel[1]))
+        gates[1].log_sigma2.fill_(-3)
+    assert set(choose_cutoffs(model, IMAGES, "macs", 1.0, 8)) == {gates[leaves]}
 
 
 # Whole runs.
