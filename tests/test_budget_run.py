@@ -188,16 +188,16 @@ def test_channels_leave_by_their_worth_over_their_cost_in_blocks() -> None:
     assert int((first.log_alpha() >= choose_cutoffs(model, IMAGES, "parameters", 1.0, 5)[first]).sum()) == 1  # 16 -> 15
 
 
-@pytest.mark.parametrize(("power", "leaves"), [(1.2, 0), (1.5, 1)])
-def test_worth_counts_by_its_power_of_three_quarters(power: float, leaves: int) -> None:
-    """By worth ** p over cost, a gate of r times the other's cost leaves first below r ** (1 / p) times its worth."""
+@pytest.mark.parametrize(("left", "leaves"), [(24, 1), (12, 0)])
+def test_channels_of_a_gate_that_has_few_left_count_more(left: int, leaves: int) -> None:
+    """Both gates cost the same per channel; the second is worth less by a third, or more, where half of it has gone."""
     model = gated_network()
     gates = find_gates(model)
+    gates[1].channels_at_first = 24 * 24 // left
     costs = count_gate_costs(model, IMAGES, "macs")
     per_channel = [costs[gate] / len(gate.mu) for gate in gates]
-    assert per_channel[0] > 1.1 * per_channel[1]
     with torch.no_grad():
-        gates[0].log_sigma2.fill_(-3 - power * math.log(per_channel[0] / per_channel[1]))
+        gates[0].log_sigma2.fill_(-3 - math.log(1.5 * per_channel[0] / per_channel[1]))
         gates[1].log_sigma2.fill_(-3)
     assert set(choose_cutoffs(model, IMAGES, "macs", 1.0, 8)) == {gates[leaves]}
 

@@ -57,6 +57,8 @@ class ChannelGate(nn.Module):
         self.log_sigma2 = nn.Parameter(torch.full_like(self.mu, self.settings.init_log_sigma2))
         self.threshold = self.settings.threshold
         self.kl_weight = 1.0
+        self.channels_at_first = channels
+        """Channels before any were removed from the network."""
         self.writers: tuple[str, ...] = ()
         """Names of the layers whose channels the gate scales."""
         self._observed: list[Tensor] | None = None

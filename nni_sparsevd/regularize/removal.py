@@ -18,13 +18,6 @@ from .weighing import count_gate_costs
 
 LARGEST_EXCESS = 0.01
 """Part of the cost of all gates by which a block may save more than was asked for, where other blocks will do."""
-EXPONENT = 0.75
-"""What turns a channel's worth into its rank: worth ** EXPONENT over cost."""
-# 1. Worth is the rise of the loss where one channel goes. Where many go whose outputs push the network the same way,
-#    their slopes add up before they are squared: the rise grows like the square of a sum of square roots (1/2). Where
-#    they push it in ways that have nothing to do with each other, it grows like the sum (1).
-# 2. With 1 the many channels of late layers, each worth little, leave almost all, and the network cannot learn its
-#    training photos any more; with 1/2 early layers lose too much. docs/concepts.md has the figures.
 
 
 def cost_left_at(fraction: float, progress: float) -> float:
@@ -48,7 +41,7 @@ class _Block:
 
     gate: ChannelGate
     cost: float
-    rank: float
+    worth_per_cost: float
     lowest_log_alpha: float
 
 
@@ -58,8 +51,9 @@ def choose_cutoffs(
     """Choose what to remove next: the channels that are worth least for what they cost.
 
     A channel is worth its signal-to-noise ratio 1 / alpha = mu^2 / sigma^2: at the posterior's rest it is twice the
-    rise of the loss, times N, that its removal would bring, to second order.  Channels go in blocks of `round_to`, that
-    with the lowest sum of worth ** 0.75 over its cost first, until the blocks cost what has to be saved.
+    rise of the loss, times N, that its removal would bring, to second order.  A gate that has a part of its channels
+    left counts theirs as many times more: see `_list_blocks`.  Channels go in blocks of `round_to`, the cheapest block
+    over its cost first, until the blocks cost what has to be saved.
 
     Args:
         model: A network with gates.
@@ -77,7 +71,7 @@ def choose_cutoffs(
     for gate in find_gates(model):
         blocks.extend(_list_blocks(gate, costs[gate] / len(gate.mu), round_to))
     # Python's sort keeps the order of equals: blocks of one gate stay in the order of their removal.
-    blocks.sort(key=lambda block: block.rank)
+    blocks.sort(key=lambda block: block.worth_per_cost)
     # 1. A block that would overshoot by much waits, and so do those behind it in its gate: cheaper blocks may do.
     # 2. Where they do not, the waiting blocks go after all, the least worth first.
     cutoffs: dict[ChannelGate, float] = {}
@@ -104,14 +98,21 @@ def _take_blocks(
 
 
 def _list_blocks(gate: ChannelGate, cost_of_channel: float, round_to: int) -> Iterator[_Block]:
-    """The blocks of a gate in the order of their removal."""
+    """The blocks of a gate in the order of their removal.
+
+    1. What one channel is worth by itself says too little where many go.  Those that stay can take over the work of the
+       first few, not that of the last ones: a late layer with a thousand channels of little worth would lose nearly all
+       of them, and the network could no longer learn its training images.
+    2. So worth is divided by the part of the channels that are left, as if the use of a layer grew with the logarithm
+       of its channels.  While little has gone, that changes nothing.
+    """
     log_alpha = gate.log_alpha().detach().sort(descending=True).values
-    ranks = (-EXPONENT * log_alpha).exp()
+    worth = (-log_alpha).exp() * (gate.channels_at_first / len(gate.mu))
     highest = 0.0
     for start, end in _split_into_blocks(gate, round_to):
         cost = cost_of_channel * (end - start)
         # A block cannot leave before those in front of it, even where its own channels cost more.
-        highest = max(highest, ranks[start:end].sum().item() / cost if cost else math.inf)
+        highest = max(highest, worth[start:end].sum().item() / cost if cost else math.inf)
         yield _Block(gate, cost, highest, log_alpha[end - 1].item())
 
 
