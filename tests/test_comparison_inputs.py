@@ -142,6 +142,20 @@ def test_a_mistake_in_one_kind_of_images_is_found_though_some_are_compared_toget
     assert not svd.check(right, OneLayer(MISTAKES[kind]), images, rounds=1).ok
 
 
+class OfOneSize(OneLayer):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2:] == (64, 64)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MISTAKES if "size" not in kind and "larger" not in kind])
+def test_images_of_one_size_are_compared_in_a_batch_of_one_and_two_of_three(kind: str) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    right = OfOneSize(lambda x: torch.zeros(()))
+    assert svd.check(right, right, images, rounds=1).inputs == 3
+    assert not svd.check(right, OfOneSize(MISTAKES[kind]), images, rounds=1).ok
+
+
 def test_unusual_values_are_not_put_into_one_batch_where_samples_mix() -> None:
     class Centered(OneLayer):
         def forward(self, x: Tensor) -> Tensor:

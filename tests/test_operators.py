@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 import torchvision  # noqa: F401  (brings its operators)
 from torch import Tensor, nn
-from torch.fx import Graph, Node
 
 import nni_sparsevd as svd
 from nni_sparsevd.graph import NotCovered, call_rule
+from nni_sparsevd.graph.nodes import Graph, Node
 from nni_sparsevd.graph.operators import LIVE, OPERATORS, NoRule, Operator
 from nni_sparsevd.graph.operators.elementwise import broadcast_channels, elementwise_channels, pass_value
 
@@ -125,7 +125,7 @@ def test_the_elementwise_family_agrees() -> None:
 def call_node(target: object) -> Node:
     """A node that runs `target` on a tensor of the grid's shape."""
     graph = Graph()
-    node = graph.call_function(target, (graph.placeholder("x"),))  # type: ignore[arg-type]
+    node = graph.add("call_function", target, (graph.add("placeholder", "x"),))
     for each in graph.nodes:
         each.meta["val"] = torch.empty(GRID.shape, dtype=torch.float64, device="meta")
     return node

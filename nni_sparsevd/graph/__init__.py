@@ -26,6 +26,8 @@ from .groups import ChannelGraph, ChannelGroup, Product, Reader, RememberingNorm
 from .links import ChannelIds, Flags, Link
 from .modes import clear_caches_, copy_model, evaluation_mode
 from .multihead import ShrinkableMultiheadAttention, bind_attentions_, free_attentions_
+from .names import list_modules
+from .nodes import Node, map_nodes
 from .operators import (
     READERS,
     TRANSPOSED,
@@ -71,6 +73,7 @@ __all__ = [
     "Flags",
     "Inputs",
     "Link",
+    "Node",
     "NotCovered",
     "OtherSizes",
     "Product",
@@ -105,9 +108,11 @@ __all__ = [
     "is_reader",
     "keep_zeros",
     "kept_indices",
+    "list_modules",
     "live_like",
     "make_uniform",
     "map_leaves",
+    "map_nodes",
     "map_tensors",
     "name_leaves",
     "named_states",

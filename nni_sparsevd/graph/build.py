@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.fx import Node
 
 from .code_sizes import resolve_sizes, runs_alike_again
 from .equations import TrackedTensor
 from .example_inputs import Inputs
 from .groups import ChannelGraph, CodeSize, Product, Reader, Writer
 from .links import ChannelIds, IndexIds
+from .nodes import Node
 from .norms import find_replaceable_norms, solve_norms
 from .operators import channel_dim
 from .preconditions import require_traceable

@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 from torch.utils._pytree import tree_leaves
+
+from .nodes import Node
 
 aten = torch.ops.aten
 

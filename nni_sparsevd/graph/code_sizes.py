@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 from torch import nn
-from torch.fx import Node
 
 from .code_numbers import find_numbers
 from .failures import find_failure
 from .groups import ChannelGraph, CodeSize, SizeAttribute
 from .links import ChannelIds, Flags
+from .nodes import Node
 from .operators import operator_name
 from .pins import Pins
 from .suspects import Suspects

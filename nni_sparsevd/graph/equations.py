@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch.fx import Node
 
 from .links import ChannelIds, IndexIds, Link, owners_with_the_same_members
+from .nodes import Node
 from .origins import Origin
 from .pins import Pins
 

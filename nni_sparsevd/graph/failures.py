@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 
 from .code_numbers import find_numbers
 from .groups import ChannelGraph, SizeAttribute
 from .links import Flags
+from .nodes import Node
 from .resize import cut_, remaining_sizes
 from .traces import Trace, find_unused
 from .tracing import make_traceable_copy, record

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, eye_array
-from torch.fx import Node
 
 from .equations import Axis
 from .links import ChannelIds, Flags, Link
+from .nodes import Node
 from .operators import TRANSPOSED
 from .origins import Origin
 from .pins import Pins

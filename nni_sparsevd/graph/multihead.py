@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .names import list_modules
+
 FREE_SIZES = ("value_head_dim", "scale")
 """Attributes that the form has and `nn.MultiheadAttention` does not."""
 
@@ -136,7 +138,7 @@ def free_attentions_(model: nn.Module, names: Iterable[str] | None = None) -> li
     Returns:
         The modules whose class was changed.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(list_modules(model))
     freed: list[nn.MultiheadAttention] = []
     for name in modules if names is None else names:
         attention = modules[name]

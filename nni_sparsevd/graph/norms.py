@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.fx import Node
 
 from .groups import RememberingNorm
 from .links import ChannelIds
+from .nodes import Node
 from .operators import READERS
 from .pins import Pins
 from .traces import Trace

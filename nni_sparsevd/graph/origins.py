@@ -28,13 +28,14 @@ def name_numbers_(model: nn.Module) -> None:
     for module_name, module in model.named_modules():
         attributes = vars(module)
         for name, value in attributes.items():
-            if _is_plain_int(value):
+            kind = type(value)
+            if kind is int:
                 attributes[name] = _named(value, (module_name, name, None))
-            elif type(value) in (list, tuple) and any(_is_plain_int(item) for item in value):
+            elif (kind is tuple or kind is list) and any(_is_plain_int(item) for item in value):
                 items = []
                 for place, item in enumerate(value):
                     items.append(_named(item, (module_name, name, place)) if _is_plain_int(item) else item)
-                attributes[name] = type(value)(items)
+                attributes[name] = kind(items)
 
 
 def _is_plain_int(value: object) -> bool:
@@ -57,19 +58,18 @@ class Origins(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._call_numbers: list[int] = []
-        """The numbers of the call that is running, or none if no number among them knows its origin."""
+        self._call: tuple[Any, Any] = (), {}
+        """The arguments of the call that is running, by place and by name."""
         self.groups: Origin | None = None
         """The origin of the number of groups that the convolution which is running was called with, if it has one."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        numbers = list(_find_numbers((args, kwargs)))
-        self._call_numbers = numbers if any(isinstance(number, NamedInt) for number in numbers) else []
+        self._call = args, kwargs or {}
         self.groups = _groups_origin(args, kwargs or {}) if function in CONVOLUTION_FUNCTIONS else None
         try:
             return function(*args, **(kwargs or {}))
         finally:
-            self._call_numbers, self.groups = [], None
+            self._call, self.groups = ((), {}), None
 
     def of(self, arguments: Any) -> dict[int, Origin]:
         """The origins of an operator's sizes: of the first list of numbers in its arguments, or of its first number.
@@ -78,10 +78,11 @@ class Origins(TorchFunctionMode):
             Place in that list, 0 for a single number -> origin.  Sizes without an origin have no entry.
         """
         sizes = _first_sizes(arguments)
-        if not sizes:
+        numbers = list(_find_numbers(self._call)) if sizes else []
+        if not any(isinstance(number, NamedInt) for number in numbers):
             return {}
-        for start in range(len(self._call_numbers) - len(sizes) + 1):
-            run = self._call_numbers[start : start + len(sizes)]
+        for start in range(len(numbers) - len(sizes) + 1):
+            run = numbers[start : start + len(sizes)]
             if run == sizes:
                 return {place: number.origin for place, number in enumerate(run) if isinstance(number, NamedInt)}
         return {}

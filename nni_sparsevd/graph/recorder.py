@@ -1,19 +1,18 @@
 """Makes a node of every operator that runs."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from operator import getitem
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.fx import Graph, Node
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ..errors import TraceError
 from .names import Names
+from .nodes import Graph, Node, find_nodes
 from .operators import find_channel_rule
 from .origins import Origins
 from .shapes import make_result
@@ -64,10 +63,10 @@ class Recorder(TorchDispatchMode):
         self._by_storage: dict[int, list[Tensor]] = {}
         self._stale: dict[int, Node] = {}  # id of a tensor -> the operator that wrote to a part of its memory
         self._live: set[Node] = set()
-        self._convolutions = {name for name, module in names.modules if isinstance(module, nn.modules.conv._ConvNd)}
+        self._convolutions = names.convolutions
         self._names = names.state_of
         for index, value in enumerate(inputs):
-            node = self.graph.placeholder(f"input_{index}")
+            node = self.graph.add("placeholder", f"input_{index}")
             self._live.add(node)
             self._bind(value, node)
 
@@ -92,13 +91,13 @@ class Recorder(TorchDispatchMode):
         """The node that stands for a tensor; one that no operator made is held by the network."""
         if id(value) not in self._nodes:
             name = self._names.get(id(value))
-            node = self.graph.create_node("get_attr", name or "constant")
+            node = self.graph.add("get_attr", name or "constant")
             if name is None:
                 node.meta["constant"] = value
             self._bind(value, node)
         if id(value) in self._stale:
             writing = self._stale.pop(id(value))
-            node = self.graph.call_function(partial_write, (self._nodes[id(value)], writing))
+            node = self.graph.add("call_function", partial_write, (self._nodes[id(value)], writing))
             if self._live & {self._nodes[id(value)], writing}:
                 self._live.add(node)
             self._bind(value, node)
@@ -116,7 +115,7 @@ class Recorder(TorchDispatchMode):
                 return parts
         arguments = self._replace_tensors(args)
         options = {name: self._replace_tensors(value) for name, value in kwargs.items()}
-        live = any(source in self._live for source in _find_nodes((arguments, *options.values())))
+        live = any(source in self._live for source in find_nodes((arguments, options)))
         if live and _shows_values(target, args):
             raise ValueDependenceError(f"its way depends on the values of the input ({target})")
         self.in_operator = True  # stays so where the operator fails
@@ -126,7 +125,7 @@ class Recorder(TorchDispatchMode):
         self.in_operator = False
         if outputs is None:  # an assertion
             return None
-        node = self.graph.create_node("call_function", as_functional(target), arguments, options)
+        node = self.graph.add("call_function", as_functional(target), arguments, options)
         # The sizes of an operator come after the tensor that it takes; one that makes a tensor begins with them.
         node.meta["origins"] = self.origins.of(args[1:] if args and isinstance(args[0], Tensor) else args)
         node.meta["groups_origin"] = self.origins.groups
@@ -157,7 +156,7 @@ class Recorder(TorchDispatchMode):
         self._describe(node, outputs)
         for index, value in enumerate(outputs if isinstance(outputs, list | tuple) else ()):
             if isinstance(value, Tensor):
-                item = self.graph.call_function(getitem, (node, index))
+                item = self.graph.add("call_function", getitem, (node, index))
                 if node in self._live:
                     self._live.add(item)
                 self._bind(value, item)
@@ -215,15 +214,6 @@ def _without_data(value: Any) -> Any:
     if isinstance(value, Tensor) and not value.is_meta:
         return torch.empty_like(value, device="meta")
     return value
-
-
-def _find_nodes(arguments: Any) -> Iterator[Node]:
-    """The nodes in the arguments of an operator."""
-    for value in arguments:
-        if isinstance(value, Node):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _find_nodes(value)
 
 
 @cache

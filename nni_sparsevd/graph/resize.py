@@ -13,9 +13,12 @@ from torch.nn.utils.weight_norm import WeightNorm
 from .equations import Axis
 from .groups import SizeAttribute
 from .links import Flags
+from .names import list_modules
 
 HOOKS_THAT_COMPUTE_WEIGHTS = (BasePruningMethod, WeightNorm)
 """torch's pruning, and its weight norm before the days of parametrizations."""
+KeptIndices = dict[tuple[int, tuple[int, ...]], Tensor]
+"""The size of an axis and the indices cut from it, the same for all axes of a group -> the indices that stay."""
 
 
 def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[tuple[SizeAttribute, int]]) -> None:
@@ -35,22 +38,24 @@ def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[t
         cuts_of[names_of[id(tensors[name])][0]].append((dim, indices))
     for size, number in sizes:
         _set_size(model, size, number)
+    modules = dict(list_modules(model))
+    kept: KeptIndices = {}
     touched: set[str] = set()
     for name, own_cuts in cuts_of.items():
         old = tensors[name]
-        smaller = remove_indices(old.detach(), own_cuts)
+        smaller = remove_indices(old.detach(), own_cuts, kept)
         if isinstance(old, nn.Parameter):
             smaller = nn.Parameter(smaller, requires_grad=old.requires_grad)
         for alias in names_of[id(old)]:
             module, _, key = alias.rpartition(".")
-            owner = model.get_submodule(module)
+            owner = modules[module]
             setattr(owner, key, smaller)
             # A fresh network would make a buffer outside the state dict at its old size: a file has to bring this one.
             owner._non_persistent_buffers_set.discard(key)
             touched.add(module)
     for module in sorted({name.partition(".parametrizations.")[0] for name in touched}):
-        recompute_weights_(model.get_submodule(module))
-        refresh_attributes_(model.get_submodule(module))
+        recompute_weights_(modules[module])
+        refresh_attributes_(modules[module])
 
 
 def _set_size(model: nn.Module, size: SizeAttribute, number: int) -> None:
@@ -77,13 +82,25 @@ def kept_indices(size: int, cut: Sequence[int]) -> Tensor:
 
 def named_states(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters and buffers under every name."""
-    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    # What `named_parameters` and `named_buffers` list, in one walk over the modules instead of two.
+    modules = [(f"{name}." if name else "", module) for name, module in list_modules(model)]
+    states: list[tuple[str, Tensor]] = []
+    for table in ("_parameters", "_buffers"):
+        for prefix, module in modules:
+            states += [(prefix + key, value) for key, value in getattr(module, table).items() if value is not None]
+    return states
 
 
-def remove_indices(tensor: Tensor, cuts: Iterable[tuple[int, Sequence[int]]]) -> Tensor:
-    """`tensor` without some indices: `cuts` has pairs of a dimension and its indices."""
+def remove_indices(
+    tensor: Tensor, cuts: Iterable[tuple[int, Sequence[int]]], kept: KeptIndices | None = None
+) -> Tensor:
+    """`tensor` without some indices: `cuts` has pairs of a dimension and its indices, `kept` remembers the others."""
+    kept = {} if kept is None else kept
     for dim, indices in cuts:
-        tensor = tensor.index_select(dim, kept_indices(tensor.shape[dim], indices).to(tensor.device))
+        key = tensor.shape[dim], tuple(indices)
+        if key not in kept:
+            kept[key] = kept_indices(*key)
+        tensor = tensor.index_select(dim, kept[key].to(tensor.device))
     return tensor
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.fx import Node
 
 from .links import ChannelIds, IndexIds
+from .nodes import Node
 
 aten = torch.ops.aten
 MOVES = {

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.fx import Node
 
 from .groups import ChannelGraph, ChannelGroup, Product, Writer
+from .nodes import Node
 from .scales import MOVES, WRITERS_ALONG, find_rows_behind
 
 aten = torch.ops.aten

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from torch.fx import Node
 
 from .failures import Failure
 from .groups import ChannelGraph, CodeSize, SizeAttribute
 from .links import ChannelIds, Flags
+from .nodes import Node
 
 
 class Suspects:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from torch import nn
-from torch.fx import Graph, Node
 
 from .example_inputs import CallArguments
+from .nodes import Graph, Node
 
 
 @dataclass(frozen=True)

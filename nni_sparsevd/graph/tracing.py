@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from ..errors import TraceError, describe_error
@@ -16,6 +15,7 @@ from .example_inputs import CallArguments, Inputs, as_arguments
 from .modes import copy_model
 from .multihead import free_attentions_
 from .names import Names, find_names
+from .nodes import Graph
 from .origins import name_numbers_
 from .pytrees import PLAIN, name_leaves
 from .recorder import Recorder, ValueDependenceError
@@ -174,19 +174,14 @@ def _record_once(model: nn.Module, inputs: CallArguments, device: str | None, na
         # Inference mode, because then PyTorch shows operators whole that it would take apart for autograd.
         with torch.inference_mode(), recorder.origins, recorder:
             outputs = inputs.call(model)
-        recorder.graph.output(tuple(recorder.node(value) for value in _find_tensors(outputs)))
+        recorder.graph.add("output", "output", (tuple(recorder.node(value) for value in _find_tensors(outputs)),))
     except Exception as raised:  # whatever a user's forward raises
         error = raised
     finally:
         enter.remove()
         leave.remove()
-    layers = frozenset(name_of[id(module)] for _, module in names.modules if _is_of_torch(type(module)))
-    recorded = Trace(recorder.graph, layers, device, inputs)
+    recorded = Trace(recorder.graph, names.layers, device, inputs)
     return Attempt(recorded, error, recorder.place, recorder.in_operator)
-
-
-def _is_of_torch(kind: type[nn.Module]) -> bool:
-    return kind.__module__.startswith("torch.nn.modules.")
 
 
 def _find_tensors(outputs: Any) -> list[Tensor]:

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
-from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from .equations import Axis, Equations, TrackedTensor
 from .links import IndexIds
+from .nodes import Node, map_nodes
 from .operators import (
     CONVOLUTIONS,
     TRANSPOSED,
@@ -84,7 +83,7 @@ class Walk:
                 self.equations.equate(first_ids.setdefault(size.origin, size.ids), size.ids, reason)
 
     def _resolve(self, arguments: Any) -> Any:
-        return map_arg(arguments, lambda node: self.values[node])
+        return map_nodes(arguments, lambda node: self.values[node])
 
     def _track_held_tensor(self, node: Node) -> TrackedTensor:
         """An input, a parameter, a buffer, or a tensor that the code holds."""

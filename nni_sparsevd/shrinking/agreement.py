@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
-from ..graph import READERS, Trace, compress, live_like, make_uniform
+from ..graph import READERS, Node, Trace, compress, live_like, make_uniform
 
 Key = tuple[object, ...]
 """What an operator is called where a network runs at another size."""

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ShrinkError
-from ..graph import SizeAttribute, bind_attentions_, copy_model, cut_, free_attentions_, kept_indices, named_states
+from ..graph import (
+    SizeAttribute,
+    bind_attentions_,
+    copy_model,
+    cut_,
+    free_attentions_,
+    kept_indices,
+    list_modules,
+    named_states,
+)
 from .layer_norm import RememberingLayerNorm
 from .padded_norm import pad_norm_
 from .plan import NormMemory, Plan
@@ -82,8 +91,11 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     for parameter in model.parameters():
         if type(parameter) is nn.Parameter:
             memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
-    small = apply_plan_(copy_model(model, memo), plan)
     shared = {id(value) for value in memo.values()}
+    for buffer in model.buffers():  # `clone` is several times as fast as `copy.deepcopy`
+        if type(buffer) is Tensor and not buffer.requires_grad:
+            memo[id(buffer)] = buffer.clone()
+    small = apply_plan_(copy_model(model, memo), plan)
     for parameter in small.parameters():
         if id(parameter) in shared:
             parameter.data = parameter.detach().clone()
@@ -94,7 +106,7 @@ def _find_changed_attentions(model: nn.Module, plan: Plan) -> set[str]:
     """PyTorch's attentions that lose rows, columns or heads, and so need another form."""
     changed = {change.module for change in plan.sizes} | {name.rpartition(".")[0] for name, _ in plan.cuts}
     attentions = set()
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in list_modules(model):
         if isinstance(module, nn.MultiheadAttention) and {name, f"{name}.out_proj".lstrip(".")} & changed:
             attentions.add(name)
     return attentions

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ShrinkError, describe_error
 from ..graph import Inputs, as_arguments, find_failing_module
-from .running import Outputs, copy_as, run_copy, to_type
+from .running import Outputs, as_numbers_of, copy_as, run_copy
 from .variants import Variant, VariantSearch
 
 TOLERANCE_64 = 1e-10
@@ -136,13 +136,13 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
     variants = _find_stable(model, search, rounds)
     regular = [variant for variant in variants if variant.is_regular]
     exact = _split_samples(variants, _outputs_of(variants))
-    exact_small = _split_samples(variants, _run_all(small, search.dtype, variants, search.uses_uniform_draws))
+    exact_small = _split_samples(variants, _run_all(copy_as(small, search.dtype), variants, search.uses_uniform_draws))
     in_64 = _largest_differences(exact, exact_small, len(regular))
     # Copies in float64 tell a wrong removal from rounding; copies in float32 show what users will see.
     in_32, noise_32 = in_64, 0.0
     rounded = _find_smallest(regular)
     if search.dtype == torch.float64:
-        in_32, noise_32 = _compare_in_32(model, small, rounded, search.uses_uniform_draws)
+        in_32, noise_32 = _compare_in_32(search.copy_in_32(), small, rounded, search.uses_uniform_draws)
     return CheckResult(
         *in_64,
         *in_32,
@@ -164,8 +164,7 @@ def _find_stable(model: nn.Module, search: VariantSearch, rounds: int) -> list[V
     variants = search.find(rounds)
     if search.dtype == torch.float64:
         return variants
-    rounded = _round_otherwise(model, search.dtype)
-    disturbed = _run_all(rounded, search.dtype, variants, search.uses_uniform_draws)
+    disturbed = _run_all(_round_otherwise(model, search.dtype), variants, search.uses_uniform_draws)
     regular = [variant.outputs for variant in variants if variant.is_regular]
     stable = []
     for variant, outputs in zip(variants, disturbed, strict=True):
@@ -208,13 +207,12 @@ def _split_samples(variants: list[Variant], outputs: list[Outputs]) -> list[Outp
     return [part for variant, whole in zip(variants, outputs, strict=True) for part in variant.split(whole)]
 
 
-def _run_all(model: nn.Module, dtype: torch.dtype, variants: list[Variant], uniform_draws: bool) -> list[Outputs]:
-    """What a network makes of inputs that the first one takes; the copy that computes it lives no longer than this.
+def _run_all(copied: nn.Module, variants: list[Variant], uniform_draws: bool) -> list[Outputs]:
+    """What a copy of a network, of `copy_as`, makes of inputs that the first one takes.
 
     Raises:
         ShrinkError: The network does not run on one of them.
     """
-    copied = copy_as(model, dtype)
     outputs = []
     for variant in variants:
         try:
@@ -222,24 +220,24 @@ def _run_all(model: nn.Module, dtype: torch.dtype, variants: list[Variant], unif
         except ShrinkError:
             raise
         except Exception as error:  # whatever a user's forward raises
-            module = find_failing_module(copied, variant.inputs.map_tensors(lambda value: to_type(value, dtype)))
+            module = find_failing_module(copied, as_numbers_of(copied, variant.inputs))
             place = f", in {module}" if module else ""
             raise ShrinkError(
-                f"{type(model).__name__} does not run on {variant.inputs.shapes} ({variant.kind}), which the network "
+                f"{type(copied).__name__} does not run on {variant.inputs.shapes} ({variant.kind}), which the network "
                 f"that it is compared with takes{place}: {describe_error(error)}"
             ) from error
     return outputs
 
 
 def _compare_in_32(
-    model: nn.Module, small: nn.Module, regular: list[Variant], uniform_draws: bool
+    copied: nn.Module, small: nn.Module, regular: list[Variant], uniform_draws: bool
 ) -> tuple[tuple[float, float], float]:
-    """Differences of two networks in float32, and the difference of the first one to itself in float64."""
+    """Differences of a copy in float32 and a network, and the difference of the copy to its original in float64."""
     try:
-        rounded = _run_all(model, torch.float32, regular, uniform_draws)
+        rounded = _run_all(copied, regular, uniform_draws)
     except ShrinkError:  # a network that computes in float64 whatever it holds
         return (0.0, 0.0), 0.0
-    rounded_small = _run_all(small, torch.float32, regular, uniform_draws)
+    rounded_small = _run_all(copy_as(small, torch.float32), regular, uniform_draws)
     noise = _largest_differences(_outputs_of(regular), rounded, len(regular))[1]
     differences = _largest_differences(rounded, rounded_small, len(regular))
     return differences, noise if math.isfinite(noise) else 0.0
@@ -265,7 +263,7 @@ def _measure_half(model: nn.Module, small: nn.Module, regular: list[Variant], un
         return None
     epsilon = torch.finfo(dtype).eps
     try:
-        outputs = [_run_all(network, dtype, regular, uniform_draws) for network in (model, small)]
+        outputs = [_run_all(copy_as(network, dtype), regular, uniform_draws) for network in (model, small)]
         errors = [_largest_differences(_outputs_of(regular), halved, len(regular))[1] for halved in outputs]
     except ShrinkError:  # an operator that PyTorch does not have in half precision on a CPU
         errors = [math.inf]

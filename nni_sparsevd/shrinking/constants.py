@@ -20,12 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.fx import Node
-from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from ..graph import (
     ChannelIds,
+    Node,
     NotCovered,
     OtherSizes,
     Trace,
@@ -37,6 +36,7 @@ from ..graph import (
     is_reader,
     keep_zeros,
     live_like,
+    map_nodes,
     map_tensors,
     operator_name,
     to_double,
@@ -179,7 +179,7 @@ def _without_complex_numbers(value: Tensor) -> Tensor:
 
 def _look_up_arguments(node: Node, values: dict[Node, Any]) -> tuple[Any, Any]:
     """The arguments of a node by place and by name, tensors as abstract values."""
-    return map_arg(node.args, lambda source: values[source]), map_arg(node.kwargs, lambda source: values[source])
+    return map_nodes(node.args, lambda source: values[source]), map_nodes(node.kwargs, lambda source: values[source])
 
 
 def find_stopped_constants(
@@ -214,14 +214,14 @@ def find_stopped_constants(
             reason = f"what {operator_name(node)} makes of that is no constant"
         else:
             continue
-        before = [np.empty(0, np.int64)]
+        before = []
         for source in node.all_input_nodes:
             if isinstance(values[source], Tensor):
                 before += _constant_channels(values[source], value_channels[source])
-        lost = np.setdiff1d(np.concatenate(before), _all_constant_channels(values[node], value_channels[node]))
+        lost = _without(before, _all_constant_channels(values[node], value_channels[node]))
         if lost.size and node not in disagreeing:
             # Not what was lost because another step of a loop, at another size, has another value.
-            lost = np.setdiff1d(lost, _all_constant_channels(_evaluate(node, values, set()), value_channels[node]))
+            lost = _without([lost], _all_constant_channels(_evaluate(node, values, set()), value_channels[node]))
         stopped[reason].append(lost)
     return {reason: np.unique(np.concatenate(channels)) for reason, channels in stopped.items() if channels}
 
@@ -237,11 +237,23 @@ def _is_the_only_one_to_blame(node: Node) -> bool:
     return len(node.all_input_nodes) == 1 or operator_name(node) in SAMPLERS
 
 
-def _all_constant_channels(value: Any, axes: Any) -> ChannelIds:
-    """The channels that carry a constant along any axis of a value, or of the first of several."""
+def _all_constant_channels(value: Any, axes: Any) -> list[ChannelIds]:
+    """The channels that carry a constant along each axis of a value, or of the first of several."""
     if isinstance(value, list):
         value, axes = value[0], axes[0]
-    return np.unique(np.concatenate([np.empty(0, np.int64), *_constant_channels(value, axes)]))
+    return _constant_channels(value, axes)
+
+
+def _without(channels: list[ChannelIds], others: list[ChannelIds]) -> ChannelIds:
+    """Channels that are not among others, each once, in order."""
+    # By flags, as most operators lose none: to sort them takes several times as long.
+    highest = max((int(ids.max()) for ids in (*channels, *others) if ids.size), default=-1)
+    flags = np.zeros(highest + 1, np.bool_)
+    for ids in channels:
+        flags[ids] = True
+    for ids in others:
+        flags[ids] = False
+    return np.flatnonzero(flags)
 
 
 def _constant_channels(value: Tensor, axes: Any) -> list[ChannelIds]:
@@ -249,9 +261,9 @@ def _constant_channels(value: Tensor, axes: Any) -> list[ChannelIds]:
     constant = []
     for dim, channels in enumerate(axes):
         if channels is not None:
-            other_dims = [other for other in range(value.dim()) if other != dim]
-            live = value.isnan().any(other_dims) if other_dims else value.isnan()
-            constant.append(channels[~live.expand(channels.size).numpy()])
+            other_dims = tuple(other for other in range(value.dim()) if other != dim)
+            is_constant = ~value.isnan().numpy().any(other_dims)
+            constant.append(channels[np.broadcast_to(is_constant, channels.shape)])
     return constant
 
 
@@ -263,8 +275,8 @@ def _is_repeatable(target: OpOverload) -> bool:
 def _compute(node: Node, values: dict[Node, Any]) -> Any:
     """The value of an operator that depends on no input: a table of positions, a weight made from a parameter."""
     target: Any = node.target
-    arguments: Any = map_arg(node.args, lambda source: expand_fully(source, values))
-    options: Any = map_arg(node.kwargs, lambda source: expand_fully(source, values))
+    arguments: Any = map_nodes(node.args, lambda source: expand_fully(source, values))
+    options: Any = map_nodes(node.kwargs, lambda source: expand_fully(source, values))
     if options.get("device") is not None:
         options = {**options, "device": torch.device("cpu")}
     if isinstance(options.get("dtype"), torch.dtype) and options["dtype"].is_floating_point:

@@ -3,14 +3,18 @@
 from torch import Tensor, nn
 
 from ..errors import ShrinkError
-from ..graph import named_states
+from ..graph import list_modules, named_states
 from .plan import Plan
 from .plan_parts import SizeChange
 
 
 def read_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of the state dict, under each of its names."""
-    return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    return {
+        name: tuple(value.shape)
+        for name, value in model.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor)
+    }
 
 
 def refuse_misfit(model: nn.Module, plan: Plan) -> None:
@@ -62,7 +66,7 @@ def _check_indices(model: nn.Module, plan: Plan) -> str | None:
 def _check_biases(model: nn.Module, plan: Plan) -> str | None:
     """A bias that absorbs constants has an entry for each output; it is born where its layer has none."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(list_modules(model))
     for name, added in plan.folds.items():
         owner = name.rpartition(".")[0]
         template = parameters.get(name)
@@ -82,7 +86,7 @@ def _lacks_bias(layer: nn.Module | None) -> bool:
 
 def _check_attributes(model: nn.Module, plan: Plan) -> str | None:
     """A file can only change numbers of channels that are there: it cannot add behavior."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(list_modules(model))
     for change in plan.sizes:
         number = _read_number(modules.get(change.module), change)
         if number != change.before:
@@ -105,7 +109,7 @@ def _read_number(module: nn.Module | None, change: SizeChange) -> int | None:
 
 
 def _check_norms(model: nn.Module, plan: Plan) -> str | None:
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(list_modules(model))
     for name, memory in plan.norms.items():
         norm = modules.get(name)
         if memory.indices is not None:

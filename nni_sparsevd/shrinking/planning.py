@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 
 from ..errors import SettingError
 from ..graph import (
@@ -14,6 +13,7 @@ from ..graph import (
     ChannelGraph,
     Flags,
     Inputs,
+    Node,
     channel_graph,
     named_states,
     require_parameters,

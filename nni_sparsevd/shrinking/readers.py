@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.fx import Node
 
 from ..graph import (
     ChannelGraph,
     ChannelIds,
     Flags,
+    Node,
     Product,
     Reader,
     RememberingNorm,

@@ -43,7 +43,24 @@ def copy_as(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     for buffer in model.buffers():  # a network may write to them
         if type(buffer) is Tensor and buffer.is_floating_point():
             memo[id(buffer)] = buffer.detach().to("cpu", dtype, copy=True)
-    return copy_model(model, memo).to("cpu", dtype).eval()
+    copied = copy_model(model, memo)
+    if not all(_holds_only(module, dtype) for module in copied.modules()):
+        copied.to("cpu", dtype)
+    return copied.eval()
+
+
+def _holds_only(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether moving a module by itself to the CPU, and to this type of numbers, would change nothing."""
+    kind: Any = type(module)
+    if kind._apply is not nn.Module._apply or kind.to is not nn.Module.to:
+        return False
+    for value in (*module._parameters.values(), *module._buffers.values()):
+        if value is None:
+            continue
+        is_number = value.is_floating_point() or value.is_complex()
+        if value.device.type != "cpu" or (is_number and value.dtype != dtype):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -69,10 +86,9 @@ def run_copy(model: nn.Module, inputs: CallArguments, *, uniform_draws: bool = F
     Raises:
         ShrinkError: An output can be compared with nothing.
     """
-    dtype = _type_of_numbers(model)
     with torch.no_grad(), _same_draws(uniform_draws):
         before = torch.get_rng_state()
-        output = inputs.map_tensors(lambda value: to_type(value, dtype)).call(model)
+        output = as_numbers_of(model, inputs).call(model)
         return Run(name_outputs(output), not torch.equal(before, torch.get_rng_state()))
 
 
@@ -91,9 +107,19 @@ def to_type(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
 
 
-def _type_of_numbers(model: nn.Module) -> torch.dtype:
+def as_numbers_of(model: nn.Module, inputs: CallArguments) -> CallArguments:
+    """Copy inputs, their numbers in the type of a network's.
+
+    Args:
+        model: A network of `copy_as`.
+        inputs: Its arguments.
+
+    Returns:
+        The copy: some networks write to their inputs.
+    """
     types = (parameter.dtype for parameter in model.parameters())
-    return next((dtype for dtype in types if dtype.is_floating_point), torch.float64)
+    dtype = next((dtype for dtype in types if dtype.is_floating_point), torch.float64)
+    return inputs.map_tensors(lambda value: to_type(value, dtype))
 
 
 def name_outputs(output: Any) -> Outputs:
@@ -126,7 +152,7 @@ def _same_draws(uniform_draws: bool) -> Iterator[None]:
     python_state = random.getstate()
     try:
         with torch.random.fork_rng(devices=[]), _UniformDraws() if uniform_draws else nullcontext():
-            torch.manual_seed(SEED)
+            torch.default_generator.manual_seed(SEED)
             random.seed(SEED)
             yield
     finally:
@@ -146,7 +172,9 @@ class _UniformDraws(TorchDispatchMode):
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         is_draw = target._schema.name in DRAWS
         if is_draw:
-            torch.manual_seed(SEED)  # whole numbers are drawn one by one: the first one is the same in any shape
+            torch.default_generator.manual_seed(
+                SEED
+            )  # whole numbers are drawn one by one: the first one is the same in any shape
         drawn = target(*args, **(kwargs or {}))
         if not is_draw or not drawn.numel():
             return drawn

@@ -71,7 +71,8 @@ class VariantSearch:
     #    network with fewer channels would make another number of them.  So where an output has the batch of the inputs
     #    along its first dimension in the example, it must have it elsewhere.
     # 3. In float64 a network takes several times as long.  So what its outputs are like is asked of the network as it
-    #    is, and batches of three, and unusual values, are of smaller images where it takes such.
+    #    is, and batches of three, and unusual values, are of smaller images where it takes such.  Where it does not mix
+    #    samples, the unusual ones are the other samples of the batches of three.
     def __init__(self, model: nn.Module, example: CallArguments, generator: torch.Generator) -> None:
         self.example = example.map_tensors(lambda value: value.detach().cpu())
         self._generator = generator
@@ -79,8 +80,12 @@ class VariantSearch:
         """Whether the network draws random numbers, which are then the same in all runs."""
         self._first: Variant | None = None
         """A batch of one of the most telling values, where it has been drawn."""
-        run = _run_as_it_is(model, self.example)
-        if run is not None:
+        self._original = model
+        self._copy_in_32: nn.Module | None = None
+        """A copy that has run on the example, where that says what the outputs are like."""
+        as_it_is = _run_as_it_is(model, self.example)
+        if as_it_is is not None:
+            self._copy_in_32, run = as_it_is
             self._model, self.dtype = copy_as(model, torch.float64), torch.float64
             self._look_at(run.outputs)
             self._first = self._draw_first_batch()
@@ -94,6 +99,10 @@ class VariantSearch:
         self._has_infinities = _has_infinities(outputs)
         self._follows_batch = [name for name, value in outputs.items() if _has_batch(value, self.example)]
         self._all_follow_batch = len(self._follows_batch) == len(outputs) > 0
+
+    def copy_in_32(self) -> nn.Module:
+        """A copy of the network in float32, of `copy_as`."""
+        return self._copy_in_32 or copy_as(self._original, torch.float32)
 
     @cached_property
     def _outputs_of_example(self) -> Outputs:
@@ -111,15 +120,18 @@ class VariantSearch:
         values, first = self._find_values()
         if first is None:
             return [self._make_example_variant()]
-        smaller = self._draw_smaller_images(values, first)
-        regular = self._draw_regular(values, (BATCH_SIZES * rounds)[1 if smaller is None else 2 :], first)
+        apart = self._find_samples_apart(values, first)
+        smaller = None if apart else self._draw_smaller_images(values, first)
+        sizes = (BATCH_SIZES * rounds)[2 if apart or smaller is not None else 1 :]
+        regular = self._draw_regular(values, sizes, first)
         takes_any_batch = all(variant.kind.startswith("batches") for variant in regular)
         base = batch_sizes(self.example, BATCH_SIZES[0]) if takes_any_batch else {}
         found = [*regular, *self._find_other_sizes(values, base)]
+        if apart:
+            return [*found, *apart, *self._find_other_numbers(first.inputs)]
         if smaller is not None:
-            return [*found, smaller, *self._find_other_values(_take_sample(smaller, base))]
-        drawn = draw_inputs(self.example, base, self._generator, values)
-        return [*found, *self._find_other_values(Variant("", drawn, {}, is_regular=False))]
+            return [*found, smaller, *self._find_other_values(_take_sample(smaller.inputs, base))]
+        return [*found, *self._find_other_values(draw_inputs(self.example, base, self._generator, values))]
 
     def find_batches(self, sizes: Iterable[int]) -> list[Variant]:
         """Draw one batch of each size.
@@ -166,6 +178,41 @@ class VariantSearch:
         smallest = BATCH_SIZES[0]
         return self._draw(f"batches of {smallest}", batch_sizes(self.example, smallest), ALL_VALUES[0])
 
+    def _find_samples_apart(self, values: Values, first: Variant) -> list[Variant]:
+        """Batches of three, of one ordinary sample and two unusual ones each, whose samples are compared one by one.
+
+        They are of smaller images where the network takes such.  There are none where it mixes samples, which shows in
+        the ordinary one: the network would make something else of it in either batch.
+        """
+        base = batch_sizes(self.example, BATCH_SIZES[0])
+        if self.dtype != torch.float64 or not first.kind.startswith("batches") or not self._all_follow_batch:
+            return []
+        if len(base) < len(self.example.tensors):  # a tensor without a batch cannot have other values for each sample
+            return []
+        smaller = smaller_image_sizes(self.example)
+        ordinary = [first.inputs]
+        if smaller:
+            ordinary.insert(0, draw_inputs(self.example, {**base, **smaller}, self._generator, values))
+        for sample in ordinary:
+            variants = self._try_apart(sample)
+            if variants:
+                return variants
+        return []
+
+    def _try_apart(self, ordinary: CallArguments) -> list[Variant]:
+        unusual = make_unusual_values(ordinary, self._generator)
+        if not unusual:
+            return []
+        near_0, large, uniform, zeros = unusual
+        batches = (f"batches of {BATCH_SIZES[1]}", [near_0, large]), ("other magnitudes", [uniform, zeros])
+        variants = []
+        for kind, samples in batches:
+            variant = self._try(kind, concatenate([ordinary, *samples]), is_regular=False)
+            if variant is None:
+                return []
+            variants.append(replace(variant, is_apart=True))
+        return variants if _begin_alike(*(variant.outputs for variant in variants)) else []
+
     def _draw_smaller_images(self, values: Values, first: Variant) -> Variant | None:
         """The larger one of the batches with smaller images; None where the network does not take it."""
         sizes = smaller_image_sizes(self.example)
@@ -206,27 +253,18 @@ class VariantSearch:
                 variants.append(self._draw_first("other sizes", [{**base, dim: size}], values))
         return [variant for variant in variants if variant is not None]
 
-    def _find_other_values(self, ordinary: Variant) -> list[Variant]:
-        """Unusual values in the place of ordinary ones, of which it may be known what the network makes of them."""
-        unusual = make_unusual_values(ordinary.inputs, self._generator)
-        together = self._try_together(ordinary, unusual)
-        variants = [together]
-        if together is None:
-            variants = [self._try("other magnitudes", inputs, is_regular=False) for inputs in unusual]
-        with_other_numbers = use_other_numbers(ordinary.inputs, float)
-        if with_other_numbers is not None:
-            variants.append(self._try("other numbers", with_other_numbers, is_regular=False))
-        return [variant for variant in variants if variant is not None]
+    def _find_other_values(self, ordinary: CallArguments) -> list[Variant]:
+        """Unusual values in the place of ordinary ones."""
+        unusual = make_unusual_values(ordinary, self._generator)
+        variants = [self._try("other magnitudes", inputs, is_regular=False) for inputs in unusual]
+        return [*(variant for variant in variants if variant is not None), *self._find_other_numbers(ordinary)]
 
-    def _try_together(self, ordinary: Variant, unusual: list[CallArguments]) -> Variant | None:
-        """Unusual values as one batch; None where the network mixes samples, or does not take it."""
-        # That samples do not mix shows in an ordinary one among them, of which the network makes what it made before.
-        if not ordinary.outputs or not unusual or not self._all_follow_batch:
-            return None
-        variant = self._try("other magnitudes", concatenate([ordinary.inputs, *unusual]), is_regular=False)
-        if variant is None or not _begins_with(variant.outputs, ordinary.outputs):
-            return None
-        return replace(variant, is_apart=True)
+    def _find_other_numbers(self, ordinary: CallArguments) -> list[Variant]:
+        with_other_numbers = use_other_numbers(ordinary, float)
+        if with_other_numbers is None:
+            return []
+        variant = self._try("other numbers", with_other_numbers, is_regular=False)
+        return [] if variant is None else [variant]
 
     def _draw_first(self, kind: str, options: Iterable[Sizes], values: Values) -> Variant | None:
         """The first of several sizes that the network takes."""
@@ -259,23 +297,22 @@ class VariantSearch:
         return all(name in outputs and _has_batch(outputs[name], inputs) for name in self._follows_batch)
 
 
-def _take_sample(batch: Variant, batch_dims: Sizes) -> Variant:
-    """The first sample of a batch, with what the network makes of it in the batch; no outputs where they have none."""
+def _take_sample(batch: CallArguments, batch_dims: Sizes) -> CallArguments:
+    """The first sample of a batch."""
     tensors = []
-    for place, tensor in enumerate(batch.inputs.tensors):
+    for place, tensor in enumerate(batch.tensors):
         tensors.append(tensor[:1] if (place, 0) in batch_dims else tensor)
-    outputs = {}
-    if len(batch_dims) == len(tensors):  # else a tensor without a batch cannot have other values for each sample
-        outputs = {name: value[:1] for name, value in batch.outputs.items() if isinstance(value, Tensor)}
-    return replace(batch, inputs=batch.inputs.with_tensors(tensors), outputs=outputs)
+    return batch.with_tensors(tensors)
 
 
-def _begins_with(outputs: Outputs, first: Outputs) -> bool:
-    """Whether the first sample of a batch has these outputs."""
-    if list(outputs) != list(first):
+def _begin_alike(outputs: Outputs, others: Outputs) -> bool:
+    """Whether a network made the same of the first samples of two batches."""
+    if list(outputs) != list(others):
         return False
-    for name, expected in first.items():
-        found = outputs[name][:1]
+    for name, value in outputs.items():
+        expected, found = others[name][:1], value[:1]
+        if found.shape != expected.shape:
+            return False
         if not expected.is_floating_point() or not expected.numel():
             if not torch.equal(found, expected):
                 return False
@@ -284,17 +321,18 @@ def _begins_with(outputs: Outputs, first: Outputs) -> bool:
     return True
 
 
-def _run_as_it_is(model: nn.Module, example: CallArguments) -> Run | None:
-    """A run on the example in float32; None where it does not say what the outputs are like in float64."""
+def _run_as_it_is(model: nn.Module, example: CallArguments) -> tuple[nn.Module, Run] | None:
+    """A copy in float32 and its run on the example; None where it does not say what the outputs are like in float64."""
     if any(value.is_floating_point() and value.dtype != torch.float32 for value in model.parameters()):
         return None
     try:
-        run = run_copy(copy_as(model, torch.float32), example)
+        copied = copy_as(model, torch.float32)
+        run = run_copy(copied, example)
     except Exception:  # whatever a user's forward raises: the run in float64 says what
         return None
     tensors = [value for value in run.outputs.values() if isinstance(value, Tensor)]
     is_finite = all(bool(value.isfinite().all()) for value in tensors)
-    return run if is_finite and not run.draws else None
+    return (copied, run) if is_finite and not run.draws else None
 
 
 def _run_on_example(model: nn.Module, example: CallArguments) -> tuple[nn.Module, torch.dtype, Run]:

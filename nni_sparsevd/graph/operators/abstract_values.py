@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 from torch.utils._pytree import tree_leaves
+
+from ..nodes import Node
 
 LIVE = float("nan")
 """Stands for "depends on the input".

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor
 from ..links import IndexIds
+from ..nodes import Node
 from ..scales import find_query_rows
 from .abstract_values import LIVE, expand_along, keep_zeros, make_uniform
 from .elementwise import broadcast_axis

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor
 from ..links import IndexIds
+from ..nodes import Node
 from .abstract_values import LIVE, expand_along, has_live, is_known, keep_zeros, live_like, product
 from .rows import NoRule, NotCovered, Operator, operator_name, shape_of
 

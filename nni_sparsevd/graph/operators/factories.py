@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor
+from ..nodes import Node
 from .elementwise import broadcast_channels, elementwise_channels
 from .rows import NoRule, Operator, shape_of
 

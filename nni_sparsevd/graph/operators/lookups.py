@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor
+from ..nodes import Node
 from .abstract_values import compress, expand_along, full_shape, make_uniform
 from .rows import NoRule, NotCovered, Operator, shape_of
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx import Node
 
 from ..equations import Equations, RecordedSize, TrackedTensor
+from ..nodes import Node
 from .abstract_values import compress, expand_along, full_shape, is_known, live_like, make_uniform, product
 from .rows import NoRule, NotCovered, Operator, operator_name
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor
+from ..nodes import Node
 from .abstract_values import compress, expand_along, live_like, make_uniform
 from .rows import NoRule, Operator, operator_name, shape_of
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor
 from ..links import IndexIds
+from ..nodes import Node
 from .abstract_values import compress, expand_along, map_tensors
 from .rows import NotCovered, Operator, operator_name, shape_of
 

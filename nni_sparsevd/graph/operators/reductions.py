@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor
 from ..links import IndexIds
+from ..nodes import Node
 from .abstract_values import expand_along, live_like
 from .rows import NoRule, Operator, operator_name, shape_of
 

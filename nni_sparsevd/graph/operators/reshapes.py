@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor, repeat_ids
 from ..links import IndexIds
+from ..nodes import Node
 from .abstract_values import compress, expand_along, full_shape
 from .elementwise import broadcast_channels
 from .rows import NotCovered, Operator, shape_of

@@ -7,7 +7,8 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor
-from torch.fx import Node
+
+from ..nodes import Node
 
 ChannelRule = Callable[..., Any]
 """Called with the equations, the node and its arguments, tensors as `TrackedTensor`; returns the tracked result."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from ..equations import Equations, TrackedTensor, repeat_ids
 from ..links import IndexIds
+from ..nodes import Node
 from .abstract_values import LIVE, compress, expand_along, full_shape, keep_zeros, live_like, make_uniform
 from .contractions import is_padded
 from .reshapes import split_axis
