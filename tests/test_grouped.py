@@ -135,3 +135,26 @@ def test_a_grouped_transposed_convolution_gets_no_gate_that_does_not_fit() -> No
     expected = model.eval()(x)
     svd.sparsify_(model, granularity="gate", example_inputs=x)
     torch.testing.assert_close(model.eval()(x), expected)
+
+
+def shuffled(m: nn.Module, x: Tensor) -> Tensor:
+    x = F.relu(m.first(x))
+    batch, channels, height, width = x.shape
+    x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+    y: Tensor = m.last(F.relu(m.grouped(x)))
+    return y
+
+
+def test_a_position_that_is_dead_in_every_group_leaves_before_a_shuffle_in_code_and_a_grouped_convolution() -> None:
+    layers = {"first": nn.Conv2d(3, 12, 1), "grouped": nn.Conv2d(12, 12, 3, padding=1, groups=2)}
+    model = prepared(Net(shuffled, **layers, last=nn.Conv2d(12, 4, 1)))
+    silence_writer(model.first, [0, 3, 6, 9])  # of each group of six one that goes to either group behind the shuffle
+    small, plan = assert_shrinks_exactly(model, image())
+    assert plan.removed == 2 and small.grouped.weight.shape == (12, 4, 3, 3)
+
+
+def test_a_shuffle_in_code_keeps_what_would_leave_one_group_behind_it_shorter_than_the_other() -> None:
+    layers = {"first": nn.Conv2d(3, 12, 1), "grouped": nn.Conv2d(12, 12, 3, padding=1, groups=2)}
+    model = prepared(Net(shuffled, **layers, last=nn.Conv2d(12, 4, 1)))
+    silence_writer(model.first, [0, 1, 6, 7])
+    assert assert_shrinks_exactly(model, image())[1].removed == 0

@@ -191,7 +191,17 @@ class ChannelGraph:
         for group in self.groups:
             if not group.pinned:
                 flags[self.with_members(group.channels)] = True
-        flags[self.pins.pinned()] = False
+        pinned = self.pins.pinned()
+        # Behind a channel shuffle no operator writes the positions that a grouped convolution reads, so they are in no
+        # group: they leave with what the groups before the shuffle lose.
+        before = -1
+        while flags.sum() != before:
+            before = int(flags.sum())
+            for link in self.links:
+                owners, members = link.pairs
+                flags[owners[flags[members]]] = True
+                flags[members[flags[owners]]] = True
+            flags[pinned] = False
         return flags
 
     def with_members(self, channels: ChannelIds) -> ChannelIds:
