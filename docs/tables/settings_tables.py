@@ -40,7 +40,7 @@ def _settings(schema: dict[str, Any]) -> list[str]:
             lines.append(_setting(part, about))
             continue
         kind = schema["$defs"][about["$ref"].rpartition("/")[2]]
-        lines.append(row([f"**{part}**", "", "", f"*{_escape(kind['description'])}*"]))
+        lines.append(row([f"**{part}**", "", "", f"*{_escape(_first_paragraph(kind))}*"]))
         for key, field in kind["properties"].items():
             lines.append(_setting(f"{part}.{key}", field))
     return lines
@@ -50,6 +50,11 @@ def _setting(key: str, field: dict[str, Any]) -> str:
     default = field.get("default")
     shown = "" if default is None else f"`{json.dumps(default)}`"
     return row([f"`{key}`", _describe_values(field), shown, _escape(field["description"])])
+
+
+def _first_paragraph(kind: dict[str, Any]) -> str:
+    """What the settings of a table are for; their docstring may go on with an example."""
+    return str(kind["description"]).partition("\n\n")[0]
 
 
 def _escape(text: str) -> str:

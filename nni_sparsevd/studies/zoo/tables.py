@@ -35,14 +35,13 @@ def format_summary(records: Sequence[Record]) -> str:
     not_complete = [row.family for row in rows if row.again]
     lines = [
         f"{len(smaller)} of {len(families)} families shrink exactly under every mask",
-        f"{len(whole)} keep all channels under some mask, for the reasons given: {_join_names(whole)}",
-        f"{len(others)} others: {_join_names(others)}",
-        f"largest relative difference of those that are exact: {worst_64:.1e} in float64, "
-        f"{worst_32:.1e} in float32 (above {TOLERANCE_32:g}, and then within twice what float32 does to the "
-        f"masked network by itself: {_join_names(noisy)})",
-        f"gradients differ by more than {GRADIENT:g} of the largest in {_join_names(other_gradients)}",
-        f"planning again finds more in {_join_names(not_complete)}, "
-        "where a grouped convolution was left with one group",
+        f"keep all channels under some mask, for the reasons in the table: {_count_names(whole)}",
+        f"anything else, see the table: {_count_names(others)}",
+        f"largest relative difference of those that are exact: {worst_64:.1e} in float64, {worst_32:.1e} in float32",
+        f"above {TOLERANCE_32:g} in float32, and then within twice what float32 does to the masked network by itself: "
+        f"{_join_names(noisy)}",
+        f"gradients differ by more than {GRADIENT:g} of the largest: {_join_names(other_gradients)}",
+        f"planning again finds more, as a grouped convolution was left with one group: {_join_names(not_complete)}",
         *_summarize_gates(families),
         *_summarize_commits(families),
     ]
@@ -55,11 +54,9 @@ def _summarize_gates(families: dict[str, list[Row]]) -> list[str]:
     if not counted:
         return []
     few = {name: row for name, row in counted.items() if row.gated_channels < GATED * row.free_channels}
-    reasons = [f"{name} ({_join_reasons(list(row.without_gate))})" for name, row in few.items()]
-    return [
-        f"{len(counted) - len(few)} of the {len(counted)} families with free channels have a gate on at least "
-        f"{GATED:.0%} of them, all but {_join_names(reasons)}"
-    ]
+    share = f"{len(counted) - len(few)} of the {len(counted)} families that have any"
+    reasons = [f"fewer in {name}: {_join_reasons(list(row.without_gate))}" for name, row in few.items()]
+    return [f"gates on at least {GATED:.0%} of the channels that may go: {share}", *reasons]
 
 
 def _summarize_commits(families: dict[str, list[Row]]) -> list[str]:
@@ -72,7 +69,7 @@ def _summarize_commits(families: dict[str, list[Row]]) -> list[str]:
 
 def _join_reasons(reasons: Sequence[str]) -> str:
     """The first reason, and how many there are: those of one network differ in the names of its layers."""
-    return reasons[0] if len(reasons) == 1 else f"{reasons[0]}; and {len(reasons) - 1} like it"
+    return reasons[0] if len(reasons) == 1 else f"{reasons[0]}, and {len(reasons) - 1} like it"
 
 
 def format_table(records: Sequence[Record]) -> list[str]:
@@ -147,6 +144,11 @@ def _format_gradient(rows: list[Row]) -> str:
 def _join_names(families: Sequence[str]) -> str:
     """The names with commas, each once."""
     return ", ".join(dict.fromkeys(families)) or "none"
+
+
+def _count_names(families: Sequence[str]) -> str:
+    """How many there are, and their names."""
+    return f"{len(families)} ({_join_names(families)})" if families else "none"
 
 
 def _group_by_family(rows: Iterable[Row]) -> dict[str, list[Row]]:
