@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import nni_sparsevd as svd
 from nni_sparsevd.cli import main
 from nni_sparsevd.errors import ModelError, SettingError, TrainingError
-from nni_sparsevd.export import LatencyMeter
+from nni_sparsevd.export import LatencyMeter, latency
 from nni_sparsevd.files import load_tensors
 from nni_sparsevd.measure import count_macs, count_parameters
 from nni_sparsevd.nn import ChannelGate, named_posteriors
@@ -453,8 +453,9 @@ def test_a_budget_of_latency_is_measured_once(tmp_path: Path, monkeypatch: pytes
     assert before.items() <= after.items()
 
 
-def test_a_meter_says_what_a_runtime_takes() -> None:
+def test_a_meter_says_what_a_runtime_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two networks of one layer, the second with a quarter of the multiplications, both far above the overhead."""
+    monkeypatch.setattr(latency, "ROUNDS", 12)
     images = torch.randn(1, 64, 24, 24)
     large, small = (nn.Conv2d(64, channels, 3, padding=1).eval() for channels in (256, 64))
     for runtime in ("pytorch", "onnxruntime"):
