@@ -133,36 +133,56 @@ def load_data(
         DataError: Data is missing, empty, unreadable or too small, or a class stands in one split only.
     """
     requirements = requirements or Requirements()
-    trained_size = requirements.trained.get("input_size")
-    size = settings.image_size or image_size or requirements.image_size or (trained_size and int(trained_size[-1]))
+    size = _choose_size(settings, image_size, requirements)
     sources = _open_digits(size) if settings.resolved_name == "digits" else open_sources(settings)
     parts = _cut(sources, settings, seed)
     _refuse_too_few(parts, settings)
     preprocessing = plan_preprocessing(settings, requirements, size, parts[0])
     channels_known = requirements.in_chans is not None
-    needed = int(np.prod(preprocessing.input_size)) * sum(len(part.rows) for part in parts)
-    fits = hold and needed <= splits.MEMORY_LIMIT
-    # Random crops of a photo are made from its file, not from the middle of it that would be held in memory.
-    keeps = (fits and settings.augment != "timm", fits, fits)
-    read = [
-        read_part(
-            part, preprocessing, settings, keep=keep, in_chans=preprocessing.input_size[0] if channels_known else None
-        )
-        for part, keep in zip(parts, keeps, strict=True)
-    ]
-    bad = [line for part in read for line in part.bad]
-    if not settings.skip_bad:
-        refuse_bad(bad)
+    in_chans = preprocessing.input_size[0] if channels_known else None
+    read = _read_parts(parts, preprocessing, settings, in_chans, hold=hold)
     _refuse_too_few(read, settings)
     if not channels_known:
-        preprocessing = complete_channels(preprocessing, 3 if any(part.colored for part in read) else 1)
+        has_color = any(part.colored for part in read)
+        preprocessing = complete_channels(preprocessing, 3 if has_color else 1)
     train, holdout, test = (part.make_split(preprocessing, settings) for part in read)
     preprocessing = _complete_statistics(preprocessing, train)
     if settings.augment == "timm":
         train = _augment_photos(read[0], preprocessing, settings)
     # A class may have a name and no photo; what torchvision reads may have classes without names.
     num_classes = max(*(int(source.labels.max()) + 1 for source in sources), len(preprocessing.label_names))
+    bad = [line for part in read for line in part.bad]
     return DataSets(train, holdout, test, num_classes, preprocessing, tuple(bad))
+
+
+def _choose_size(settings: DataSettings, image_size: int | None, requirements: Requirements) -> int | None:
+    """The side of the images: as the settings say, the caller, the network, or its pre-training; None: any of these."""
+    wanted_size = settings.image_size or image_size or requirements.image_size
+    if wanted_size:
+        return wanted_size
+    trained_size = requirements.trained.get("input_size")
+    return int(trained_size[-1]) if trained_size else None
+
+
+def _read_parts(
+    parts: tuple[Part, Part, Part],
+    preprocessing: Preprocessing,
+    settings: DataSettings,
+    in_chans: int | None,
+    *,
+    hold: bool,
+) -> list[Part]:
+    """Read the parts for training, hold-out and testing, into memory where `hold` says so and all of them fit."""
+    pixels = int(np.prod(preprocessing.input_size))
+    fits = hold and pixels * sum(len(part.rows) for part in parts) <= splits.MEMORY_LIMIT
+    # Random crops of a photo are made from its file, not from the middle of it that would be held in memory.
+    keeps = (fits and settings.augment != "timm", fits, fits)
+    read = []
+    for part, keep in zip(parts, keeps, strict=True):
+        read.append(read_part(part, preprocessing, settings, keep=keep, in_chans=in_chans))
+    if not settings.skip_bad:
+        refuse_bad([line for part in read for line in part.bad])
+    return read
 
 
 @cache

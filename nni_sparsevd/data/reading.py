@@ -137,9 +137,13 @@ def read_part(
     count = len(part.rows)
     images = torch.empty(count if keep else 0, *preprocessing.input_size, dtype=torch.uint8)
     good, bad, colored = list[int](), list[str](), False
+    # What is in memory already is read faster than a process starts.
     workers = 0 if part.source.is_held and settings.workers is None else count_workers(settings.workers, count)
     starts = range(0, count, AT_ONCE)
-    batches = [[(place, None) for place in range(start, min(start + AT_ONCE, count))] for start in starts]
+    batches = []
+    for start in starts:
+        places = range(start, min(start + AT_ONCE, count))
+        batches.append([(place, None) for place in places])
     for start, decoded in zip(starts, load(reader, batches, workers), strict=True):
         if keep and decoded.good:
             _refuse_other_size(decoded.images, images)

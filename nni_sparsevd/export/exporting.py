@@ -269,7 +269,9 @@ def _compare(network: nn.Module, variants: list[Variant], path: Path, chosen: Fo
             takes_nested = chosen.keeps_nesting and has_known_classes(typed)
             computed = run(typed if takes_nested else CallArguments(typed.tensors, {}))
             comparison.add(computed, typed, variant)
-            batches += [len(tensor) for tensor in typed.tensors if tensor.dim()][:1]
+            with_batch = [tensor for tensor in typed.tensors if tensor.dim() > 0]
+            if with_batch:
+                batches.append(len(with_batch[0]))
     return comparison.result(tuple(batches), path.stat().st_size)
 
 

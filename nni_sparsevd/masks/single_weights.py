@@ -1,10 +1,12 @@
 """Masks of single weights, and of N in M."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, SettingError
-from ..nn import gate_sites, output_dim
+from ..nn import ChannelGate, Variational, gate_sites, output_dim
 from ..settings import MaskSettings
 from .format import Masks
 from .outputs import find_variational, gate_key, mask_outputs_
@@ -15,18 +17,25 @@ from .selection import select_kept
 def mask_weights(model: nn.Module, chosen: MaskSettings) -> Masks:
     """Decide about every weight and every gate by itself."""
     layers = find_variational(model)
-    scores = {name: score_elements(layer, chosen) for name, layer in layers.items()}
-    thresholds = {name: layer.threshold for name, layer in layers.items()}
-    kept = select_kept(scores, chosen, thresholds)
-    masks: Masks = {name: {"weight": kept_weights.float()} for name, kept_weights in kept.items()}
+    masks: Masks = {}
+    for name, kept in _select_kept_elements(layers, chosen).items():
+        masks[name] = {"weight": kept.float()}
     # Beside weights a ratio counts weights, and gates keep to the threshold. Of gates alone it counts the channels.
-    by_threshold = chosen.model_copy(update={"ratio": None}) if layers else chosen
+    chosen_for_gates = chosen.model_copy(update={"ratio": None}) if layers else chosen
     gates = {gate_key(gate): gate for _, _, gate in gate_sites(model)}
-    gate_scores = {key: score_elements(gate, chosen) for key, gate in gates.items()}
-    kept_channels = select_kept(gate_scores, by_threshold, {key: gate.threshold for key, gate in gates.items()})
+    kept_channels = _select_kept_elements(gates, chosen_for_gates)
     for scaled, site, gate in gate_sites(model):
         mask_outputs_(masks, model, scaled, gate.spread(kept_channels[gate_key(gate)], site))
     return masks
+
+
+def _select_kept_elements(
+    posteriors: Mapping[str, Variational | ChannelGate], chosen: MaskSettings
+) -> dict[str, Tensor]:
+    """What is kept of the weights of each layer, or of the channels of each gate: booleans under the same names."""
+    scores = {name: score_elements(posterior, chosen) for name, posterior in posteriors.items()}
+    thresholds = {name: posterior.threshold for name, posterior in posteriors.items()}
+    return select_kept(scores, chosen, thresholds)
 
 
 def mask_blocks(model: nn.Module, chosen: MaskSettings) -> Masks:

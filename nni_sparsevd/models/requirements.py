@@ -25,13 +25,13 @@ def find_requirements(settings: ModelSettings) -> Requirements:
     Raises:
         FileFormatError: The checkpoint cannot be read.
     """
-    timms = timm.get_pretrained_cfg(settings.name) if timm.is_model(settings.name) else None
-    if timms is None or settings.name in OWN_MODELS:
-        configuration: dict[str, Any] = {}
-    else:
-        configuration = select_values(timms.to_dict())
-    size = configuration.get("input_size", (None, None, None))[-1]
-    own_size = settings.arguments.get("img_size", size if configuration.get("fixed_input_size") else None)
+    entry = timm.get_pretrained_cfg(settings.name) if timm.is_model(settings.name) else None
+    configuration: dict[str, Any] = {}
+    if entry is not None and settings.name not in OWN_MODELS:
+        configuration = select_values(entry.to_dict())
+    usual_size = configuration["input_size"][-1] if "input_size" in configuration else None
+    only_size = usual_size if configuration.get("fixed_input_size") else None
+    image_size = settings.arguments.get("img_size", only_size)
     in_chans = settings.arguments.get("in_chans")
     trained: dict[str, Any] = {}
     if settings.pretrained or settings.checkpoint is not None:
@@ -39,14 +39,15 @@ def find_requirements(settings: ModelSettings) -> Requirements:
     if settings.checkpoint is not None:
         tensors, preprocessing = read_weights(settings.checkpoint)
         trained |= preprocessing
-        stem = None if timms is None else tensors.get(f"{timms.first_conv}.weight")
-        if in_chans is None and stem is not None:
-            in_chans = stem.shape[1]
+        # The first layer of the weights knows how many channels it reads, whatever timm's images have.
+        first_weight = None if entry is None else tensors.get(f"{entry.first_conv}.weight")
+        if in_chans is None and first_weight is not None:
+            in_chans = first_weight.shape[1]
     if in_chans is None and trained:
         in_chans = trained["input_size"][0]
     return Requirements(
-        image_size=own_size if isinstance(own_size, int) else None,
-        usual_size=size,
+        image_size=image_size if isinstance(image_size, int) else None,
+        usual_size=usual_size,
         in_chans=in_chans if isinstance(in_chans, int) else None,
         trained=trained,
     )

@@ -70,9 +70,11 @@ def load_weights_(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> 
 
 def find_head(model: nn.Module) -> list[str]:
     """The tensors of the classifier, or of several, as timm names it."""
-    named = read_configuration(model).get("classifier") or ()
-    heads = (named,) if isinstance(named, str) else tuple(named)
-    return [key for key in model.state_dict() if key.startswith(tuple(f"{head}." for head in heads))]
+    layers = read_configuration(model).get("classifier") or ()
+    if isinstance(layers, str):
+        layers = (layers,)
+    prefixes = tuple(f"{layer}." for layer in layers)
+    return [key for key in model.state_dict() if key.startswith(prefixes)]
 
 
 def replace_other_head_(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> dict[str, Tensor]:

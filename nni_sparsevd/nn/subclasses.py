@@ -40,23 +40,31 @@ def repeats_parent(module: nn.Module) -> bool:
 
 
 def _repeats_in_mode(module: Any, operations: tuple[Any, ...], training: bool) -> bool:
+    """Whether the forward pass does one of the operations, in training or evaluation mode."""
+    # 1. A copy runs with parameters that have shapes and no values, so that no value can decide what it does.
+    # 2. Every call but the last may only pad with zeros, the input first and then what the call before has made.
+    # 3. The last call is the operation, on what was padded and on the very parameters of the layer; what it makes is
+    #    returned as it is.  Each tensor is compared by identity: an equal one could be scaled or averaged.
     shadow = copy.copy(module)
-    parameters = {key: None if value is None else value.to("meta") for key, value in module._parameters.items()}
+    parameters: dict[str, Any] = {}
+    for key, value in module._parameters.items():
+        parameters[key] = None if value is None else value.to("meta")
     vars(shadow).update(_parameters=parameters, training=training)
-    x = torch.empty(_small_shape(module), device="meta", dtype=module.weight.dtype)
+    padded = torch.empty(_small_shape(module), device="meta", dtype=module.weight.dtype)
     recorder = _Calls()
     with torch.inference_mode(), recorder:
-        output = type(module).forward(shadow, x)
+        output = type(module).forward(shadow, padded)
     if not recorder.calls:
         return False
-    *before, (operation, arguments, result) = recorder.calls
-    for target, (padded, *settings), made in before:
-        if padded is not x or not _pads_zeros(target, settings):
+    *earlier_calls, (operation, arguments, result) = recorder.calls
+    for target, (argument, *settings), made in earlier_calls:
+        if argument is not padded or not _pads_zeros(target, settings):
             return False
-        x = made
+        padded = made
     bias = arguments[2] if len(arguments) > 2 else None
-    own = arguments[0] is x and arguments[1] is parameters["weight"] and bias is parameters.get("bias")
-    return operation in operations and own and output is result
+    is_on_input = arguments[0] is padded
+    has_own_parameters = arguments[1] is parameters["weight"] and bias is parameters.get("bias")
+    return operation in operations and is_on_input and has_own_parameters and output is result
 
 
 def _pads_zeros(target: Any, settings: list[Any]) -> bool:

@@ -173,9 +173,9 @@ def _comparison_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each measure: its values for all networks, and how many times less the last is than the first."""
     rows: list[dict[str, Any]] = []
     networks = _list_networks(result)
+    sizes_by_network = {**result["size"], "twin": result["size"]["dense"]}  # the twin is as large
     for key, label, form in SIZES:
-        # The twin is as large as the dense network.
-        sizes = [result["size"]["dense" if network == "twin" else network][key] for network in networks]
+        sizes = [sizes_by_network[network][key] for network in networks]
         rows.append({"label": label, "values": [form.format(size) for size in sizes], "ratio": sizes[0] / sizes[-1]})
     scores = [result["test"][network] for network in networks]
     test_errors = [f"{score['error_percent']:.2f}" for score in scores]

@@ -104,12 +104,13 @@ def draw_progress(rows: list[dict[str, Any]], path: Path) -> None:
     A dense twin is a line of its own, over the epochs after the dense stage.
     """
     twin = [row for row in rows if row["stage"].startswith("twin")]
-    rows = [row for row in rows if row not in twin]
+    rows = [row for row in rows if not row["stage"].startswith("twin")]
     with styled_axes(path) as axes:
         epochs = np.arange(1, len(rows) + 1)
         axes.plot(epochs, [100 * row["accuracy"] for row in rows], color=BLUE)
         if twin:
-            twin_epochs = np.arange(len(twin)) + 1 + sum(row["stage"] == "dense" for row in rows)
+            dense_epochs = [row["stage"] for row in rows].count("dense")
+            twin_epochs = dense_epochs + np.arange(1, len(twin) + 1)
             axes.plot(twin_epochs, [100 * row["accuracy"] for row in twin], "--", color=GRAY, label="dense twin")
             axes.legend(frameon=False, loc="lower right")
         axes.set_ylabel("held-out accuracy, %", color=BLUE)
@@ -175,16 +176,16 @@ def draw_front(front: list[dict[str, Any]], path: Path) -> None:
         path: The picture's file.
     """
     with styled_axes(path) as axes:
-        macs = [row["macs"] / 1e6 for row in front]
-        axes.plot(macs, [100 * row["test"] for row in front], "o-", color=BLUE, markersize=5, label="test photos")
-        axes.plot(
-            macs, [100 * row["held_out"] for row in front], "s--", color=GRAY, markersize=4, label="held-out photos"
-        )
-        names = []
-        for x, row in zip(macs, front, strict=True):
-            if row["chosen"]:
-                axes.plot(x, 100 * row["test"], "o", color=ORANGE, markersize=10, label="network of the run")
+        names, test_points, held_out_points = [], [], []
+        for row in front:
             names.append(row["network"] if row["level"] is None else f"{row['level']:g}")
+            test_points.append((row["macs"] / 1e6, 100 * row["test"]))
+            held_out_points.append((row["macs"] / 1e6, 100 * row["held_out"]))
+        axes.plot(*zip(*test_points, strict=True), "o-", color=BLUE, markersize=5, label="test photos")
+        axes.plot(*zip(*held_out_points, strict=True), "s--", color=GRAY, markersize=4, label="held-out photos")
+        for row, point in zip(front, test_points, strict=True):
+            if row["chosen"]:
+                axes.plot(*point, "o", color=ORANGE, markersize=10, label="network of the run")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}")
@@ -193,8 +194,6 @@ def draw_front(front: list[dict[str, Any]], path: Path) -> None:
         axes.set_ylabel("accuracy, %")
         axes.legend(frameon=False)
         # Where a label may stand depends on the scales, so the labels come last.
-        test_points = [(x, 100 * row["test"]) for x, row in zip(macs, front, strict=True)]
-        held_out_points = [(x, 100 * row["held_out"]) for x, row in zip(macs, front, strict=True)]
         _label_points(axes, names, test_points, held_out_points)
 
 

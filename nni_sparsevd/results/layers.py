@@ -33,23 +33,30 @@ def describe_layers(
         weight = layer._parameters.get("weight")
         if weight is None or weight.dim() < 2:
             continue
-        kept = int(masked.get_submodule(name).get_parameter("weight").count_nonzero())
+        masked_weight = masked.get_submodule(name).get_parameter("weight")
         small_weight = small.get_submodule(name).get_parameter("weight")
-        out = output_dim(layer)
-        all_but_inputs = [dim for dim in range(small_weight.dim()) if dim != 1 - out]
-        row: dict[str, Any] = {
-            "name": name,
-            "shape": list(weight.shape),
-            "weights": weight.numel(),
-            "kept": kept,
-            "sparsity": 1 - kept / weight.numel(),
-            "inputs": int((small_weight != 0).any(all_but_inputs).sum()),
-            "outputs": small_weight.shape[out],
-            "outputs_before": weight.shape[out],
+        row = {"name": name, **_describe_weights(weight, masked_weight, small_weight, output_dim(layer)), "cost": {}}
+        for network, costs_by_layer in costs.items():
             # A layer that never runs costs nothing.
-            "cost": {network: asdict(layers.get(name, LayerCost(0, 0.0))) for network, layers in costs.items()},
-        }
+            row["cost"][network] = asdict(costs_by_layer.get(name, LayerCost(0, 0.0)))
         if name in by_writer:
-            row |= {key: by_writer[name][key] for key in ("log_alpha", "loss_rise")}
+            row["log_alpha"] = by_writer[name]["log_alpha"]
+            row["loss_rise"] = by_writer[name]["loss_rise"]
         rows.append(row)
     return rows
+
+
+def _describe_weights(dense: Tensor, masked: Tensor, small: Tensor, output_dim: int) -> dict[str, Any]:
+    """What is left of the weights of a layer, which has them along `output_dim` for each of its outputs."""
+    input_dim = 1 - output_dim
+    all_but_inputs = [dim for dim in range(small.dim()) if dim != input_dim]
+    kept = int(masked.count_nonzero())
+    return {
+        "shape": list(dense.shape),
+        "weights": dense.numel(),
+        "kept": kept,
+        "sparsity": 1 - kept / dense.numel(),
+        "inputs": int((small != 0).any(all_but_inputs).sum()),
+        "outputs": small.shape[output_dim],
+        "outputs_before": dense.shape[output_dim],
+    }

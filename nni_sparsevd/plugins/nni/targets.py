@@ -64,11 +64,19 @@ def has_own_amount(space: PruningTargetSpace, spaces: Spaces) -> bool:
     """Whether a ratio or a threshold says how much of a target is removed, or of its global group, or others decide."""
     if space.dependency_group_id is not None:
         return True
-    members = [space]
-    if space.global_group_id is not None:
-        others = [other for targets in spaces.values() for other in targets.values()]
-        members += [other for other in others if other.global_group_id == space.global_group_id]
-    return any(other.sparse_ratio is not None or other.sparse_threshold is not None for other in members)
+    if _has_amount(space):
+        return True
+    if space.global_group_id is None:
+        return False
+    for targets in spaces.values():
+        for other in targets.values():
+            if other.global_group_id == space.global_group_id and _has_amount(other):
+                return True
+    return False
+
+
+def _has_amount(space: PruningTargetSpace) -> bool:
+    return space.sparse_ratio is not None or space.sparse_threshold is not None
 
 
 def _is_prunable(space: PruningTargetSpace) -> bool:

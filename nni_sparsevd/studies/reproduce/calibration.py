@@ -64,17 +64,26 @@ def _predict_once(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def format_calibration(runs: list[dict[str, Any]]) -> list[str]:
     """Lines of a Markdown table of one variant: error, NLL and ECE of each predictor, means over seeds."""
-    rows = [row for run in runs for row in run["calibration"]]
-    predictors = list(dict.fromkeys(row["predictor"] for row in rows))
+    # condition -> predictor -> the rows of all seeds
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for run in runs:
+        for row in run["calibration"]:
+            by_predictor = groups.setdefault(row["condition"], {})
+            by_predictor.setdefault(row["predictor"], []).append(row)
+    predictors = list(dict.fromkeys(name for by_predictor in groups.values() for name in by_predictor))
     lines = [f"| images | {' | '.join(predictors)} |", "|---|" + "--:|" * len(predictors)]
-    for condition in dict.fromkeys(row["condition"] for row in rows):
-        cells = []
-        for predictor in predictors:
-            same = [row for row in rows if (row["condition"], row["predictor"]) == (condition, predictor)]
-            error, nll, ece = (statistics.mean(row[key] for row in same) for key in ("error", "nll", "ece"))
-            cells.append(f"{error:.1f} · {nll:.3f} · {ece:.1f}")
+    for condition, by_predictor in groups.items():
+        cells = [_format_means(by_predictor[predictor]) for predictor in predictors]
         lines.append(f"| {condition} | {' | '.join(cells)} |")
     return lines
+
+
+def _format_means(rows: list[dict[str, Any]]) -> str:
+    """Error in percent, NLL in nats and ECE in percent, each the mean of the rows."""
+    error = statistics.mean(row["error"] for row in rows)
+    nll = statistics.mean(row["nll"] for row in rows)
+    ece = statistics.mean(row["ece"] for row in rows)
+    return f"{error:.1f} · {nll:.3f} · {ece:.1f}"
 
 
 def score_predictions(probabilities: Tensor, labels: Tensor) -> dict[str, float]:

@@ -98,8 +98,15 @@ def format_table(experiment: Experiment, runs: list[Run]) -> list[str]:
             cells = [printed.get(key, "") for key in experiment.columns]
             lines.append(format_row([f"{variant.title}: {paper.method}", *cells]))
         if name in runs_by_variant:
-            own_runs = runs_by_variant[name]
-            title = f"**{variant.title}** ({len(own_runs)} seed{'s' if len(own_runs) > 1 else ''})"
-            cells = [column.format_cell(own_runs) for column in columns]
-            lines.append(format_row([title, *(f"**{cell}**" if cell else "" for cell in cells)]))
+            lines.append(_format_own_row(variant.title, runs_by_variant[name], columns))
     return lines
+
+
+def _format_own_row(title: str, runs: list[Run], columns: list[Column]) -> str:
+    """The row of our own runs of a variant, in bold type."""
+    seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    row = [f"**{title}** ({seeds})"]
+    for column in columns:
+        cell = column.format_cell(runs)
+        row.append(f"**{cell}**" if cell else "")
+    return format_row(row)

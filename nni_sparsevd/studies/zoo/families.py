@@ -1,7 +1,7 @@
 """timm's architecture modules, and the smallest network of each."""
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -44,12 +44,21 @@ def list_families(pattern: str = "*") -> list[str]:
     Raises:
         SettingError: No module matches.
     """
-    patterns = [part.strip() for part in pattern.split(",")]
     # A user's own code may have registered networks under other modules; `find_spec` knows timm's.
     families = [name for name in timm.list_modules() if find_spec(f"timm.models.{name}")]
-    matching = [name for name in families if any(fnmatch.fnmatch(name, part) for part in patterns)]
+    matching = match_names(families, pattern)
     if not matching:
         raise SettingError(f"families: no architecture module of timm matches {pattern!r}")
+    return matching
+
+
+def match_names(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that match a shell pattern, or one of several with commas, in their order."""
+    patterns = [part.strip() for part in pattern.split(",")]
+    matching = []
+    for name in names:
+        if any(fnmatch.fnmatch(name, part) for part in patterns):
+            matching.append(name)
     return matching
 
 

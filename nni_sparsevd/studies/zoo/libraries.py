@@ -1,6 +1,5 @@
 """The libraries whose networks the zoo tries."""
 
-import fnmatch
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ from ...errors import SettingError, TraceError
 from ...graph import as_arguments
 from ...testing import randomize_, settle_
 from . import torchvision_networks, transformers_networks
-from .families import find_smallest, list_families
+from .families import find_smallest, list_families, match_names
 from .trials import MASK_KINDS, Row, run_trial, shrink_and_compare
 
 Trial = Callable[[str, int], Row]
@@ -42,8 +41,7 @@ def find_library(name: str) -> Library:
 
 
 def _match_names(names: Iterable[str], pattern: str, library: str) -> list[str]:
-    patterns = [part.strip() for part in pattern.split(",")]
-    matching = [name for name in names if any(fnmatch.fnmatch(name, part) for part in patterns)]
+    matching = match_names(names, pattern)
     if not matching:
         raise SettingError(f"families: no network of {library} in the zoo matches {pattern!r}")
     return matching

@@ -337,11 +337,16 @@ def find_parameters_without_effect(model: nn.Module, example: Inputs, seed: int)
     inputs = as_arguments(example).map_tensors(lambda value: draw_like(value, generator))
     clear_caches_(model)
     parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
-    outputs = [value for _, value in name_leaves(inputs.call(model)) if isinstance(value, Tensor)]
-    outputs = [value for value in outputs if value.requires_grad]
-    # Random weights of the outputs: in a plain sum of outputs behind a softmax, say, all gradients would be zero.
-    sums = [(value * torch.randn(value.shape, generator=generator, dtype=torch.float64)).sum() for value in outputs]
+    sums = []
+    for _, output in name_leaves(inputs.call(model)):
+        if isinstance(output, Tensor) and output.requires_grad:
+            # Random weights of the outputs: in a plain sum of outputs behind a softmax, all gradients would be zero.
+            weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+            sums.append((output * weights).sum())
     gradients = torch.autograd.grad(sums, list(parameters.values()), allow_unused=True)
     clear_caches_(model)  # of tables that this pass has made, with its graph
-    pairs = zip(parameters, gradients, strict=True)
-    return tuple(name for name, gradient in pairs if gradient is None or not gradient.any())
+    without_effect = []
+    for name, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None or not gradient.any():
+            without_effect.append(name)
+    return tuple(without_effect)
