@@ -114,6 +114,6 @@ TABLES = {
     "tradeoff_lenet5_caffe_moved": partial(measured, "tradeoff", "lenet5_caffe_moved"),
     **{f"reproduce_{name}": partial(reproduced, name) for name in reproduce.list_experiments()},
     **{f"bench_{name}": partial(standings, name) for name in bench.list_leagues()},
-    **{f"photos_{level}": partial(at_level, "photos_channels", level) for level in (2, 4, 8)},
+    **{f"photos_{level}": partial(at_level, "photos_channels", level) for level in (4, 8)},
     **{f"best_{name}": partial(champions, name) for name in bench.list_leagues()},
 }

@@ -101,9 +101,12 @@ def choose_rates(league: League, rows: list[dict[str, Any]]) -> dict[str, float]
 
 
 def protocol_of(league: League) -> dict[str, Any]:
-    """What rows must share to be compared: every setting of a league but its rivals, its texts and its helpers."""
-    # The number of loader processes changes no image.
-    return league.model_dump(mode="json", exclude={"rivals": True, "title": True, "about": True, "data": {"workers"}})
+    """What rows must share to be compared: every setting but those that change no row of another rival, level or seed.
+
+    Rivals, levels and seeds may be added later; texts and the number of loader processes change no figure.
+    """
+    free: dict[str, Any] = dict.fromkeys(("rivals", "levels", "seeds", "title", "about"), True)
+    return league.model_dump(mode="json", exclude={**free, "data": {"workers"}})
 
 
 def restore_rows(league: League, results: Path, folder: Path) -> None:
@@ -150,7 +153,8 @@ def _changed_settings(league: League, before: dict[str, Any]) -> str:
     """Names of the settings in which a league differs from the protocol `before`, with commas."""
     # Results outlive versions: a setting that is younger than they are had what is its default now.
     with contextlib.suppress(SettingError):  # and one that is gone makes another protocol of them
-        before = protocol_of(make_settings(League, {"title": league.title, "about": league.about, **before}))
+        free = league.model_dump(include={"levels", "seeds", "title", "about"})
+        before = protocol_of(make_settings(League, {**free, **before}))
     return ", ".join(key for key, value in protocol_of(league).items() if before.get(key) != value)
 
 
