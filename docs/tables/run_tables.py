@@ -55,3 +55,14 @@ def budget_noise(content: dict[str, Any]) -> list[str]:
             lines.append(f"| {title} | {' | '.join(f'{100 * accuracy:.1f} %' for accuracy in run[key])} |")
         lines.append("")
     return lines[:-1]
+
+
+def budget_ranking(content: dict[str, Any]) -> list[str]:
+    """What each way to rank channels leaves, by level."""
+    titles = ["times fewer MACs", "rank, over the cost", "parameters", "held-out photos right", "before tuning"]
+    lines = [f"| {' | '.join(titles)} |", "|--:|---|--:|--:|--:|"]
+    for row in sorted(content["rows"], key=lambda row: row["level"]):
+        cells = [f"{row['level']:g}", row["way"], f"{row['parameters']:,}"]
+        cells += [f"{100 * row[key]:.1f} %" for key in ("held_out", "untuned")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

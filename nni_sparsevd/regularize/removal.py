@@ -52,7 +52,7 @@ def choose_cutoffs(
 
     A channel is worth its signal-to-noise ratio 1 / alpha = mu^2 / sigma^2: at the posterior's rest it is twice the
     rise of the loss, times N, that its removal would bring, to second order.  A gate that has a part of its channels
-    left counts theirs as many times more: see `_list_blocks`.  Channels go in blocks of `round_to`, the cheapest block
+    left counts theirs as many times more: see `count_worth`.  Channels go in blocks of `round_to`, the cheapest block
     over its cost first, until the blocks cost what has to be saved.
 
     Args:
@@ -97,17 +97,25 @@ def _take_blocks(
     return saving, waiting
 
 
-def _list_blocks(gate: ChannelGate, cost_of_channel: float, round_to: int) -> Iterator[_Block]:
-    """The blocks of a gate in the order of their removal.
+def count_worth(gate: ChannelGate) -> Tensor:
+    """What each channel of a gate counts when channels are ranked, shape (channels,): 1 / alpha over the part left.
 
     1. What one channel is worth by itself says too little where many go.  Those that stay can take over the work of the
        first few, not that of the last ones: a late layer with a thousand channels of little worth would lose nearly all
        of them, and the network could no longer learn its training images.
     2. So worth is divided by the part of the channels that are left, as if the use of a layer grew with the logarithm
        of its channels.  While little has gone, that changes nothing.
+
+    Args:
+        gate: The gate, perhaps with fewer channels than it had at first.
     """
-    log_alpha = gate.log_alpha().detach().sort(descending=True).values
-    worth = (-log_alpha).exp() * (gate.channels_at_first / len(gate.mu))
+    return (-gate.log_alpha().detach()).exp() * (gate.channels_at_first / len(gate.mu))
+
+
+def _list_blocks(gate: ChannelGate, cost_of_channel: float, round_to: int) -> Iterator[_Block]:
+    """The blocks of a gate in the order of their removal."""
+    log_alpha, order = gate.log_alpha().detach().sort(descending=True)
+    worth = count_worth(gate)[order]
     highest = 0.0
     for start, end in _split_into_blocks(gate, round_to):
         cost = cost_of_channel * (end - start)
