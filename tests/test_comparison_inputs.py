@@ -186,7 +186,7 @@ def test_the_network_itself_is_blamed_where_it_fails() -> None:
     ):
         svd.check(model, model, torch.tensor([[1, 4]]))
     narrow = nn.Sequential(nn.Linear(3, 2), nn.Linear(3, 2))
-    with pytest.raises(ShrinkError, match=r"Sequential does not run on .*\(1, 3\) \(batches of 1\).* in 1: mat1"):
+    with pytest.raises(ShrinkError, match=r"Sequential does not run on .*\(1, 3\) \(batches of 1\).* in 1: .*mat1"):
         svd.check(nn.Linear(3, 2), narrow, torch.zeros(2, 3))
 
 

@@ -19,6 +19,7 @@ from nni_sparsevd.masks import count_weights
 from nni_sparsevd.nn import named_posteriors
 from nni_sparsevd.posterior import Prior, elements
 from nni_sparsevd.posterior.evidence import LOG_RANGE, evidence_gain
+from nni_sparsevd.report.decision import find_decision
 from nni_sparsevd.report.pictures import draw_threshold_curve
 from nni_sparsevd.settings import make_settings
 from nni_sparsevd.training import compress
@@ -252,5 +253,5 @@ def test_a_run_decides_by_the_evidence_and_draws_it(tmp_path: Path) -> None:
     kept, total = count_weights(made.masked, made.masks)
     assert curve["compression"][-1] == pytest.approx(total / kept)
     assert curve["compression"][-1] > curve["compression"][0] > 1  # it decides below a log alpha of 0
-    draw_threshold_curve(curve, tmp_path / "curve.png")
+    draw_threshold_curve(curve, find_decision(values, curve), tmp_path / "curve.png")
     assert matplotlib.image.imread(tmp_path / "curve.png").std() > 0
