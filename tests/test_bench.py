@@ -164,6 +164,15 @@ def test_the_table_of_a_level_has_every_rival_the_best_first() -> None:
     assert ours["times fewer MACs"] == f"{sum(fewer) / len(fewer):.2f}"
 
 
+def test_who_never_errs_comes_first() -> None:
+    rows = json.loads((RESULTS / "bench_cifar10_channels.json").read_text())["rows"]
+    for row in rows:
+        if row["rival"] == "tp_random":
+            row["error"] = 0.0
+    first = format_level(read_league("cifar10_channels"), rows, 4)[2]
+    assert "tp_random" in first and " 0.00 ± 0.00 " in first
+
+
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [

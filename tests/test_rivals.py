@@ -166,3 +166,13 @@ def test_a_league_may_smooth_teach_and_round(tmp_path: Path) -> None:
         widths = [layer.out_features for layer in pruned.model.modules() if isinstance(layer, nn.Linear)][:-1]
         assert all(width % 8 == 0 for width in widths) and sum(widths) < 96
         assert count_macs(pruned.model, arena.example[:1]) <= arena.dense_macs / 2
+    # The plugin rounds up what its budget leaves, so it may end above the level; tables say what was reached.
+    pressed = CHANNELS["vd_gate"].prepare(arena, league.dense)(2.0)
+    widths = [layer.out_features for layer in pressed.model.modules() if isinstance(layer, nn.Linear)][:-1]
+    assert all(width % 8 == 0 for width in widths) and sum(widths) < 96
+
+
+@pytest.mark.parametrize("changes", [{"teacher_weight": 0.5}, {"round_to": 8}])
+def test_a_league_of_single_weights_neither_teaches_nor_rounds(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="for leagues of whole channels"):
+        League.model_validate(short("digits").model_dump() | changes)

@@ -58,7 +58,7 @@ class ChannelGate(nn.Module):
         self.threshold = self.settings.threshold
         self.kl_weight = 1.0
         self.channels_at_first = channels
-        """Channels before any were removed from the network."""
+        """Channels when the gate was made: `mu` gets shorter where the network shrinks."""
         self.writers: tuple[str, ...] = ()
         """Names of the layers whose channels the gate scales."""
         self._observed: list[Tensor] | None = None

@@ -172,9 +172,8 @@ class _UniformDraws(TorchDispatchMode):
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         is_draw = target._schema.name in DRAWS
         if is_draw:
-            torch.default_generator.manual_seed(
-                SEED
-            )  # whole numbers are drawn one by one: the first one is the same in any shape
+            # Whole numbers are drawn one by one: the first one is the same in any shape.
+            torch.default_generator.manual_seed(SEED)
         drawn = target(*args, **(kwargs or {}))
         if not is_draw or not drawn.numel():
             return drawn

@@ -105,6 +105,11 @@ class Arena:
         return distillation_loss(self.start, weight) if weight else cross_entropy
 
     @property
+    def host_round_to(self) -> int | None:
+        """The league's `round_to` as Torch-Pruning takes it: None where widths are not rounded."""
+        return self.league.round_to if self.league.round_to > 1 else None
+
+    @property
     def per_epoch(self) -> int:
         """Steps in an epoch."""
         return max(len(self.data.train) // self.league.data.batch_size, 1)
@@ -128,11 +133,14 @@ class Arena:
         size = self.league.data.batch_size
         rows = self._orders[epoch][place * size :][:size]
         images = datasets.augment(self.data.train.images[rows], self.league.data, self._generator("augment", step))
-        augment_batch = datasets.BatchAugmentation(self.league.data, self.data.num_classes)
-        inputs, labels = augment_batch(
+        inputs, labels = self._augment_batch(
             self.data.normalize(images), self.data.train.labels[rows], derive_seed(self.seed, "mix", step)
         )
         return datasets.to_memory_format(inputs, self.league.channels_last), labels
+
+    @cached_property
+    def _augment_batch(self) -> datasets.BatchAugmentation:
+        return datasets.BatchAugmentation(self.league.data, self.data.num_classes)
 
     def _generator(self, *purpose: object) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, *purpose))

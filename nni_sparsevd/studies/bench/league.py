@@ -3,7 +3,7 @@
 from importlib.resources import files
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ...errors import SettingError
 from ...recipe import DataSettings, ModelSettings, Stage, list_bundled_settings, read_bundled_settings
@@ -35,7 +35,7 @@ class League(Settings):
     """Epochs of fine-tuning, in which removed weights stay at zero."""
     teacher_weight: Fraction = 0.0
     """Part of the loss that is the distance from the dense start's outputs (distillation), for every rival, in all its
-    steps; the labels have the rest."""
+    steps; the labels have the rest. For whole channels alone: rivals on single weights have losses of their own."""
     round_to: PositiveInt = 1
     """For whole channels: what is left of a layer is a multiple of this, for every rival whose framework can round."""
     levels: tuple[PositiveFloat, ...] = Field(min_length=1)
@@ -48,6 +48,14 @@ class League(Settings):
     """Seeds of start, data order, hold-out and noise."""
     rivals: tuple[str, ...] = ()
     """Names of the rivals; empty for all rivals of this kind."""
+
+    @model_validator(mode="after")
+    def _refuse_what_would_not_count(self) -> "League":
+        if self.kind == "weights" and (self.teacher_weight or self.round_to > 1):
+            raise ValueError(
+                "teacher_weight and round_to are for leagues of whole channels: single weights follow neither"
+            )
+        return self
 
     @property
     def epochs(self) -> int:

@@ -65,8 +65,12 @@ def format_level_table(league: League, standings: list[Standing], level: float) 
     titles = ["", "name", "of", "test error %", "before tuning", "times fewer MACs", "parameters"]
     titles += [f"times faster in {runtime}" for runtime in runtimes] + ["processor minutes"]
     lines = [format_row(titles), "|---|---|---|" + "--:|" * (len(titles) - 3)]
-    ordered = sorted(standings, key=lambda standing: standing.mean(level, "error") or math.inf)
-    for standing in ordered:
+
+    def error_at_level(standing: Standing) -> float:
+        error = standing.mean(level, "error")
+        return math.inf if error is None else error
+
+    for standing in sorted(standings, key=error_at_level):
         names = [standing.title, standing.name, standing.host]
         if not standing.rows.get(level):
             if standing.failed:

@@ -7,7 +7,7 @@ import torch
 from ....convert import bake_, sparsify_
 from ....nn import regularize_
 from ....plugins.torch_pruning import SparseVDPruner
-from ....recipe import BudgetSettings, Stage
+from ....recipe import BudgetSettings, SparseStage, Stage
 from ....regularize import (
     Budget,
     SparseVDSettings,
@@ -23,7 +23,7 @@ from .distillation import with_distillation
 from .entry import Prepare, Pruned, Rival, without_preparation
 
 Granularity = Literal["weight", "gate", "both"]
-GATE_RATE = 10.0
+GATE_RATE = SparseStage().gate_rate
 """Learning rate of gates, as a multiple of that of the weights: the default of `compress`."""
 
 
@@ -46,6 +46,7 @@ def press_to_budget(granularity: Granularity) -> Prepare:
             settings=settings,
             ignored_layers=[find_classifier(model)],
             training_steps=arena.prune_steps,
+            round_to=arena.host_round_to,
             budget=Budget(fraction=1 / level),
         )
 

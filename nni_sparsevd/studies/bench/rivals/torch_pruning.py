@@ -69,7 +69,7 @@ class Method:
             importance=importance,
             pruning_ratio=ratio,
             global_pruning=True,
-            round_to=arena.league.round_to if arena.league.round_to > 1 else None,
+            round_to=arena.host_round_to,
             ignored_layers=[find_classifier(model)],
             # Mutable defaults of Torch-Pruning: without these, pruners share the entries of each other's networks.
             in_channel_groups={},
