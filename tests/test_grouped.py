@@ -158,3 +158,65 @@ def test_a_shuffle_in_code_keeps_what_would_leave_one_group_behind_it_shorter_th
     model = prepared(Net(shuffled, **layers, last=nn.Conv2d(12, 4, 1)))
     silence_writer(model.first, [0, 1, 6, 7])
     assert assert_shrinks_exactly(model, image())[1].removed == 0
+
+
+def silence_input(net: nn.Sequential) -> None:
+    silence_writer(net[0], [1])
+
+
+def silence_output(net: nn.Sequential) -> None:
+    with torch.no_grad():
+        net[2].weight[:4, 2] = 0
+        net[2].bias[2] = 0
+
+
+def silence_reader(net: nn.Sequential) -> None:
+    with torch.no_grad():
+        net[4].weight[:4, 2] = 0
+
+
+def silence_output_of_reader(net: nn.Sequential) -> None:
+    silence_writer(net[4], [1])
+
+
+SAME_POSITIONS = "but the groups of a grouped convolution lose the same positions"
+DEAD_IN_ONE_GROUP: dict[str, tuple[Callable[[nn.Sequential], None], str, str]] = {
+    "an input": (silence_input, "0#2", f"1 dead, {SAME_POSITIONS}"),
+    "an output": (silence_output, "2", f"1 dead, {SAME_POSITIONS}"),
+    "an output that nobody reads": (silence_reader, "2", f"1 dead, {SAME_POSITIONS}"),
+    "an output of the reader": (silence_output_of_reader, "4", f"1 dead, {SAME_POSITIONS}"),
+}
+
+
+@pytest.mark.parametrize("case", DEAD_IN_ONE_GROUP)
+def test_what_is_dead_in_one_group_alone_stays_and_the_plan_says_why(case: str) -> None:
+    silence, name, reason = DEAD_IN_ONE_GROUP[case]
+    reader = [nn.Conv2d(12, 8, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 1)]
+    model = prepared(nn.Sequential(*transposed(2)[:4], *reader))
+    silence(model)
+    _, plan = assert_shrinks_exactly(model, image())
+    assert plan.removed == 0
+    reasons = {group.name: group.reason for group in plan.groups if group.reason}
+    assert reasons.pop("6") == "output of the network"
+    assert reasons == {name: f"{reason}, and others that would leave with them are needed"}
+
+
+def test_a_constant_in_one_group_alone_that_the_border_holds_is_named() -> None:
+    layers = [nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(6, 4, 1)]
+    model = prepared(nn.Sequential(*layers))
+    with torch.no_grad():
+        model[0].weight[1] = 0
+        model[0].bias[1] = 1.0
+    _, plan = assert_shrinks_exactly(model, image())
+    assert [group.reason for group in plan.groups if "constant" in group.reason] == [
+        "1 constant, but not at the zero-padded border that 2 sees"
+    ]
+
+
+@pytest.mark.parametrize("dead", [[0, 1, 6, 7], [0], [0, 6]])
+def test_what_is_dead_at_some_places_behind_a_shuffle_in_code_stays_and_the_plan_says_why(dead: list[int]) -> None:
+    layers = {"first": nn.Conv2d(3, 12, 1), "grouped": nn.Conv2d(12, 12, 3, padding=1, groups=2)}
+    model = prepared(Net(shuffled, **layers, last=nn.Conv2d(12, 4, 1)))
+    silence_writer(model.first, dead)
+    reasons = [group.reason for group in assert_shrinks_exactly(model, image())[1].groups if group.reason]
+    assert len(reasons) == 2 and reasons[0].startswith(f"{len(dead)} dead, but ")

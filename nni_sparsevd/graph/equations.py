@@ -78,7 +78,7 @@ class Equations:
         self.num_ids = 0
         self._left: list[IndexIds] = []
         self._right: list[IndexIds] = []
-        self._links: list[tuple[IndexIds, tuple[IndexIds, ...]]] = []
+        self._links: list[tuple[IndexIds, tuple[IndexIds, ...], str]] = []
         self._pins: list[tuple[IndexIds, str]] = []
 
     def new_ids(self, size: int) -> IndexIds:
@@ -115,28 +115,30 @@ class Equations:
         """Whether a norm may take the place of the module that runs `node`, and remember channels that leave."""
         return ids is not None and node.meta["module"] in self.replaceable_norms
 
-    def link(self, members: IndexIds, owners: Sequence[IndexIds]) -> None:
+    def link(self, members: IndexIds, owners: Sequence[IndexIds], coupling: str) -> None:
         """State that each member leaves exactly with one of its owners.
 
         Args:
             members: Ids along the long axis, shape (members,).
             owners: For each short axis the owner of each member, shape (members,).
+            coupling: Why that is so, in words.
         """
-        self._links.append((members, tuple(owners)))
+        self._links.append((members, tuple(owners), coupling))
 
-    def link_block(self, members: IndexIds, owners: Sequence[IndexIds | None]) -> None:
+    def link_block(self, members: IndexIds, owners: Sequence[IndexIds | None], coupling: str) -> None:
         """State the same of a long axis that is laid out as a block of the short ones.
 
         Args:
             members: Ids along the long axis, in the shape of the block.
             owners: Ids along each axis of the block, None for an axis that keeps its size.
+            coupling: Why that is so, in words.
         """
         aligned = []
         for dim, ids in enumerate(owners):
             if ids is not None:
                 other_dims = [other for other in range(members.ndim) if other != dim]
                 aligned.append(np.broadcast_to(np.expand_dims(ids, other_dims), members.shape).ravel())
-        self.link(members.ravel(), aligned)
+        self.link(members.ravel(), aligned, coupling)
 
     def contract(
         self, node: Node, left: TrackedTensor, right: TrackedTensor, dims: tuple[int, int], reason: str
@@ -176,7 +178,7 @@ class Equations:
         left, right = np.concatenate([*self._left, nothing]), np.concatenate([*self._right, nothing])
         channel_of = _components(left, right, self.num_ids)
         while True:
-            links = tuple(_solved_link(channel_of, members, owners) for members, owners in self._links)
+            links = tuple(_solved_link(channel_of, *link) for link in self._links)
             left, right = owners_with_the_same_members(links, self.num_ids)
             if not left.size:
                 break
@@ -195,6 +197,6 @@ def _components(left: IndexIds, right: IndexIds, count: int) -> ChannelIds:
     return component
 
 
-def _solved_link(channel_of: ChannelIds, members: IndexIds, owners: tuple[IndexIds, ...]) -> Link:
+def _solved_link(channel_of: ChannelIds, members: IndexIds, owners: tuple[IndexIds, ...], coupling: str) -> Link:
     pairs = tuple(channel_of[np.stack([axis_owners, members])] for axis_owners in owners)
-    return Link(np.unique(channel_of[members]), pairs)
+    return Link(np.unique(channel_of[members]), pairs, coupling)

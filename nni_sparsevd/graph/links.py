@@ -29,6 +29,8 @@ class Link:
 
     members: ChannelIds  # shape: (members,), each channel once
     owners: tuple[ChannelIds, ...]  # one array for each short axis, shape: (2, pairs): an owner, and a member of it
+    coupling: str
+    """Why members leave with their owners only, in words."""
 
     @cached_property
     def pairs(self) -> ChannelIds:

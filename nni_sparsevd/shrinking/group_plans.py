@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from ..graph import ChannelGraph, ChannelGroup, ChannelIds, Flags
 from .carriers import Carriers
 from .constants import StoppedConstants
+from .held_members import HeldMembers
 from .plan_parts import GroupPlan
 from .readers import Reading
 
@@ -46,6 +47,7 @@ class Accountant:
         """The channels that each reader reads, one reader after the other."""
         self._places = np.repeat(np.arange(len(readings)), [reading.inputs.size for reading in readings])
         """For each of them the place of its reader among the readers."""
+        self._held = HeldMembers(graph, readings, carriers, removed, self._live, last)
 
     def plan_group(self, group: ChannelGroup) -> GroupPlan:
         """Count what is removed and what is dead or unread but kept, with the reasons."""
@@ -61,12 +63,14 @@ class Accountant:
         if group.pinned:
             reasons.append(group.pinned)
         else:
+            members = self._held.of_group(group)
             for why, is_obstacle in OBSTACLES:
-                constant = self._held_constants(kept, readers, is_obstacle)
+                constant = self._held_constants(np.concatenate([kept, members]), readers, is_obstacle)
                 if constant.size:
                     # A constant is no work either, so the channel is dead, though a reader takes it.
                     reasons.append(self._explain(constant, readers, why, is_obstacle))
-                    dead = np.union1d(dead, constant)
+                    dead = np.union1d(dead, np.intersect1d(constant, kept))
+            reasons += self._held.explain(members)
             for why, channels in self._stopped_constants(kept).items():
                 reasons.append(f"{channels.size} constant, but {why}")
                 dead = np.union1d(dead, channels)

@@ -26,6 +26,8 @@ READERS = CONVOLUTIONS | TRANSPOSED | {aten.linear.default}
 """Operators that read channels with a weight, their second argument, and write new channels."""
 DEFORMED = "torchvision::deform_conv2d"
 """One more, which PyTorch does not have: a convolution that looks at places given by another tensor."""
+SAME_POSITIONS = "the groups of a grouped convolution lose the same positions"
+"""What its inputs are linked by, and its outputs."""
 Searched = dict[tuple[object, ...], tuple[Tensor, Tensor]]
 """Where a weight lies in memory, and how -> the weight, and which inputs each output reads."""
 _searched: ContextVar[Searched | None] = ContextVar("searched", default=None)
@@ -120,9 +122,9 @@ def _grouped_channels(
         _record_depthwise_groups(equations, node, inputs)
         return
     group = equations.new_ids(groups)
-    equations.link_block(inputs.reshape(groups, -1), [group, positions])
+    equations.link_block(inputs.reshape(groups, -1), [group, positions], SAME_POSITIONS)
     output_positions = equations.new_ids(outputs.size // groups)
-    equations.link_block(outputs.reshape(groups, -1), [group, output_positions])
+    equations.link_block(outputs.reshape(groups, -1), [group, output_positions], SAME_POSITIONS)
     equations.sizes.append(RecordedSize(node, node.meta["groups_origin"], group))
 
 
@@ -185,9 +187,10 @@ def _grouped_transposed_outputs(
         return repeat_ids(inputs, weight.shape[1])
     # Of the inputs, the weight has one axis for groups and positions together: only their block tells the two apart.
     group = equations.new_ids(groups)
-    equations.link_block(inputs.reshape(groups, -1), [group, equations.new_ids(inputs.size // groups)])
+    input_positions = equations.new_ids(inputs.size // groups)
+    equations.link_block(inputs.reshape(groups, -1), [group, input_positions], SAME_POSITIONS)
     outputs = equations.new_ids(groups * weight.shape[1])
-    equations.link_block(outputs.reshape(groups, -1), [group, positions])
+    equations.link_block(outputs.reshape(groups, -1), [group, positions], SAME_POSITIONS)
     equations.sizes.append(RecordedSize(node, node.meta["groups_origin"], group))
     return outputs
 

@@ -16,6 +16,8 @@ from .elementwise import broadcast_channels
 from .rows import NotCovered, Operator, shape_of
 
 aten = torch.ops.aten
+WHOLE_ROWS = "a reshape of the channels loses whole rows or columns of them"
+"""What channels are linked by that a reshape merges or splits."""
 SIZES_FIRST = {aten.view.default, aten.reshape.default, aten._unsafe_view.default}
 """Reshapes whose first setting is the new shape."""
 
@@ -74,7 +76,7 @@ def _merged_axes(equations: Equations, x: TrackedTensor, dims: Sequence[int]) ->
         combination = combination * equations.num_ids + column
     _, first, combination_at = np.unique(combination, return_index=True, return_inverse=True)
     members = equations.new_ids(first.size)
-    equations.link(members, [column[first] for column in columns])
+    equations.link(members, [column[first] for column in columns], WHOLE_ROWS)
     return members[combination_at]
 
 
@@ -109,7 +111,7 @@ def split_axis(equations: Equations, long_axis: IndexIds, sizes: Sequence[int]) 
     for dim, size in enumerate(sizes):
         if size > 1:
             result[dim] = equations.new_ids(size)
-    equations.link_block(block, result)
+    equations.link_block(block, result, WHOLE_ROWS)
     return result
 
 

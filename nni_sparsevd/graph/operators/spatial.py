@@ -103,7 +103,8 @@ def shuffle_channels(equations: Equations, node: Node, x: TrackedTensor, groups:
     ids = x.ids[1]
     if ids is not None:
         block = ids.reshape(groups, -1)
-        equations.link_block(block, [None, equations.new_ids(block.shape[1])])
+        positions = equations.new_ids(block.shape[1])
+        equations.link_block(block, [None, positions], "the groups of a channel shuffle lose the same positions")
         ids = block.T.ravel()
     return TrackedTensor(x.shape, (x.ids[0], ids, *x.ids[2:]))
 
@@ -114,7 +115,8 @@ def pixel_shuffle_channels(equations: Equations, node: Node, x: TrackedTensor, f
     outputs: IndexIds | None = None
     if (inputs := x.ids[-3]) is not None:
         outputs = equations.new_ids(shape[-3])
-        equations.link_block(inputs.reshape(shape[-3], factor**2), [outputs, None])
+        blocks = inputs.reshape(shape[-3], factor**2)
+        equations.link_block(blocks, [outputs, None], "a pixel shuffle loses whole blocks")
     return TrackedTensor(shape, (*x.ids[:-3], outputs, None, None))
 
 
