@@ -23,7 +23,14 @@ from nni_sparsevd.measure import count_macs, count_parameters
 from nni_sparsevd.nn import ChannelGate, named_posteriors
 from nni_sparsevd.posterior import elements
 from nni_sparsevd.recipe import BudgetSettings, DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage
-from nni_sparsevd.regularize import choose_cutoffs, cost_left_at, start_natural_steps_, take_natural_steps_
+from nni_sparsevd.regularize import (
+    GradualRemoval,
+    choose_cutoffs,
+    cost_left_at,
+    plan_stretches,
+    start_natural_steps_,
+    take_natural_steps_,
+)
 from nni_sparsevd.regularize.weighing import count_gate_costs
 from nni_sparsevd.results import find_network_folder, finish_run
 from nni_sparsevd.settings import make_settings
@@ -39,8 +46,6 @@ from nni_sparsevd.training import (
     stage_context,
     stages,
 )
-from nni_sparsevd.training.cut_schedule import plan_stretches
-from nni_sparsevd.training.gradual_removal import GradualRemoval
 from nni_sparsevd.training.levels import Level, choose_level
 from nni_sparsevd.training.network_files import write_network
 
@@ -154,8 +159,7 @@ def test_the_way_to_the_budget_is_that_of_zhu_and_gupta() -> None:
 
 
 def test_levels_share_the_steps_by_the_logarithm_of_what_they_take_away() -> None:
-    settings = BudgetSettings(parameters=(0.125, 0.5), reached_at=0.5, cuts=4)
-    first, second = plan_stretches(settings, 601)
+    first, second = plan_stretches((0.5, 0.125), 601, reached_at=0.5, cuts=4)
     assert (first.first, first.last_cut, first.end) == (0, 100, 200)
     assert (second.first, second.last_cut, second.end) == (200, 400, 601)
     assert [step for step in range(602) if first.is_due(step)] == [25, 50, 75, 100]
@@ -165,8 +169,8 @@ def test_levels_share_the_steps_by_the_logarithm_of_what_they_take_away() -> Non
 
 
 def test_each_level_has_the_whole_schedule_of_the_rate() -> None:
-    settings = BudgetSettings(parameters=(0.125, 0.5), reached_at=0.5, cuts=4)
-    removal = GradualRemoval(settings, small_network(), IMAGES, 601, lambda level, model: None)
+    stretches = plan_stretches((0.5, 0.125), 601, reached_at=0.5, cuts=4)
+    removal = GradualRemoval("parameters", stretches, small_network(), IMAGES, 8)
     assert [removal.find_progress(step) for step in (0, 100, 199)] == [0, 0.5, 199 / 200]
     assert [removal.find_progress(step) for step in (200, 600)] == [0, 400 / 401]
 

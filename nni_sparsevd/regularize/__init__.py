@@ -2,6 +2,9 @@
 
 from .budget import Arrival, Budget, BudgetSearch, Cost, best_cutoff
 from .controller import Controller, regularize_under_pressure_
+from .cut_schedule import count_steps_needed, plan_stretches
+from .gradual_pruner import GradualPruner
+from .gradual_removal import LARGEST_MISS, GradualRemoval, MeasureLatency, OnLevel
 from .natural import start_natural_steps_, take_natural_steps_
 from .objective import add_kl_to_loss, kl_weight_now
 from .regularizer import Regularizer, count_samples
@@ -11,11 +14,16 @@ from .variances import RateGroups, VarianceOptimizer
 from .weighing import weigh_by_macs_
 
 __all__ = [
+    "LARGEST_MISS",
     "Arrival",
     "Budget",
     "BudgetSearch",
     "Controller",
     "Cost",
+    "GradualPruner",
+    "GradualRemoval",
+    "MeasureLatency",
+    "OnLevel",
     "RateGroups",
     "Regularizer",
     "SparseVDSettings",
@@ -25,7 +33,9 @@ __all__ = [
     "choose_cutoffs",
     "cost_left_at",
     "count_samples",
+    "count_steps_needed",
     "kl_weight_now",
+    "plan_stretches",
     "regularize_under_pressure_",
     "start_natural_steps_",
     "take_natural_steps_",

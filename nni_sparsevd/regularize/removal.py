@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..graph import Inputs
 from ..nn import ChannelGate, find_gates
 from .weighing import count_gate_costs
 
@@ -46,7 +47,7 @@ class _Block:
 
 
 def choose_cutoffs(
-    model: nn.Module, example_inputs: Tensor, kind: Literal["macs", "parameters"], saving: float, round_to: int
+    model: nn.Module, example_inputs: Inputs, kind: Literal["macs", "parameters"], saving: float, round_to: int
 ) -> dict[ChannelGate, float]:
     """Choose what to remove next: the channels that are worth least for what they cost.
 
@@ -57,7 +58,7 @@ def choose_cutoffs(
 
     Args:
         model: A network with gates.
-        example_inputs: Inputs that it accepts.
+        example_inputs: What it is called with.
         kind: What costs: macs or parameters.
         saving: How much of it to remove, in its unit.
         round_to: What is left of a gate's channels is a multiple of this; gates of no more channels lose none, except

@@ -3,7 +3,6 @@
 from .compressed import Compressed
 from .compression import compress
 from .environment import describe_environment
-from .gradual_removal import GradualRemoval
 from .levels import TunedLevel
 from .masked_posterior import mask_posterior_
 from .mistakes import Mistakes, find_mistakes
@@ -22,7 +21,6 @@ __all__ = [
     "THRESHOLD_GRID",
     "Answers",
     "Compressed",
-    "GradualRemoval",
     "Interrupted",
     "Mistakes",
     "Score",

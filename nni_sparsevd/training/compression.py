@@ -16,11 +16,11 @@ from ..errors import SettingError
 from ..files import write_json
 from ..preprocessing import set_values_
 from ..recipe import Recipe
+from ..regularize import count_steps_needed
 from .batches import count_batches, count_epoch_steps
 from .checkpoint import Checkpoint, read_checkpoint
 from .compiling import check_compiler
 from .compressed import Compressed
-from .gradual_removal import check_budget
 from .levels import list_stages
 from .metrics import Metrics
 from .phases import show_phase
@@ -132,7 +132,22 @@ def _check_lengths(recipe: Recipe, images: int, processes: int) -> None:
                 f"{name}.accumulate = {accumulate}: an epoch has {batches} batches of {recipe.data.batch_size} images; "
                 "take fewer, or a smaller data.batch_size"
             )
-    check_budget(recipe, count_epoch_steps(recipe.sparse, batches))
+    _check_budget(recipe, count_epoch_steps(recipe.sparse, batches))
+
+
+def _check_budget(recipe: Recipe, steps_per_epoch: int) -> None:
+    """Check that the sparse stage has steps for two cuts on the way to each level of the budget."""
+    budget = recipe.budget
+    if budget.kind is None:
+        return
+    steps = recipe.sparse.epochs * steps_per_epoch
+    needed = count_steps_needed(budget.levels, reached_at=budget.reached_at, cuts=budget.cuts)
+    if steps < needed:
+        levels = ", ".join(f"{level:g}" for level in budget.levels)
+        raise SettingError(
+            f"sparse.epochs = {recipe.sparse.epochs}: in {steps} steps the gates cannot learn what is needed at "
+            f"budget.{budget.kind} = {levels}; take at least {-(-needed // steps_per_epoch)} epochs, or smaller batches"
+        )
 
 
 def _make_meter(

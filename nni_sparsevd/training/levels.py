@@ -10,10 +10,8 @@ from ..files import read_json, write_json
 from ..masks import Masks
 from ..measure import cost_function
 from ..recipe import BudgetSettings, Recipe
+from ..regularize import LARGEST_MISS
 from .twin import TWIN_STAGES
-
-LARGEST_MISS = 0.05
-"""Part of a budget by which a network may cost more than was allowed."""
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,11 @@ from ..errors import TrainingError
 from ..masks import Masks
 from ..nn import is_variational, kl, regularize_
 from ..recipe import SparseStage, Stage
-from ..regularize import kl_weight_now, start_natural_steps_, take_natural_steps_
+from ..regularize import GradualRemoval, kl_weight_now, start_natural_steps_, take_natural_steps_
 from ..shrinking import shrink_
 from .averaging import WeightAverage
 from .batches import Batches, count_epoch_steps, count_stage_steps
 from .checkpoint import Checkpoint, Place, take_checkpoint, write_checkpoint
-from .gradual_removal import GradualRemoval
 from .learner import Learner
 from .optimizer import build_optimizer, rebuild_optimizer, set_learning_rate
 from .run import Run

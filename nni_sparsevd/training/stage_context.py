@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..masks import Masks, count_weights
 from ..recipe import Stage
+from ..regularize import GradualRemoval
 from .checkpoint import Checkpoint
-from .gradual_removal import GradualRemoval
 from .levels import list_stages
 from .loop import train_stage
 from .network_files import write_network

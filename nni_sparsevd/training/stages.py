@@ -11,11 +11,11 @@ from ..errors import TrainingError
 from ..files import save_tensors
 from ..masks import compute_masks
 from ..nn import Variational
+from ..regularize import GradualRemoval, plan_stretches
 from .batches import Batches, count_stage_steps
 from .compressed import Compressed
 from .deciding import decide_levels
 from .finetuning import describe_missed, finish_levels
-from .gradual_removal import GradualRemoval
 from .levels import choose_level, list_levels
 from .log_alpha_history import LogAlphaHistory
 from .network_files import read_network_
@@ -122,10 +122,11 @@ class StageSequence:
 
     def _plan_removal(self, dense: nn.Module) -> GradualRemoval | None:
         """What removes channels on the way to the budget, if there is one."""
-        recipe = self._recipe
-        if recipe.budget.kind is None:
+        budget = self._recipe.budget
+        if budget.kind is None:
             return None
-        steps = count_stage_steps(recipe.sparse, Batches(self._run, "sparse").per_epoch)
+        steps = count_stage_steps(self._recipe.sparse, Batches(self._run, "sparse").per_epoch)
+        stretches = plan_stretches(budget.levels, steps, reached_at=budget.reached_at, cuts=budget.cuts)
         folders = {level.part: level.folder for level in self._levels}
 
         def write_posterior(allowed: float, model: nn.Module) -> None:
@@ -135,7 +136,15 @@ class StageSequence:
         if self._measure_part is not None:
             record = RecordedLatency(self._measure_part, self._run.folder / LATENCY_FILE, self._run.accelerator)
             latency = record.measure_at
-        return GradualRemoval(recipe.budget, dense, self._example_inputs, steps, write_posterior, latency)
+        return GradualRemoval(
+            budget.kind,
+            stretches,
+            dense,
+            self._example_inputs,
+            budget.round_to,
+            on_level=write_posterior,
+            latency=latency,
+        )
 
     def _refuse_collapse(self, row: dict[str, float], epoch: int) -> None:
         """Refuse a network of next to no weights that is no better than a constant.

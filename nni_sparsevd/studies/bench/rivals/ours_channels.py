@@ -4,20 +4,11 @@ from typing import Literal
 
 import torch
 
-from ....convert import bake_, sparsify_
-from ....nn import regularize_
 from ....plugins.torch_pruning import SparseVDPruner
-from ....recipe import BudgetSettings, SparseStage, Stage
-from ....regularize import (
-    Budget,
-    SparseVDSettings,
-    kl_weight_now,
-    start_natural_steps_,
-    take_natural_steps_,
-    use_cutoffs_,
-)
+from ....recipe import SparseStage, Stage
+from ....regularize import Budget, GradualPruner, SparseVDSettings
 from ....settings import PosteriorSettings
-from ....training import GradualRemoval, build_optimizer, rebuild_optimizer
+from ....training import build_optimizer, rebuild_optimizer
 from ..arena import Arena, find_classifier
 from .distillation import with_distillation
 from .entry import Prepare, Pruned, Rival, without_preparation
@@ -64,22 +55,23 @@ def press_to_budget(granularity: Granularity) -> Prepare:
 
 def remove_gradually(arena: Arena, stage: Stage, level: float) -> Pruned:
     """A rival whose channels leave a few at a time while it trains, as `compress` meets a budget."""
-    model = sparsify_(arena.network(), PosteriorSettings(granularity="gate"), example_inputs=arena.example)
-    n_train = len(arena.data.train)
-    budget = BudgetSettings(macs=1 / level, round_to=arena.league.round_to)
-    removal = GradualRemoval(budget, arena.start, arena.example, arena.prune_steps)
-    gates = start_natural_steps_(model)
+    model = arena.network()
+    pruner = GradualPruner(
+        model,
+        arena.example,
+        Budget(fraction=1 / level),
+        n_train=len(arena.data.train),
+        steps=arena.prune_steps,
+        round_to=arena.league.round_to,
+    )
 
     def after_backward(step: int) -> None:
-        take_natural_steps_(gates, arena.league.data.batch_size, n_train, 1.0, step)
-        regularize_(model, kl_weight_now(1.0, n_train))
+        pruner.learn(arena.league.data.batch_size)
+        pruner.regularize()
 
     def after_step(steps_done: int, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        nonlocal gates
-        if not removal.is_due(steps_done):
+        if not pruner.remove_(optimizer):
             return optimizer
-        removal.cut_(model, optimizer, steps_done)
-        gates = start_natural_steps_(model)
         return rebuild_optimizer(optimizer, model, stage, GATE_RATE)
 
     arena.train(
@@ -91,8 +83,7 @@ def remove_gradually(arena: Arena, stage: Stage, level: float) -> Pruned:
         after_backward=after_backward,
         after_step=after_step,
     )
-    use_cutoffs_(model, {})  # what the budget has left in multiples stays
-    return Pruned(bake_(model), None, arena.prune_steps)
+    return Pruned(pruner.finish(), None, arena.prune_steps)
 
 
 RIVALS = {

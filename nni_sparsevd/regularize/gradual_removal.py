@@ -1,58 +1,61 @@
-"""A budget that is met while the sparse stage trains: a few channels leave at a time, and the network heals."""
+"""A budget that is met while a network trains: a few channels leave at a time, and the network heals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..errors import SettingError
-from ..measure import cost_function
+from ..graph import Inputs
+from ..measure import CostKind, cost_function
 from ..nn import make_plain_copy
-from ..recipe import BudgetSettings, Recipe
-from ..regularize import choose_cutoffs, use_cutoffs_
 from ..shrinking import shrink_
-from .cut_schedule import Stretch, count_steps_needed, plan_stretches
+from .cut_schedule import Stretch
+from .removal import choose_cutoffs, use_cutoffs_
 
 MeasureLatency = Callable[[str, nn.Module], float]
 """Measures the latency of the ordinary network at a named place, as a part of the dense one's."""
 ENOUGH = 1.01
 """Measured latencies are noisy: what is this near to the level has reached it."""
+LARGEST_MISS = 0.05
+"""Part of a budget by which a network may cost more than was allowed."""
 OnLevel = Callable[[float, nn.Module], None]
 """Called with a level of the budget and the network that has reached it, before it goes on to the next."""
 
 
 @final
 class GradualRemoval:
-    """Removes channels at fixed steps of the sparse stage, so that each level of a budget is met early enough to heal.
+    """Removes channels at fixed steps of a training, so that each level of a budget is met early enough to heal.
 
     It has no state: when it cuts is a function of the step, and what it removes is one of the network.
 
     Args:
-        settings: The budget.
+        kind: What the network costs.
+        stretches: When channels leave, and how much may be left, from `plan_stretches`.
         dense: The network before anything was removed.
-        example_inputs: Inputs that the network accepts, shape (batch, channels, height, width).
-        steps: Steps of the sparse stage.
+        example_inputs: What the network is called with.
+        round_to: What is left of a group of channels is a multiple of this.
         on_level: What is done with the network of each level at the end of its steps; None: nothing.
         latency: Measures a budget of latency.
     """
 
     def __init__(
         self,
-        settings: BudgetSettings,
+        kind: CostKind,
+        stretches: Sequence[Stretch],
         dense: nn.Module,
-        example_inputs: Tensor,
-        steps: int,
+        example_inputs: Inputs,
+        round_to: int,
+        *,
         on_level: OnLevel | None = None,
         latency: MeasureLatency | None = None,
     ) -> None:
-        self._settings, self._example_inputs, self._latency = settings, example_inputs, latency
+        self._stretches, self._example_inputs, self._round_to = stretches, example_inputs, round_to
+        self._on_level, self._latency = on_level, latency
         # Where latency is what counts, channels leave in the order of their worth over their MACs.
-        self._kind: Literal["macs", "parameters"] = "parameters" if settings.kind == "parameters" else "macs"
+        self._kind: Literal["macs", "parameters"] = "parameters" if kind == "parameters" else "macs"
         self._cost = cost_function(self._kind, example_inputs)
         self._dense_cost = self._cost(dense)
-        self._stretches = plan_stretches(settings, steps)
-        self._on_level = on_level
 
     def is_due(self, step: int) -> bool:
         """Whether channels leave after `step` steps."""
@@ -85,7 +88,7 @@ class GradualRemoval:
             else:
                 left = self._latency(f"step {step}, attempt {attempt}", plain)
                 saving = cost * (1 - allowed / left) if left > ENOUGH * allowed else 0.0
-            cutoffs = choose_cutoffs(model, self._example_inputs, self._kind, saving, self._settings.round_to)
+            cutoffs = choose_cutoffs(model, self._example_inputs, self._kind, saving, self._round_to)
             if not cutoffs:
                 return
             before = use_cutoffs_(model, cutoffs)
@@ -108,25 +111,3 @@ class GradualRemoval:
     def _find_stretch(self, step: int) -> Stretch:
         """The stretch to which what is done after `step` steps belongs."""
         return next(stretch for stretch in self._stretches if step <= stretch.end)
-
-
-def check_budget(recipe: Recipe, steps_per_epoch: int) -> None:
-    """Check, before anything is trained, that the sparse stage is long enough for the budget.
-
-    Args:
-        recipe: The recipe.
-        steps_per_epoch: Steps in an epoch.
-
-    Raises:
-        SettingError: There are too few steps for two cuts on the way to one of its levels.
-    """
-    if recipe.budget.kind is None:
-        return
-    steps, needed = recipe.sparse.epochs * steps_per_epoch, count_steps_needed(recipe.budget)
-    if steps < needed:
-        levels = ", ".join(f"{level:g}" for level in recipe.budget.levels)
-        raise SettingError(
-            f"sparse.epochs = {recipe.sparse.epochs}: in {steps} steps the gates cannot learn what is needed at "
-            f"budget.{recipe.budget.kind} = {levels}; take at least {-(-needed // steps_per_epoch)} epochs, or smaller "
-            "batches"
-        )

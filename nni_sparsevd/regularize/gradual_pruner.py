@@ -1,0 +1,228 @@
+"""A budget met in any training loop: gates, their variances, the KL and the removal of channels in one object."""
+
+import warnings
+from typing import Any, final
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..convert import bake_, sparsify_
+from ..errors import SettingError, SparseVDWarning
+from ..graph import Inputs, name_leaves
+from ..measure import cost_function
+from ..nn import make_plain_copy, regularize_
+from ..settings import PosteriorSettings
+from .budget import Budget
+from .cut_schedule import count_steps_needed, plan_stretches
+from .gradual_removal import LARGEST_MISS, GradualRemoval
+from .natural import start_natural_steps_, take_natural_steps_
+from .objective import kl_weight_now
+from .removal import use_cutoffs_
+
+
+@final
+class GradualPruner:
+    """Meets a budget while a network trains in a loop of your own, as `compress` does: channels leave a few at a time.
+
+    Each coupled channel group gets a gate.  The variances of the gates follow the curvature of the loss; at fixed steps
+    the channels that are worth least for what they cost are removed from the network, in place, and from the optimizer;
+    in the last third of the steps the network heals.
+
+    Make it before the optimizer, and before anything that wraps or compiles the network.  Then call `attach_` once, or
+    at each step `learn` after backward, `regularize` before the optimizer's step, and `remove_` after it.  In the end,
+    `finish` makes the layers ordinary.
+
+    Parameters are replaced by smaller ones on the way, in the optimizer, too.  An average of the weights has to be made
+    again after a cut.  Losses must not be scaled, as for float16; bfloat16 needs no scale.
+
+    Args:
+        model: The network, changed in place.
+        example_inputs: What the network is called with.
+        budget: What the network may cost at the end.
+        n_train: Number N of training samples in loss + KL / N.
+        steps: How many steps the training takes.
+        round_to: What is left of a group of channels is a multiple of this: runtimes compute 25 channels no faster than
+            32.
+        reached_at: The part of the steps after which the budget is reached; in the rest the network heals.
+        cuts: How often channels leave, where there are steps enough.
+        kl_coefficient: Weight of the KL in units of 1/N.
+
+    Raises:
+        ModelError: No channel can have a gate, or `model` has posteriors already.
+        SettingError: There are too few steps for two cuts, or several processes train the network.
+
+    Example:
+        ```python
+        import torch
+        from torch import nn
+
+        from nni_sparsevd.regularize import Budget, GradualPruner
+
+        images, labels = torch.randn(64, 1, 8, 8), torch.randint(4, (64,))
+        layers = [nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 4))
+        budget = Budget(kind="macs", fraction=0.5)
+        pruner = GradualPruner(model, images[:2], budget, n_train=len(images), steps=60)
+        optimizer = torch.optim.AdamW(model.parameters())
+        pruner.attach_(optimizer)
+        for _ in range(60):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+        pruner.finish()
+        assert pruner.part_left() < 0.51 and type(model[0]) is nn.Conv2d
+        ```
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        budget: Budget,
+        *,
+        n_train: int,
+        steps: int,
+        round_to: int = 8,
+        reached_at: float = 0.65,
+        cuts: int = 24,
+        kl_coefficient: float = 1.0,
+    ) -> None:
+        levels = (budget.fraction,)
+        needed = count_steps_needed(levels, reached_at=reached_at, cuts=cuts)
+        if steps < needed:
+            raise SettingError(
+                f"GradualPruner: in {steps} steps the gates cannot learn what is needed for {budget.fraction:g} of the "
+                f"{budget.kind}; take at least {needed}"
+            )
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise SettingError(
+                "GradualPruner: several processes train this network, and each would remove other channels; "
+                "`nni-sparsevd compress` under torchrun has them agree"
+            )
+        dense = make_plain_copy(model)
+        self.model = sparsify_(model, PosteriorSettings(granularity="gate"), example_inputs=example_inputs)
+        """The network in training."""
+        self._budget, self._n_train, self._kl_coefficient = budget, n_train, kl_coefficient
+        self._cost = cost_function(budget.kind, example_inputs)
+        self._dense_cost = self._cost(dense)
+        stretches = plan_stretches(levels, steps, reached_at=reached_at, cuts=cuts)
+        latency = self._measure_part if budget.kind == "latency" else None
+        self._removal = GradualRemoval(budget.kind, stretches, dense, example_inputs, round_to, latency=latency)
+        self._steps, self._steps_done, self._batches_done = steps, 0, 0
+        self._gates = start_natural_steps_(model)
+        self._hooks: list[RemovableHandle] = []
+
+    def learn(self, batch_size: int) -> None:
+        """Let the variances of the gates follow the curvature; call it after each backward pass of a mean loss.
+
+        Args:
+            batch_size: Samples in the batch.
+        """
+        take_natural_steps_(self._gates, batch_size, self._n_train, self._kl_coefficient, self._batches_done)
+        self._batches_done += 1
+
+    def regularize(self) -> None:
+        """Add the gradient of weight * KL / N to what backward has left; call it before the optimizer's step."""
+        regularize_(self.model, kl_weight_now(self._kl_coefficient, self._n_train))
+
+    def remove_(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Remove the channels that leave at this step, if there are any; call it after the optimizer's step.
+
+        Args:
+            optimizer: The optimizer of the network's parameters; it loses the same channels.
+
+        Returns:
+            Whether the network has other parameters now.
+
+        Raises:
+            ShrinkError: The smaller network does not compute the same; nothing has changed.
+        """
+        self._steps_done += 1
+        if self._steps_done > self._steps or not self._removal.is_due(self._steps_done):
+            return False
+        self._removal.cut_(self.model, optimizer, self._steps_done)
+        self._gates = start_natural_steps_(self.model)
+        return True
+
+    def attach_(self, optimizer: torch.optim.Optimizer) -> None:
+        """Do all of this at each step of `optimizer`, in a loop that nobody wants to touch.
+
+        Args:
+            optimizer: The optimizer of the network's parameters.
+
+        Raises:
+            SettingError: At a step before which the network was called several times, as gradient accumulation does:
+                such a loop calls `learn`, `regularize` and `remove_` itself.
+        """
+        counter = _SampleCounter()
+
+        def before_step(*_: object) -> None:
+            samples = counter.take()
+            if samples:
+                self.learn(samples)
+            self.regularize()
+
+        def after_step(*_: object) -> None:
+            self.remove_(optimizer)
+
+        self._hooks += [
+            self.model.register_forward_pre_hook(counter, with_kwargs=True),
+            optimizer.register_step_pre_hook(before_step),
+            optimizer.register_step_post_hook(after_step),
+        ]
+
+    def part_left(self) -> float:
+        """What the network costs now, as a part of what it cost at the start."""
+        return self._cost(make_plain_copy(self.model)) / self._dense_cost
+
+    def _measure_part(self, _place: str, plain: nn.Module) -> float:
+        return self._cost(plain) / self._dense_cost
+
+    def finish(self) -> nn.Module:
+        """Make the layers ordinary, with the gates folded in: the network computes what it did in evaluation mode.
+
+        It warns where the budget was missed by more than 5 %.
+
+        Returns:
+            The network.
+        """
+        for hook in self._hooks:
+            hook.remove()
+        use_cutoffs_(self.model, {})  # what the budget has left in multiples stays
+        bake_(self.model)
+        left = self.part_left()
+        if left > (1 + LARGEST_MISS) * self._budget.fraction:
+            warnings.warn(
+                f"GradualPruner: the budget of {self._budget.fraction:g} of the {self._budget.kind} was not met: "
+                f"{left:.3f} is left. Channels without a gate, and the last of each group, always stay; so does what "
+                "fills a multiple of round_to; and all of its steps have to be taken",
+                SparseVDWarning,
+                stacklevel=2,
+            )
+        return self.model
+
+
+@final
+class _SampleCounter:
+    """A hook that counts the samples of each pass in training; a copy of the network takes a copy of it along."""
+
+    def __init__(self) -> None:
+        self._passes: list[int] = []
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not (module.training and torch.is_grad_enabled()):
+            return
+        inputs = [value for _, value in name_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        self._passes.append(len(inputs[0]))
+
+    def take(self) -> int:
+        """Samples of the only pass since the counter was last asked; 0 where there was none."""
+        passes, self._passes = self._passes, []
+        if len(passes) > 1:
+            raise SettingError(
+                f"GradualPruner.attach_: the network was called {len(passes)} times before one step, and what each "
+                "batch says of its channels can no longer be told apart. Call `learn` after each backward pass, "
+                "`regularize` before the optimizer's step and `remove_` after it, instead of `attach_`"
+            )
+        return sum(passes)
