@@ -198,7 +198,7 @@ def test_what_is_dead_in_one_group_alone_stays_and_the_plan_says_why(case: str) 
     assert plan.removed == 0
     reasons = {group.name: group.reason for group in plan.groups if group.reason}
     assert reasons.pop("6") == "output of the network"
-    assert reasons == {name: f"{reason}, and others that would leave with them are needed"}
+    assert reasons == {name: f"{reason}, and others that would leave with them stay"}
 
 
 def test_a_constant_in_one_group_alone_that_the_border_holds_is_named() -> None:
@@ -220,3 +220,44 @@ def test_what_is_dead_at_some_places_behind_a_shuffle_in_code_stays_and_the_plan
     silence_writer(model.first, dead)
     reasons = [group.reason for group in assert_shrinks_exactly(model, image())[1].groups if group.reason]
     assert len(reasons) == 2 and reasons[0].startswith(f"{len(dead)} dead, but ")
+
+
+def shuffled_before_an_ordinary_convolution(m: nn.Module, x: Tensor) -> Tensor:
+    x = F.relu(m.first(x))
+    batch, channels, height, width = x.shape
+    x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+    y: Tensor = m.last(x)
+    return y
+
+
+HELD = "a reshape of the channels loses whole rows or columns of them, and others that would leave with them stay"
+SHUFFLED: dict[str, tuple[list[int], int, str]] = {
+    "positions that are dead in both halves": ([0, 3, 6, 9], 2, ""),
+    "another position of each half": ([1, 8], 0, f"2 dead, but {HELD}"),
+    "both": ([0, 3, 6, 10], 1, f"2 dead, but {HELD}"),
+    "one half": ([0, 1, 2, 3, 4, 5], 0, f"6 dead, but {HELD}"),
+}
+
+
+@pytest.mark.parametrize("case", SHUFFLED)
+def test_a_shuffle_in_code_before_an_ordinary_convolution_loses_positions(case: str) -> None:
+    dead, removed, reason = SHUFFLED[case]
+    layers = {"first": nn.Conv2d(3, 12, 1), "last": nn.Conv2d(12, 4, 3, padding=1)}
+    model = prepared(Net(shuffled_before_an_ordinary_convolution, **layers))
+    silence_writer(model.first, dead)
+    small, plan = assert_shrinks_exactly(model, image())
+    assert plan.removed == removed and small.last.in_channels == 12 - 2 * removed
+    halves, positions = (group.reason for group in plan.groups[:2])
+    # The number of halves is written out, so a half cannot leave; that of positions follows the shape of the input.
+    assert halves == "a size in the code of Net cannot follow" and positions == reason
+
+
+def test_a_shuffle_with_all_its_sizes_written_out_loses_nothing_and_the_plan_says_why() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y: Tensor = m.last(F.relu(m.first(x)).view(-1, 2, 6, 8, 8).transpose(1, 2).reshape(-1, 12, 8, 8))
+        return y
+
+    model = prepared(Net(forward, first=nn.Conv2d(3, 12, 1), last=nn.Conv2d(12, 4, 3, padding=1)))
+    silence_writer(model.first, [0, 3, 6, 9])
+    _, plan = assert_shrinks_exactly(model, image())
+    assert plan.removed == 0 and plan.groups[0].reason == "a size in the code of Net cannot follow"

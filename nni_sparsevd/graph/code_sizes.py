@@ -104,7 +104,7 @@ def _tighten_by_trial(model: nn.Module, graph: ChannelGraph, removed: Flags) -> 
         if pins is not graph.pins:
             return _with_pins(graph, pins)
     kind = _class_name(model, failure.module)
-    blamed = Suspects(failure, model, graph, attributes, sizes, free).to_blame()
+    blamed = Suspects(failure, model, graph, attributes, sizes, free, removed).to_blame()
     if blamed.size:
         pins = graph.pins.with_pins(blamed, f"a size in the code of {kind} cannot follow")
     else:  # nothing that the failed code meets can be blamed, so nothing is safe

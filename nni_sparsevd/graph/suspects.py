@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .failures import Failure
+from .failures import Failure, find_failure
 from .groups import ChannelGraph, CodeSize, SizeAttribute
 from .links import ChannelIds, Flags
 from .nodes import Node
@@ -27,26 +27,31 @@ class Suspects:
         attributes: Iterable[SizeAttribute],
         sizes: list[CodeSize],
         free: Flags,
+        removed: Flags,
     ) -> None:
-        self._graph, self._free = graph, free
+        self._model, self._graph, self._free, self._removed = model, graph, free, removed
+        self._attributes = tuple(attributes)
         kind = type(model.get_submodule(failure.module))
         self._names = {name for name, module in model.named_modules() if type(module) is kind}
         self._failed_nodes = {node for node in self._own_nodes() if _is_alike(node, failure.node)}
-        self._followed = {attribute.origin for attribute in attributes}
+        self._followed = {attribute.origin for attribute in self._attributes}
         self._sizes = sizes
 
     def to_blame(self) -> ChannelIds:
         """The free channels of the narrowest circle that has any."""
         # To blame too many would only cost removals, to blame too few costs another trial.  So the circles widen:
         #
-        # 1. sizes that the failed operator is given as plain numbers, which nothing can bring up to date;
+        # 1. sizes that the failed operator is given as plain numbers, which nothing can bring up to date; of several
+        #    only those that fail by themselves, as one may be computed from a shape and follow: view(b, 2, c // 2, h, w);
         # 2. all sizes that it is given: an attribute may also be used for something else;
         # 3. the channels of its arguments and its result;
         # 4. sizes that are given anywhere in modules of this class: the number may have been computed from one;
         # 5. the channels of everything that runs inside these modules.
         at_failure = [size for size in self._sizes if size.node in self._failed_nodes]
+        plain = [size.channels for size in at_failure if size.origin not in self._followed]
         circles = (
-            [size.channels for size in at_failure if size.origin not in self._followed],
+            self._failing_alone(plain),
+            plain,
             [size.channels for size in at_failure],
             self._channels_at(self._failed_nodes),
             [size.channels for size in self._sizes if size.node.meta["module"] in self._names],
@@ -59,6 +64,23 @@ class Suspects:
             if channels.size:
                 return channels
         return nothing
+
+    def _failing_alone(self, axes: list[ChannelIds]) -> list[ChannelIds]:
+        """Those of several axes whose channels alone make the operator fail, where the others keep theirs."""
+        distinct = {tuple(channels.tolist()): channels for channels in axes if self._removed[channels].any()}
+        if len(distinct) < 2:
+            return axes
+        failing = []
+        for channels in distinct.values():
+            removed = self._removed.copy()
+            for others in distinct.values():
+                removed[np.setdiff1d(others, channels)] = False
+            removed = self._graph.drop_infeasible(removed)
+            if removed[channels].any():
+                failure = find_failure(self._model, self._graph, self._attributes, removed)
+                if failure is not None and failure.node in self._failed_nodes:
+                    failing.append(channels)
+        return failing
 
     def _own_nodes(self) -> list[Node]:
         """What modules of the class run themselves."""

@@ -45,7 +45,7 @@ class HeldMembers:
         for place, count in zip(*np.unique(self._holder[members], return_counts=True), strict=True):
             if place >= 0:
                 coupling = self._graph.links[place].coupling
-                reasons.append(f"{count} dead, but {coupling}, and others that would leave with them are needed")
+                reasons.append(f"{count} dead, but {coupling}, and others that would leave with them stay")
         return reasons
 
     def _choose_groups(self, idle: Flags) -> dict[str, ChannelIds]:
@@ -63,8 +63,8 @@ class HeldMembers:
 
     def _find_holders(self, unneeded: Flags, removed: Flags) -> NDArray[np.int64]:
         """For each channel the place of the link that holds it, -1 for none, shape (channels of the network,)."""
-        # A link holds a member all of whose owners have to stay, each for another member.  What is held holds others
-        # in its turn, so the search is repeated until nothing is new.
+        # A link holds a member all of whose owners have to stay, each for another member or because it is pinned.  What
+        # is held holds others in its turn, so the search is repeated until nothing is new.
         holder = np.full(removed.size, -1)
         stays = ~removed & ~unneeded
         before = -1
@@ -72,7 +72,7 @@ class HeldMembers:
             before = int(stays.sum())
             for place, link in enumerate(self._graph.links):
                 owners, members = link.pairs
-                owner_stays, may_leave = np.zeros_like(removed), np.zeros_like(removed)
+                owner_stays, may_leave = self._graph.pins.pinned(), np.zeros_like(removed)
                 owner_stays[owners[stays[members]]] = True
                 may_leave[members[~owner_stays[owners]]] = True
                 held = link.members[unneeded[link.members] & ~stays[link.members] & ~may_leave[link.members]]
