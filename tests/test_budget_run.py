@@ -19,6 +19,7 @@ from nni_sparsevd.cli import main
 from nni_sparsevd.errors import ModelError, SettingError, TrainingError
 from nni_sparsevd.export import LatencyMeter, latency
 from nni_sparsevd.files import load_tensors
+from nni_sparsevd.graph import as_arguments
 from nni_sparsevd.measure import count_macs, count_parameters
 from nni_sparsevd.nn import ChannelGate, named_posteriors
 from nni_sparsevd.posterior import elements
@@ -459,7 +460,7 @@ def test_a_budget_of_latency_is_measured_once(tmp_path: Path, monkeypatch: pytes
 
 def test_a_meter_says_what_a_runtime_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two networks of one layer, the second with a quarter of the multiplications, both far above the overhead."""
-    monkeypatch.setattr(latency, "ROUNDS", 12)
+    monkeypatch.setattr(latency, "ROUNDS", 4)
     images = torch.randn(1, 64, 24, 24)
     large, small = (nn.Conv2d(64, channels, 3, padding=1).eval() for channels in (256, 64))
     for runtime in ("pytorch", "onnxruntime"):
@@ -467,6 +468,27 @@ def test_a_meter_says_what_a_runtime_takes(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0.9 < LatencyMeter("pytorch", large, images).measure_part(copy.deepcopy(large)) < 1.1
     with pytest.raises(SettingError, match="runtime 'abacus': there are onnxruntime"):
         LatencyMeter("abacus", large, images)
+
+
+def test_one_bad_reading_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is removed for it would not come back."""
+    meter = LatencyMeter("pytorch", nn.Linear(8, 8), torch.zeros(1, 8))
+    readings = iter([0.5, 1.17, 0.48])
+    monkeypatch.setattr(latency, "_compare", lambda *_: next(readings))
+    assert meter.measure_part(nn.Linear(8, 8)) == 0.5
+
+
+def test_a_disturbed_turn_does_not_make_the_turns_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call takes a millisecond, and the first turn of each length a tenth of a second more."""
+    seen: set[int] = set()
+
+    def run(network: nn.Module, arguments: Any, calls: int) -> float:
+        disturbance = 0.0 if calls in seen else 0.1
+        seen.add(calls)
+        return disturbance + 1e-3 * calls
+
+    monkeypatch.setattr(latency, "_run", run)
+    assert latency._count_calls(nn.Identity(), as_arguments(IMAGES)) == 16
 
 
 def test_a_budget_that_cannot_be_met_is_an_error_and_keeps_the_run(tmp_path: Path) -> None:
@@ -519,9 +541,12 @@ def test_a_budget_asks_for_gates() -> None:
     assert make_settings(Recipe, {}).posterior.granularity == "weight"
 
 
-@pytest.mark.parametrize(("levels", "epochs"), [(0.4, 4), ((0.5, 0.25, 0.125), 11)])
-def test_a_stage_that_is_too_short_is_refused_before_training(tmp_path: Path, levels: Any, epochs: int) -> None:
-    short = SparseStage(epochs=epochs - 1)
+@pytest.mark.parametrize(("levels", "accumulate", "epochs"), [(0.4, 1, 4), (0.4, 3, 11), ((0.5, 0.25, 0.125), 1, 11)])
+def test_a_stage_that_is_too_short_is_refused_before_training(
+    tmp_path: Path, levels: Any, accumulate: int, epochs: int
+) -> None:
+    """Of nine batches in an epoch; three for a step leave three steps."""
+    short = SparseStage(epochs=epochs - 1, accumulate=accumulate)
     with pytest.raises(SettingError, match=rf"sparse\.epochs = {epochs - 1}: .*take at least {epochs} epochs"):
         compress(recipe(sparse=short, budget=BudgetSettings(macs=levels)), tmp_path / "run", [])
     assert not (tmp_path / "run").exists()

@@ -249,6 +249,17 @@ def test_the_first_line_says_what_is_cheaper(run):
         assert "lenet_300_100: no cheaper; 87.50 %" in text
 
 
+def test_the_first_line_says_how_much_faster_it_is_where_the_budget_was_measured(run):
+    def change(values):
+        levels = [{"part": 0.5, "reached": 0.4}]
+        budget = {"kind": "latency in onnxruntime", "dense": 1.0, "levels": levels, "missed": "", "tolerance": 0.01}
+        values |= {"budget": budget, "level": 0.5}
+
+    edit(run / "result.json", change)
+    for text in pages(run):
+        assert f"2.5{TIMES} as fast in onnxruntime on one thread; " in text and "in PyTorch on one thread;" not in text
+
+
 def test_the_cost_of_one_channel_less_is_shown_where_it_is_known(run):
     edit(run / "result.json", lambda values: values["layers"][1].update(loss_rise=0.00123))
     for text in pages(run):

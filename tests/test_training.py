@@ -346,6 +346,15 @@ def test_blocks_of_weights_are_refused_where_gates_learn_alone() -> None:
         make_settings(Recipe, gates)
 
 
+def test_a_ratio_removes_channels_where_gates_learn_alone(tmp_path: Path) -> None:
+    """The structure is left at its default, single weights, of which a ratio has none to rank here."""
+    gates = {"posterior": PosteriorSettings(granularity="gate"), "masks": MaskSettings(ratio=0.5)}
+    done = compress(recipe(sparse=SparseStage(epochs=1, kl_coefficient=0.1), **gates), tmp_path / "run", [])
+    small, plan = svd.shrink(done.masked, done.example_inputs)
+    assert plan.removed == (300 + 100) // 2
+    assert small.fc1.out_features + small.fc2.out_features == 200
+
+
 def test_a_snapshot_of_no_layer_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     settings = recipe(sparse=SparseStage(epochs=1, snapshots=("fc2", "act1")))
     with pytest.raises(SettingError, match="no weight posterior on act1; they are on: fc1, fc2, fc3"):

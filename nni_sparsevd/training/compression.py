@@ -1,6 +1,7 @@
 """A recipe, run from beginning to end or from where it was interrupted."""
 
 import copy
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..files import write_json
 from ..preprocessing import set_values_
 from ..recipe import Recipe
 from ..regularize import count_steps_needed
-from .batches import count_batches, count_epoch_steps
+from .batches import count_batches, count_epoch_steps, count_stage_steps
 from .checkpoint import Checkpoint, read_checkpoint
 from .compiling import check_compiler
 from .compressed import Compressed
@@ -132,21 +133,22 @@ def _check_lengths(recipe: Recipe, images: int, processes: int) -> None:
                 f"{name}.accumulate = {accumulate}: an epoch has {batches} batches of {recipe.data.batch_size} images; "
                 "take fewer, or a smaller data.batch_size"
             )
-    _check_budget(recipe, count_epoch_steps(recipe.sparse, batches))
+    _check_budget(recipe, batches)
 
 
-def _check_budget(recipe: Recipe, steps_per_epoch: int) -> None:
+def _check_budget(recipe: Recipe, batches: int) -> None:
     """Check that the sparse stage has steps for two cuts on the way to each level of the budget."""
     budget = recipe.budget
     if budget.kind is None:
         return
-    steps = recipe.sparse.epochs * steps_per_epoch
+    steps = count_stage_steps(recipe.sparse, batches)
     needed = count_steps_needed(budget.levels, reached_at=budget.reached_at, cuts=budget.cuts)
     if steps < needed:
+        epochs = math.ceil(needed / count_epoch_steps(recipe.sparse, batches))
         levels = ", ".join(f"{level:g}" for level in budget.levels)
         raise SettingError(
             f"sparse.epochs = {recipe.sparse.epochs}: in {steps} steps the gates cannot learn what is needed at "
-            f"budget.{budget.kind} = {levels}; take at least {-(-needed // steps_per_epoch)} epochs, or smaller batches"
+            f"budget.{budget.kind} = {levels}; take at least {epochs} epochs, or smaller batches"
         )
 
 
