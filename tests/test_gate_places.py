@@ -1,6 +1,7 @@
 """Gates wherever channels can go: a closed gate removes its channel exactly, whatever writes the channel."""
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from shrinking import Net, image, outputs, prepared
 from timm.layers import Attention, BlurPool2d, Conv2dSame, ScaledStdConv2d, SplitAttn, SqueezeExcite
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, weight_norm
 
 import nni_sparsevd as svd
 from nni_sparsevd.errors import ModelError, SparseVDWarning
@@ -43,6 +45,14 @@ def split(m: nn.Module, x: Tensor) -> Tensor:
     return m.head(torch.cat([first, second, m.c(second) + third], 1)).mean((2, 3))
 
 
+@torch.no_grad()
+def weight_normed(norm: Callable[..., nn.Module], layer: nn.Module) -> nn.Module:
+    """In the form of a hook the weight stays a tensor that can be copied."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return norm(layer)
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "grouped": (lambda: nn.Sequential(
         nn.Conv2d(3, 12, 1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 18, 3, groups=3, padding=1),
@@ -69,6 +79,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
         lambda m, x: m.head(m.attention(x)).mean(1), attention=Attention(12, num_heads=3),
         head=nn.Linear(12, 3)), TOKENS),
     "queries, keys and values apart": (Apart, TOKENS),
+    "weight norm": (lambda: nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.ReLU(), weight_normed(parametrizations.weight_norm, nn.Conv2d(6, 9, 3, padding=1)),
+        nn.SiLU(), nn.Conv2d(9, 4, 1)), image()),
+    "weight norm as a hook": (lambda: nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.ReLU(), weight_normed(weight_norm, nn.Conv2d(6, 9, 1, bias=False)), nn.GELU(),
+        nn.Conv2d(9, 4, 3, padding=1)), image()),
 }  # fmt: skip
 
 
@@ -112,6 +128,19 @@ def test_gates_shrink_with_their_network_while_it_learns(name: str) -> None:
     assert all(gate.mu.grad.any() for gate in gates)
 
 
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("weight norm")])
+@pytest.mark.parametrize("by_group", [False, True])
+def test_structured_masks_of_a_weight_norm_mask_lengths_and_no_directions(name: str, by_group: bool) -> None:
+    """A direction without any length would be divided by 0."""
+    model, x, gates = gated(name)
+    expected = outputs(model, x)
+    masks = svd.compute_masks(model, structure="structured", example_inputs=x if by_group else None)
+    masked = svd.bake_(model, masks)
+    assert (outputs(masked, x) - expected).abs().max() < 1e-12 * expected.abs().max()
+    _, plan = assert_shrinks_exactly(masked, x)
+    assert plan.removed == sum(int((~gate.mask()).sum()) for gate in gates)
+
+
 def test_masks_by_groups_decide_by_the_gates() -> None:
     model, x, _ = gated("queries, keys and values in one")
     masks = svd.compute_masks(model, structure="structured", example_inputs=x)
@@ -151,6 +180,18 @@ def test_what_a_gate_could_not_be_baked_into_has_none() -> None:
     model = prepared(nn.Sequential(Bounded(3, 9, 1), nn.GELU(), nn.Conv2d(9, 4, 1)))
     with pytest.raises(ModelError, match=r"no parameter of 0 \(Bounded\) scales its outputs"):
         svd.sparsify_(model, granularity="gate", example_inputs=image())
+
+
+def test_weight_norm_over_what_is_no_output_gets_no_gate_and_is_named() -> None:
+    """The lengths of a transposed convolution belong to its inputs, of which there are as many here."""
+    transposed = weight_normed(parametrizations.weight_norm, nn.ConvTranspose2d(6, 6, 2, 2))
+    model = prepared(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), transposed, nn.ReLU(), nn.Conv2d(6, 4, 1)))
+    x = image()
+    assert [group.reason for group in svd.make_plan(model, x).groups if group.name == "2"] == [
+        "weight norm over this axis: removing a part of a direction changes its norm"
+    ]
+    svd.sparsify_(model, granularity="gate", example_inputs=x)
+    assert [name for name, _, _ in gate_sites(model)] == ["0"]
 
 
 def test_a_layer_whose_weight_another_layer_has_gets_no_gate() -> None:

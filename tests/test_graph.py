@@ -14,6 +14,7 @@ import nni_sparsevd as svd
 from nni_sparsevd import channel_graph
 from nni_sparsevd.errors import TraceError
 from nni_sparsevd.graph import ChannelGraph, NotCovered
+from nni_sparsevd.graph.names import owner_of
 from nni_sparsevd.graph.operators import OPERATORS
 
 IMAGE = torch.zeros(2, 3, 8, 8)
@@ -421,3 +422,9 @@ def test_modules_that_change_with_the_mode_end_as_they_were() -> None:
     weight = model[0].weight.clone()
     channel_graph(model, torch.zeros(2, 4))
     assert torch.equal(model[0].weight, weight) and not model[0].training
+
+
+def test_a_part_of_a_parametrized_weight_belongs_to_the_module_that_has_the_weight() -> None:
+    assert owner_of("layers.1.parametrizations.weight.original0") == "layers.1"
+    assert owner_of("parametrizations.weight.original0") == "" == owner_of("bias")
+    assert owner_of("layers.1.bias") == "layers.1"

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, SettingError
 from ..graph import ChannelGraph, Inputs, Silencer, Silencing, channel_graph, find_silencing
 from ..masks import find_holders
-from ..nn import VARIATIONAL, ChannelGate, is_convertible, scales_outputs, scaling_keys
+from ..nn import VARIATIONAL, ChannelGate, find_parameter, is_convertible, scales_outputs, scaling_keys
 from ..settings import PosteriorSettings
 from .selection import find_kl_weight, is_selected
 
@@ -102,10 +102,10 @@ def _find_obstacle(
     # 2. Scaling them must scale what the module returns: that does not hold where a weight is standardized.
     scaled = model.get_submodule(silencer.scaled)
     for key in scaling_keys(scaled):
-        parameter = scaled._parameters.get(key)
+        parameter = find_parameter(scaled, key)
         if parameter is not None and len(holders[parameter]) > 1:
             return f"{silencer.scaled} shares its {key} with {_other_holder(holders[parameter], silencer.scaled)}"
-    if scaled._parameters.get(scaling_keys(scaled)[0]) is None:
+    if find_parameter(scaled, scaling_keys(scaled)[0]) is None:
         return f"{silencer.scaled} ({type(scaled).__name__}) has no parameter that scales its outputs"
     if silencer.scaled not in scales:
         scales[silencer.scaled] = _takes_up_scale(scaled, silencer)
@@ -120,9 +120,11 @@ def _other_holder(names: list[str], module: str) -> str:
 
 def _takes_up_scale(module: nn.Module, silencer: Silencer) -> bool:
     """Whether scaling the parameters of a layer or a norm scales what it returns."""
-    if silencer.scaled != silencer.layer or type(module) in VARIATIONAL or is_convertible(module):
+    keys = scaling_keys(module)
+    is_plain = keys[0] == "weight" and (type(module) in VARIATIONAL or is_convertible(module))
+    if silencer.scaled != silencer.layer or is_plain:
         return True  # a norm returns what it normalizes, scaled and shifted
-    return scales_outputs(module, scaling_keys(module))
+    return scales_outputs(module, keys)
 
 
 def attach_gate_(model: nn.Module, settings: PosteriorSettings, silencing: Silencing) -> ChannelGate:

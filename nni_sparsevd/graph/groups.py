@@ -11,8 +11,9 @@ from scipy.sparse import csr_array, eye_array
 
 from .equations import Axis
 from .links import ChannelIds, Flags, Link
+from .names import owner_of
 from .nodes import Node
-from .operators import TRANSPOSED
+from .operators import TRANSPOSED, WEIGHT_NORM
 from .origins import Origin
 from .pins import Pins
 from .scales import AttentionScale
@@ -37,7 +38,7 @@ class Writer:
     @property
     def module(self) -> str:
         """Qualified name of the module that holds the weight."""
-        return self.axis[0].rpartition(".")[0]
+        return owner_of(self.axis[0])
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,13 @@ class ChannelGraph:
     def groups(self) -> tuple[ChannelGroup, ...]:
         """The coupled channel groups, in the order in which the network writes them."""
         return _find_groups(self)
+
+    @cached_property
+    def directions(self) -> frozenset[str]:
+        """The parameters that weight norm divides by their own length: where all of one is 0, the weight is NaN."""
+        nodes: list[Any] = [node for node in self.trace.graph.nodes if node.target == WEIGHT_NORM]
+        names = (self.trace.state(node.args[0]) for node in nodes)
+        return frozenset(name for name in names if name)
 
     def with_size_attributes(self, attributes: tuple[SizeAttribute, ...]) -> "ChannelGraph":
         """The same graph with other attributes that have to follow the number of channels."""

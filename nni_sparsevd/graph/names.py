@@ -37,6 +37,13 @@ def _append_children(found: list[tuple[str, nn.Module]], prefix: str, module: nn
             _append_children(found, f"{prefix}{key}.", child)
 
 
+def owner_of(state: str) -> str:
+    """The module that a parameter or buffer belongs to: for a part of a parametrized weight, the one with the weight."""
+    path = f".{state}"
+    owner, is_parametrized, _ = path.partition(".parametrizations.")
+    return (owner if is_parametrized else path.rpartition(".")[0]).removeprefix(".")
+
+
 def find_names(model: nn.Module) -> Names:
     """Name what a network holds."""
     modules = list_modules(model)

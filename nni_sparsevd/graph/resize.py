@@ -13,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from .equations import Axis
 from .groups import SizeAttribute
 from .links import Flags
-from .names import list_modules
+from .names import list_modules, owner_of
 
 HOOKS_THAT_COMPUTE_WEIGHTS = (BasePruningMethod, WeightNorm)
 """torch's pruning, and its weight norm before the days of parametrizations."""
@@ -52,8 +52,8 @@ def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[t
             setattr(owner, key, smaller)
             # A fresh network would make a buffer outside the state dict at its old size: a file has to bring this one.
             owner._non_persistent_buffers_set.discard(key)
-            touched.add(module)
-    for module in sorted({name.partition(".parametrizations.")[0] for name in touched}):
+            touched.add(owner_of(alias))
+    for module in sorted(touched):
         recompute_weights_(modules[module])
         refresh_attributes_(modules[module])
 
@@ -107,10 +107,11 @@ def remove_indices(
 def recompute_weights_(module: nn.Module) -> None:
     """Make a weight that torch's hooks compute before each call agree with what it is computed from."""
     # Until the next call the module would hold the weight of the last one, at its old size, and `refresh_attributes_`
-    # would read that size.
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, HOOKS_THAT_COMPUTE_WEIGHTS):
-            hook(module, ())
+    # would read that size.  Without a history, as torch copies no tensor that has one.
+    with torch.no_grad():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, HOOKS_THAT_COMPUTE_WEIGHTS):
+                hook(module, ())
 
 
 def refresh_attributes_(module: nn.Module) -> None:

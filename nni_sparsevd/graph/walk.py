@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from .equations import Axis, Equations, TrackedTensor
 from .links import IndexIds
+from .names import owner_of
 from .nodes import Node, map_nodes
 from .operators import (
     CONVOLUTIONS,
@@ -219,7 +220,7 @@ class Walk:
             norm = self.recorded.state(users[0].args[1])
             if norm is not None:
                 return norm.rpartition(".")[0], 1
-        return weight.rpartition(".")[0], channel_dim(node)
+        return owner_of(weight), channel_dim(node)
 
 
 def _find_without_need(recorded: Trace) -> set[Node]:

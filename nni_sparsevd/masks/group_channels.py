@@ -128,7 +128,8 @@ def mask_group_channels_(
         parameter = model.get_submodule(module_name)._parameters.get(key)
         # The columns of an embedding whose weight a linear layer shares are written by the one, and read by the other.
         is_read_only = (name, dim) in reading_axes and not _is_table(model.get_submodule(module_name), dim)
-        if parameter is None or is_read_only:
+        # Of weight norm's two parts only the length is masked: a direction without length is NaN.
+        if parameter is None or is_read_only or name in graph.directions:
             continue
         indices = torch.from_numpy(graph.indices_along((name, dim), removed))
         mask = masks.setdefault(module_name, {}).setdefault(key, torch.ones(parameter.shape))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..nn import ChannelGate, Variational, named_posteriors, scaling_keys, spread_over_parameter
+from ..nn import ChannelGate, Variational, find_parameter, named_posteriors, scaling_keys, spread_over_parameter
 from .format import Masks
 
 
@@ -20,10 +20,11 @@ def gate_key(gate: ChannelGate) -> str:
 def mask_outputs_(masks: Masks, model: nn.Module, name: str, kept: Tensor) -> None:
     """Mask the outputs of a layer, or scale and shift of a norm, where `kept` is False; on top of masks it has."""
     module = model.get_submodule(name)
-    targets = masks.setdefault(name, {})
     for key in scaling_keys(module):
-        parameter = module._parameters.get(key)
+        parameter = find_parameter(module, key)
         if parameter is None:
             continue
         mask = spread_over_parameter(kept, module, key, parameter).expand_as(parameter).to(torch.float32)
-        targets[key] = targets[key] * mask if key in targets else mask.clone()
+        holder, _, own_key = f"{name}.{key}".removeprefix(".").rpartition(".")  # of a parametrization in the module
+        targets = masks.setdefault(holder, {})
+        targets[own_key] = targets[own_key] * mask if own_key in targets else mask.clone()

@@ -34,6 +34,7 @@ from .subclasses import scales_outputs
 from .variational import (
     Operation,
     Variational,
+    find_parameter,
     local_reparameterization,
     make_log_sigma2,
     output_dim,
@@ -56,6 +57,7 @@ __all__ = [
     "Operation",
     "Variational",
     "find_gates",
+    "find_parameter",
     "gate_sites",
     "gates_on",
     "is_convertible",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..graph import copy_module
 from .gate import ChannelGate, gates_on
 from .layers import to_plain_
-from .variational import Variational, scaling_keys, spread_over_parameter
+from .variational import Variational, find_parameter, scaling_keys, spread_over_parameter
 
 
 def is_variational(model: nn.Module) -> bool:
@@ -70,7 +70,7 @@ def scale_channels_(layer: nn.Module, scale: Tensor, holders: tuple[nn.Module, .
 
 def _first_parameter(modules: tuple[nn.Module, ...], key: str) -> nn.Parameter | None:
     for module in modules:
-        parameter = module._parameters.get(key)
+        parameter = find_parameter(module, key)
         if parameter is not None:
             return parameter
     return None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..graph import copy_module
-from .variational import Variational, spread_over_parameter
+from .variational import Variational, find_parameter, spread_over_parameter
 
 aten = torch.ops.aten
 OPERATION_OF: dict[type[nn.Module], tuple[Any, ...]] = {
@@ -93,7 +93,7 @@ def scales_outputs(layer: nn.Module, keys: tuple[str, str]) -> bool:
                 parameter.normal_(generator=generator)
             before = twin(x)
             for key in keys:
-                parameter = twin._parameters.get(key)
+                parameter = find_parameter(twin, key)
                 if parameter is not None:
                     parameter.mul_(spread_over_parameter(factors, twin, key, parameter))
             along = (-1,) if isinstance(twin, nn.Linear) else (-1, *(1,) * (before.dim() - 2))

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ..posterior import Estimator, divergence, elements
 from ..settings import PosteriorSettings
@@ -170,9 +173,32 @@ def scaling_keys(layer: nn.Module) -> tuple[str, str]:
 
     Returns:
         The names "weight" and "bias", whether or not the layer has both.  A layer that standardizes its weight has a
-        gain behind that, which stands for the weight: timm's ScaledStdConv2d.
+        gain behind that, which stands for the weight: timm's ScaledStdConv2d.  So have the lengths of weight norm,
+        which torch keeps in the layer, or below it as a parametrization.
     """
-    return ("gain", "bias") if isinstance(layer._parameters.get("gain"), Tensor) else ("weight", "bias")
+    if isinstance(layer._parameters.get("gain"), Tensor):
+        return "gain", "bias"
+    if any(isinstance(hook, WeightNorm) and hook.name == "weight" for hook in layer._forward_pre_hooks.values()):
+        return "weight_g", "bias"
+    if parametrize.is_parametrized(layer, "weight"):
+        makers: Any = layer.parametrizations["weight"]  # type: ignore[index, union-attr]
+        if [type(maker) for maker in makers] == [_WeightNorm]:
+            return "parametrizations.weight.original0", "bias"
+    return "weight", "bias"
+
+
+def find_parameter(layer: nn.Module, key: str) -> nn.Parameter | None:
+    """Find a parameter of a layer by its name within the layer; None where there is none.
+
+    Args:
+        layer: The layer or norm.
+        key: One of its `scaling_keys`.
+    """
+    holder: nn.Module | None = layer
+    *children, name = key.split(".")
+    for child in children:
+        holder = None if holder is None else holder._modules.get(child)
+    return None if holder is None else holder._parameters.get(name)
 
 
 def spread_over_parameter(values: Tensor, layer: nn.Module, key: str, parameter: Tensor) -> Tensor:

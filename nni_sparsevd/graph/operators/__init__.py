@@ -34,6 +34,7 @@ from .contractions import (
     search_weights_once,
     used_taps,
 )
+from .normalizations import WEIGHT_NORM
 from .reshapes import match_axes
 from .rows import NoRule, NotCovered, Operator, call_rule, operator_name, shape_of
 from .table import OPERATORS, find_channel_rule, find_constant_rule, find_row
@@ -44,6 +45,7 @@ __all__ = [
     "OPERATORS",
     "READERS",
     "TRANSPOSED",
+    "WEIGHT_NORM",
     "NoRule",
     "NotCovered",
     "Operator",

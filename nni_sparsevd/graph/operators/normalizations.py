@@ -13,6 +13,8 @@ from .abstract_values import compress, expand_along, full_shape, is_known, live_
 from .rows import NoRule, NotCovered, Operator, operator_name
 
 aten = torch.ops.aten
+WEIGHT_NORM = aten._weight_norm_interface.default
+"""A weight from directions and lengths, its first two arguments."""
 State = TrackedTensor | None
 
 
@@ -240,7 +242,7 @@ OPERATORS = (
     Operator((aten.rms_norm.default,), rms_norm_channels, rms_norm_constant),
     Operator((aten.group_norm.default,), group_norm_channels, group_norm_constant),
     Operator(
-        (aten._weight_norm_interface.default,),
+        (WEIGHT_NORM,),
         weight_norm_channels,
         NoRule("it runs on parameters, which are known: it is computed as it stands"),
     ),
