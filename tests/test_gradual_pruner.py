@@ -103,6 +103,19 @@ def test_accumulated_gradients_need_the_calls() -> None:
         optimizer.step()
 
 
+def test_a_step_that_runs_backward_itself_is_refused() -> None:
+    """Lightning's steps do: what is added before them would be lost."""
+    model = network()
+    pruner = make(model)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    pruner.attach_(optimizer)
+    before = copy.deepcopy(model.state_dict())
+    for steps in (lambda: optimizer.step(lambda: 0.0), lambda: optimizer.step(closure=lambda: 0.0)):
+        with pytest.raises(SettingError, match="gets a closure and runs backward itself"):
+            steps()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_parameters_may_be_what_counts() -> None:
     model = network()
     dense = count_parameters(model)
@@ -149,7 +162,7 @@ def test_what_cannot_be_met_is_said() -> None:
 def test_bad_input_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(SettingError, match="in 30 steps the gates cannot learn .* take at least 31"):
+    with pytest.raises(SettingError, match=r"in 30 steps the gates cannot learn .* take at least 31"):
         make(model, steps=30)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)

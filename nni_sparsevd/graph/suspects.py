@@ -42,7 +42,7 @@ class Suspects:
         # To blame too many would only cost removals, to blame too few costs another trial.  So the circles widen:
         #
         # 1. sizes that the failed operator is given as plain numbers, which nothing can bring up to date; of several
-        #    only those that fail by themselves, as one may be computed from a shape and follow: view(b, 2, c // 2, h, w);
+        #    only those that fail by themselves, as one may be computed from a shape and follow: view(b, 2, c // 2);
         # 2. all sizes that it is given: an attribute may also be used for something else;
         # 3. the channels of its arguments and its result;
         # 4. sizes that are given anywhere in modules of this class: the number may have been computed from one;

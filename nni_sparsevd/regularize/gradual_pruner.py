@@ -19,6 +19,7 @@ from .gradual_removal import LARGEST_MISS, GradualRemoval
 from .natural import start_natural_steps_, take_natural_steps_
 from .objective import kl_weight_now
 from .removal import use_cutoffs_
+from .step_hooks import call_before_steps
 
 
 @final
@@ -153,23 +154,23 @@ class GradualPruner:
 
         Raises:
             SettingError: At a step before which the network was called several times, as gradient accumulation does:
-                such a loop calls `learn`, `regularize` and `remove_` itself.
+                such a loop calls `learn`, `regularize` and `remove_` itself; or at a step with a closure.
         """
         counter = _SampleCounter()
 
-        def before_step(*_: object) -> None:
+        def learn_and_regularize() -> None:
             samples = counter.take()
             if samples:
                 self.learn(samples)
             self.regularize()
 
-        def after_step(*_: object) -> None:
+        def remove(*_: object) -> None:
             self.remove_(optimizer)
 
         self._hooks += [
             self.model.register_forward_pre_hook(counter, with_kwargs=True),
-            optimizer.register_step_pre_hook(before_step),
-            optimizer.register_step_post_hook(after_step),
+            call_before_steps(optimizer, learn_and_regularize),
+            optimizer.register_step_post_hook(remove),
         ]
 
     def part_left(self) -> float:

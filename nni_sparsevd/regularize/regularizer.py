@@ -14,6 +14,7 @@ from ..masks import compute_masks, count_weights
 from ..nn import kl, regularize_
 from ..settings import MaskSettings
 from .settings import SparseVDSettings
+from .step_hooks import call_before_steps
 from .variances import VarianceOptimizer
 
 
@@ -76,7 +77,8 @@ class Regularizer:
     def attach_(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Call `regularize` before each step of `optimizer`, for a loop that nobody wants to touch.
 
-        A loss scaler (float16) has unscaled the gradients by then, unless the optimizer is a fused one.
+        A loss scaler (float16) has unscaled the gradients by then, unless the optimizer is a fused one. A step with a
+        closure raises a SettingError: see `call_before_steps`.
 
         Args:
             optimizer: The optimizer of the weights.
@@ -84,10 +86,7 @@ class Regularizer:
         """
         steps_done = itertools.count()
 
-        def regularize_before_step(*_: object) -> None:
-            self.regularize(next(steps_done) / steps)
-
-        optimizer.register_step_pre_hook(regularize_before_step)
+        call_before_steps(optimizer, lambda: self.regularize(next(steps_done) / steps))
 
     def sparsity(self) -> float:
         """The share of weights that the posterior would remove at this moment.

@@ -1,0 +1,34 @@
+"""What happens before each step of an optimizer, in a loop that nobody wants to touch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import SettingError
+
+
+def call_before_steps(optimizer: torch.optim.Optimizer, action: Callable[[], None]) -> RemovableHandle:
+    """Have something done before each step of an optimizer, when backward has left its gradients.
+
+    Args:
+        optimizer: The optimizer. At a step with a closure, as Lightning takes them, a SettingError is raised: backward
+            runs inside of such a step.
+        action: What is done.
+
+    Returns:
+        What undoes it.
+    """
+
+    def run_action(_: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args begins with the optimizer
+        if closure is not None:
+            raise SettingError(
+                f"attach_: this step of {type(optimizer).__name__} gets a closure and runs backward itself, so nothing "
+                "can be done between the two. Make the calls that attach_ would make yourself: in Lightning those "
+                "before a step in `on_before_optimizer_step`, those after it in `on_train_batch_end`"
+            )
+        action()
+
+    return optimizer.register_step_pre_hook(run_action)
