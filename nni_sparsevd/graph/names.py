@@ -38,7 +38,7 @@ def _append_children(found: list[tuple[str, nn.Module]], prefix: str, module: nn
 
 
 def owner_of(state: str) -> str:
-    """The module that a parameter or buffer belongs to: for a part of a parametrized weight, the one with the weight."""
+    """The module of a parameter or buffer: for a part of a parametrized weight, the one that has the weight."""
     path = f".{state}"
     owner, is_parametrized, _ = path.partition(".parametrizations.")
     return (owner if is_parametrized else path.rpartition(".")[0]).removeprefix(".")
