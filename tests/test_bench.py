@@ -20,8 +20,8 @@ from torch import nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import cli
-from nni_sparsevd.errors import SettingError, ShrinkError, TrainingError
-from nni_sparsevd.files import write_json
+from nni_sparsevd.errors import DataError, SettingError, ShrinkError, TrainingError
+from nni_sparsevd.files import save_tensors, write_json
 from nni_sparsevd.masks import Masks
 from nni_sparsevd.studies.bench import (
     League,
@@ -37,7 +37,7 @@ from nni_sparsevd.studies.bench import (
 )
 from nni_sparsevd.studies.bench.arena import Arena, prepare_arena, start_file
 from nni_sparsevd.studies.bench.cutting import cut_to
-from nni_sparsevd.studies.bench.running import choose_rates, protocol_of, read_rows, restore_rows
+from nni_sparsevd.studies.bench.running import choose_rates, protocol_of, read_rows, restore_rows, run_trials
 from nni_sparsevd.studies.bench.standing import compute_mean_ranks, compute_standings, find_pareto_front
 from nni_sparsevd.studies.bench.trial import Row, Trial, run_trial
 from nni_sparsevd.studies.processes import Limits
@@ -201,8 +201,29 @@ def test_what_does_not_end_is_a_row_that_says_so(tmp_path: Path, quick: League) 
 
 
 def test_a_start_that_cannot_be_had_stops_the_league(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="dense start of seed 0"):
-        run_league("lenet_300_100", tmp_path / "nowhere", tmp_path, [], 1, Limits(), ("magnitude",))
+    with pytest.raises(TrainingError, match=r"dense start of seed 0 not finished in 0\.01 s"):
+        run_league("digits", HERE, tmp_path, [], 1, Limits(seconds=0.01), ("magnitude",))
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"), [("photos_channels", "tf_efficientnet_lite0.safetensors"), ("lenet_300_100", "nowhere")]
+)
+def test_what_no_trial_could_have_is_an_error_of_one_line(tmp_path: Path, capfd, name: str, missing: str) -> None:
+    assert cli.main(["bench", name, f"--data={tmp_path / 'nowhere'}", f"--out={tmp_path}"]) == 1
+    (line,) = "".join(capfd.readouterr()).splitlines()
+    assert line.startswith("nni-sparsevd: ") and missing in line
+
+
+def test_data_that_are_gone_are_no_fact_about_a_rival(tmp_path: Path, monkeypatch) -> None:
+    """The dense starts are there, from a call with the right --data: no row may say that a rival has failed."""
+    league = read_league("digits")
+    folder = tmp_path / "digits"
+    for seed in league.seeds:
+        save_tensors({}, start_file(folder, seed))
+    gone = {"data": league.data.model_copy(update={"name": "", "train": Path("gone")})}
+    with pytest.raises(DataError, match="gone does not exist"):
+        run_trials(league.model_copy(update=gone), tmp_path, folder, 1, Limits())
+    assert not (folder / "rows").exists()
 
 
 def test_a_rival_that_fails_leaves_a_reason_and_the_others_play(tmp_path: Path, monkeypatch) -> None:

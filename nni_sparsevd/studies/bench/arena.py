@@ -212,6 +212,23 @@ def find_classifier(model: nn.Module) -> nn.Linear:
     return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
 
 
+def check_material(league: League, data: Path) -> None:
+    """Open the weights and the data sets of a league, before a process of its own is started for anything.
+
+    A trial reports what it raises as a fact about its rival. What no trial could have is no such fact.
+
+    Args:
+        league: The protocol.
+        data: Folder of the data sets.
+
+    Raises:
+        DataError: The data sets are missing.
+        FileFormatError: The checkpoint of the network is missing or damaged.
+    """
+    requirements = models.find_requirements(league.model.resolve_paths(data))
+    datasets.load_data(league.data.resolve_paths(data), None, league.seeds[0], requirements, hold=False)
+
+
 def prepare_arena(league: League, seed: int, data: Path, folder: Path) -> Arena:
     """Read the data and the dense start of a seed; train the start first where `folder` does not have it.
 

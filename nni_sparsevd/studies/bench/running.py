@@ -17,7 +17,7 @@ from ...errors import SettingError, TrainingError, summarize_error
 from ...files import read_json, write_json
 from ...settings import make_settings
 from ..processes import Limits, run_isolated
-from .arena import prepare_arena, start_file
+from .arena import check_material, prepare_arena, start_file
 from .league import League
 from .rivals import TABLES, rivals_of
 from .trial import Row, Trial, row_file, run_trial
@@ -47,6 +47,8 @@ def run_trials(league: League, data: Path, folder: Path, at_once: int, limits: L
 
     Raises:
         SettingError: Another league was begun in `folder`, or `at_once` is less than 1.
+        DataError: The data sets are missing.
+        FileFormatError: The checkpoint of the network is missing or damaged.
         TrainingError: A dense start could not be trained, or another process of the torchrun has ended.
     """
     _claim_folder(league, folder)
@@ -166,6 +168,8 @@ def _levels(league: League, name: str) -> tuple[float | None, ...]:
 def _train_starts(league: League, data: Path, folder: Path, at_once: int, limits: Limits) -> None:
     """Train the dense starts that are missing, each in a process of its own."""
     missing = [seed for seed in _share_of_this_process(league.seeds) if not start_file(folder, seed).exists()]
+    if missing:
+        check_material(league, data)
     tasks = [(league, seed, data, folder) for seed in missing]
     for (_, seed, *_), ending in run_isolated(_train_start, tasks, at_once, limits, PRELOAD):
         print(f"dense start, seed {seed}: {ending or 'done'}", flush=True)
@@ -186,6 +190,8 @@ def _train_start(task: tuple[League, int, Path, Path]) -> None:
 def _run_missing(trials: list[Trial], at_once: int, limits: Limits) -> None:
     """Run trials, each in a process of its own; a process that ends early leaves rows that say why."""
     tasks = [trial for trial in _share_of_this_process(trials) if trial.missing]
+    if tasks:
+        check_material(tasks[0].league, tasks[0].data)
     for trial, ending in run_isolated(run_trial, tasks, at_once, limits, PRELOAD):
         # A process that was ended has written no row for the levels that it did not reach.
         for level in trial.missing:
