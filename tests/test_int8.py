@@ -21,8 +21,9 @@ from nni_sparsevd.export import FORMATS, Quantization, export
 from nni_sparsevd.preprocessing import set_values_
 from nni_sparsevd.recipe import read_recipe
 from nni_sparsevd.report import write_report
-from nni_sparsevd.results import measure_run
+from nni_sparsevd.results import measure_run, run_export, runtimes
 from nni_sparsevd.results.run_data import choose_calibration, read_run_data
+from nni_sparsevd.results.runtime_scores import RuntimeScore
 
 ONNX = pytest.mark.skipif(bool(FORMATS[".onnx"].missing), reason="ONNX is not installed")
 CALIBRATION = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -241,6 +242,26 @@ def test_export_and_measure_a_run(run: Path, tmp_path: Path, capsys: Any) -> Non
     for page in pages:
         assert f"{found['bytes']:,}" in page and f"{100 * found['accuracy']:.2f} %" in page
     assert all(what in pages[0] for what in json.loads((run / "runtimes.json").read_text())["passed_over"])
+
+
+@ONNX
+def test_a_loss_of_more_than_half_a_point_is_told_with_what_to_do(run: Path, monkeypatch: Any, capsys: Any) -> None:
+    """What the files say is made up: 500 photos, of which float32 names 400 right, and int8 397 or 398."""
+
+    def score(candidates: dict[str, Any], *_: object) -> dict[str, RuntimeScore]:
+        return {name: RuntimeScore(500, right / 500 if "int8" in name else 0.8, 0.9) for name in candidates}
+
+    monkeypatch.setattr(run_export, "score_candidates", score)
+    monkeypatch.setattr(runtimes, "score_candidates", score)
+    for right, is_told in ((398, False), (397, True)):
+        assert cli.main(["export", str(run), f"--to={run / 'net.onnx'}", "--int8", "--calibration=50"]) == 0
+        assert ("The file loses 0.60 points as int8, 3 of 500 test photos" in capsys.readouterr().out) == is_told
+        assert cli.main(["measure", str(run), "--calibration=50"]) == 0
+        assert ("dense in ONNX Runtime loses 0.60 points" in capsys.readouterr().out) == is_told
+        for name in ("report.md", "report.html"):
+            page = (run / name).read_text()
+            for file in ("net.onnx", "shrunk in ONNX Runtime"):
+                assert (f"{file} loses 0.60 points as int8, 3 of 500 test photos. Try more" in page) == is_told
 
 
 def test_integers_without_photos(run: Path, tmp_path: Path, capsys: Any) -> None:

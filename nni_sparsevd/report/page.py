@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from .. import errors, files
 from . import pictures
 from .decision import Decision, find_decision
+from .int8 import list_int8_remarks
 from .remarks import write_answer, write_remarks
 
 HEADINGS = {
@@ -74,19 +75,22 @@ def _gather_values(folder: Path) -> dict[str, Any]:
     with _blaming(folder / "recipe.toml"):
         decision = find_decision(tomllib.loads(recipe), curve)
     drawn = _draw_pictures(folder, result, epochs, curve, decision)
+    exports, runtimes = _read_optional(folder / "exports.json"), _read_optional(folder / "runtimes.json")
+    with _blaming(folder / "runtimes.json" if runtimes else folder / "exports.json"):
+        int8_remarks = list_int8_remarks(exports or {}, runtimes["rows"] if runtimes else [])
     with _blaming(folder / "result.json"):
         return {
             **result,
             "title": folder.resolve().name,
             "answer": write_answer(result),
-            "remarks": write_remarks(result),
+            "remarks": [*write_remarks(result), *int8_remarks],
             "networks": _list_networks(result),
             "rows": _comparison_rows(result),
             "curve": curve,
             "pictures": [(name, HEADINGS[name].format(decision=decision.sentence)) for name in drawn],
             "embedded": {name: base64.b64encode(path.read_bytes()).decode() for name, path in drawn.items()},
-            "exports": _read_optional(folder / "exports.json"),
-            "runtimes": _read_optional(folder / "runtimes.json"),
+            "exports": exports,
+            "runtimes": runtimes,
             "environment": files.read_json(folder / "environment.json"),
             "recipe": recipe,
             "epochs": _count_epochs(epochs),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..export import FORMATS, Comparison, Quantization, check_format, export, open_exported
 from ..files import read_json, write_json
-from ..report import write_report
+from ..report import write_int8_remark, write_report
 from ..storage import load
 from .run_data import CALIBRATION, choose_calibration, read_run_data
 from .run_files import FILES, find_network_folder
@@ -36,11 +36,13 @@ class RunExport:
     def __str__(self) -> str:
         if self.test is None or self.float_accuracy is None:
             return str(self.comparison)
-        return (
+        scores = (
             f"{self.comparison.format}: {self.comparison.bytes:,} bytes; {100 * self.test.accuracy:.2f} % of "
             f"{self.test.images:,} test photos are named right (float32 {100 * self.float_accuracy:.2f} %), "
             f"{100 * self.test.agreement:.2f} % as the float32 network names them"
         )
+        remark = write_int8_remark("The file", self.test.to_dict(), self.float_accuracy)
+        return f"{scores}\n{remark}" if remark else scores
 
 
 def export_run(

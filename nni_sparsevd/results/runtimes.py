@@ -18,7 +18,7 @@ from ..files import read_json, write_json
 from ..measure import measure_latencies
 from ..preprocessing import set_values_
 from ..recipe import ModelSettings, read_recipe
-from ..report import write_report
+from ..report import FLOAT, INT8, list_int8_remarks, write_report
 from ..storage import load
 from ..training import describe_environment, read_network_
 from .run_data import CALIBRATION, choose_calibration, read_run_data
@@ -29,7 +29,7 @@ RUNTIMES = {".onnx": "ONNX Runtime", ".pte": "ExecuTorch", ".tflite": "LiteRT"}
 """Suffix of a format -> the runtime that is measured, beside PyTorch."""
 PYTORCH = "PyTorch"
 RUNTIMES_FILE = "runtimes.json"
-DENSE, FLOAT, INT8 = "dense", "float32", "int8"
+DENSE = "dense"
 ROUNDS = 40
 """How often each network is timed."""
 
@@ -96,7 +96,8 @@ def measure_run(
     passed_over: dict[str, str] = {}
     for suffix in (None, *RUNTIMES):
         made, missed = _measure_runtime(suffix, material, folder)
-        for line in [*map(describe_row, made), *(f"{name}: {reason}" for name, reason in missed.items())]:
+        missed_lines = (f"{name}: {reason}" for name, reason in missed.items())
+        for line in [*map(describe_row, made), *list_int8_remarks({}, made), *missed_lines]:
             report(line)
         rows, passed_over = rows + made, passed_over | missed
     values = {
