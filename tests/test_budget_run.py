@@ -338,6 +338,18 @@ def test_each_level_has_a_network_of_its_cost(finished: tuple[Path, Compressed, 
     assert front[1]["macs"] > front[2]["macs"]
 
 
+def test_a_channel_costs_what_is_spent_on_it_where_it_is_written_and_read(
+    finished: tuple[Path, Compressed, dict[str, object]],
+) -> None:
+    folder, _, _ = finished
+    for level in ("0.6", "0.3"):
+        layers = json.loads((folder / "levels" / level / "result.json").read_text())["layers"]
+        writer, reader = layers[:2]
+        macs = [layer["cost"]["shrunk"]["macs"] for layer in (writer, reader)]
+        assert writer["channel_macs"] * writer["outputs"] == pytest.approx(sum(macs))
+        assert writer["loss_rise"] > 0
+
+
 def test_the_network_of_a_run_is_the_smallest_that_is_accurate_enough() -> None:
     def choose(*accuracies: float) -> float | None:
         tuned = []

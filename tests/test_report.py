@@ -260,10 +260,10 @@ def test_the_first_line_says_how_much_faster_it_is_where_the_budget_was_measured
         assert f"2.5{TIMES} as fast in onnxruntime on one thread; " in text and "in PyTorch on one thread;" not in text
 
 
-def test_the_cost_of_one_channel_less_is_shown_where_it_is_known(run):
-    edit(run / "result.json", lambda values: values["layers"][1].update(loss_rise=0.00123))
+def test_what_one_channel_costs_is_shown_where_it_is_known(run):
+    edit(run / "result.json", lambda values: values["layers"][1].update(loss_rise=0.00123, channel_macs=1234.5))
     for text in pages(run):
-        assert "0.0012" in text
+        assert "+0.0012" in text and "1,234" in text
 
 
 def test_a_difference_is_not_hidden(run):

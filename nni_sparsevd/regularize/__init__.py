@@ -11,7 +11,7 @@ from .regularizer import Regularizer, count_samples
 from .removal import choose_cutoffs, cost_left_at, use_cutoffs_
 from .settings import SparseVDSettings
 from .variances import RateGroups, VarianceOptimizer
-from .weighing import weigh_by_macs_
+from .weighing import count_gate_costs, weigh_by_macs_
 
 __all__ = [
     "LARGEST_MISS",
@@ -32,6 +32,7 @@ __all__ = [
     "best_cutoff",
     "choose_cutoffs",
     "cost_left_at",
+    "count_gate_costs",
     "count_samples",
     "count_steps_needed",
     "kl_weight_now",

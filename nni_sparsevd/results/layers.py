@@ -24,7 +24,8 @@ def describe_layers(
     Returns:
         One row a layer, as JSON has it: its name and shape, the weights of the dense layer and those that are kept,
         inputs (with a weight that is not zero) and outputs of the small layer, and for both networks the `cost`.
-        `log_alpha` and `loss_rise` are there where the layer's output channels have posteriors; see `Sensitivity`.
+        `log_alpha`, `loss_rise` and `channel_macs` are there where the layer's output channels have posteriors; see
+        `Sensitivity`.
     """
     costs = measure_layers({"dense": dense, "shrunk": small}, example)
     by_writer = {writer: account for account in sensitivities for writer in account["writers"]}
@@ -40,8 +41,7 @@ def describe_layers(
             # A layer that never runs costs nothing.
             row["cost"][network] = asdict(costs_by_layer.get(name, LayerCost(0, 0.0)))
         if name in by_writer:
-            row["log_alpha"] = by_writer[name]["log_alpha"]
-            row["loss_rise"] = by_writer[name]["loss_rise"]
+            row |= {key: by_writer[name][key] for key in ("log_alpha", "loss_rise", "channel_macs")}
         rows.append(row)
     return rows
 

@@ -8,7 +8,7 @@ from torch import nn
 from ..convert import bake_, sparsify_
 from ..files import save_tensors, write_json
 from ..masks import Masks, compute_masks, flatten_masks
-from ..regularize import use_cutoffs_
+from ..regularize import count_gate_costs, use_cutoffs_
 from .levels import Level, account_levels
 from .network_files import read_network_
 from .recorded_latency import MeasurePart
@@ -54,7 +54,9 @@ def _decide_level(context: StageContext, level: Level, plain: nn.Module) -> nn.M
         # What the budget has left in multiples stays.
         use_cutoffs_(model, {})
     if context.is_main:
-        sensitivities = measure_sensitivities(model, len(context.run.data.train), at_rest=has_budget)
+        gate_macs = count_gate_costs(model, context.example_inputs, "macs") if has_budget else None
+        n_train = len(context.run.data.train)
+        sensitivities = measure_sensitivities(model, n_train, at_rest=has_budget, gate_macs=gate_macs)
         write_json(level.folder / SENSITIVITY_FILE, [sensitivity.to_dict() for sensitivity in sensitivities])
     masks = decide_masks(context, model, level)
     # A residual branch may be removed altogether; a collapse has been refused before.

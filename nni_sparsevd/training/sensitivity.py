@@ -1,5 +1,6 @@
-"""What the posteriors say of the channels that stay: how near each layer is to losing one, and what that would cost."""
+"""What the posteriors say of the channels that stay: how near each layer is to losing one, what that costs and saves."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -21,12 +22,15 @@ class Sensitivity:
         log_alpha: The lowest, the median and the highest log alpha of them.
         loss_rise: By how much the mean training loss would rise, in nats, if the least of them went; None where the
             variances have not come to rest.
+        channel_macs: Multiply-accumulates of one image that a channel more or less costs, in all layers that write or
+            read it; None where they were not counted.
     """
 
     writers: tuple[str, ...]
     channels: int
     log_alpha: tuple[float, float, float]
     loss_rise: float | None
+    channel_macs: float | None
 
     def to_dict(self) -> dict[str, object]:
         """All fields, as JSON has them."""
@@ -34,7 +38,9 @@ class Sensitivity:
 
 
 @torch.no_grad()
-def measure_sensitivities(model: nn.Module, n_train: int, *, at_rest: bool) -> list[Sensitivity]:
+def measure_sensitivities(
+    model: nn.Module, n_train: int, *, at_rest: bool, gate_macs: Mapping[ChannelGate, float] | None = None
+) -> list[Sensitivity]:
     """Read from the posteriors what each layer's least needed channel is worth.
 
     Where the loss's pull and the KL's are in balance, a small variance is the inverse of N times the curvature of the
@@ -46,6 +52,7 @@ def measure_sensitivities(model: nn.Module, n_train: int, *, at_rest: bool) -> l
         n_train: N, the number of training images.
         at_rest: Whether the variances are where both are in balance: after natural steps they are; gradient steps
             rarely take them so far, and what they would say of the loss is no estimate of it.
+        gate_macs: Gate -> what is spent on all of its channels, as `count_gate_costs` counts it.
 
     Returns:
         One account for each posterior that keeps a channel, in the order of `named_posteriors`.
@@ -63,7 +70,9 @@ def measure_sensitivities(model: nn.Module, n_train: int, *, at_rest: bool) -> l
             writers, channel_worth, channel_kept = (name,), worth.sum(inputs), worth.sum(inputs) > 0
         if channel_kept.any():
             rise = channel_worth[channel_kept].min().item() / (2 * n_train) if at_rest else None
-            accounts.append(Sensitivity(writers, int(channel_kept.sum()), _range_of(log_alpha[kept]), rise))
+            macs = (gate_macs or {}).get(module)
+            each = None if macs is None else macs / len(channel_kept)
+            accounts.append(Sensitivity(writers, int(channel_kept.sum()), _range_of(log_alpha[kept]), rise, each))
     return accounts
 
 
