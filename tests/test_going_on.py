@@ -1,16 +1,19 @@
 """Ctrl-C outside of the stages, and settings that may change before a run goes on."""
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from nni_sparsevd import data, report, results, training
+from nni_sparsevd.cli import main
 from nni_sparsevd.cli.compress import COMPRESS
 from nni_sparsevd.errors import SettingError
 from nni_sparsevd.files import load_tensors, read_rows
 from nni_sparsevd.recipe import Recipe, read_recipe
 from nni_sparsevd.settings import make_settings
+from nni_sparsevd.studies import bench
 from nni_sparsevd.training import compress, loop
 
 FLAGS = ["--data.limit=100", "--data.batch_size=30", "--sparse.epochs=1", "--masks.ratio=0.5"]
@@ -52,6 +55,31 @@ def test_ctrl_c_in_any_phase_says_how_to_go_on(
         assert f"{words}" in said
     assert read_recipe(folder / "recipe.toml").masks.ratio == 0.5
     assert [row["stage"] for row in read_rows(folder / "metrics.jsonl")] == ["sparse"]
+
+
+@pytest.mark.parametrize(
+    ("command", "place", "name", "message"),
+    [
+        (["export", "{run}", "--to=net.onnx"], results, "export_run", "the same command begins again"),
+        (["measure", "{run}"], results, "measure_run", "the same command begins again"),
+        (["report", "{run}"], report, "write_report", "the same command begins again"),
+        (["bench", "digits", "--out={run}"], bench, "run_league", "the same command goes on"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_ctrl_c_in_other_commands_says_how_to_go_on(
+    command: list[str],
+    place: ModuleType,
+    name: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "recipe.toml").touch()
+    monkeypatch.setattr(place, name, press_ctrl_c)
+    assert main([word.format(run=tmp_path) for word in command]) == 130
+    assert capsys.readouterr().err.startswith(f"nni-sparsevd: stopped; {message}")
 
 
 class StoppedError(Exception):

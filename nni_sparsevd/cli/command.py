@@ -19,6 +19,8 @@ class Command:
     """Adds its arguments to a parser; it also gets what the user typed, for defaults that come from a file."""
     run: Callable[[Namespace, list[str]], None]
     """Does the work, with the parsed arguments and the command line that is recorded beside results."""
+    after_interrupt: str = "stopped; the same command begins again"
+    """How to go on after Ctrl-C, where the error does not say it itself."""
 
     def parser(self, typed: list[str]) -> ArgumentParser:
         """Build the parser of its arguments, which raises `ArgumentError` instead of ending the program.

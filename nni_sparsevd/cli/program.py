@@ -39,10 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
     except SparseVDError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt as error:
-        return _fail(str(error) or "interrupted", 130)
+        return _fail(str(error) or _say_how_to_go_on(typed), 130)
     except OSError as error:  # disk, memory, permissions: the user needs the file's name, not a traceback
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     return 0
+
+
+def _say_how_to_go_on(typed: list[str]) -> str:
+    return COMMANDS[typed[0]].after_interrupt if typed and typed[0] in COMMANDS else "stopped"
 
 
 def _fail(message: str, code: int) -> int:

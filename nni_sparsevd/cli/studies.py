@@ -7,6 +7,8 @@ from jsonargparse import ArgumentParser, Namespace
 from ..errors import SparseVDError
 from .command import Command
 
+GOES_ON = "stopped; the same command goes on, and does not run again what is done"
+
 
 def add_zoo_arguments(parser: ArgumentParser, typed: list[str]) -> None:
     """Add which families, and what each may take."""
@@ -104,6 +106,7 @@ ZOO = Command(
     description="Shrink networks under several masks and compare: of timm the smallest of each architecture.",
     add_arguments=add_zoo_arguments,
     run=run_zoo_command,
+    after_interrupt=GOES_ON,
 )
 REPRODUCE = Command(
     name="reproduce",
@@ -114,6 +117,7 @@ REPRODUCE = Command(
     ),
     add_arguments=add_reproduce_arguments,
     run=run_reproduce,
+    after_interrupt=GOES_ON,
 )
 BENCH = Command(
     name="bench",
@@ -124,4 +128,5 @@ BENCH = Command(
     ),
     add_arguments=add_bench_arguments,
     run=run_bench,
+    after_interrupt=GOES_ON,
 )
