@@ -358,6 +358,8 @@ def test_the_network_of_a_run_is_the_smallest_that_is_accurate_enough() -> None:
         return choose_level(tuned, 0.9, 0.01).level.part
 
     assert [choose(0.9, 0.9, 0.8), choose(0.8, 0.9, 0.92), choose(0.85, 0.86, 0.5)] == [0.25, 0.125, 0.25]
+    # A larger level that was trained for longer than the dense network says what there is to lose.
+    assert [choose(0.95, 0.945, 0.92), choose(0.95, 0.93, 0.92)] == [0.25, 0.5]
 
 
 def test_the_level_is_chosen_by_a_flag(
@@ -418,6 +420,20 @@ def test_a_tolerance_finds_the_smallest_network_within_it(tmp_path: Path, monkey
     for one, other in zip(compressed.levels, again.levels, strict=True):
         for name, value in one.masked.state_dict().items():
             assert torch.equal(value, other.masked.state_dict()[name])
+
+
+def test_a_search_goes_by_the_most_accurate_network_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dense network was trained too little: half of it has 0.8, a quarter 0.7, which is better than dense, too."""
+
+    def score(model: nn.Module, data: object, split: Sized) -> Score:
+        parameters = count_parameters(model)
+        return Score(0.6 if parameters > 50000 else 0.8 if parameters > 8000 else 0.7, 0.0, len(split))
+
+    let_be_scored_by(score, monkeypatch)
+    monkeypatch.setattr("nni_sparsevd.recipe.budget.LADDER", (0.5, 0.25, 0.125))
+    compressed = compress(recipe(**SHORT, budget=BudgetSettings(tolerance=0.02, cuts=2)), tmp_path / "run", [])
+    assert [tuned.held_out for tuned in compressed.levels] == [0.8, 0.7]
+    assert compressed.chosen is compressed.levels[0]
 
 
 def test_a_tolerance_that_no_network_keeps_is_an_error_after_the_end(

@@ -30,8 +30,9 @@ class BudgetSettings(Settings):
     runtime: Literal["onnxruntime", "executorch", "litert", "pytorch"] = "onnxruntime"
     """Where `latency` is measured."""
     tolerance: Fraction | None = None
-    """Held-out accuracy that the network of the run may lose against the dense one; not set: 0.01. Where only this is
-    set, levels of multiply-accumulates are tried, ever smaller ones, until one loses more."""
+    """Held-out accuracy that the network of the run may lose against the best of the run: the dense one, its twin, or a
+    larger level; not set: 0.01. Where only this is set, levels of multiply-accumulates are tried, ever smaller ones,
+    until one loses more."""
     round_to: PositiveInt = 8
     """What is left of a group of channels is a multiple of this: runtimes compute 25 channels no faster than 32."""
     reached_at: Annotated[float, Gt(0), Le(1)] = 0.65
@@ -54,7 +55,7 @@ class BudgetSettings(Settings):
 
     @property
     def allowed_loss(self) -> float:
-        """Held-out accuracy that the network of the run may lose against the dense one."""
+        """Held-out accuracy that the network of the run may lose against the best of the run."""
         return ALLOWED_LOSS if self.tolerance is None else self.tolerance
 
     @property

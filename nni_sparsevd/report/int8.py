@@ -24,9 +24,9 @@ def write_int8_remark(file: str, test: dict[str, Any], float_accuracy: float) ->
         return ""
     photos = round(lost * test["images"])
     return (
-        f"{file} loses {100 * lost:.2f} points as int8, {photos:,} of {test['images']:,} test photos. Try more training "
-        "photos for the ranges (--calibration=1000), or another runtime, whose quantizer rounds otherwise; else keep "
-        "float32, and take a smaller level of the budget where it is too slow."
+        f"{file} loses {100 * lost:.2f} points as int8, {photos:,} of {test['images']:,} test photos. Try more "
+        "training photos for the ranges (--calibration=1000), or another runtime, whose quantizer rounds otherwise; "
+        "else keep float32, and take a smaller level of the budget where it is too slow."
     )
 
 

@@ -93,13 +93,18 @@ def _describe_budget(budget: dict[str, Any], front: list[dict[str, Any]], level:
     if budget["missed"]:
         remarks.insert(0, f"{budget['missed']}.")
     if front:
-        dense, chosen = front[0]["held_out"], next(row["held_out"] for row in front if row["chosen"])
+        chosen = next(row["held_out"] for row in front if row["chosen"])
+        best = max(front, key=lambda row: row["held_out"])  # the dense one among equals
+        if best["level"] is None:
+            name = "its dense twin" if best["network"] == "twin" else "the dense one"
+        else:
+            name = f"level {best['level']:g}, the most accurate of the run,"
         points = f"{100 * budget['tolerance']:g}"
         distance = "1 point" if points == "1" else f"{points} points"
         is_within = budget["is_within_tolerance"]
         why = f"the smallest within {distance} of" if is_within else f"none is within {distance} of"
         remarks.append(
-            f"The network of this run is that of level {level:g}: {why} the dense one on held-out photos "
-            f"({100 * chosen:.2f} %, dense {100 * dense:.2f} %). Choose another one with --level."
+            f"The network of this run is that of level {level:g}: {why} {name} on held-out photos "
+            f"({100 * chosen:.2f} %, against {100 * best['held_out']:.2f} %). Choose another one with --level."
         )
     return remarks

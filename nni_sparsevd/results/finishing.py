@@ -24,6 +24,7 @@ from ..training import (
     TunedLevel,
     classify,
     evaluate,
+    find_best_accuracy,
     find_mistakes,
     show_phase,
 )
@@ -110,7 +111,8 @@ def _describe_run(compressed: Compressed, folder: Path) -> dict[str, Any]:
     recipe = read_recipe(folder / "recipe.toml")
     tolerance = recipe.budget.allowed_loss
     if budget is not None:
-        is_within = compressed.chosen.is_within(tolerance, compressed.dense_held_out)
+        best = find_best_accuracy(compressed.levels, compressed.dense_held_out)
+        is_within = compressed.chosen.is_within(tolerance, best)
         budget |= {"missed": compressed.missed, "tolerance": tolerance, "is_within_tolerance": is_within}
     return {
         "model": recipe.model.name,

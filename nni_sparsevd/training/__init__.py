@@ -3,7 +3,7 @@
 from .compressed import Compressed
 from .compression import compress
 from .environment import describe_environment
-from .levels import TunedLevel
+from .levels import TunedLevel, find_best_accuracy
 from .masked_posterior import mask_posterior_
 from .mistakes import Mistakes, find_mistakes
 from .network_files import read_network_
@@ -35,6 +35,7 @@ __all__ = [
     "describe_environment",
     "evaluate",
     "evaluate_baked",
+    "find_best_accuracy",
     "find_mistakes",
     "kl_coefficient_at",
     "learning_rate_at",

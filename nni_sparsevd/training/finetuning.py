@@ -10,7 +10,7 @@ from ..errors import TrainingError
 from ..files import load_tensors
 from ..masks import Masks, unflatten_masks
 from ..recipe import SparseStage, Stage
-from .levels import Level, TunedLevel, read_account
+from .levels import Level, TunedLevel, find_best_accuracy, read_account
 from .masked_posterior import mask_posterior_
 from .network_files import read_network_
 from .scoring import evaluate
@@ -40,7 +40,8 @@ def finish_levels(
         # The checkpoint holds the network of the last stage.
         in_checkpoint = level is levels[-1] and not context.run.recipe.twin
         tuned.append(_finish_level(context, plain, level, write=not in_checkpoint))
-        if budget.searches and not tuned[-1].is_within(budget.allowed_loss, dense_held_out):
+        best = find_best_accuracy(tuned, dense_held_out)
+        if budget.searches and not tuned[-1].is_within(budget.allowed_loss, best):
             break
     return tuple(tuned)
 

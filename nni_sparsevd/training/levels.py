@@ -41,9 +41,9 @@ class TunedLevel:
     held_out: float
     """Accuracy on held-out images."""
 
-    def is_within(self, tolerance: float, dense_accuracy: float) -> bool:
-        """Whether it is no more than `tolerance` less accurate than the dense network, on held-out images."""
-        return self.held_out >= dense_accuracy - tolerance
+    def is_within(self, tolerance: float, accuracy: float) -> bool:
+        """Whether its accuracy on held-out images is no more than `tolerance` below the given one."""
+        return self.held_out >= accuracy - tolerance
 
 
 @dataclass(frozen=True)
@@ -155,15 +155,29 @@ def list_stages(recipe: Recipe) -> tuple[str, ...]:
     return ("dense", "sparse", *(level.stage for level in list_levels(recipe, Path())), *TWIN_STAGES)
 
 
+def find_best_accuracy(tuned: Sequence[TunedLevel], dense_accuracy: float) -> float:
+    """Find the accuracy on held-out images against which a loss is counted: the best of the run.
+
+    The dense network before the sparse stage was trained for fewer epochs, and large levels often are more accurate.
+    Against it, a network that has lost ten points would pass for one that has lost nothing.
+
+    Args:
+        tuned: Levels of the budget.
+        dense_accuracy: That of the dense network, or of its twin.
+    """
+    return max(dense_accuracy, *(level.held_out for level in tuned))
+
+
 def choose_level(tuned: Sequence[TunedLevel], dense_accuracy: float, tolerance: float) -> TunedLevel:
     """Choose the network of the run: the smallest that is accurate enough, or else the most accurate.
 
     Args:
         tuned: At least one level, from large to small.
-        dense_accuracy: That of the dense network on held-out images.
-        tolerance: How much less accurate a network may be.
+        dense_accuracy: That of the dense network, or of its twin, on held-out images.
+        tolerance: How much less accurate than the best of them a network may be.
     """
-    accurate = [level for level in tuned if level.is_within(tolerance, dense_accuracy)]
+    best = find_best_accuracy(tuned, dense_accuracy)
+    accurate = [level for level in tuned if level.is_within(tolerance, best)]
     if accurate:
         return accurate[-1]
     return max(tuned, key=lambda level: level.held_out)

@@ -1,4 +1,4 @@
-"""What the posteriors say of the channels that stay: how near each layer is to losing one, what that costs and saves."""
+"""What the posteriors say of the channels that stay: how near each layer is to losing one, and at what cost."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -62,17 +62,17 @@ def measure_sensitivities(
         log_alpha = module.log_alpha()
         kept = module.mask()
         worth = torch.where(kept, (-log_alpha).exp(), 0.0)
+        macs = None
         if isinstance(module, ChannelGate):
             writers, channel_worth, channel_kept = module.writers, worth, kept
+            macs = None if gate_macs is None else gate_macs[module] / len(kept)
         else:
             # A channel whose weights have posteriors of their own is worth what these are worth together.
             inputs = [dim for dim in range(worth.dim()) if dim != output_dim(module)]
             writers, channel_worth, channel_kept = (name,), worth.sum(inputs), worth.sum(inputs) > 0
         if channel_kept.any():
             rise = channel_worth[channel_kept].min().item() / (2 * n_train) if at_rest else None
-            macs = (gate_macs or {}).get(module)
-            each = None if macs is None else macs / len(channel_kept)
-            accounts.append(Sensitivity(writers, int(channel_kept.sum()), _range_of(log_alpha[kept]), rise, each))
+            accounts.append(Sensitivity(writers, int(channel_kept.sum()), _range_of(log_alpha[kept]), rise, macs))
     return accounts
 
 
