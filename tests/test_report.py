@@ -150,6 +150,14 @@ def test_the_page_shows_the_networks_to_choose_from(run):
         assert text.index("budget.macs = 0.1 was not met.") < text.index("Budget: 0.490")
 
 
+def test_nothing_is_wider_than_a_phone(run):
+    """Wide tables scroll in a box of their own, and long paths and commands break."""
+    page = write_report(run).read_text()
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert "overflow-wrap: break-word" in page and ".wide { overflow-x: auto; }" in page
+    assert page.count("<table>") == page.count('<div class="wide"><table>') > 2
+
+
 def test_pictures_are_drawn(drawing_run):
     run = drawing_run
     make_levels(run)

@@ -23,6 +23,7 @@ from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Reci
 from nni_sparsevd.settings import MaskSettings, PosteriorSettings, make_settings
 from nni_sparsevd.training import build_optimizer, choose_threshold, compress, evaluate, finetuning, loop, threshold
 from nni_sparsevd.training.checkpoint import Place, read_checkpoint, take_checkpoint, write_checkpoint
+from nni_sparsevd.training.gate_travel import warn_of_gates_that_cannot_arrive
 from nni_sparsevd.training.metrics import Metrics
 
 FILES_PAGE = Path(__file__).parents[1] / "docs" / "files.md"
@@ -353,6 +354,40 @@ def test_a_ratio_removes_channels_where_gates_learn_alone(tmp_path: Path) -> Non
     small, plan = svd.shrink(done.masked, done.example_inputs)
     assert plan.removed == (300 + 100) // 2
     assert small.fc1.out_features + small.fc2.out_features == 200
+
+
+GATES = {"posterior": PosteriorSettings(granularity="gate")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "is_told"),
+    [
+        (GATES, 90, True),  # 0.23 of the way
+        (GATES, 450, False),
+        ({**GATES, "masks": MaskSettings(ratio=0.5)}, 90, False),
+        ({**GATES, "sparse": SparseStage(learning_rate=5e-4, gate_rate=50.0)}, 90, False),
+        ({**GATES, "sparse": SparseStage(learning_rate=5e-4, optimizer="sgd")}, 90, False),
+        ({}, 90, False),  # weights near 0 need not go far
+    ],
+)
+def test_gates_that_cannot_reach_the_threshold_are_told_before_training(
+    changes: dict[str, Any], steps: int, is_told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Recipe(**{"sparse": SparseStage(learning_rate=5e-4, epochs=3), **changes})
+    warn_of_gates_that_cannot_arrive(settings, steps)
+    assert ("Take sparse.epochs = 14 or more, or sparse.gate_rate = 44" in capsys.readouterr().err) == is_told
+
+
+def test_gates_that_are_told_to_be_too_slow_do_not_arrive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With what the warning asks for, they do."""
+    rate = 2e-4
+    slow, fast = (SparseStage(epochs=2, learning_rate=rate, gate_rate=gate_rate) for gate_rate in (30.0, 600.0))
+    done = compress(recipe(sparse=slow, **GATES), tmp_path / "slow", [])
+    assert "so nothing will be removed" in capsys.readouterr().err
+    assert count_weights(done.masked, done.masks)[0] == count_weights(done.dense, {})[1]
+    done = compress(recipe(sparse=fast, **GATES), tmp_path / "fast", [])
+    assert "nothing will be removed" not in capsys.readouterr().err
+    assert count_weights(done.masked, done.masks)[0] < count_weights(done.dense, {})[1]
 
 
 def test_a_snapshot_of_no_layer_is_refused_before_anything_is_written(tmp_path: Path) -> None:

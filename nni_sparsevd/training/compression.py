@@ -22,6 +22,7 @@ from .batches import count_batches, count_epoch_steps, count_stage_steps
 from .checkpoint import Checkpoint, read_checkpoint
 from .compiling import check_compiler
 from .compressed import Compressed
+from .gate_travel import warn_of_gates_that_cannot_arrive
 from .levels import list_stages
 from .metrics import Metrics
 from .phases import show_phase
@@ -134,6 +135,7 @@ def _check_lengths(recipe: Recipe, images: int, processes: int) -> None:
                 "take fewer, or a smaller data.batch_size"
             )
     _check_budget(recipe, batches)
+    warn_of_gates_that_cannot_arrive(recipe, count_stage_steps(recipe.sparse, batches))
 
 
 def _check_budget(recipe: Recipe, batches: int) -> None:
