@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 
 from nni_sparsevd import cli
 from nni_sparsevd.files import read_json, write_json
@@ -98,6 +99,17 @@ def test_boxes_are_compared_by_what_the_whole_detectors_find() -> None:
     with torch.no_grad():
         other.detector.roi_heads.box_predictor.cls_score.bias[1] += 0.1
     assert torchvision_networks.largest_box_difference(model, other, images) > 1e-3
+
+
+def test_multiscale_attention_for_small_clips_is_the_network_of_torchvision_but_for_its_positions() -> None:
+    with torch.device("meta"):
+        model, (clip,) = torchvision_networks.make_network("mvit_v2_s")
+        full = torchvision.models.get_model("mvit_v2_s", weights=None)
+    assert clip.shape == (1, 3, 8, 64, 64) and str(model) == str(full)
+    shapes, expected = ({name: value.shape for name, value in net.named_parameters()} for net in (model, full))
+    assert list(shapes) == list(expected)
+    differing = {name for name in shapes if shapes[name] != expected[name]}
+    assert differing and all(".rel_pos_" in name for name in differing)
 
 
 @pytest.mark.parametrize("name", ["zoo", "zoo_torchvision", "zoo_transformers"])

@@ -92,8 +92,8 @@ VIDEO = {
     "mc3_18": Entry("video", _clip(8, 32)),
     "r2plus1d_18": Entry("video", _clip(8, 32)),
     "s3d": Entry("video", _clip(16, 224), batch=1),
-    "mvit_v1_b": Entry("video", _clip(16, 224), batch=1),
-    "mvit_v2_s": Entry("video", _clip(16, 224), batch=1),
+    "mvit_v1_b": Entry("video", _clip(8, 64), batch=1),
+    "mvit_v2_s": Entry("video", _clip(8, 64), batch=1),
     "swin3d_t": Entry("video", _clip(8, 64), batch=1),
 }
 OPTICAL_FLOW = {
@@ -164,12 +164,41 @@ def largest_box_difference(masked: nn.Module, small: nn.Module, images: Tensor) 
     return largest
 
 
+def _make_small_mvit(name: str, frames: int, side: int) -> nn.Module:
+    """A network of multiscale attention for small clips: its own blocks, with tables of positions for fewer tokens.
+
+    Its tokens are counted in the constructor, and torchvision's builders make them for 16 frames of 224 pixels alone.
+    At that size gradients of a batch in float64 take more than 9 GiB.
+    """
+    from torchvision.models import get_model
+    from torchvision.models.video.mvit import MSBlockConfig, MultiscaleBlock, MViT
+
+    # The builder gives the settings of the whole network to each block: they are taken down there.
+    blocks: list[MSBlockConfig] = []
+    variants: dict[str, Any] = {}
+
+    def take_down(cnf: MSBlockConfig, **options: Any) -> nn.Module:
+        blocks.append(cnf)
+        for key in ("residual_pool", "residual_with_cls_embed", "rel_pos_embed", "proj_after_attn"):
+            variants[key] = options[key]
+        variants["stochastic_depth_prob"] = options["stochastic_depth_prob"]  # it grows to that of the network
+        made: nn.Module = MultiscaleBlock(cnf=cnf, **options)
+        return made
+
+    get_model(name, **OPTIONS, block=take_down)
+    small: nn.Module = MViT((side, side), frames, blocks, **variants)
+    return small
+
+
 def make_network(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A network of the list and its inputs."""
     import torchvision
 
     entry = ENTRIES[name]
-    model = torchvision.models.get_model(name, **entry.options)
+    if name.startswith("mvit"):
+        model = _make_small_mvit(name, *entry.shapes[0][1:3])
+    else:
+        model = torchvision.models.get_model(name, **entry.options)
     if entry.kind == "detection with boxes":
         model = DetectorParts(model)
     return model, tuple(torch.randn(entry.batch, *shape) for shape in entry.shapes)
