@@ -107,6 +107,9 @@ class MaskSettings(Settings):
     """N of N:M: weights kept in a block."""
     block: PositiveInt = 4
     """M of N:M: weights in a block."""
+    remember_norms: bool = False
+    """Let channels go that a norm mixes with others, such as the width of a transformer: the norm of the shrunk network
+    then remembers what it has lost."""
     allow_empty: bool = False
     """Accept masks that remove a whole layer, and training that removes everything (random labels)."""
     tolerance: NonNegativeFloat = 0.002

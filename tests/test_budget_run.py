@@ -555,6 +555,7 @@ def test_levels_that_are_met_are_finished_where_another_is_not(
         ({"budget": {"macs": 0.5}, "masks": {"threshold": 2.0}}, "masks.threshold"),
         ({"budget": {"macs": 0.5}, "posterior": {"granularity": "weight"}}, "posterior.granularity = 'weight'"),
         ({"budget": {"macs": 0.5}, "masks": {"ratio": 0.5}}, "masks.ratio"),
+        ({"budget": {"macs": 0.5}, "masks": {"remember_norms": True}}, "masks.remember_norms"),
         ({"budget": {"macs": 0.5}, "sparse": {"shrink_at": 6.0}}, "sparse.shrink_at"),
         ({"budget": {"macs": 0.5}, "sparse": {"epochs": 0}}, "sparse.epochs = 0"),
     ],

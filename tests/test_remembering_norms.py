@@ -17,8 +17,12 @@ from torch import Tensor, nn
 import nni_sparsevd as svd
 from nni_sparsevd.graph import channel_graph
 from nni_sparsevd.masks import apply_masks_, mask_group_channels_
+from nni_sparsevd.recipe import Recipe
+from nni_sparsevd.results import finish_run
+from nni_sparsevd.settings import make_settings
 from nni_sparsevd.shrinking import PaddedNorm, apply_plan_, gradient_difference, make_plan
 from nni_sparsevd.testing import relative_difference
+from nni_sparsevd.training import compress
 
 TOKENS = torch.zeros(2, 5, 12, dtype=torch.float64)
 
@@ -140,3 +144,20 @@ def test_a_norm_that_no_other_can_take_the_place_of_keeps_its_channels(name: str
         model.a.weight[:4], model.a.bias[:4] = 0, 0
     plan = make_plan(model, TOKENS, remember_norms=True)
     assert plan.removed == 0 and plan.groups[0].reason.startswith(("mean", "rms_norm"))
+
+
+@pytest.mark.parametrize("remember_norms", [False, True])
+def test_a_run_shrinks_the_width_of_a_transformer_where_norms_remember(tmp_path: Path, remember_norms: bool) -> None:
+    arguments = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    recipe = {
+        "model": {"name": "vit_tiny_patch16_224", "arguments": arguments},
+        "data": {"limit": 100, "batch_size": 30, "image_size": 8},
+        "sparse": {"epochs": 1},
+        "masks": {"structure": "structured", "ratio": 0.5, "scope": "layer", "remember_norms": remember_norms},
+    }
+    compressed = compress(make_settings(Recipe, recipe), tmp_path / "run", [])
+    finish_run(compressed, tmp_path / "run")  # an error where the small network is not the masked one
+    small = svd.load(tmp_path / "run" / "small.safetensors")
+    assert (small.head.in_features < 16) == remember_norms
+    x = compressed.example_inputs
+    torch.testing.assert_close(small(x), compressed.masked(x), rtol=1e-4, atol=1e-5)

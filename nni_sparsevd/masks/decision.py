@@ -80,7 +80,8 @@ def _decide(model: nn.Module, chosen: MaskSettings, example_inputs: Inputs | Non
         return mask_blocks(model, chosen)
     if example_inputs is None:
         return mask_channels_by_layer(model, chosen)
-    return mask_channels_by_group(model, channel_graph(make_plain_copy(model), example_inputs), chosen)
+    graph = channel_graph(make_plain_copy(model), example_inputs, remember_norms=chosen.remember_norms)
+    return mask_channels_by_group(model, graph, chosen)
 
 
 def _spread_over_names(model: nn.Module, masks: Masks) -> Masks:

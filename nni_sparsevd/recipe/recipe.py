@@ -135,6 +135,10 @@ class Recipe(Settings):
             raise ValueError(
                 f"sparse.shrink_at = {shrink_at:g} removes channels that the threshold, {threshold:g}, would keep"
             )
+        if self.masks.remember_norms:
+            raise ValueError(
+                "sparse.shrink_at does not go together with masks.remember_norms: norms remember at the end"
+            )
         if self.shard or self.sparse.snapshots:
             other = "shard" if self.shard else "sparse.snapshots"
             raise ValueError(f"sparse.shrink_at does not go together with {other}: the sizes of the network change")
@@ -150,6 +154,7 @@ class Recipe(Settings):
             "sparse.shrink_at": self.sparse.shrink_at is not None,
             "masks.ratio": self.masks.ratio is not None,
             "masks.threshold": self.masks.threshold is not None,
+            "masks.remember_norms": self.masks.remember_norms,
             "sparse.epochs = 0": self.sparse.epochs == 0,
             "sparse.kl_coefficient = 0": self.sparse.kl_coefficient == 0,
             "sparse.snapshots": bool(self.sparse.snapshots),

@@ -67,10 +67,11 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
         FileFormatError: A file cannot be written.
     """
     began = time.monotonic()
+    remember_norms = read_recipe(folder / "recipe.toml").masks.remember_norms
     with show_phase("shrinking, and checking what comes out"):
-        dense_graph = channel_graph(compressed.dense, compressed.example_inputs)
+        dense_graph = channel_graph(compressed.dense, compressed.example_inputs, remember_norms=remember_norms)
         channels = {group.name: len(group) for group in dense_graph.groups}
-        levels = [_shrink_level(compressed, tuned, channels) for tuned in compressed.levels]
+        levels = [_shrink_level(compressed, tuned, channels, remember_norms) for tuned in compressed.levels]
     with show_phase("measuring times"):
         latencies = _measure_latencies(compressed, levels)
     with show_phase("testing and counting"):
@@ -91,10 +92,12 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
     return _summarize(results[shown], levels[shown])
 
 
-def _shrink_level(compressed: Compressed, tuned: TunedLevel, dense_channels: dict[str, int]) -> _ShrunkLevel:
+def _shrink_level(
+    compressed: Compressed, tuned: TunedLevel, dense_channels: dict[str, int], remember_norms: bool
+) -> _ShrunkLevel:
     """Make one network smaller, and write it and the masked one; the groups of the dense one had so many channels."""
     folder = tuned.level.folder
-    small, plan = shrink(tuned.masked, compressed.example_inputs)
+    small, plan = shrink(tuned.masked, compressed.example_inputs, remember_norms=remember_norms)
     result = check(tuned.masked, small, compressed.example_inputs)
     if not result.ok:
         raise ShrinkError(f"{folder}: {result}")
