@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -13,7 +14,15 @@ from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.errors import MaskError, ModelError, SettingError, SparseVDWarning
-from nni_sparsevd.nn import VARIATIONAL, ChannelGate, Variational, gate_sites, is_variational, named_posteriors
+from nni_sparsevd.nn import (
+    VARIATIONAL,
+    ChannelGate,
+    Variational,
+    gate_sites,
+    is_convertible,
+    is_variational,
+    named_posteriors,
+)
 from nni_sparsevd.settings import PosteriorSettings
 
 NOTHING_PRUNED = -60.0  # an initial log sigma^2 at which every weight that is not zero is kept
@@ -374,6 +383,38 @@ def test_a_layer_that_does_what_its_parent_does_is_converted(make: Callable[[], 
     assert type(model[0]) is kind and list(model.state_dict()) == keys
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
     assert (model[0].weight == 0).any()
+
+
+def layer_with(parent: type[nn.Module], forward: Callable[[Any, Tensor], Tensor], *sizes: Any, **options: Any) -> Any:
+    return type("Own", (parent,), {"forward": forward})(*sizes, **options)
+
+
+REPEATING: dict[str, Callable[[], nn.Module]] = {
+    "as it is, in one dimension": lambda: layer_with(nn.Conv1d, nn.Conv1d.forward, 3, 4, 3),
+    "as it is, in three dimensions": lambda: layer_with(nn.Conv3d, nn.Conv3d.forward, 3, 4, 2, bias=False),
+    "padding by name": lambda: layer_with(nn.Conv2d, nn.Conv2d.forward, 3, 4, 3, padding="same"),
+    "padded twice": lambda: layer_with(
+        nn.Conv2d, lambda m, x: F.conv2d(F.pad(F.pad(x, (1, 0)), (0, 0, 2, 1)), m.weight, m.bias), 3, 4, 3
+    ),
+    "another operator that pads": lambda: layer_with(
+        nn.Conv2d, lambda m, x: F.conv2d(torch.constant_pad_nd(x, (1, 1, 1, 1)), m.weight, m.bias), 3, 4, 3
+    ),
+}
+NOT_REPEATING: dict[str, Callable[[], nn.Module]] = {
+    "leaves the bias out": lambda: layer_with(nn.Linear, lambda m, x: F.linear(x, m.weight), 3, 3),
+    "without its weight": lambda: layer_with(nn.Linear, lambda m, x: F.linear(x, x), 3, 3, bias=False),
+    "without its input": lambda: layer_with(nn.Linear, lambda m, x: F.linear(m.weight, m.weight, m.bias), 3, 3),
+    "pads something else": lambda: layer_with(
+        nn.Linear, lambda m, x: F.linear(F.pad(m.weight, (0, 0, 1, 0)), m.weight, m.bias), 3, 3
+    ),
+    "returns something else": lambda: layer_with(nn.Linear, lambda m, x: (F.linear(x, m.weight, m.bias), x)[1], 3, 3),
+    "computes nothing": lambda: layer_with(nn.Linear, lambda m, x: x, 3, 3),
+}
+
+
+@pytest.mark.parametrize("case", [*REPEATING, *NOT_REPEATING])
+def test_only_a_layer_that_repeats_its_parent_on_its_own_tensors_is_convertible(case: str) -> None:
+    assert is_convertible((REPEATING | NOT_REPEATING)[case]()) == (case in REPEATING)
 
 
 def test_a_converted_layer_of_ones_own_can_be_pickled() -> None:
