@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,13 @@ def test_flags(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "Traceback" not in said
     for word in words:
         assert word in said, said
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code in (0, None)
+    assert capsys.readouterr().out.split() == ["nni-sparsevd", version("nni_sparsevd")]
 
 
 def test_a_good_call_passes_the_same_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,19 @@ def test_the_page_begins_with_what_a_table_does_not_say(run):
         assert first < second < third < fourth
 
 
+def test_the_page_begins_with_what_was_spoiled(run):
+    def spoil(result):
+        result["weights"] |= {"kept": 12, "total": 345_678}
+        result["test"]["dense"]["accuracy"], result["test"]["shrunk"]["accuracy"] = 0.8, 0.39
+
+    for text in pages(run):
+        assert "Too much was removed" not in text
+    edit(run / "result.json", spoil)
+    for text in pages(run):
+        said = text.index("Too much was removed: 12 of 345,678 weights are left, and 39.00 % of the test images right")
+        assert said < text.index("The dense network is the one before")
+
+
 def test_a_run_that_removed_something_does_not_say_that_nothing_was_removed(run):
     edit(run / "result.json", lambda result: result["size"]["shrunk"].update(latency_ms=1e-6))
     for text in pages(run):

@@ -66,6 +66,23 @@ def test_gradients_of_several_batches_make_the_step_of_one_large_batch(tmp_path:
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_gradient_is_no_longer_than_clip_norm(tmp_path: Path, accumulate: int) -> None:
+    """One step of plain descent moves all weights together by rate times length, in the same direction."""
+    data = {"limit": 100, "batch_size": 90 // accumulate}
+    stage = {"epochs": 1, "optimizer": "sgd", "learning_rate": 0.1, "accumulate": accumulate}
+    at_first = train_dense(tmp_path / "none", data, {"epochs": 0})
+    steps = []
+    for clip_norm in (None, 1e-2, 5e-3, 1e6):
+        after = train_dense(tmp_path / str(clip_norm), data, {**stage, "clip_norm": clip_norm})
+        steps.append(torch.cat([(after[name] - value).flatten() for name, value in at_first.items()]))
+    free, clipped, shorter, unclipped = steps
+    assert torch.equal(free, unclipped)
+    torch.testing.assert_close(clipped, 2 * shorter, rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(clipped / clipped.norm(), free / free.norm(), rtol=1e-2, atol=1e-4)
+    assert 1e-3 <= float(clipped.norm()) <= 2e-3 < float(free.norm())  # Nesterov's first step is 1.9 times the gradient
+
+
 def test_steps_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The backend `eager` computes what is not compiled; a stage in which channels leave is not compiled."""
     backends = []

@@ -5,6 +5,9 @@ from typing import Any
 NOTICED = 1.05
 """How many times cheaper a network has to be for the first line to say so."""
 
+SPOILED = 0.5
+"""Part of the dense network's accuracy below which the first remark says that too much was removed."""
+
 
 def write_answer(result: dict[str, Any]) -> str:
     """Write the first line of a report: what the run made, how much cheaper it is, and what that costs.
@@ -49,8 +52,8 @@ def write_remarks(result: dict[str, Any]) -> list[str]:
         result: The content of result.json.
 
     Returns:
-        Sentences, the most important first: that nothing was removed, whether the budget was met, which network is that
-        of the run, that the smaller network is slower, and what the dense network is.
+        Sentences, the most important first: that nothing was removed, or too much, whether the budget was met, which
+        network is that of the run, that the smaller network is slower, and what the dense network is.
     """
     remarks = []
     removed_channels = sum(group["removed"] for group in result["plan"])
@@ -58,6 +61,14 @@ def write_remarks(result: dict[str, Any]) -> list[str]:
         remarks.append(
             "Nothing was removed: no weight or channel reached the threshold. Train the sparse stage longer or with a "
             "higher rate, raise sparse.kl_coefficient, or set a budget."
+        )
+    test, weights = result["test"], result["weights"]
+    if test["shrunk"]["accuracy"] < SPOILED * test["dense"]["accuracy"]:
+        before, after = (100 * test[name]["accuracy"] for name in ("dense", "shrunk"))
+        remarks.append(
+            f"Too much was removed: {weights['kept']:,} of {weights['total']:,} weights are left, and {after:.2f} % of "
+            f"the test images right, {before:.2f} % before. Ask for less, lower sparse.kl_coefficient, or fine-tune "
+            "for longer."
         )
     if result.get("budget"):
         remarks.extend(_describe_budget(result["budget"], result["front"], result["level"]))
