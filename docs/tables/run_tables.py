@@ -57,6 +57,19 @@ def budget_noise(content: dict[str, Any]) -> list[str]:
     return lines[:-1]
 
 
+def budget_multiples(content: dict[str, Any]) -> list[str]:
+    """Latency of networks of equal MACs, by what their channel counts are multiples of."""
+    titles = {"onnxruntime": "ONNX Runtime", "pytorch": "PyTorch"}
+    runtimes = list(content["rows"][0]["latency"])
+    lines = [f"| MACs left | multiples of | {' | '.join(titles[runtime] for runtime in runtimes)} |"]
+    lines.append(f"|--:|--:|{'--:|' * len(runtimes)}")
+    for row in content["rows"]:
+        cells = [f"{100 * row['macs']:.1f} %", f"{row['multiple']}"]
+        cells += [f"{100 * row['latency'][runtime]:.0f} %" for runtime in runtimes]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def budget_ranking(content: dict[str, Any]) -> list[str]:
     """What each way to rank channels leaves, by level."""
     titles = ["times fewer MACs", "rank, over the cost", "parameters", "held-out photos right", "before tuning"]

@@ -34,7 +34,8 @@ class BudgetSettings(Settings):
     larger level; not set: 0.01. Where only this is set, levels of multiply-accumulates are tried, ever smaller ones,
     until one loses more."""
     round_to: PositiveInt = 8
-    """What is left of a group of channels is a multiple of this: runtimes compute 25 channels no faster than 32."""
+    """What is left of a group of channels is a multiple of this: runtimes compute 25 channels no faster than 32. ONNX
+    Runtime on a processor with AVX-512 wants 16."""
     reached_at: Annotated[float, Gt(0), Le(1)] = 0.65
     """Part of a level's steps in the sparse stage after which it is reached; in the rest the network heals."""
     cuts: PositiveInt = 24
