@@ -151,6 +151,10 @@ def test_the_page_shows_the_networks_to_choose_from(run):
             "within 2 points of level 0.5, the most accurate of the run, on held-out photos (90.50 %, against" in text
         )
 
+    edit(run / "result.json", lambda result: result["front"][2].update(held_out=0.93))
+    for text in pages(run):
+        assert "level 0.25: the most accurate of the run on held-out photos (93.00 %), and no smaller one is" in text
+
     def lose_both(result):
         add_levels(result)
         result["front"][2]["held_out"] = 0.85

@@ -104,18 +104,30 @@ def _describe_budget(budget: dict[str, Any], front: list[dict[str, Any]], level:
     if budget["missed"]:
         remarks.insert(0, f"{budget['missed']}.")
     if front:
-        chosen = next(row["held_out"] for row in front if row["chosen"])
-        best = max(front, key=lambda row: row["held_out"])  # the dense one among equals
-        if best["level"] is None:
-            name = "its dense twin" if best["network"] == "twin" else "the dense one"
-        else:
-            name = f"level {best['level']:g}, the most accurate of the run,"
-        points = f"{100 * budget['tolerance']:g}"
-        distance = "1 point" if points == "1" else f"{points} points"
-        is_within = budget["is_within_tolerance"]
-        why = f"the smallest within {distance} of" if is_within else f"none is within {distance} of"
         remarks.append(
-            f"The network of this run is that of level {level:g}: {why} {name} on held-out photos "
-            f"({100 * chosen:.2f} %, against {100 * best['held_out']:.2f} %). Choose another one with --level."
+            f"The network of this run is that of level {level:g}: {_explain_choice(budget, front)} Choose another one "
+            "with --level."
         )
     return remarks
+
+
+def _explain_choice(budget: dict[str, Any], front: list[dict[str, Any]]) -> str:
+    """Why the network of the run is the one that it is, by accuracies on held-out photos."""
+    chosen = next(row for row in front if row["chosen"])
+    best = max(front, key=lambda row: row["held_out"])  # the dense one among equals
+    points = f"{100 * budget['tolerance']:g}"
+    distance = "1 point" if points == "1" else f"{points} points"
+    if chosen is best:
+        return (
+            f"the most accurate of the run on held-out photos ({100 * chosen['held_out']:.2f} %), and no smaller one "
+            f"is within {distance} of it."
+        )
+    if best["level"] is None:
+        name = "its dense twin" if best["network"] == "twin" else "the dense one"
+    else:
+        name = f"level {best['level']:g}, the most accurate of the run,"
+    why = "the smallest within" if budget["is_within_tolerance"] else "none is within"
+    return (
+        f"{why} {distance} of {name} on held-out photos ({100 * chosen['held_out']:.2f} %, against "
+        f"{100 * best['held_out']:.2f} %)."
+    )

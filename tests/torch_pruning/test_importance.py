@@ -200,6 +200,12 @@ def test_a_network_without_posteriors_is_ranked_by_magnitude_and_says_so(reducti
     theirs = tp.importance.GroupMagnitudeImportance(group_reduction="mean" if reduction == "posterior" else reduction)
     assert torch.equal(scores, theirs(group))
     assert torch.equal(importance(group), scores)  # it says so once
+    model = Residual()
+    with pytest.warns(SparseVDWarning, match="ranked by magnitude"):
+        tp.pruner.BasePruner(
+            model, X, SparseVDImportance(reduction), pruning_ratio=0.5, in_channel_groups={}, out_channel_groups={}
+        ).step()
+    assert model.first.out_channels == model.second.out_channels == 4
 
 
 def test_a_group_without_posterior_is_left_alone():
