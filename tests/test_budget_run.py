@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import nni_sparsevd as svd
 from nni_sparsevd.cli import main
 from nni_sparsevd.errors import ModelError, SettingError, TrainingError
-from nni_sparsevd.export import LatencyMeter, latency
+from nni_sparsevd.export import LatencyMeter, latency, open_exported
 from nni_sparsevd.files import load_tensors
 from nni_sparsevd.graph import as_arguments
 from nni_sparsevd.measure import count_macs, count_parameters
@@ -496,6 +496,37 @@ def test_a_meter_says_what_a_runtime_takes(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0.9 < LatencyMeter("pytorch", large, images).measure_part(copy.deepcopy(large)) < 1.1
     with pytest.raises(SettingError, match="runtime 'abacus': there are onnxruntime"):
         LatencyMeter("abacus", large, images)
+
+
+def test_a_meter_compares_integers_with_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "ROUNDS", 4)
+    opened = []
+
+    def open_and_note(path: Path) -> nn.Module:
+        opened.append(path.read_bytes())
+        return open_exported(path)
+
+    monkeypatch.setattr(latency, "open_exported", open_and_note)
+    images = torch.randn(1, 64, 24, 24)
+    large, small = (nn.Conv2d(64, channels, 3, padding=1).eval() for channels in (256, 64))
+    assert 0.1 < LatencyMeter("onnxruntime", large, images, int8=True).measure_part(small) < 0.6
+    # A byte a weight, and the names of the operators that make integers.
+    assert all(b"QuantizeLinear" in content for content in opened)
+    assert all(len(content) < 2.0 * weights for content, weights in zip(opened, (147_456, 36_864), strict=True))
+    with pytest.raises(SettingError, match="'pytorch' has no int8"):
+        LatencyMeter("pytorch", large, images, int8=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"macs": 0.5, "precision": "int8"}, "is for budget.latency, which is not set"),
+        ({"latency": 0.5, "precision": "int8", "runtime": "pytorch"}, "PyTorch has no int8 here"),
+    ],
+)
+def test_a_precision_that_nothing_would_be_measured_in_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        make_settings(BudgetSettings, settings)
 
 
 def test_one_bad_reading_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,13 +104,16 @@ def _run(arguments: Namespace, command_line: list[str]) -> None:
     if not _asks_for_granularity(command_line):
         del values["posterior"]["granularity"]
     recipe = make_settings(Recipe, {key: values[key] for key in Recipe.model_fields})
+    in_int8 = recipe.budget.precision == "int8"
     compressed = compress(
         recipe,
         arguments.out,
         command_line,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
-        make_meter=lambda dense, example: LatencyMeter(recipe.budget.runtime, dense, example).measure_part,
+        make_meter=lambda dense, example: (
+            LatencyMeter(recipe.budget.runtime, dense, example, int8=in_int8).measure_part
+        ),
     )
     processes = PartialState()
     processes.wait_for_everyone()

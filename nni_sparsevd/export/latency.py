@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import SettingError
 from ..graph import CallArguments, Inputs, as_arguments, evaluation_mode
 from .exporting import export
+from .quantization import Quantization
 from .runtime import open_exported
 
 RUNTIMES = {"onnxruntime": ".onnx", "executorch": ".pte", "litert": ".tflite", "pytorch": ""}
@@ -32,16 +33,21 @@ class LatencyMeter:
         runtime: One of `RUNTIMES`.
         reference: The network whose latency is 1; it is exported at once.
         example_inputs: What the networks are called with.
+        int8: Measure both as integers of eight bits. They are calibrated with the example alone: what the integers
+            stand for makes no difference to the time.
 
     Raises:
-        SettingError: The runtime is not known, or not installed.
+        SettingError: The runtime is not known, or not installed, or has no int8.
         ModelError: The runtime cannot express the reference.
     """
 
-    def __init__(self, runtime: str, reference: nn.Module, example_inputs: Inputs) -> None:
+    def __init__(self, runtime: str, reference: nn.Module, example_inputs: Inputs, *, int8: bool = False) -> None:
         if runtime not in RUNTIMES:
             raise SettingError(f"runtime {runtime!r}: there are {', '.join(RUNTIMES)}")
+        if int8 and not RUNTIMES[runtime]:
+            raise SettingError(f"runtime {runtime!r} has no int8 here")
         self._suffix, self._example_inputs = RUNTIMES[runtime], example_inputs
+        self._quantization = Quantization(as_arguments(example_inputs).tensors[0]) if int8 else None
         self._folder = tempfile.TemporaryDirectory(prefix="nni_sparsevd_latency_")
         self._reference = self._deploy(reference, "reference")
 
@@ -67,7 +73,7 @@ class LatencyMeter:
         if not self._suffix:
             return model
         path = Path(self._folder.name) / f"{name}{self._suffix}"
-        export(model, path, self._example_inputs, dynamic_batch=False)
+        export(model, path, self._example_inputs, dynamic_batch=False, quantization=self._quantization)
         return open_exported(path)
 
 

@@ -29,6 +29,8 @@ class BudgetSettings(Settings):
     """The part of the dense network's time for one image that is left, measured on one thread, or several parts."""
     runtime: Literal["onnxruntime", "executorch", "litert", "pytorch"] = "onnxruntime"
     """Where `latency` is measured."""
+    precision: Literal["float32", "int8"] = "float32"
+    """What `latency` is measured in: the dense network and the smaller ones both have it."""
     tolerance: Fraction | None = None
     """Held-out accuracy that the network of the run may lose against the best of the run: the dense one, its twin, or a
     larger level; not set: 0.01. Where only this is set, levels of multiply-accumulates are tried, ever smaller ones,
@@ -74,6 +76,10 @@ class BudgetSettings(Settings):
         budgets = [f"budget.{kind}" for kind in ("macs", "parameters", "latency") if getattr(self, kind) is not None]
         if len(budgets) > 1:
             raise ValueError(f"{' and '.join(budgets)}: set one of them")
+        if self.precision == "int8" and self.latency is None:
+            raise ValueError("budget.precision = 'int8' is for budget.latency, which is not set")
+        if self.precision == "int8" and self.runtime == "pytorch":
+            raise ValueError("budget.precision = 'int8' and budget.runtime = 'pytorch': PyTorch has no int8 here")
         if self.kind is None:
             return self
         # Folders and stages are called by the level as it is written with six digits.

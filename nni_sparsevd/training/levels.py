@@ -122,7 +122,8 @@ def account_levels(
     assert settings.kind is not None
     if measure_part is not None:
         latencies = tuple(ReachedLevel(allowed, measure_part(network)) for allowed, network in networks.items())
-        return BudgetAccount(f"latency in {settings.runtime}", 1.0, latencies)
+        precision = " int8" if settings.precision == "int8" else ""
+        return BudgetAccount(f"latency in {settings.runtime}{precision}", 1.0, latencies)
     cost = cost_function(settings.kind, example_inputs)
     costs = tuple(ReachedLevel(allowed, cost(network)) for allowed, network in networks.items())
     return BudgetAccount(settings.kind, cost(dense), costs)
