@@ -156,6 +156,13 @@ def test_the_summary_counts_what_the_rows_say() -> None:
     assert len(lines) == 5 and "lstm has no rule (4)" in lines[3] and "**half: different: DIFFERENT" in lines[4]
 
 
+def test_networks_that_are_too_large_for_float64_are_named_apart() -> None:
+    large = row("large", "half", max_rel_64=2e-7, parameters=(4 * 10**8, 2 * 10**8))
+    lines = format_summary([row("good", "half"), large]).splitlines()
+    assert "largest relative difference of those that are exact: 1.0e-16 in float64, 1.0e-07 in float32" in lines
+    assert "held in float32 for their size, and compared in float64: large, 2.0e-07" in lines
+
+
 def test_gates_are_counted_where_rows_have_them() -> None:
     assert "gate" not in format_summary([row("a", "half")])
     few = row("b", "half", free_channels=100, gated_channels=70, without_gate={"no module returns it": 30})

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...shrinking import TOLERANCE_32
-from .trials import Row
+from .trials import LARGEST_IN_64, Row
 
 GATED = 0.98
 """The share of the free channels that have a gate, from which on a family needs no word."""
@@ -28,7 +28,8 @@ def format_summary(records: Sequence[Record]) -> str:
     families = _group_by_family(rows)
     smaller, whole, others = _sort_families(families)
     exact = [row for row in rows if row.verdict == "exact"]
-    worst_64 = max((row.max_rel_64 for row in exact), default=0.0)
+    rounded = [row for row in exact if row.parameters[0] > LARGEST_IN_64]
+    worst_64 = max((row.max_rel_64 for row in exact if row not in rounded), default=0.0)
     worst_32 = max((row.max_rel_32 for row in exact), default=0.0)
     noisy = [row.family for row in exact if row.max_rel_32 > TOLERANCE_32]
     other_gradients = [row.family for row in exact if (row.max_rel_gradient or 0.0) > GRADIENT]
@@ -38,6 +39,7 @@ def format_summary(records: Sequence[Record]) -> str:
         f"keep all channels under some mask, for the reasons in the table: {_count_names(whole)}",
         f"anything else, see the table: {_count_names(others)}",
         f"largest relative difference of those that are exact: {worst_64:.1e} in float64, {worst_32:.1e} in float32",
+        *_summarize_rounded(rounded),
         f"above {TOLERANCE_32:g} in float32, and then within twice what float32 does to the masked network by itself: "
         f"{_join_names(noisy)}",
         f"gradients differ by more than {GRADIENT:g} of the largest: {_join_names(other_gradients)}",
@@ -46,6 +48,15 @@ def format_summary(records: Sequence[Record]) -> str:
         *_summarize_commits(families),
     ]
     return "\n".join(lines)
+
+
+def _summarize_rounded(rows: Sequence[Row]) -> list[str]:
+    """What the largest networks differ by: they are held in float32, where a folded bias is rounded."""
+    if not rows:
+        return []
+    worst = max(row.max_rel_64 for row in rows)
+    names = _join_names([row.family for row in rows])
+    return [f"held in float32 for their size, and compared in float64: {names}, {worst:.1e}"]
 
 
 def _summarize_gates(families: dict[str, list[Row]]) -> list[str]:
