@@ -47,6 +47,8 @@ TABLES: dict[str, Table] = {
     **settings_tables.TABLES,
     **study_tables.TABLES,
     **{table.__name__: partial(from_results, table) for table in NAMED_AS_THEIR_RESULTS},
+    "photos_budget_128": lambda: photos_budget(read_results("photos_budget_128")),
+    "photos_budget_128_runtimes": lambda: photos_budget_runtimes(read_results("photos_budget_128_runtimes")),
 }
 
 
