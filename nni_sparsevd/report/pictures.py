@@ -187,8 +187,10 @@ def draw_front(front: list[dict[str, Any]], path: Path) -> None:
             if row["chosen"]:
                 axes.plot(*point, "o", color=ORANGE, markersize=10, label="network of the run")
         axes.set_xscale("log")
+        # Numbers at all places of matplotlib's own choice would run into each other before each power of ten.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(0.08, 0.18)
         axes.set_xlabel("million multiply-accumulates, one image (log scale)")
         axes.set_ylabel("accuracy, %")
