@@ -181,7 +181,7 @@ def scaling_keys(layer: nn.Module) -> tuple[str, str]:
     if any(isinstance(hook, WeightNorm) and hook.name == "weight" for hook in layer._forward_pre_hooks.values()):
         return "weight_g", "bias"
     if parametrize.is_parametrized(layer, "weight"):
-        makers: Any = layer.parametrizations["weight"]  # type: ignore[index, union-attr]
+        makers = layer.get_submodule("parametrizations.weight").children()
         if [type(maker) for maker in makers] == [_WeightNorm]:
             return "parametrizations.weight.original0", "bias"
     return "weight", "bias"

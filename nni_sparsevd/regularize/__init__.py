@@ -4,7 +4,7 @@ from .budget import Arrival, Budget, BudgetSearch, Cost, best_cutoff
 from .controller import Controller, regularize_under_pressure_
 from .cut_schedule import count_steps_needed, plan_stretches
 from .gradual_pruner import GradualPruner
-from .gradual_removal import LARGEST_MISS, GradualRemoval, MeasureLatency, OnLevel
+from .gradual_removal import LARGEST_MISS, GradualRemoval
 from .natural import start_natural_steps_, take_natural_steps_
 from .objective import add_kl_to_loss, kl_weight_now
 from .regularizer import Regularizer, count_samples
@@ -22,8 +22,6 @@ __all__ = [
     "Cost",
     "GradualPruner",
     "GradualRemoval",
-    "MeasureLatency",
-    "OnLevel",
     "RateGroups",
     "Regularizer",
     "SparseVDSettings",

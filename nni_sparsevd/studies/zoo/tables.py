@@ -28,8 +28,9 @@ def format_summary(records: Sequence[Record]) -> str:
     families = _group_by_family(rows)
     smaller, whole, others = _sort_families(families)
     exact = [row for row in rows if row.verdict == "exact"]
+    in_64 = [row for row in exact if row.parameters[0] <= LARGEST_IN_64]
     rounded = [row for row in exact if row.parameters[0] > LARGEST_IN_64]
-    worst_64 = max((row.max_rel_64 for row in exact if row not in rounded), default=0.0)
+    worst_64 = max((row.max_rel_64 for row in in_64), default=0.0)
     worst_32 = max((row.max_rel_32 for row in exact), default=0.0)
     noisy = [row.family for row in exact if row.max_rel_32 > TOLERANCE_32]
     other_gradients = [row.family for row in exact if (row.max_rel_gradient or 0.0) > GRADIENT]
