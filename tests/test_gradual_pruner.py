@@ -1,6 +1,7 @@
 """A budget in a loop of one's own: what `GradualPruner` promises."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -157,6 +158,16 @@ def test_what_cannot_be_met_is_said() -> None:
     with pytest.warns(SparseVDWarning, match=r"the budget of 0.05 of the macs was not met: 0.5\d\d is left"):
         pruner.finish()
     assert model[3].out_channels == 16
+
+
+@pytest.mark.parametrize(
+    "values", [{"reached_at": 0.0}, {"reached_at": 1.5}, {"n_train": 0}, {"round_to": 0}, {"cuts": 0}]
+)
+def test_a_number_out_of_range_is_named(values: dict[str, Any]) -> None:
+    (name,) = values
+    settings = {"n_train": len(IMAGES), "steps": STEPS, **values}
+    with pytest.raises(SettingError, match=rf"GradualPruner: {name} = "):
+        GradualPruner(network(), IMAGES[:2], Budget(fraction=0.4), **settings)
 
 
 def test_bad_input_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,8 @@ class GradualPruner:
 
     Raises:
         ModelError: No channel can have a gate, or `model` has posteriors already.
-        SettingError: There are too few steps for two cuts, or several processes train the network.
+        SettingError: A number is out of range, there are too few steps for two cuts, or several processes train the
+            network.
 
     Example:
         ```python
@@ -89,6 +90,11 @@ class GradualPruner:
         cuts: int = 24,
         kl_coefficient: float = 1.0,
     ) -> None:
+        if not 0 < reached_at <= 1:
+            raise SettingError(f"GradualPruner: reached_at = {reached_at:g} is no part of the steps; take 0.65, or 1")
+        for name, count in (("n_train", n_train), ("round_to", round_to), ("cuts", cuts)):
+            if count < 1:
+                raise SettingError(f"GradualPruner: {name} = {count} has to be at least 1")
         levels = (budget.fraction,)
         needed = count_steps_needed(levels, reached_at=reached_at, cuts=cuts)
         if steps < needed:
