@@ -217,6 +217,9 @@ EXACT: dict[str, Fed] = {
     "matmul": Fed(lambda x: x[:, 1:2].flatten(2) @ x[:, 1:3].flatten(2).mT),  # a constant times constants
     "matmul_zero": Fed(lambda x: x.flatten(2)[:, :, :1] @ x.flatten(2)[:, 2:3]),  # anything times zero
     "bmm": Fed(lambda x: torch.bmm(x.flatten(2).mT, x.flatten(2)[:, :, :2] * 0)),
+    "softmax": Fed(lambda x: x.softmax(3)),
+    "log_softmax": Fed(lambda x: x.log_softmax(-1)),
+    "softmax_of_a_layer_below": Fed(lambda x: aten._softmax.default(x, 2, False)),
     "attention": Fed(lambda x: F.scaled_dot_product_attention(*3 * [x.flatten(2).mT])),
     "instance_norm": Fed(lambda x: F.instance_norm(x)),
     "instance_norm_affine": Fed(lambda x, m: m(x), norm(nn.InstanceNorm2d(4, affine=True))),
@@ -402,6 +405,7 @@ CAUTIOUS: dict[str, tuple[Fed, list[float]]] = {
     "attention_masked": (
         Fed(lambda x: F.scaled_dot_product_attention(*3 * [x.flatten(2).mT], x.flatten(2)[:, :1].mT).mT), [2],
     ),
+    "softmax_over_channels": (Fed(lambda x: x.softmax(1)), []),
     "to_whole": (Fed(lambda x: x.to(torch.int64).double()), []),
     "matmul_vector": (Fed(lambda x: (x[0, :, 0] @ x[0, 0, 0])[None]), []),
     "index_by_values": (Fed(lambda x: x[:, :, x[0, 0, 0].abs().long() * 0]), [1, 2, 3]),

@@ -94,7 +94,7 @@ OPERATORS: dict[str, tuple[int, Operation]] = {
     "batch norm of its own": (3, nn.BatchNorm2d(6, affine=False, track_running_stats=False)),
     "remainder": (2, lambda x: x % 0.3),
     "atan2": (3, lambda x: torch.atan2(x, x + 5)),
-    "einsum": (1, lambda x: torch.einsum("bchw,bchv->bcwv", x, x)),
+    "einsum": (2, lambda x: torch.einsum("bchw,bchv->bcwv", x, x)),
 }  # fmt: skip
 
 

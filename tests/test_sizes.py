@@ -115,6 +115,38 @@ def test_zeros_pass_a_sum(gather: Callable[[Tensor], Tensor]) -> None:
     torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
 
 
+class WindowAttention(nn.Module):
+    """Attention within windows of four tokens, with an axis of (windows * heads,), as SAM has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.window = 4, 2, 4
+        self.qkv, self.proj = nn.Linear(5, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = x.shape[0] * x.shape[1] // self.window
+        parts = self.qkv(x).reshape(windows, self.window, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        queries, keys, values = parts.reshape(3, windows * self.num_heads, self.window, -1).unbind(0)
+        mixed = (queries * self.head_dim**-0.5 @ keys.mT).softmax(-1) @ values
+        mixed = mixed.reshape(windows, self.num_heads, self.window, -1).transpose(1, 2)
+        return self.proj(mixed.reshape(*x.shape[:2], -1))
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.7])
+def test_a_head_leaves_an_axis_that_grows_with_the_input(bias: float) -> None:
+    torch.manual_seed(0)
+    model = WindowAttention().double().eval()
+    with torch.no_grad():
+        for part in range(3):
+            model.qkv.weight[8 * part + 2 : 8 * part + 4] = 0
+            model.qkv.bias[8 * part + 2 : 8 * part + 4] = bias if part == 2 else 0
+    small, plan = svd.shrink(model, torch.randn(2, 12, 5).double())
+    assert plan.removed == 1 and small.qkv.out_features == 18
+    for batch, tokens in ((1, 4), (3, 20)):
+        x = torch.randn(batch, tokens, 5).double()
+        torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("gather", [lambda x: x.mean(-1), lambda x: x.amax(-1), lambda x: x[..., 0]])
 def test_what_does_not_depend_on_the_size_is_still_removed(gather: Callable[[Tensor], Tensor]) -> None:
     model = bag(gather)

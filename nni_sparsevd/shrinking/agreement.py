@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph import READERS, Node, Trace, compress, live_like, make_uniform
+from ..graph import READERS, ChannelIds, Node, Trace, compress, live_like, make_uniform
 
+Axes = tuple[ChannelIds | None, ...]
+"""The channels along each axis of a tensor, None for an axis without."""
 Key = tuple[object, ...]
 """What an operator is called where a network runs at another size."""
 RELATIVE_ROUNDING, ABSOLUTE_ROUNDING = 1e-9, 1e-14
@@ -18,13 +20,16 @@ RELATIVE_ROUNDING, ABSOLUTE_ROUNDING = 1e-9, 1e-14
 class OtherValues:
     """The values of a network at another input size, found by the operators that it has in common with this one."""
 
-    def __init__(self, trace: Trace, other: Trace, values: dict[Node, Any]) -> None:
+    def __init__(
+        self, trace: Trace, other: Trace, values: dict[Node, Any], value_channels: dict[Node, Any] | None = None
+    ) -> None:
         # A network may run other operators at another size: it pads what is no multiple of its window.  So operators
         # are matched by module, kind and order, and the arguments of a matched one are compared, too: where one size
         # pads and the other one does not, the convolution that follows gets different arguments.
         self.disagreeing: set[Node] = set()
         """Operators that were found to make something else at the other size."""
         self._values = values
+        self._channels = {} if value_channels is None else value_channels
         node_of = {key: node for node, key in _keys(other).items()}
         self._match: dict[Node, Node | None] = {node: node_of.get(key) for node, key in _keys(trace).items()}
         self._made_of_states = self._find_made_of_states(trace)
@@ -75,17 +80,21 @@ class OtherValues:
         for source, other_source in pairs:
             # What matches it is what `restrict` has compared it with already.
             if source.op == "call_function" and self._match.get(source) is not other_source:
-                values[source] = _agreed(values[source], self._values[other_source], source, other_source)
+                values[source] = self._agreed(values[source], source, other_source)
 
     def restrict(self, node: Node, value: Any) -> Any:
         """The value of an operator, live where the matched operator has another value."""
         other = self._match.get(node)
         if other is None:
             return value
-        agreed = _agreed(value, self._values[other], node, other)
+        agreed = self._agreed(value, node, other)
         if agreed is not value and _count_live(agreed) > _count_live(value):
             self.disagreeing.add(node)
         return agreed
+
+    def _agreed(self, value: Any, node: Node, other: Node) -> Any:
+        parts = value, self._values[other], node.meta["val"], other.meta["val"]
+        return _agreed_parts(*parts, self._channels.get(node, ()))
 
 
 def _leaves(arguments: Any) -> list[Any]:
@@ -129,25 +138,22 @@ def _keys(trace: Trace) -> dict[Node, Key]:
     return keys
 
 
-def _agreed(value: Any, other: Any, node: Node, other_node: Node) -> Any:
-    return _agreed_parts(value, other, node.meta["val"], other_node.meta["val"])
-
-
-def _agreed_parts(value: Any, other: Any, shaped: Any, other_shaped: Any) -> Any:
+def _agreed_parts(value: Any, other: Any, shaped: Any, other_shaped: Any, channels: Any) -> Any:
     if isinstance(value, list):
         if not isinstance(other, list):
             return [live_like(part) for part in shaped]
+        channels = channels if isinstance(channels, list) else [()] * len(value)
         if len(other) != len(value):
-            return _agreed_with_all(value, other, shaped, other_shaped)
-        return [_agreed_parts(*parts) for parts in zip(value, other, shaped, other_shaped, strict=True)]
+            return _agreed_with_all(value, other, shaped, other_shaped, channels)
+        return [_agreed_parts(*parts) for parts in zip(value, other, shaped, other_shaped, channels, strict=True)]
     if not isinstance(value, Tensor) or (value.is_floating_point() and value.isnan().all()):
         return value
     if not isinstance(other, Tensor) or other.dim() != value.dim():
         return live_like(shaped)
-    return _agreed_tensor(value, other, shaped.shape, other_shaped.shape)
+    return _agreed_tensor(value, other, shaped.shape, other_shaped.shape, channels)
 
 
-def _agreed_with_all(value: Any, other: Any, shaped: Any, other_shaped: Any) -> list[Any]:
+def _agreed_with_all(value: Any, other: Any, shaped: Any, other_shaped: Any, channels: Any) -> list[Any]:
     """Parts of which there are more at one size than at another, such as steps of time: what all of them share."""
     # The steps of a loop mostly have one value, which is compared once: else the work grows with the square of them.
     distinct: list[tuple[Any, Any]] = []
@@ -155,9 +161,9 @@ def _agreed_with_all(value: Any, other: Any, shaped: Any, other_shaped: Any) -> 
         if not any(_is_same_part(pair, known) for known in distinct):
             distinct.append(pair)
     agreed = []
-    for part, shape in zip(value, shaped, strict=True):
+    for part, shape, own in zip(value, shaped, channels, strict=True):
         for other_part, other_shape in distinct:
-            part = _agreed_parts(part, other_part, shape, other_shape)
+            part = _agreed_parts(part, other_part, shape, other_shape, own)
         agreed.append(part)
     return agreed
 
@@ -170,7 +176,7 @@ def _is_same_part(pair: tuple[Any, Any], known: tuple[Any, Any]) -> bool:
     return pair[1].shape == known[1].shape and _has_same_bits(pair[0], known[0])
 
 
-def _agreed_tensor(value: Tensor, other: Tensor, shape: torch.Size, other_shape: torch.Size) -> Tensor:
+def _agreed_tensor(value: Tensor, other: Tensor, shape: torch.Size, other_shape: torch.Size, channels: Axes) -> Tensor:
     """`value`, live where `other` differs or where it varies along a dimension that has another size there."""
     resized = [dim for dim in range(value.dim()) if shape[dim] != other_shape[dim]]
     is_varying = any(value.shape[dim] > 1 or other.shape[dim] > 1 for dim in resized)
@@ -178,13 +184,47 @@ def _agreed_tensor(value: Tensor, other: Tensor, shape: torch.Size, other_shape:
         # Whole numbers and flags have nothing that stands for "live", so they are live as a whole.
         same = not is_varying and value.dtype == other.dtype and bool((value == other).all())
         return value if same else live_like(value)
-    if not is_varying and _has_same_bits(value, other):
-        return compress(value)
-    if is_varying:
-        value, other = make_uniform(value, resized), make_uniform(other, resized)
+    if not is_varying:
+        return compress(value if _has_same_bits(value, other) else _agreed_numbers(value, other))
+    lengths = {dim: _length_of_repeat(channels, dim, other_shape[dim]) for dim in resized}
+    agreed = _agreed_numbers(_keep_repeats(value, lengths, shape), _keep_repeats(other, lengths, other_shape))
+    for dim, length in lengths.items():
+        if agreed.shape[dim] > 1:
+            agreed = torch.cat([agreed] * (shape[dim] // length), dim)
+    return compress(agreed)
+
+
+def _agreed_numbers(value: Tensor, other: Tensor) -> Tensor:
+    """`value`, live where `other` has another number."""
     distance = (value - other).abs()
     same_number = distance <= ABSOLUTE_ROUNDING + RELATIVE_ROUNDING * value.abs()  # False for NaN
-    return compress(torch.where(same_number | (value == other), value, torch.nan))
+    return torch.where(same_number | (value == other), value, torch.nan)
+
+
+def _length_of_repeat(channels: Axes, dim: int, other_size: int) -> int:
+    """How many channels stand behind one another along a resized dimension that repeats them; 1 if it does not.
+
+    A reshape that moves windows or images beside the heads makes one dimension of (windows * heads,): its size follows
+    that of the input, though each value belongs to a head.
+    """
+    ids = channels[dim] if channels else None
+    if ids is None:
+        return 1
+    length = len(dict.fromkeys(ids.tolist()))
+    repeats = (
+        ids.size % length == 0 and other_size % length == 0 and bool((ids.reshape(-1, length) == ids[:length]).all())
+    )
+    return length if repeats else 1
+
+
+def _keep_repeats(value: Tensor, repeats: dict[int, int], shape: torch.Size) -> Tensor:
+    """The tensor with one repeat along each resized dimension: live wherever the repeats are not the same."""
+    for dim, length in repeats.items():
+        if length == 1 or value.shape[dim] == 1:
+            value = make_uniform(value, [dim])
+        else:
+            value = make_uniform(value.unflatten(dim, (shape[dim] // length, length)), [dim]).squeeze(dim)
+    return value
 
 
 def _has_same_bits(value: Tensor, other: Tensor) -> bool:

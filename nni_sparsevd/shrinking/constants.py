@@ -73,20 +73,23 @@ class ValuesAtOtherSizes:
 AT_NO_OTHER_SIZE = ValuesAtOtherSizes((), complete=True)
 
 
-def find_values_at_other_sizes(trace: Trace, states: dict[str, Tensor], other_sizes: OtherSizes) -> ValuesAtOtherSizes:
+def find_values_at_other_sizes(
+    trace: Trace, states: dict[str, Tensor], other_sizes: OtherSizes, value_channels: dict[Node, Any]
+) -> ValuesAtOtherSizes:
     """Find the values of a network at other sizes, to be compared with those at the size of the example.
 
     Args:
         trace: The operators of the network at the size of the example.
         states: Every parameter and buffer by name, on the CPU.
         other_sizes: The operators at other sizes.
+        value_channels: The channels along the axes of every value, None for an axis without.
 
     Returns:
         What `find_constants` takes.
     """
     values = []
     for other in other_sizes.traces:
-        values.append(OtherValues(trace, other, find_constants(other, states)))
+        values.append(OtherValues(trace, other, find_constants(other, states), value_channels))
     return ValuesAtOtherSizes(tuple(values), other_sizes.complete)
 
 

@@ -96,7 +96,7 @@ def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Pl
     other_sizes = trace_other_sizes(model, graph.trace)
     not_covered: set[Node] = set()
     with search_weights_once():
-        others = find_values_at_other_sizes(graph.trace, states, other_sizes)
+        others = find_values_at_other_sizes(graph.trace, states, other_sizes, graph.value_channels)
         values = find_constants(graph.trace, states, others, not_covered)
         readings = find_readings(graph, states, values)
     removal = _find_removal(model, graph, readings, round_to)

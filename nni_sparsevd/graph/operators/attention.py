@@ -11,7 +11,7 @@ from ..nodes import Node
 from ..scales import find_query_rows
 from .abstract_values import LIVE, expand_along, keep_zeros, make_uniform
 from .elementwise import broadcast_axis
-from .rows import NoRule, NotCovered, Operator, shape_of
+from .rows import NotCovered, Operator, operator_name, shape_of
 
 aten = torch.ops.aten
 
@@ -126,12 +126,16 @@ def attention_constant(
     return value if attn_mask is None else keep_zeros(value)
 
 
-SOFTMAX_IS_LIVE = NoRule(
-    "softmax divides by a sum over all channels: one that depends on the input makes all of them do so"
-)
+def softmax_constant(node: Node, x: Tensor, dim: int, *settings: Any, **options: Any) -> Tensor:
+    """Each value is divided by a sum over its row, so one that depends on the input makes the whole row do so."""
+    if not x.dim():
+        raise NotCovered("softmax of a single number")
+    row = expand_along(node, x, dim).double()
+    return row.log_softmax(dim) if "log" in operator_name(node) else row.softmax(dim)
+
 
 OPERATORS = (
     Operator((aten.matmul.default, aten.bmm.default, aten.mm.default), matmul_channels, matmul_constant),
     Operator((aten.scaled_dot_product_attention.default,), attention_channels, attention_constant),
-    Operator((aten.softmax.int, aten._softmax.default, aten.log_softmax.int), softmax_channels, SOFTMAX_IS_LIVE),
+    Operator((aten.softmax.int, aten._softmax.default, aten.log_softmax.int), softmax_channels, softmax_constant),
 )
