@@ -1,5 +1,6 @@
 """The local estimators' mean and variance against weights sampled one by one with torch.distributions."""
 
+import copy
 from collections.abc import Callable
 from functools import cache
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nni_sparsevd as svd
+from nni_sparsevd.nn import variational
 from nni_sparsevd.nn.variational import sample_standard_normal
 
 SAMPLES = 4000
@@ -186,6 +188,33 @@ def test_noise_survives_float16_autocast(estimator: str) -> None:
     # sd = 300 * sqrt(8 * exp(-18)) = 0.105; float16 outputs of size ~100 are rounded to 0.06
     assert noise.isfinite().all()
     assert 0.08 < noise.std() < 0.14
+
+
+@pytest.mark.parametrize("estimator", ["local", "weight"])
+@pytest.mark.parametrize("weights_follow", [False, True])
+def test_the_layout_in_memory_changes_no_gradient(
+    estimator: str, weights_follow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With images channels last, a convolution returns the gradient of its weight so, too, however that is laid out."""
+
+    def fixed_noise(like: Tensor) -> Tensor:  # by place in the tensor; torch draws by place in memory
+        return torch.arange(like.numel()).sin().view(like.shape)
+
+    monkeypatch.setattr(variational, "sample_standard_normal", fixed_noise)
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1))
+    images = torch.randn(2, 4, 6, 6)
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = svd.sparsify_(copy.deepcopy(plain), estimator=estimator)
+        if weights_follow:
+            model.to(memory_format=layout)
+        x = images.clone(memory_format=layout).requires_grad_()
+        model(x).square().sum().backward()
+        learned = (x, model[0].weight, model[0].log_sigma2)
+        assert all(tensor.grad.stride() == tensor.stride() for tensor in learned)
+        gradients.append([tensor.grad for tensor in learned])
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -146,7 +146,7 @@ class _SampledWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, log_sigma2: Tensor) -> Tensor:
-        noise = torch.randn_like(theta).mul_((0.5 * log_sigma2).exp_())
+        noise = sample_standard_normal(theta).mul_((0.5 * log_sigma2).exp_())
         ctx.save_for_backward(noise)
         ctx.shape = log_sigma2.shape
         return theta + noise
