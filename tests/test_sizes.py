@@ -116,14 +116,23 @@ def test_zeros_pass_a_sum(gather: Callable[[Tensor], Tensor]) -> None:
 
 
 class WindowAttention(nn.Module):
-    """Attention within windows of four tokens, with an axis of (windows * heads,), as SAM has it."""
+    """Attention within windows of four tokens, with an axis of (windows * heads,), as SAM has it.
 
-    def __init__(self) -> None:
+    A table of positions, where there is one, is interpolated at other sizes, which takes one reshape more.
+    """
+
+    def __init__(self, adds_positions: bool = False) -> None:
         super().__init__()
         self.num_heads, self.head_dim, self.window = 4, 2, 4
         self.qkv, self.proj = nn.Linear(5, 24), nn.Linear(8, 3)
+        self.table = nn.Parameter(torch.randn(12, 5)) if adds_positions else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.table is not None:
+            table = self.table
+            if x.shape[1] != len(table):
+                table = F.interpolate(table.mT[None], x.shape[1]).reshape(-1, x.shape[1]).mT
+            x = x + table
         windows = x.shape[0] * x.shape[1] // self.window
         parts = self.qkv(x).reshape(windows, self.window, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         queries, keys, values = parts.reshape(3, windows * self.num_heads, self.window, -1).unbind(0)
@@ -133,9 +142,10 @@ class WindowAttention(nn.Module):
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.7])
-def test_a_head_leaves_an_axis_that_grows_with_the_input(bias: float) -> None:
+@pytest.mark.parametrize("adds_positions", [False, True])
+def test_a_head_leaves_an_axis_that_grows_with_the_input(bias: float, adds_positions: bool) -> None:
     torch.manual_seed(0)
-    model = WindowAttention().double().eval()
+    model = WindowAttention(adds_positions).double().eval()
     with torch.no_grad():
         for part in range(3):
             model.qkv.weight[8 * part + 2 : 8 * part + 4] = 0

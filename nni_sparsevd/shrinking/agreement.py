@@ -11,8 +11,8 @@ from ..graph import READERS, ChannelIds, Node, Trace, compress, live_like, make_
 
 Axes = tuple[ChannelIds | None, ...]
 """The channels along each axis of a tensor, None for an axis without."""
-Key = tuple[object, ...]
-"""What an operator is called where a network runs at another size."""
+Kind = tuple[object, ...]
+"""What an operator is, in which module, and which parameters it takes."""
 RELATIVE_ROUNDING, ABSOLUTE_ROUNDING = 1e-9, 1e-14
 """How far two computations of one number may be apart: the mean of 20 equal numbers, and that of 61."""
 
@@ -24,14 +24,13 @@ class OtherValues:
         self, trace: Trace, other: Trace, values: dict[Node, Any], value_channels: dict[Node, Any] | None = None
     ) -> None:
         # A network may run other operators at another size: it pads what is no multiple of its window.  So operators
-        # are matched by module, kind and order, and the arguments of a matched one are compared, too: where one size
-        # pads and the other one does not, the convolution that follows gets different arguments.
+        # are matched, and the arguments of a matched one are compared, too: where one size pads and the other one does
+        # not, the convolution that follows gets different arguments.
         self.disagreeing: set[Node] = set()
         """Operators that were found to make something else at the other size."""
         self._values = values
         self._channels = {} if value_channels is None else value_channels
-        node_of = {key: node for node, key in _keys(other).items()}
-        self._match: dict[Node, Node | None] = {node: node_of.get(key) for node, key in _keys(trace).items()}
+        self._match = _match_operators(trace, other)
         self._made_of_states = self._find_made_of_states(trace)
 
     def _find_made_of_states(self, trace: Trace) -> set[Node]:
@@ -122,20 +121,56 @@ def _count_live(value: Any) -> float:
     return sum(shares)
 
 
-def _keys(trace: Trace) -> dict[Node, Key]:
-    """What each operator is, which parameters it takes, and how many alike come before it."""
+def _match_operators(trace: Trace, other: Trace) -> dict[Node, Node]:
+    """For each operator the one that stands for it where the network runs at another size; not all have one.
+
+    It is of the same kind, and takes what matches the operator's arguments: all of them where there is such a one, else
+    as many as can be.  Of several, the first that is left is taken.  By order alone, a table of positions that one
+    size interpolates and the other does not would shift all reshapes that follow it.
+    """
+    left: dict[Kind, list[Node]] = defaultdict(list)
+    for node in _operators(other):
+        left[_kind(other, node)].append(node)
+    matches: dict[Node, Node] = {}
+    for node in _operators(trace):
+        candidates = left[_kind(trace, node)]
+        if candidates:
+            expected = [_identity(source, matches) for source in node.all_input_nodes]
+            matches[node] = _best_candidate(expected, candidates)
+            candidates.remove(matches[node])
+    return matches
+
+
+def _operators(trace: Trace) -> list[Node]:
+    # One of several parts is compared where the operator is that makes them all; how many there are may differ.
+    return [node for node in trace.graph.nodes if node.op != "output" and node.target is not getitem]
+
+
+def _kind(trace: Trace, node: Node) -> Kind:
     # Parameters tell operators apart that a loop runs more often at another size: the steps of a recurrent layer.
-    counts: dict[Key, int] = defaultdict(int)
-    keys: dict[Node, Key] = {}
-    for node in trace.graph.nodes:
-        # One of several parts is compared where the operator is that makes them all; how many there are may differ.
-        if node.op == "output" or node.target is getitem:
-            continue
-        states = tuple(trace.state(source) for source in node.all_input_nodes)
-        kind = (node.op, node.target, node.meta["module"], states)
-        keys[node] = (*kind, counts[kind])
-        counts[kind] += 1
-    return keys
+    states = tuple(trace.state(source) for source in node.all_input_nodes)
+    return node.op, node.target, node.meta["module"], states
+
+
+def _identity(node: Node, matches: dict[Node, Node] | None) -> object:
+    """The operator that a value comes from, or what matches it; with the place of the value among several."""
+    if node.target is getitem:
+        sequence: Any = node.args[0]
+        return _identity(sequence, matches), node.args[1]
+    return node if matches is None else matches.get(node)
+
+
+def _best_candidate(expected: list[object], candidates: list[Node]) -> Node:
+    """The first of the operators that take most of what is expected."""
+    best, most = candidates[0], -1
+    for candidate in candidates:
+        found = [_identity(source, None) for source in candidate.all_input_nodes]
+        count = sum(a == b for a, b in zip(expected, found, strict=False))
+        if count > most:
+            best, most = candidate, count
+        if most == len(expected):
+            break
+    return best
 
 
 def _agreed_parts(value: Any, other: Any, shaped: Any, other_shaped: Any, channels: Any) -> Any:
