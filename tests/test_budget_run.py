@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,16 @@ from nni_sparsevd.graph import as_arguments
 from nni_sparsevd.measure import count_macs, count_parameters
 from nni_sparsevd.nn import ChannelGate, named_posteriors
 from nni_sparsevd.posterior import elements
-from nni_sparsevd.recipe import BudgetSettings, DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage
+from nni_sparsevd.recipe import (
+    BudgetSettings,
+    DataSettings,
+    FinetuneStage,
+    ModelSettings,
+    QuantizeStage,
+    Recipe,
+    SparseStage,
+    Stage,
+)
 from nni_sparsevd.regularize import (
     GradualRemoval,
     choose_cutoffs,
@@ -270,7 +280,7 @@ class PowerFailureError(Exception):
     """Not one of ours."""
 
 
-def run_for(monkeypatch: pytest.MonkeyPatch, folder: Path, steps: int) -> None:
+def run_for(monkeypatch: pytest.MonkeyPatch, folder: Path, steps: int, **changes: Any) -> None:
     """Begin or go on, and fail at this step from now."""
     real, count = loop.set_learning_rate, itertools.count(1)
 
@@ -282,7 +292,7 @@ def run_for(monkeypatch: pytest.MonkeyPatch, folder: Path, steps: int) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(loop, "set_learning_rate", step_or_fail)
         with pytest.raises(PowerFailureError):
-            compress(recipe(**LEVELS), folder, [], resume=folder.exists())
+            compress(recipe(**{**LEVELS, **changes}), folder, [], resume=folder.exists())
 
 
 def test_a_run_of_levels_stopped_anywhere_goes_on_as_if_it_had_not_been(
@@ -321,6 +331,28 @@ def test_a_run_killed_while_it_writes_a_level_goes_on_as_if_it_had_not_been(
     compress(recipe(**LEVELS), tmp_path / "run", [], resume=True)
     left, whole = read_all(tmp_path / "run"), finished[2]
     assert sorted(key for key in whole.keys() | left.keys() if whole.get(key) != left.get(key)) == []
+
+
+def test_a_finished_run_of_levels_is_tuned_for_integers_wherever_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[Path, Compressed, dict[str, object]]
+) -> None:
+    """In the stage of either level, each of 7 steps; what was exported before is forgotten, and what is cut stays."""
+    tuning = QuantizeStage(aware=True, epochs=1)
+    whole, stopped = (Path(shutil.copytree(finished[0], tmp_path / name)) for name in ("whole", "stopped"))
+    (whole / "exports.json").write_text("{}")
+    compressed = compress(recipe(**LEVELS, quantize=tuning), whole, [], resume=True)
+    assert not (whole / "exports.json").exists()
+    for steps in (4, 8):
+        run_for(monkeypatch, stopped, steps, quantize=tuning)
+    compress(recipe(**LEVELS, quantize=tuning), stopped, [], resume=True)
+    expected, left = read_all(whole), read_all(stopped)
+    assert sorted(key for key in expected.keys() | left.keys() if expected.get(key) != left.get(key)) == []
+    for before, after in zip(finished[1].levels, compressed.levels, strict=True):
+        states = before.masked.state_dict(), after.masked.state_dict()
+        assert states[0].keys() == states[1].keys()
+        for name, value in states[0].items():
+            assert value.shape == states[1][name].shape and bool((states[1][name][value == 0] == 0).all())
+            assert not torch.equal(value, states[1][name])
 
 
 def test_each_level_has_a_network_of_its_cost(finished: tuple[Path, Compressed, dict[str, object]]) -> None:

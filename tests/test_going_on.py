@@ -119,7 +119,8 @@ def stop_after(steps: int, folder: Path, settings: Recipe, monkeypatch: pytest.M
 def test_stages_that_have_not_begun_may_change_and_the_run_is_as_if_it_had_begun_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    last = recipe(sparse={"kl_coefficient": 0.5}, masks={"ratio": 0.7}, finetune={"learning_rate": 0.01}, twin=True)
+    changes = {"sparse": {"kl_coefficient": 0.5}, "masks": {"ratio": 0.7}, "finetune": {"learning_rate": 0.01}}
+    last = recipe(**changes, quantize={"aware": True, "epochs": 1}, twin=True)
     compress(last, tmp_path / "whole", [])
     cut = tmp_path / "cut"
     stop_after(4, cut, recipe(), monkeypatch)  # in the dense stage
@@ -133,8 +134,10 @@ def test_stages_that_have_not_begun_may_change_and_the_run_is_as_if_it_had_begun
     assert read_recipe(cut / "recipe.toml") == changed
     with pytest.raises(SettingError, match=r"finetune.learning_rate. It has come to the stage finetune"):
         compress(recipe(sparse={"kl_coefficient": 0.5}, masks={"ratio": 0.7}), cut, [], resume=True)
-    made = compress(last, cut, [], resume=True)  # a finished run gets a twin
+    made = compress(last, cut, [], resume=True)  # a finished run is tuned for integers and gets a twin
+    with pytest.raises(SettingError, match=r"quantize.epochs, quantize.aware. It has come to the stage twin"):
+        compress(recipe(**changes, twin=True), cut, [], resume=True)
     assert made.twin is not None
-    for name in ("dense", "masks", "baked", "tuned", "twin"):
+    for name in ("dense", "masks", "baked", "tuned", "quantized", "twin"):
         whole, left = (load_tensors(folder / f"{name}.safetensors")[0] for folder in (tmp_path / "whole", cut))
         assert whole.keys() == left.keys() and all(torch.equal(whole[key], left[key]) for key in whole), name

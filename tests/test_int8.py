@@ -264,6 +264,12 @@ def test_a_loss_of_more_than_half_a_point_is_told_with_what_to_do(run: Path, mon
         page = (run / name).read_text()
         for file in ("net.onnx", "shrunk in ONNX Runtime"):
             assert f"{file} loses 0.60 points as int8, 3 of 500 test photos. Try more" in page
+        assert page.count("tune the network for integers (quantize.aware=true;") == 2  # not the dense one
+        assert "integers of eight bits" not in page
+    assert cli.main(["compress", f"--out={run}", "--resume", "--quantize.aware=true", "--quantize.epochs=1"]) == 0
+    assert "1 of tuning for integers of eight bits" in (run / "report.md").read_text()
+    assert cli.main(command) == 0
+    assert "otherwise, or tune it for longer (quantize.epochs); else" in capsys.readouterr().out
 
 
 def test_integers_without_photos(run: Path, tmp_path: Path, capsys: Any) -> None:

@@ -22,6 +22,7 @@ from nni_sparsevd.recipe import (
     DataSettings,
     FinetuneStage,
     ModelSettings,
+    QuantizeStage,
     Recipe,
     SparseStage,
     Stage,
@@ -199,11 +200,12 @@ def test_resuming_among_another_number_of_processes(tmp_path: Path, shard: bool)
 
 @shards
 def test_two_processes_resume_where_they_stopped(tmp_path: Path, shard: bool) -> None:
-    """In the middle of an epoch, whichever of the two gets the signal."""
+    """In the middle of an epoch, whichever of the two gets the signal; of copies also in a stage with fake integers."""
     data = DataSettings(batch_size=20, limit=200, holdout=0.2)
-    settings = Recipe(shard=shard, data=data, dense=Stage(epochs=2), sparse=SparseStage(epochs=2))
+    quantize = QuantizeStage() if shard else QuantizeStage(aware=True, epochs=1)
+    settings = Recipe(shard=shard, data=data, dense=Stage(epochs=2), sparse=SparseStage(epochs=2), quantize=quantize)
     folders = []
-    for name, stops in (("whole", ((),)), ("stopped", ((5, 1), (5, 0), ()))):
+    for name, stops in (("whole", ((),)), ("stopped", ((5, 1), (5 if shard else 13, 0), ()))):
         folder = tmp_path / name
         write_recipe(settings, folder / "recipe.toml")
         for stop in stops:
@@ -213,7 +215,7 @@ def test_two_processes_resume_where_they_stopped(tmp_path: Path, shard: bool) ->
     assert whole.keys() == stopped.keys() and all(torch.equal(whole[name], stopped[name]) for name in whole)
     rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
     kept = [[{k: v for k, v in row.items() if not k.endswith("seconds")} for row in run] for run in rows]
-    assert kept[0] == kept[1] and len(kept[0]) == 4
+    assert kept[0] == kept[1] and len(kept[0]) == 4 + quantize.aware
 
 
 def test_two_processes_shrink_alike(tmp_path: Path) -> None:

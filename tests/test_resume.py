@@ -22,6 +22,7 @@ from nni_sparsevd.recipe import (
     DataSettings,
     FinetuneStage,
     ModelSettings,
+    QuantizeStage,
     Recipe,
     SparseStage,
     Stage,
@@ -60,7 +61,10 @@ def results(folder: Path) -> dict[str, object]:
     """All that a run leaves, less the times and places in it."""
     left: dict[str, object] = {}
     names = ["dense", "baked", "masks", "checkpoint"]
-    for name in [*names, *(name for name in ("tuned", "twin") if (folder / f"{name}.safetensors").exists())]:
+    for name in [
+        *names,
+        *(name for name in ("tuned", "quantized", "twin") if (folder / f"{name}.safetensors").exists()),
+    ]:
         tensors, _ = load_tensors(folder / f"{name}.safetensors")
         left |= {f"{name}.{key}": value.contiguous().numpy().tobytes() for key, value in tensors.items()}
     for name in ("curve", "log_alpha"):
@@ -209,13 +213,21 @@ CASES: dict[str, dict[str, Any]] = {
         "sparse": SparseStage(epochs=1),
         "finetune": FinetuneStage(epochs=1),
     },
+    "fake integers": {
+        "model": CNN,
+        "data": TINY_PHOTOS,
+        "sparse": SparseStage(epochs=1),
+        "finetune": FinetuneStage(),
+        "quantize": QuantizeStage(aware=True, epochs=2, ema=0.9, accumulate=2),
+        "twin": True,
+    },
     "shrinking, then fine-tuning with noise": {
         "posterior": PosteriorSettings(granularity="both"),
         "sparse": SparseStage(epochs=3, kl_coefficient=50.0, learning_rate=0.03, shrink_at=3.0),
         "finetune": FinetuneStage(epochs=2, variational=True),
     },
 }
-STOPS = {"a dense twin": (31, 9), "averaged weights and accumulated gradients": (5, 8, 8)}
+STOPS = {"a dense twin": (31, 9), "fake integers": (20, 6), "averaged weights and accumulated gradients": (5, 8, 8)}
 """Steps that a process takes before it fails, where the usual ones come too early."""
 OPTIMIZERS = ("momentum", "lamb", "nadamw", "adafactor", "rmsproptf", "adan", "lion", "madgrad", "lookahead_adamw")
 for _name in OPTIMIZERS:

@@ -84,7 +84,7 @@ def test_a_gradient_is_no_longer_than_clip_norm(tmp_path: Path, accumulate: int)
 
 
 def test_steps_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend `eager` computes what is not compiled; a stage in which channels leave is not compiled."""
+    """The backend `eager` computes what is not compiled; stages where channels leave or integers are faked are not."""
     backends = []
     compiled = torch.compile
 
@@ -96,8 +96,8 @@ def test_steps_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     data, stage = {"limit": 100, "batch_size": 45}, {"epochs": 1}
     plain = train_dense(tmp_path / "plain", data, stage)
     assert backends == []
-    shrinking = {"sparse": {"epochs": 1, "shrink_at": 3.0}}
-    eager = train_dense(tmp_path / "eager", data, stage, compile="eager", **shrinking)
+    others = {"sparse": {"epochs": 1, "shrink_at": 3.0}, "quantize": {"aware": True, "epochs": 1}}
+    eager = train_dense(tmp_path / "eager", data, stage, compile="eager", **others)
     assert backends == ["eager"]
     assert all(torch.equal(eager[name], value) for name, value in plain.items())
 
@@ -112,6 +112,15 @@ REFUSED = {
     "an average of networks of several sizes": (
         {"sparse": {"ema": 0.9, "shrink_at": 3.0}},
         "sparse.ema does not go together with sparse.shrink_at",
+    ),
+    "fake integers in shards": ({"shard": True, "quantize": {"aware": True}}, "quantize.aware does not .* with shard"),
+    "fake integers for no epoch": (
+        {"quantize": {"aware": True, "epochs": 0}},
+        "quantize.aware = true with quantize.epochs = 0",
+    ),
+    "a stage for integers without them": (
+        {"quantize": {"epochs": 3}},
+        "quantize.epochs counts only with quantize.aware",
     ),
     "more batches than an epoch has": (
         {"data": {"limit": 100, "batch_size": 30}, "finetune": {"accumulate": 4}},

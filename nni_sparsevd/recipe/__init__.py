@@ -6,7 +6,7 @@ from .data import DataSettings
 from .model import ModelSettings, TeacherSettings
 from .recipe import Recipe
 from .recipe_file import RECIPE_FILE, read_recipe, write_recipe
-from .stages import FinetuneStage, SparseStage, Stage
+from .stages import FinetuneStage, QuantizeStage, SparseStage, Stage
 
 __all__ = [
     "ALLOWED_LOSS",
@@ -17,6 +17,7 @@ __all__ = [
     "DataSettings",
     "FinetuneStage",
     "ModelSettings",
+    "QuantizeStage",
     "Recipe",
     "SparseStage",
     "Stage",

@@ -10,7 +10,7 @@ from ..settings import MaskSettings, PosteriorSettings, Settings
 from .budget import BudgetSettings
 from .data import DataSettings
 from .model import ModelSettings, TeacherSettings
-from .stages import FinetuneStage, SparseStage, Stage
+from .stages import FinetuneStage, QuantizeStage, SparseStage, Stage
 
 
 class Recipe(Settings):
@@ -28,6 +28,8 @@ class Recipe(Settings):
     """Sparse VD."""
     finetune: FinetuneStage = FinetuneStage()
     """Training of the weights that are left, with fixed masks."""
+    quantize: QuantizeStage = QuantizeStage()
+    """Training for integers of eight bits."""
     teacher: TeacherSettings = TeacherSettings()
     """Distillation."""
     budget: BudgetSettings = BudgetSettings()
@@ -35,7 +37,7 @@ class Recipe(Settings):
     masks: MaskSettings = MaskSettings()
     """The decision."""
     twin: bool = False
-    """Train the dense network on for as long as the sparse stage and the fine-tuning take, at the end and with the same
+    """Train the dense network on for as long as the stages after the dense one take, at the end and with the same
     settings: a dense twin, against which the report says what the smaller network loses."""
     seed: int = 0
     """Seed of weights, noise, data order and hold-out."""
@@ -74,7 +76,7 @@ class Recipe(Settings):
 
     def changes_sizes_by(self, stage: str) -> bool:
         """Whether the network may have other sizes at the end of a stage than the recipe gives it."""
-        return self.changes_sizes and stage.startswith(("sparse", "finetune"))
+        return self.changes_sizes and stage.startswith(("sparse", "finetune", "quantize"))
 
     @property
     def resolved_threshold(self) -> float | Literal["held_out", "evidence"]:
@@ -88,9 +90,11 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _refuse_averages_and_compilation_where_they_cannot_be(self) -> "Recipe":
-        averaged = [name for name in ("dense", "sparse", "finetune") if getattr(self, name).ema is not None]
+        averaged = [name for name in ("dense", "sparse", "finetune", "quantize") if getattr(self, name).ema is not None]
         if averaged and self.shard:
             raise ValueError(f"{averaged[0]}.ema does not go together with shard: the average is one of whole networks")
+        if self.quantize.aware and self.shard:
+            raise ValueError("quantize.aware does not go together with shard: processes would round differently")
         if self.compile is not None and self.shard:
             raise ValueError("compile does not go together with shard")
         if self.sparse.ema is not None and self.changes_sizes:

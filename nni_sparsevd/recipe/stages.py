@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Lt
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from ..settings import Fraction, Settings
 
@@ -68,3 +68,30 @@ class FinetuneStage(Stage):
     variational: bool = False
     """Keep the posteriors of the weights that are left: their noise, and their KL at the full weight of the sparse
     stage."""
+
+
+class QuantizeStage(Stage):
+    """The stage after fine-tuning: the network learns to bear the rounding of `export --int8`."""
+
+    aware: bool = False
+    """Train on with fake integers of eight bits: weights and activations are rounded as a runtime rounds them. The
+    network of the run stays one of floats, and `export --int8` makes the integers. The stage computes in float32, and
+    is not compiled."""
+    epochs: NonNegativeInt = 5
+    """Length."""
+    learning_rate: PositiveFloat = 1e-4
+    """Peak rate."""
+    teacher_weight: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Part of the loss that the teacher has in this stage. Where the other stages have no teacher, the run's dense
+    network is the teacher."""
+
+    @model_validator(mode="after")
+    def _refuse_what_does_nothing(self) -> "QuantizeStage":
+        if self.aware and not self.epochs:
+            raise ValueError("quantize.aware = true with quantize.epochs = 0 trains nothing: take at least one epoch")
+        if not self.aware:
+            fields = type(self).model_fields
+            unused = [key for key in fields if getattr(self, key) != fields[key].default]
+            if unused:
+                raise ValueError(f"quantize.{unused[0]} counts only with quantize.aware = true")
+        return self

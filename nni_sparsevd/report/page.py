@@ -73,11 +73,13 @@ def _gather_values(folder: Path) -> dict[str, Any]:
     recipe = (folder / "recipe.toml").read_text()
     curve = _read_optional(folder / "curve.json")
     with _blaming(folder / "recipe.toml"):
-        decision = find_decision(tomllib.loads(recipe), curve)
+        settings = tomllib.loads(recipe)
+        decision = find_decision(settings, curve)
+        is_tuned = settings.get("quantize", {}).get("aware", False)
     drawn = _draw_pictures(folder, result, epochs, curve, decision)
     exports, runtimes = _read_optional(folder / "exports.json"), _read_optional(folder / "runtimes.json")
     with _blaming(folder / "runtimes.json" if runtimes else folder / "exports.json"):
-        int8_remarks = list_int8_remarks(exports or {}, runtimes["rows"] if runtimes else [])
+        int8_remarks = list_int8_remarks(exports or {}, runtimes["rows"] if runtimes else [], is_tuned=is_tuned)
     with _blaming(folder / "result.json"):
         return {
             **result,
@@ -98,12 +100,14 @@ def _gather_values(folder: Path) -> dict[str, Any]:
 
 
 def _count_epochs(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Stage -> its epochs; those of the fine-tuning of one level, where there are several."""
+    """Stage -> its epochs; those of one level, where there are several."""
     counts = Counter(row["stage"] for row in rows)
-    tuned = [count for stage, count in counts.items() if stage.startswith("finetune")]
+    of_level = {}
+    for kind in ("finetune", "quantize"):
+        of_level[kind] = max((count for stage, count in counts.items() if stage.startswith(kind)), default=0)
     # A counter has 0 for what it has not seen, but a template asks for its keys.
-    stages = ("dense", "sparse", "twin_sparse", "twin_finetune")
-    return {**{stage: counts[stage] for stage in stages}, "finetune": max(tuned, default=0)}
+    stages = ("dense", "sparse", "twin_sparse", "twin_finetune", "twin_quantize")
+    return {**{stage: counts[stage] for stage in stages}, **of_level}
 
 
 def _draw_pictures(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..export import FORMATS, Comparison, Quantization, check_format, export, open_exported
 from ..files import read_json, write_json
+from ..recipe import RECIPE_FILE, read_recipe
 from ..report import write_int8_remark, write_report
 from ..storage import load
 from .run_data import CALIBRATION, choose_calibration, read_run_data
@@ -27,6 +28,8 @@ class RunExport:
     """The accuracy of the network on the same photos, in float32."""
     level: float | None = None
     """The level of the budget whose network it is; None where the run has no budget."""
+    is_tuned: bool = False
+    """Whether the network was tuned for integers (`quantize.aware`)."""
 
     def to_dict(self) -> dict[str, object]:
         """Give all that is known, ready for JSON."""
@@ -41,7 +44,7 @@ class RunExport:
             f"{self.test.images:,} test photos are named right (float32 {100 * self.float_accuracy:.2f} %), "
             f"{100 * self.test.agreement:.2f} % as the float32 network names them"
         )
-        remark = write_int8_remark("The file", self.test.to_dict(), self.float_accuracy)
+        remark = write_int8_remark("The file", self.test.to_dict(), self.float_accuracy, is_tuned=self.is_tuned)
         return f"{scores}\n{remark}" if remark else scores
 
 
@@ -82,7 +85,8 @@ def export_run(
         exported = _export_int8(folder, small, path, example, dynamic_batch, calibration, result["seed"])
     else:
         exported = RunExport(export(small, path, example, dynamic_batch=dynamic_batch))
-    exported = replace(exported, level=result.get("level"))
+    is_tuned = read_recipe(folder / RECIPE_FILE).quantize.aware
+    exported = replace(exported, level=result.get("level"), is_tuned=is_tuned)
     record = folder / "exports.json"
     rows = read_json(record) if record.exists() else {}
     write_json(record, {**rows, path.name: exported.to_dict()})

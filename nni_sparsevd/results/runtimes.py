@@ -17,8 +17,8 @@ from ..export import FORMATS, Quantization, export, open_exported
 from ..files import read_json, write_json
 from ..measure import measure_latencies
 from ..preprocessing import set_values_
-from ..recipe import ModelSettings, read_recipe
-from ..report import FLOAT, INT8, list_int8_remarks, write_report
+from ..recipe import RECIPE_FILE, ModelSettings, read_recipe
+from ..report import DENSE, FLOAT, INT8, list_int8_remarks, write_report
 from ..storage import load
 from ..training import describe_environment, read_network_
 from .run_data import CALIBRATION, choose_calibration, read_run_data
@@ -29,7 +29,6 @@ RUNTIMES = {".onnx": "ONNX Runtime", ".pte": "ExecuTorch", ".tflite": "LiteRT"}
 """Suffix of a format -> the runtime that is measured, beside PyTorch."""
 PYTORCH = "PyTorch"
 RUNTIMES_FILE = "runtimes.json"
-DENSE = "dense"
 ROUNDS = 40
 """How often each network is timed."""
 
@@ -92,12 +91,14 @@ def measure_run(
         choose_calibration(data, calibration, result["seed"]),
         torch.zeros(1, *result["input"]),
     )
+    is_tuned = read_recipe(folder / RECIPE_FILE).quantize.aware
     rows: list[dict[str, Any]] = []
     passed_over: dict[str, str] = {}
     for suffix in (None, *RUNTIMES):
         made, missed = _measure_runtime(suffix, material, folder)
         missed_lines = (f"{name}: {reason}" for name, reason in missed.items())
-        for line in [*map(describe_row, made), *list_int8_remarks({}, made), *missed_lines]:
+        remarks = list_int8_remarks({}, made, is_tuned=is_tuned)
+        for line in [*map(describe_row, made), *remarks, *missed_lines]:
             report(line)
         rows, passed_over = rows + made, passed_over | missed
     values = {

@@ -127,7 +127,7 @@ def _create_network(recipe: Recipe, data: datasets.DataSets) -> nn.Module:
 def _check_lengths(recipe: Recipe, images: int, processes: int) -> None:
     """Check that an epoch has batches enough for a step of each stage, and the sparse stage steps for its budget."""
     batches = count_batches(images, recipe.data.batch_size, processes)
-    for name in ("dense", "sparse", "finetune"):
+    for name in ("dense", "sparse", "finetune", "quantize"):
         accumulate = getattr(recipe, name).accumulate
         if accumulate > batches:
             raise SettingError(

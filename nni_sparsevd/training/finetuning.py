@@ -34,11 +34,12 @@ def finish_levels(
     Raises:
         TrainingError: No level meets its budget, or the loss is no longer finite.
     """
-    budget = context.run.recipe.budget
+    recipe = context.run.recipe
+    budget, is_followed = recipe.budget, recipe.twin or recipe.quantize.aware
     tuned = []
     for level in _list_met_levels(context, levels):
         # The checkpoint holds the network of the last stage.
-        in_checkpoint = level is levels[-1] and not context.run.recipe.twin
+        in_checkpoint = level is levels[-1] and not is_followed
         tuned.append(_finish_level(context, plain, level, write=not in_checkpoint))
         best = find_best_accuracy(tuned, dense_held_out)
         if budget.searches and not tuned[-1].is_within(budget.allowed_loss, best):

@@ -16,7 +16,7 @@ from .twin import TWIN_STAGES
 
 @dataclass(frozen=True)
 class Level:
-    """One of the networks of a run, with a folder and a stage of fine-tuning.
+    """One of the networks of a run, with a folder and stages of its own.
 
     A run without several budgets has one, in the run folder itself.
     """
@@ -27,6 +27,8 @@ class Level:
     """Where its files are."""
     stage: str
     """Name of its fine-tuning in metrics and checkpoint."""
+    quantize_stage: str
+    """Name of its tuning for integers of eight bits there."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class TunedLevel:
 
     level: Level
     masked: nn.Module
-    """The network after fine-tuning, ordinary, with zeros where the masks remove."""
+    """The network after the last of its stages, ordinary, with zeros where the masks remove."""
     masks: Masks
     """The decision."""
     held_out: float
@@ -141,19 +143,21 @@ def list_levels(recipe: Recipe, folder: Path) -> tuple[Level, ...]:
     """
     allowed_parts = recipe.budget.levels
     if not allowed_parts:
-        return (Level(None, folder, "finetune"),)
+        return (Level(None, folder, "finetune", "quantize"),)
     if len(allowed_parts) == 1:
-        return (Level(allowed_parts[0], folder, "finetune"),)
+        return (Level(allowed_parts[0], folder, "finetune", "quantize"),)
     levels = []
     for allowed in allowed_parts:
         name = f"{allowed:g}"
-        levels.append(Level(allowed, folder / "levels" / name, f"finetune_{name}"))
+        levels.append(Level(allowed, folder / "levels" / name, f"finetune_{name}", f"quantize_{name}"))
     return tuple(levels)
 
 
 def list_stages(recipe: Recipe) -> tuple[str, ...]:
     """List the stages of a recipe, in the order in which they are trained."""
-    return ("dense", "sparse", *(level.stage for level in list_levels(recipe, Path())), *TWIN_STAGES)
+    levels = list_levels(recipe, Path())
+    tuning, quantizing = [level.stage for level in levels], [level.quantize_stage for level in levels]
+    return ("dense", "sparse", *tuning, *quantizing, *TWIN_STAGES)
 
 
 def find_best_accuracy(tuned: Sequence[TunedLevel], dense_accuracy: float) -> float:

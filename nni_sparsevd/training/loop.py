@@ -15,7 +15,7 @@ from ..data import to_memory_format
 from ..errors import TrainingError
 from ..masks import Masks
 from ..nn import is_variational, kl, regularize_
-from ..recipe import SparseStage, Stage
+from ..recipe import QuantizeStage, SparseStage, Stage
 from ..regularize import GradualRemoval, kl_weight_now, start_natural_steps_, take_natural_steps_
 from ..shrinking import shrink_
 from .averaging import WeightAverage
@@ -59,7 +59,7 @@ def train_stage(
 
     Args:
         run: Recipe, folder, data and processes.
-        name: Name of the stage: dense, sparse, finetune, or finetune_LEVEL.
+        name: Name of the stage: dense, sparse, finetune or finetune_LEVEL, quantize or quantize_LEVEL.
         model: The network, on any device; it ends on that of the process.
         stage: Epochs, optimizer and schedule.
         on_epoch_end: Called by every process at the end of each epoch, when `model` is up to date.
@@ -102,7 +102,9 @@ class _StageTrainer:
             start.restore_(model)
         self._batches = Batches(run, name)
         changes_sizes = name == "sparse" and run.recipe.changes_sizes
-        compile_with = None if changes_sizes else run.recipe.compile
+        # Fake integers are put in between while Python calls the network's functions.
+        is_compiled = not changes_sizes and not isinstance(stage, QuantizeStage)
+        compile_with = run.recipe.compile if is_compiled else None
         self._learner = Learner(model, run.accelerator, shard=run.recipe.shard, compile_with=compile_with)
         self._removal = removal
         # On the way to a budget the variances of gates follow the curvature, and the optimizer leaves them alone.

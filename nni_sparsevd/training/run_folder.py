@@ -12,7 +12,7 @@ from .environment import describe_environment
 
 FREE = ("checkpoint_minutes", "data.workers")
 """Settings that change no result: a resumed run may have others at any time."""
-ORDER = ("dense", "sparse", "finetune", "twin")
+ORDER = ("dense", "sparse", "finetune", "quantize", "twin")
 """Kinds of stages, in the order in which they are trained."""
 FIRST_USED_IN = {
     "sparse": "sparse",
@@ -20,6 +20,7 @@ FIRST_USED_IN = {
     "budget": "sparse",
     "masks": "finetune",  # the decision comes after the sparse stage
     "finetune": "finetune",
+    "quantize": "quantize",
     "twin": "twin",
 }
 """Table of the recipe -> kind of the first stage that depends on it; all others count from the first stage on."""
@@ -55,7 +56,7 @@ def _refuse_changes(recipe: Recipe, folder: Path) -> None:
     checkpoint = read_checkpoint(folder / "checkpoint.safetensors")
     if checkpoint is None:  # nothing that was trained is left
         return
-    # Fine-tuning and the twin have several stages, finetune_LEVEL and twin_STAGE.
+    # Kinds have several stages: finetune_LEVEL, quantize_LEVEL and twin_STAGE.
     begun = checkpoint.place.stage.partition("_")[0]
     named_teacher = bool(before.teacher.name or recipe.teacher.name)
     refused = []

@@ -76,6 +76,7 @@ class StageContext:
         *,
         on_epoch_end: Callable[[int], dict[str, float]] | None = None,
         masks: Masks | None = None,
+        teacher: Teacher | None = None,
         removal: GradualRemoval | None = None,
     ) -> None:
         """Train a network in place through a stage, from its beginning or from the checkpoint.
@@ -86,6 +87,7 @@ class StageContext:
             stage: Length, optimizer and schedule.
             on_epoch_end: Scores the network after each epoch; None: `score`, with these masks.
             masks: What they remove stays zero.
+            teacher: Whose outputs the network learns to give; None: those of the run's teacher, if it has one.
             removal: What removes channels on the way to a budget.
         """
         train_stage(
@@ -95,7 +97,7 @@ class StageContext:
             stage,
             on_epoch_end or (lambda _: self.score(model, masks or {})),
             masks=masks,
-            teacher=self.teacher,
+            teacher=teacher or self.teacher,
             removal=removal,
             start=self.find_start(name),
         )

@@ -1,4 +1,4 @@
-"""The stages of a run: dense training, sparse training, the decision, fine-tuning. Each can be resumed."""
+"""The stages of a run: dense training, sparse training, the decision, fine-tuning, integers. Each can be resumed."""
 
 import copy
 from typing import final
@@ -19,6 +19,7 @@ from .finetuning import describe_missed, finish_levels
 from .levels import choose_level, list_levels
 from .log_alpha_history import LogAlphaHistory
 from .network_files import read_network_
+from .quantizing import tune_for_integers
 from .recorded_latency import LATENCY_FILE, MeasurePart, RecordedLatency
 from .scoring import evaluate
 from .stage_context import StageContext
@@ -70,6 +71,8 @@ class StageSequence:
                 decide_levels(context, self._levels, plain, dense, self._measure_part)
         before = evaluate(dense, self._data, self._data.holdout).accuracy
         tuned = finish_levels(context, self._levels, plain, before)
+        if self._recipe.quantize.aware:
+            tuned = tune_for_integers(context, tuned, dense)
         twin = self._train_twin(copy.deepcopy(dense)) if self._recipe.twin else None
         dense_held_out = before if twin is None else evaluate(twin, self._data, self._data.holdout).accuracy
         chosen = choose_level(tuned, dense_held_out, self._recipe.budget.allowed_loss)
@@ -164,7 +167,7 @@ class StageSequence:
             )
 
     def _train_twin(self, model: nn.Module) -> nn.Module:
-        """Train the dense network on, in place, as long as the sparse stage and the fine-tuning took; returns it."""
+        """Train the dense network on, in place, as long as the stages after the dense one took; returns it."""
         context = self._context
         for name, stage in list_twin_stages(self._recipe).items():
             # A checkpoint of the later stage holds what the earlier one has learned.

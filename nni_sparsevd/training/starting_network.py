@@ -10,6 +10,7 @@ from ..errors import ModelError, SettingError, describe_error
 from ..graph import channel_graph
 from ..nn import Variational, named_posteriors
 from ..recipe import Recipe
+from .fake_integers import count_places
 from .network_files import read_network_
 from .optimizer import build_optimizer
 
@@ -31,13 +32,16 @@ def try_recipe(model: nn.Module, example_inputs: Tensor, recipe: Recipe) -> None
     """Try on copies what a run will do: build the optimizers, run the network, convert it.
 
     Raises:
-        ModelError: The network does not run on these images, or `sparse.checkpoint` is of another network.
+        ModelError: The network does not run on these images, `sparse.checkpoint` is of another network, or the network
+            has other places for fake integers in training than in evaluation.
         SettingError: An optimizer is not known, or a layer of `sparse.snapshots` has no posterior.
         TraceError: Channels are to leave while the network trains, and it cannot be traced.
     """
-    for stage in (recipe.dense, recipe.sparse, recipe.finetune):
+    for stage in (recipe.dense, recipe.sparse, recipe.finetune, recipe.quantize):
         build_optimizer(model, stage)
     try_forward(model, example_inputs, recipe.model.name)
+    if recipe.quantize.aware:
+        count_places(model, example_inputs)
     # Otherwise only the end of the first sparse epoch would tell that the network cannot be traced.
     if recipe.changes_sizes:
         channel_graph(model, example_inputs)

@@ -27,6 +27,12 @@ class Teacher:
         self._network = copy.deepcopy(network).to(device).eval().requires_grad_(False)
         self._weight, self._temperature = settings.weight, settings.temperature
 
+    def with_weight(self, weight: float) -> "Teacher":
+        """The same teacher with another weight w."""
+        other = copy.copy(self)
+        other._weight = weight
+        return other
+
     def join(self, loss: Tensor, logits: Tensor, inputs: Tensor) -> Tensor:
         """Join the loss on the labels with the distance from the teacher's answers.
 

@@ -2,7 +2,7 @@
 
 from ..recipe import Recipe, Stage
 
-TWIN_STAGES = ("twin_sparse", "twin_finetune")
+TWIN_STAGES = ("twin_sparse", "twin_finetune", "twin_quantize")
 """The twin's counterparts of the stages that come after the dense one, in order."""
 
 
@@ -18,7 +18,8 @@ def list_twin_stages(recipe: Recipe) -> dict[str, Stage]:
     if not recipe.twin:
         return {}
     stages = {}
-    for name, counterpart in zip(TWIN_STAGES, (recipe.sparse, recipe.finetune), strict=True):
-        if counterpart.epochs:
+    for name, counterpart in zip(TWIN_STAGES, (recipe.sparse, recipe.finetune, recipe.quantize), strict=True):
+        is_left_out = name == "twin_quantize" and not recipe.quantize.aware
+        if counterpart.epochs and not is_left_out:
             stages[name] = Stage(**counterpart.model_dump(include=set(Stage.model_fields)))
     return stages
