@@ -41,14 +41,22 @@ def from_results(table: Callable[[dict[str, object]], list[str]]) -> list[str]:
     return table(read_results(table.__name__))
 
 
+def tables_of_photos(name: str) -> dict[str, Table]:
+    """The tables of another run with photos: its networks, and what they do in the runtimes."""
+    return {
+        name: lambda: photos_budget(read_results(name)),
+        f"{name}_runtimes": lambda: photos_budget_runtimes(read_results(f"{name}_runtimes")),
+    }
+
+
 TABLES: dict[str, Table] = {
     "quick_start": quick_start,
     "six_results": six_results,
     **settings_tables.TABLES,
     **study_tables.TABLES,
     **{table.__name__: partial(from_results, table) for table in NAMED_AS_THEIR_RESULTS},
-    "photos_budget_128": lambda: photos_budget(read_results("photos_budget_128")),
-    "photos_budget_128_runtimes": lambda: photos_budget_runtimes(read_results("photos_budget_128_runtimes")),
+    **tables_of_photos("photos_budget_128"),
+    **tables_of_photos("photos_resnet18"),
 }
 
 
