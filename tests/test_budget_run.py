@@ -386,7 +386,7 @@ def test_the_network_of_a_run_is_the_smallest_that_is_accurate_enough() -> None:
     def choose(*accuracies: float) -> float | None:
         tuned = []
         for part, accuracy in zip((0.5, 0.25, 0.125), accuracies, strict=True):
-            tuned.append(TunedLevel(Level(part, Path(), "", ""), nn.Identity(), {}, accuracy))
+            tuned.append(TunedLevel(Level(part, Path()), nn.Identity(), {}, accuracy))
         return choose_level(tuned, 0.9, 0.01).level.part
 
     assert [choose(0.9, 0.9, 0.8), choose(0.8, 0.9, 0.92), choose(0.85, 0.86, 0.5)] == [0.25, 0.125, 0.25]

@@ -106,6 +106,12 @@ def test_a_sum_over_time_keeps_constants_and_says_why() -> None:
     assert plan.groups[0].reason == "3 constant, but what sum makes of that depends on the size of the input"
 
 
+def test_a_softmax_over_time_keeps_constants_and_says_why() -> None:
+    plan = svd.make_plan(bag(lambda x: x.softmax(-1).amax(-1)), torch.randn(2, 3, 20).double())
+    assert plan.removed == 0
+    assert plan.groups[0].reason == "3 constant, but what softmax makes of that depends on the size of the input"
+
+
 @pytest.mark.parametrize("gather", [lambda x: x.sum(-1), lambda x: x.mean(-1), lambda x: x.cumsum(-1)[..., -1]])
 def test_zeros_pass_a_sum(gather: Callable[[Tensor], Tensor]) -> None:
     model = bag(gather, zero=True)

@@ -70,6 +70,11 @@ class Recipe(Settings):
         return {**values, "posterior": {"granularity": "gate", **posterior}}
 
     @property
+    def stages(self) -> dict[str, Stage]:
+        """The stages by name, in the order in which they are trained."""
+        return {"dense": self.dense, "sparse": self.sparse, "finetune": self.finetune, "quantize": self.quantize}
+
+    @property
     def changes_sizes(self) -> bool:
         """Whether channels leave the network while it trains."""
         return self.sparse.shrink_at is not None or self.budget.kind is not None
@@ -90,7 +95,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _refuse_averages_and_compilation_where_they_cannot_be(self) -> "Recipe":
-        averaged = [name for name in ("dense", "sparse", "finetune", "quantize") if getattr(self, name).ema is not None]
+        averaged = [name for name, stage in self.stages.items() if stage.ema is not None]
         if averaged and self.shard:
             raise ValueError(f"{averaged[0]}.ema does not go together with shard: the average is one of whole networks")
         if self.quantize.aware and self.shard:

@@ -85,8 +85,7 @@ def export_run(
         exported = _export_int8(folder, small, path, example, dynamic_batch, calibration, result["seed"])
     else:
         exported = RunExport(export(small, path, example, dynamic_batch=dynamic_batch))
-    is_tuned = read_recipe(folder / RECIPE_FILE).quantize.aware
-    exported = replace(exported, level=result.get("level"), is_tuned=is_tuned)
+    exported = replace(exported, level=result.get("level"))
     record = folder / "exports.json"
     rows = read_json(record) if record.exists() else {}
     write_json(record, {**rows, path.name: exported.to_dict()})
@@ -98,10 +97,11 @@ def _export_int8(
     folder: Path, small: nn.Module, path: Path, example: Tensor, dynamic_batch: bool, calibration: int, seed: int
 ) -> RunExport:
     """Calibrate, write and score."""
+    is_tuned = read_recipe(folder / RECIPE_FILE).quantize.aware
     data = read_run_data(folder)
     quantization = Quantization(choose_calibration(data, calibration, seed))
     comparison = export(small, path, example, dynamic_batch=dynamic_batch, quantization=quantization)
     single = not (dynamic_batch and FORMATS[path.suffix].dynamic)
     candidates = {"int8": Candidate(open_exported(path), "small", single), "float32": Candidate(small, "small", False)}
     scores = score_candidates(candidates, {"small": small}, data)
-    return RunExport(comparison, scores["int8"], scores["float32"].accuracy)
+    return RunExport(comparison, scores["int8"], scores["float32"].accuracy, is_tuned=is_tuned)

@@ -4,6 +4,7 @@ from collections import defaultdict
 from operator import getitem
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,16 +21,14 @@ RELATIVE_ROUNDING, ABSOLUTE_ROUNDING = 1e-9, 1e-14
 class OtherValues:
     """The values of a network at another input size, found by the operators that it has in common with this one."""
 
-    def __init__(
-        self, trace: Trace, other: Trace, values: dict[Node, Any], value_channels: dict[Node, Any] | None = None
-    ) -> None:
+    def __init__(self, trace: Trace, other: Trace, values: dict[Node, Any], value_channels: dict[Node, Any]) -> None:
         # A network may run other operators at another size: it pads what is no multiple of its window.  So operators
         # are matched, and the arguments of a matched one are compared, too: where one size pads and the other one does
         # not, the convolution that follows gets different arguments.
         self.disagreeing: set[Node] = set()
         """Operators that were found to make something else at the other size."""
         self._values = values
-        self._channels = {} if value_channels is None else value_channels
+        self._channels = value_channels
         self._match = _match_operators(trace, other)
         self._made_of_states = self._find_made_of_states(trace)
 
@@ -135,7 +134,8 @@ def _match_operators(trace: Trace, other: Trace) -> dict[Node, Node]:
     for node in _operators(trace):
         candidates = left[_kind(trace, node)]
         if candidates:
-            expected = [_identity(source, matches) for source in node.all_input_nodes]
+            origins = [_origin(source) for source in node.all_input_nodes]
+            expected = [(matches.get(origin), places) for origin, places in origins]
             matches[node] = _best_candidate(expected, candidates)
             candidates.remove(matches[node])
     return matches
@@ -152,19 +152,20 @@ def _kind(trace: Trace, node: Node) -> Kind:
     return node.op, node.target, node.meta["module"], states
 
 
-def _identity(node: Node, matches: dict[Node, Node] | None) -> object:
-    """The operator that a value comes from, or what matches it; with the place of the value among several."""
-    if node.target is getitem:
-        sequence: Any = node.args[0]
-        return _identity(sequence, matches), node.args[1]
-    return node if matches is None else matches.get(node)
+def _origin(node: Node) -> tuple[Node, tuple[Any, ...]]:
+    """The operator that makes a value, and the place of the value among several that it makes."""
+    places: tuple[Any, ...] = ()
+    while node.target is getitem:
+        node, place = node.args
+        places = (place, *places)
+    return node, places
 
 
-def _best_candidate(expected: list[object], candidates: list[Node]) -> Node:
+def _best_candidate(expected: list[tuple[Node | None, tuple[Any, ...]]], candidates: list[Node]) -> Node:
     """The first of the operators that take most of what is expected."""
     best, most = candidates[0], -1
     for candidate in candidates:
-        found = [_identity(source, None) for source in candidate.all_input_nodes]
+        found = [_origin(source) for source in candidate.all_input_nodes]
         count = sum(a == b for a, b in zip(expected, found, strict=False))
         if count > most:
             best, most = candidate, count
@@ -222,7 +223,7 @@ def _agreed_tensor(value: Tensor, other: Tensor, shape: torch.Size, other_shape:
     if not is_varying:
         return compress(value if _has_same_bits(value, other) else _agreed_numbers(value, other))
     lengths = {dim: _length_of_repeat(channels, dim, other_shape[dim]) for dim in resized}
-    agreed = _agreed_numbers(_keep_repeats(value, lengths, shape), _keep_repeats(other, lengths, other_shape))
+    agreed = _agreed_numbers(_keep_one_repeat(value, lengths), _keep_one_repeat(other, lengths))
     for dim, length in lengths.items():
         if agreed.shape[dim] > 1:
             agreed = torch.cat([agreed] * (shape[dim] // length), dim)
@@ -243,22 +244,19 @@ def _length_of_repeat(channels: Axes, dim: int, other_size: int) -> int:
     that of the input, though each value belongs to a head.
     """
     ids = channels[dim] if channels else None
-    if ids is None:
+    if ids is None or not ids.size:
         return 1
-    length = len(dict.fromkeys(ids.tolist()))
-    repeats = (
-        ids.size % length == 0 and other_size % length == 0 and bool((ids.reshape(-1, length) == ids[:length]).all())
-    )
-    return length if repeats else 1
+    length = np.unique(ids).size
+    if ids.size % length or other_size % length:
+        return 1
+    return length if (ids.reshape(-1, length) == ids[:length]).all() else 1
 
 
-def _keep_repeats(value: Tensor, repeats: dict[int, int], shape: torch.Size) -> Tensor:
+def _keep_one_repeat(value: Tensor, lengths: dict[int, int]) -> Tensor:
     """The tensor with one repeat along each resized dimension: live wherever the repeats are not the same."""
-    for dim, length in repeats.items():
-        if length == 1 or value.shape[dim] == 1:
-            value = make_uniform(value, [dim])
-        else:
-            value = make_uniform(value.unflatten(dim, (shape[dim] // length, length)), [dim]).squeeze(dim)
+    for dim, length in lengths.items():
+        if value.shape[dim] > 1:  # else it is uniform there
+            value = make_uniform(value.unflatten(dim, (-1, length)), [dim]).squeeze(dim)
     return value
 
 

@@ -127,12 +127,11 @@ def _create_network(recipe: Recipe, data: datasets.DataSets) -> nn.Module:
 def _check_lengths(recipe: Recipe, images: int, processes: int) -> None:
     """Check that an epoch has batches enough for a step of each stage, and the sparse stage steps for its budget."""
     batches = count_batches(images, recipe.data.batch_size, processes)
-    for name in ("dense", "sparse", "finetune", "quantize"):
-        accumulate = getattr(recipe, name).accumulate
-        if accumulate > batches:
+    for name, stage in recipe.stages.items():
+        if stage.accumulate > batches:
             raise SettingError(
-                f"{name}.accumulate = {accumulate}: an epoch has {batches} batches of {recipe.data.batch_size} images; "
-                "take fewer, or a smaller data.batch_size"
+                f"{name}.accumulate = {stage.accumulate}: an epoch has {batches} batches of {recipe.data.batch_size} "
+                "images; take fewer, or a smaller data.batch_size"
             )
     _check_budget(recipe, batches)
     warn_of_gates_that_cannot_arrive(recipe, count_stage_steps(recipe.sparse, batches))

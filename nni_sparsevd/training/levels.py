@@ -25,10 +25,18 @@ class Level:
     """The part of the dense cost that may be left; None without a budget."""
     folder: Path
     """Where its files are."""
-    stage: str
-    """Name of its fine-tuning in metrics and checkpoint."""
-    quantize_stage: str
-    """Name of its tuning for integers of eight bits there."""
+    suffix: str = ""
+    """What tells its stages from those of other levels in metrics and checkpoint."""
+
+    @property
+    def stage(self) -> str:
+        """Name of its fine-tuning there."""
+        return f"finetune{self.suffix}"
+
+    @property
+    def quantize_stage(self) -> str:
+        """Name of its tuning for integers of eight bits there."""
+        return f"quantize{self.suffix}"
 
 
 @dataclass(frozen=True)
@@ -143,13 +151,13 @@ def list_levels(recipe: Recipe, folder: Path) -> tuple[Level, ...]:
     """
     allowed_parts = recipe.budget.levels
     if not allowed_parts:
-        return (Level(None, folder, "finetune", "quantize"),)
+        return (Level(None, folder),)
     if len(allowed_parts) == 1:
-        return (Level(allowed_parts[0], folder, "finetune", "quantize"),)
+        return (Level(allowed_parts[0], folder),)
     levels = []
     for allowed in allowed_parts:
         name = f"{allowed:g}"
-        levels.append(Level(allowed, folder / "levels" / name, f"finetune_{name}", f"quantize_{name}"))
+        levels.append(Level(allowed, folder / "levels" / name, f"_{name}"))
     return tuple(levels)
 
 

@@ -37,7 +37,7 @@ def try_recipe(model: nn.Module, example_inputs: Tensor, recipe: Recipe) -> None
         SettingError: An optimizer is not known, or a layer of `sparse.snapshots` has no posterior.
         TraceError: Channels are to leave while the network trains, and it cannot be traced.
     """
-    for stage in (recipe.dense, recipe.sparse, recipe.finetune, recipe.quantize):
+    for stage in recipe.stages.values():
         build_optimizer(model, stage)
     try_forward(model, example_inputs, recipe.model.name)
     if recipe.quantize.aware:
