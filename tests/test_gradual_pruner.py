@@ -67,6 +67,19 @@ def test_a_loop_that_knows_nothing_of_it_ends_with_the_budget_met() -> None:
     assert not (model._forward_pre_hooks or optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
 
 
+def test_evaluation_shows_what_ships_although_a_channel_that_stays_is_noise() -> None:
+    model = network()
+    pruner = make(model, round_to=16)
+    with torch.no_grad():
+        model[1].gate.log_sigma2[:3] = 9.0  # a multiple of 16 needs them
+    model.eval()
+    before = model(IMAGES)
+    with pytest.warns(SparseVDWarning, match="not met"):  # no step was taken
+        pruner.finish()
+    torch.testing.assert_close(model(IMAGES), before)
+    assert (model[1].weight != 0).all()
+
+
 def test_a_loop_that_calls_it_step_by_step_gets_the_same_network() -> None:
     attached, called = network(), network()
     pruner = make(attached)

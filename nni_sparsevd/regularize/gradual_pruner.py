@@ -109,7 +109,8 @@ class GradualPruner:
             )
         dense = make_plain_copy(model)
         self.model = sparsify_(model, PosteriorSettings(granularity="gate"), example_inputs=example_inputs)
-        """The network in training."""
+        """The network in training; in evaluation mode it computes what `finish` would make of it."""
+        use_cutoffs_(self.model, {})  # the budget decides, not log alpha: what has not left stays
         self._budget, self._n_train, self._kl_coefficient = budget, n_train, kl_coefficient
         self._cost = cost_function(budget.kind, example_inputs)
         self._dense_cost = self._cost(dense)
@@ -196,7 +197,6 @@ class GradualPruner:
         """
         for hook in self._hooks:
             hook.remove()
-        use_cutoffs_(self.model, {})  # what the budget has left in multiples stays
         bake_(self.model)
         left = self.part_left()
         if left > (1 + LARGEST_MISS) * self._budget.fraction:
