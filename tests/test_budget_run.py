@@ -203,6 +203,54 @@ def test_channels_leave_by_their_worth_over_their_cost_in_blocks() -> None:
     assert int((first.log_alpha() >= choose_cutoffs(model, IMAGES, "parameters", 1.0, 5)[first]).sum()) == 1  # 16 -> 15
 
 
+def test_a_gate_costs_what_its_removal_saves_also_where_channels_leave_in_groups() -> None:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(), nn.Conv2d(16, 8, 1)]
+    dense = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(128, 5))
+    model = svd.sparsify_(copy.deepcopy(dense), granularity="gate", example_inputs=IMAGES)
+    costs = count_gate_costs(model, IMAGES, "macs")
+    assert [len(gate.mu) for gate in costs] == [4, 4, 4, 8]  # positions in a group, groups, positions, channels
+    for place, (gate, cost) in enumerate(costs.items()):
+        cut = copy.deepcopy(model)
+        with torch.no_grad():
+            find_gates(cut)[place].log_sigma2[0] = 9.0
+        small, _ = svd.shrink(cut, IMAGES)
+        assert cost / len(gate.mu) == count_macs(dense, IMAGES[:1]) - count_macs(small, IMAGES[:1])
+
+
+class WindowNetwork(nn.Module):
+    """Layers on four windows of each image, which stand in the batch dimension, as in timm's Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(1, 8, 1), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.stem(images).flatten(2).transpose(1, 2).reshape(-1, 16, 8)
+        tokens = self.second(self.first(tokens).relu()).relu().reshape(-1, 64, 8)
+        return self.head(tokens.mean(1))
+
+
+def test_windows_in_the_batch_dimension_cost_what_they_cost() -> None:
+    model = svd.sparsify_(WindowNetwork(), granularity="gate", example_inputs=IMAGES)
+    costs = count_gate_costs(model, IMAGES, "macs")
+    per_channel = [cost / len(gate.mu) for gate, cost in costs.items()]
+    assert per_channel == [64 * (8 + 8)]  # of the first layer of the two; the code of the network fixes the others
+
+
+def test_of_channels_without_influence_one_stays() -> None:
+    model = gated_network()
+    gates = find_gates(model)
+    gates[1].observe_()
+    for step in range(20):
+        gates[1]._observed = [torch.zeros(4, 24)]
+        take_natural_steps_([gates[1]], 4, 1000, 1.0, step)
+    everything = float(count_macs(svd.bake_(gated_network()), IMAGES[:1]))
+    cutoffs = choose_cutoffs(model, IMAGES, "macs", everything, 1)
+    assert int((gates[1].log_alpha() < cutoffs[gates[1]]).sum()) == 1
+
+
 @pytest.mark.parametrize(("left", "leaves"), [(24, 1), (12, 0)])
 def test_channels_of_a_gate_that_has_few_left_count_more(left: int, leaves: int) -> None:
     """Both gates cost the same per channel; the second is worth less by a third, or more, where half of it has gone."""

@@ -20,7 +20,7 @@ RATE = 0.02
 ITERATIONS = 6
 """Steps towards the variance that a curvature asks for; the distance is at least halved by each."""
 LARGEST_LOG_SIGMA2 = 20.0
-"""Where a channel has no influence on the loss, its variance would grow without end."""
+"""Where a channel has no influence on the loss, its variance would grow without end: up to here, or 1 below."""
 
 
 def start_natural_steps_(model: nn.Module) -> list[ChannelGate]:
@@ -81,8 +81,11 @@ def _step(gate: ChannelGate, pull: Tensor, rate: float) -> Tensor:
     3. Why the mean is taken of the pull and not of the precision: a channel that seldom fires has a large alpha and a
        slope of nearly 0.  The one batch in which it fires would divide by that, and make it the dearest of all.
     4. What mean has led to the present variance need not be remembered: it is precision * (-2 slope).
+    5. The channels of a gate without influence would all come to rest at the same log alpha.  Where one of them leaves,
+       all would, the last one, too: so each has a limit of its own.
     """
     with torch.no_grad():
+        limit = LARGEST_LOG_SIGMA2 - torch.linspace(0, 1, len(gate.mu)).to(gate.mu)  # 5
         before = _log_pull(gate, gate.log_sigma2).exp()
         wanted = _log((1 - rate) * before + rate * pull)
         # log(precision * (-2 slope)) falls by 1 to 2.5 with each unit of log sigma^2: half of the distance brings it
@@ -90,7 +93,7 @@ def _step(gate: ChannelGate, pull: Tensor, rate: float) -> Tensor:
         log_sigma2: Tensor = gate.log_sigma2
         for _ in range(ITERATIONS):
             log_sigma2 = log_sigma2 + (_log_pull(gate, log_sigma2) - wanted) / 2
-            log_sigma2 = log_sigma2.clamp_max(LARGEST_LOG_SIGMA2)
+            log_sigma2 = log_sigma2.minimum(limit)
         return log_sigma2
 
 

@@ -26,7 +26,7 @@ class VarianceOptimizer:
         self._learning_rate = learning_rate
         # Adam keeps keys of a group that it does not know: `scale` is ours, and `step` reads it.
         adam_groups = [{"params": parameters, "scale": scale} for parameters, scale in groups if parameters]
-        self._optimizer = torch.optim.Adam(adam_groups, lr=learning_rate)
+        self._optimizer = torch.optim.Adam(adam_groups, lr=learning_rate, fused=True)
 
     @staticmethod
     def for_model(model: nn.Module, settings: SparseVDSettings) -> "VarianceOptimizer":

@@ -3,7 +3,6 @@
 import math
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,7 +60,7 @@ def _count_layer_macs(model: nn.Module, example_inputs: Inputs) -> dict[nn.Modul
     # A hook, since a layer that is used several times costs several times.
     def count(layer: Any, inputs: Any, output: Tensor) -> None:
         fan_in = layer.weight.numel() / layer.weight.shape[output_dim(layer)]
-        macs[layer] += output[0].numel() * fan_in
+        macs[layer] += output.numel() * fan_in
 
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
@@ -91,12 +90,11 @@ def count_gate_costs(
     costs_by_layer = {name: macs[layer] for name, layer in layers.items() if layer in macs}
     if kind == "parameters":
         costs_by_layer = {name: float(layers[name].get_parameter("weight").numel()) for name in costs_by_layer}
-    # Heads are no indices of any axis, so the second loop does not reach them: they cost what their writers cost.
     costs = {}
     for owner in find_gates(model):
         costs[owner] = sum(costs_by_layer.get(writer, 0.0) for writer in owner.writers)
-    # The channels of a group are a part of the indices of each axis that they stand on. What a layer spends on the
-    # group is that part of the layer's cost.
+    # The channels of a group, and those that leave with them where they are heads or groups of a convolution, are a
+    # part of the indices of each axis that they stand on. What a layer spends on the group is that part of its cost.
     graph = channel_graph(make_plain_copy(model), example_inputs)
     gate_behind = find_group_gates(model, graph)
     for group in graph.groups:
@@ -106,7 +104,7 @@ def count_gate_costs(
         spent = []
         for axis in group.axes:
             layer_name = axis[0].removesuffix(".weight")
-            part = float(np.isin(graph.axes[axis], group.channels).mean())
+            part = len(graph.indices_along(axis, group.channels)) / len(graph.axes[axis])
             spent.append(costs_by_layer.get(layer_name, 0.0) * part)
         costs[gate] = sum(spent) or costs[gate]  # 0 where the axes are those of parameters that no layer here owns
     return costs
