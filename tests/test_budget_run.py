@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.cli import main
-from nni_sparsevd.errors import ModelError, SettingError, TrainingError
+from nni_sparsevd.errors import SettingError, TrainingError
 from nni_sparsevd.export import LatencyMeter, latency, open_exported
 from nni_sparsevd.files import load_tensors
 from nni_sparsevd.graph import as_arguments
@@ -38,6 +38,7 @@ from nni_sparsevd.regularize import (
     GradualRemoval,
     choose_cutoffs,
     cost_left_at,
+    count_least_left,
     plan_stretches,
     start_natural_steps_,
     take_natural_steps_,
@@ -112,9 +113,24 @@ def test_the_curvature_is_the_mean_squared_gradient_of_each_sample() -> None:
     for curvature, reference in zip(observed, expected, strict=True):
         assert curvature is not None
         torch.testing.assert_close(curvature, reference, rtol=1e-3, atol=1e-9)
-    with pytest.raises(ModelError, match="a gate of 16 channels met 1 rows in a batch of 4"):
-        gates[0].take_curvature(len(IMAGES))
-    assert gates[0].take_curvature(len(IMAGES)) is None  # taken once
+    assert gates[0].take_curvature(1) is not None
+    assert gates[0].take_curvature(1) is None  # taken once
+
+
+def test_a_layer_that_sees_no_samples_has_the_curvature_of_the_whole_batch() -> None:
+    """A gate on what is made of positions, against the mean square of the samples' gradients, which cancel."""
+    torch.manual_seed(0)
+    batch_size, batches = 7, 4000
+    gate = ChannelGate(2)
+    gate.observe_(draws=False)
+    positions = torch.randn(5, 2)  # 5 rows for 7 samples
+    samples = torch.randn(batches, batch_size)
+    observed = []
+    for factors in samples:
+        (factors.mean() * gate(positions).sum()).backward()
+        observed.append(gate.take_curvature(batch_size))
+    mean_square = (samples.square().mean() * positions.sum(0).square()).detach()
+    torch.testing.assert_close(torch.stack(observed).mean(0), mean_square, rtol=0.1, atol=0)
 
 
 def test_gates_that_take_natural_steps_draw_no_noise() -> None:
@@ -630,7 +646,30 @@ def test_a_disturbed_turn_does_not_make_the_turns_short(monkeypatch: pytest.Monk
     assert latency._count_calls(nn.Identity(), as_arguments(IMAGES)) == 16
 
 
-def test_a_budget_that_cannot_be_met_is_an_error_and_keeps_the_run(tmp_path: Path) -> None:
+def test_a_budget_out_of_reach_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    message = r"budget\.macs = 0\.01 cannot be met: when all channels of lenet5_caffe have left that may, 0\.\d+ of its"
+    with pytest.raises(SettingError, match=message):
+        compress(recipe(budget=BudgetSettings(macs=0.01, cuts=2)), tmp_path / "run", [])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("kind", "count"), [("macs", count_macs), ("parameters", count_parameters)])
+def test_the_least_that_can_be_left_is_what_a_network_of_single_blocks_costs(kind: Any, count: Any) -> None:
+    model = gated_network()
+    before = copy.deepcopy(model.state_dict())
+    smallest = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+    smallest.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)])
+    arguments = (IMAGES[:1],) if kind == "macs" else ()
+    expected = count(smallest, *arguments) / count(small_network(), *arguments)
+    assert count_least_left(model, IMAGES, kind, 8) == expected
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_budget_that_was_not_met_is_an_error_and_keeps_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What can be reached in latency is not known before.
+    monkeypatch.setattr("nni_sparsevd.training.starting_network.count_least_left", lambda *_: 0.0)
     with pytest.raises(TrainingError, match=r"budget\.macs = 0\.01 was not met: 0\.\d+ of the dense network is left"):
         compress(recipe(budget=BudgetSettings(macs=0.01, cuts=2)), tmp_path / "run", [])
     assert (tmp_path / "run" / "posterior.safetensors").exists()
@@ -651,6 +690,7 @@ def test_levels_that_are_met_are_finished_where_another_is_not(
     typed = [f"--{key}={value}" for key, value in flags.items()]
     assert main(["compress", f"--out={tmp_path / 'run'}", *typed]) == 1
     printed = capsys.readouterr()
+    assert "budget.macs = 0.02 cannot be met" in printed.err  # said before training
     assert "budget.macs = 0.02 was not met" in printed.err
     assert "Budget: 0." in printed.out and "0.5, 0.02 were allowed" in printed.out
     assert (find_network_folder(tmp_path / "run") / "small.safetensors").exists()

@@ -69,9 +69,9 @@ def test_a_loop_that_knows_nothing_of_it_ends_with_the_budget_met() -> None:
 
 def test_evaluation_shows_what_ships_although_a_channel_that_stays_is_noise() -> None:
     model = network()
-    pruner = make(model, round_to=16)
+    pruner = make(model, 0.7, round_to=8)
     with torch.no_grad():
-        model[1].gate.log_sigma2[:3] = 9.0  # a multiple of 16 needs them
+        model[1].gate.log_sigma2[:3] = 9.0  # a multiple of 8 needs them
     model.eval()
     before = model(IMAGES)
     with pytest.warns(SparseVDWarning, match="not met"):  # no step was taken
@@ -162,15 +162,17 @@ def test_latency_is_measured_at_every_cut(monkeypatch: pytest.MonkeyPatch) -> No
     assert 0.5 < pruner.part_left() <= 0.606
 
 
-def test_what_cannot_be_met_is_said() -> None:
+def test_what_cannot_be_reached_is_said_before_training_and_changes_nothing() -> None:
     model = network()
-    pruner = make(model, fraction=0.05, round_to=16)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
-    pruner.attach_(optimizer)
-    train(model, optimizer)
-    with pytest.warns(SparseVDWarning, match=r"the budget of 0.05 of the macs was not met: 0.5\d\d is left"):
-        pruner.finish()
-    assert model[3].out_channels == 16
+    with pytest.raises(SettingError, match=r"0.05 of the macs cannot be reached: when all .* 0.5\d\d is left"):
+        make(model, fraction=0.05, round_to=16)
+    assert type(model[0]) is nn.Conv2d and not svd.nn.is_variational(model)
+
+
+def test_what_was_not_met_is_said() -> None:
+    pruner = make(network())
+    with pytest.warns(SparseVDWarning, match=r"the budget of 0.4 of the macs was not met: 1.000 is left"):
+        pruner.finish()  # before any step
 
 
 @pytest.mark.parametrize(

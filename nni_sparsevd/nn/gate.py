@@ -244,9 +244,6 @@ class ChannelGate(nn.Module):
 
         Returns:
             Shape (channels,); None where nothing was observed.
-
-        Raises:
-            ModelError: The first dimension of the gated outputs is not that of the samples.
         """
         observed = self._observed
         if not observed:
@@ -255,13 +252,13 @@ class ChannelGate(nn.Module):
         # 1. The gradient of a mean over the batch is that of a sample's loss divided by the size of the batch.
         # 2. Removing a channel silences it at all sites and windows at once: their gradients are added up for each
         #    sample before they are squared.
+        # 3. A layer that sees no samples, such as one that makes a bias of relative positions, has one gradient for the
+        #    whole batch.  Near a minimum, where those of the samples cancel, their mean square is on average its square
+        #    times their number.
+        if any(len(gradient) % batch_size for gradient in observed):
+            return batch_size * torch.stack([gradient.sum(0) for gradient in observed]).sum(0).square()
         per_sample = torch.zeros(batch_size, len(self.mu), dtype=self.mu.dtype, device=self.mu.device)
         for gradient in observed:
-            if len(gradient) % batch_size:
-                raise ModelError(
-                    f"a gate of {len(self.mu)} channels met {len(gradient)} rows in a batch of {batch_size}: its layer "
-                    "does not have the samples in its first dimension"
-                )
             per_sample += batch_size * gradient.view(batch_size, -1, len(self.mu)).sum(1)
         return per_sample.square().mean(0)
 

@@ -7,6 +7,7 @@ from .gradual_pruner import GradualPruner
 from .gradual_removal import LARGEST_MISS, GradualRemoval
 from .natural import start_natural_steps_, take_natural_steps_
 from .objective import add_kl_to_loss, kl_weight_now
+from .reach import count_least_left
 from .regularizer import Regularizer, count_samples
 from .removal import choose_cutoffs, cost_left_at, use_cutoffs_
 from .settings import SparseVDSettings
@@ -31,6 +32,7 @@ __all__ = [
     "choose_cutoffs",
     "cost_left_at",
     "count_gate_costs",
+    "count_least_left",
     "count_samples",
     "count_steps_needed",
     "kl_weight_now",

@@ -1,5 +1,6 @@
 """A budget met in any training loop: gates, their variances, the KL and the removal of channels in one object."""
 
+import copy
 import warnings
 from typing import Any, final
 
@@ -18,6 +19,7 @@ from .cut_schedule import count_steps_needed, plan_stretches
 from .gradual_removal import LARGEST_MISS, GradualRemoval
 from .natural import start_natural_steps_, take_natural_steps_
 from .objective import kl_weight_now
+from .reach import count_least_left
 from .removal import use_cutoffs_
 from .step_hooks import call_before_steps
 
@@ -51,8 +53,8 @@ class GradualPruner:
 
     Raises:
         ModelError: No channel can have a gate, or `model` has posteriors already.
-        SettingError: A number is out of range, there are too few steps for two cuts, or several processes train the
-            network.
+        SettingError: A number is out of range, there are too few steps for two cuts, the network has too few channels
+            that may go, or several processes train it.
 
     Example:
         ```python
@@ -90,25 +92,22 @@ class GradualPruner:
         cuts: int = 24,
         kl_coefficient: float = 1.0,
     ) -> None:
-        if not 0 < reached_at <= 1:
-            raise SettingError(f"GradualPruner: reached_at = {reached_at:g} is no part of the steps; take 0.65, or 1")
+        levels = (budget.fraction,)
         for name, count in (("n_train", n_train), ("round_to", round_to), ("cuts", cuts)):
             if count < 1:
                 raise SettingError(f"GradualPruner: {name} = {count} has to be at least 1")
-        levels = (budget.fraction,)
-        needed = count_steps_needed(levels, reached_at=reached_at, cuts=cuts)
-        if steps < needed:
-            raise SettingError(
-                f"GradualPruner: in {steps} steps the gates cannot learn what is needed for {budget.fraction:g} of the "
-                f"{budget.kind}; take at least {needed}"
-            )
+        _refuse_too_few_steps(budget, steps, reached_at, cuts)
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             raise SettingError(
                 "GradualPruner: several processes train this network, and each would remove other channels; "
                 "`nni-sparsevd compress` under torchrun has them agree"
             )
+        posterior = PosteriorSettings(granularity="gate")
+        _refuse_what_is_out_of_reach(
+            sparsify_(copy.deepcopy(model), posterior, example_inputs=example_inputs), example_inputs, budget, round_to
+        )
         dense = make_plain_copy(model)
-        self.model = sparsify_(model, PosteriorSettings(granularity="gate"), example_inputs=example_inputs)
+        self.model = sparsify_(model, posterior, example_inputs=example_inputs)
         """The network in training; in evaluation mode it computes what `finish` would make of it."""
         use_cutoffs_(self.model, {})  # the budget decides, not log alpha: what has not left stays
         self._budget, self._n_train, self._kl_coefficient = budget, n_train, kl_coefficient
@@ -208,6 +207,29 @@ class GradualPruner:
                 stacklevel=2,
             )
         return self.model
+
+
+def _refuse_too_few_steps(budget: Budget, steps: int, reached_at: float, cuts: int) -> None:
+    if not 0 < reached_at <= 1:
+        raise SettingError(f"GradualPruner: reached_at = {reached_at:g} is no part of the steps; take 0.65, or 1")
+    needed = count_steps_needed((budget.fraction,), reached_at=reached_at, cuts=cuts)
+    if steps < needed:
+        raise SettingError(
+            f"GradualPruner: in {steps} steps the gates cannot learn what is needed for {budget.fraction:g} of the "
+            f"{budget.kind}; take at least {needed}"
+        )
+
+
+def _refuse_what_is_out_of_reach(gated: nn.Module, example_inputs: Inputs, budget: Budget, round_to: int) -> None:
+    """Refuse a budget that the network does not meet when all channels have left that may; latency is not measured."""
+    if budget.kind == "latency":
+        return
+    least = count_least_left(gated, example_inputs, budget.kind, round_to)
+    if least > (1 + LARGEST_MISS) * budget.fraction:
+        raise SettingError(
+            f"GradualPruner: {budget.fraction:g} of the {budget.kind} cannot be reached: when all channels have left "
+            f"that may, {least:.3f} is left. `print(svd.make_plan(model, example_inputs))` says why the others stay"
+        )
 
 
 @final

@@ -1,6 +1,7 @@
 """The network that the sparse stage begins with, and a trial of a recipe before anything is written or trained."""
 
 import copy
+import logging
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +10,13 @@ from ..convert import sparsify_
 from ..errors import ModelError, SettingError, describe_error
 from ..graph import channel_graph
 from ..nn import Variational, named_posteriors
-from ..recipe import Recipe
+from ..recipe import BudgetSettings, Recipe
+from ..regularize import LARGEST_MISS, count_least_left
 from .fake_integers import count_places
 from .network_files import read_network_
 from .optimizer import build_optimizer
+
+logger = logging.getLogger(__name__)
 
 
 def make_variational_(model: nn.Module, example_inputs: Tensor, recipe: Recipe) -> nn.Module:
@@ -34,7 +38,8 @@ def try_recipe(model: nn.Module, example_inputs: Tensor, recipe: Recipe) -> None
     Raises:
         ModelError: The network does not run on these images, `sparse.checkpoint` is of another network, or the network
             has other places for fake integers in training than in evaluation.
-        SettingError: An optimizer is not known, or a layer of `sparse.snapshots` has no posterior.
+        SettingError: An optimizer is not known, a layer of `sparse.snapshots` has no posterior, or no level of the
+            budget can be met by removing channels.
         TraceError: Channels are to leave while the network trains, and it cannot be traced.
     """
     for stage in recipe.stages.values():
@@ -47,6 +52,8 @@ def try_recipe(model: nn.Module, example_inputs: Tensor, recipe: Recipe) -> None
         channel_graph(model, example_inputs)
     variational = make_variational_(copy.deepcopy(model), example_inputs, recipe)
     _check_snapshots(variational, recipe)
+    if recipe.budget.kind in ("macs", "parameters"):
+        _check_reach(variational, example_inputs, recipe.budget, recipe.model.name)
 
 
 def try_forward(model: nn.Module, example_inputs: Tensor, name: str) -> None:
@@ -78,3 +85,22 @@ def _check_snapshots(variational: nn.Module, recipe: Recipe) -> None:
         raise SettingError(
             f"sparse.snapshots: no weight posterior on {', '.join(unknown)}; they are on: {', '.join(layers)}"
         )
+
+
+def _check_reach(variational: nn.Module, example_inputs: Tensor, budget: BudgetSettings, name: str) -> None:
+    """Refuse a budget of which no level can be met, and warn of single levels that cannot."""
+    # Latency would have to be measured: what a runtime makes of the smallest network is found out at the end.
+    assert budget.kind == "macs" or budget.kind == "parameters"
+    least = count_least_left(variational, example_inputs, budget.kind, budget.round_to)
+    too_small = [level for level in budget.levels if least > (1 + LARGEST_MISS) * level]
+    if not too_small:
+        return
+    levels = ", ".join(f"{level:g}" for level in too_small)
+    message = (
+        f"budget.{budget.kind} = {levels} cannot be met: when all channels of {name} have left that may, {least:.3f} "
+        f"of its {budget.kind} is left. `print(svd.make_plan(model, images))` says why the others stay"
+    )
+    if len(too_small) == len(budget.levels):
+        raise SettingError(message)
+    if not budget.searches:
+        logger.warning("%s", message)
