@@ -57,6 +57,7 @@ TABLES: dict[str, Table] = {
     **{table.__name__: partial(from_results, table) for table in NAMED_AS_THEIR_RESULTS},
     **tables_of_photos("photos_budget_128"),
     **tables_of_photos("photos_resnet18"),
+    **tables_of_photos("photos_deit_tiny"),
 }
 
 
