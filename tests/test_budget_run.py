@@ -605,7 +605,7 @@ def test_a_meter_compares_integers_with_integers(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(latency, "open_exported", open_and_note)
     images = torch.randn(1, 64, 24, 24)
     large, small = (nn.Conv2d(64, channels, 3, padding=1).eval() for channels in (256, 64))
-    assert 0.1 < LatencyMeter("onnxruntime", large, images, int8=True).measure_part(small) < 0.6
+    assert 0.1 < LatencyMeter("onnxruntime", large, images, int8=True).measure_part(small) < 0.9
     # A byte a weight, and the names of the operators that make integers.
     assert all(b"QuantizeLinear" in content for content in opened)
     assert all(len(content) < 2.0 * weights for content, weights in zip(opened, (147_456, 36_864), strict=True))
