@@ -256,7 +256,7 @@ class ChannelGate(nn.Module):
         #    whole batch.  Near a minimum, where those of the samples cancel, their mean square is on average its square
         #    times their number.
         if any(len(gradient) % batch_size for gradient in observed):
-            return batch_size * torch.stack([gradient.sum(0) for gradient in observed]).sum(0).square()
+            return batch_size * torch.cat(observed).sum(0).square()
         per_sample = torch.zeros(batch_size, len(self.mu), dtype=self.mu.dtype, device=self.mu.device)
         for gradient in observed:
             per_sample += batch_size * gradient.view(batch_size, -1, len(self.mu)).sum(1)

@@ -1,10 +1,10 @@
 """What drives the KL in any training loop: its weight and gradient, the optimizer of the variances, the budget."""
 
-from .budget import Arrival, Budget, BudgetSearch, Cost, best_cutoff
+from .budget import Arrival, Budget, BudgetSearch, Cost, best_cutoff, misses
 from .controller import Controller, regularize_under_pressure_
 from .cut_schedule import count_steps_needed, plan_stretches
 from .gradual_pruner import GradualPruner
-from .gradual_removal import LARGEST_MISS, GradualRemoval
+from .gradual_removal import GradualRemoval
 from .natural import start_natural_steps_, take_natural_steps_
 from .objective import add_kl_to_loss, kl_weight_now
 from .reach import count_least_left
@@ -15,7 +15,6 @@ from .variances import RateGroups, VarianceOptimizer
 from .weighing import count_gate_costs, weigh_by_macs_
 
 __all__ = [
-    "LARGEST_MISS",
     "Arrival",
     "Budget",
     "BudgetSearch",
@@ -36,6 +35,7 @@ __all__ = [
     "count_samples",
     "count_steps_needed",
     "kl_weight_now",
+    "misses",
     "plan_stretches",
     "regularize_under_pressure_",
     "start_natural_steps_",

@@ -14,6 +14,13 @@ from ..settings import Settings
 
 Cost = Callable[[nn.Module], float]
 """A function that measures an ordinary network: multiply-accumulates, parameters, milliseconds, or what you like."""
+LARGEST_MISS = 0.05
+"""Part of a budget by which a network may cost more than was allowed."""
+
+
+def misses(cost: float, allowed: float) -> bool:
+    """Whether a network that costs so much misses a budget that allows so much, in the same unit."""
+    return cost > (1 + LARGEST_MISS) * allowed
 
 
 class Budget(Settings):

@@ -14,14 +14,17 @@ from ..graph import Inputs, name_leaves
 from ..measure import cost_function
 from ..nn import make_plain_copy, regularize_
 from ..settings import PosteriorSettings
-from .budget import Budget
+from .budget import Budget, misses
 from .cut_schedule import count_steps_needed, plan_stretches
-from .gradual_removal import LARGEST_MISS, GradualRemoval
+from .gradual_removal import GradualRemoval
 from .natural import start_natural_steps_, take_natural_steps_
 from .objective import kl_weight_now
 from .reach import count_least_left
 from .removal import use_cutoffs_
 from .step_hooks import call_before_steps
+
+GATES = PosteriorSettings(granularity="gate")
+"""What decides about a budget: gates alone."""
 
 
 @final
@@ -92,7 +95,6 @@ class GradualPruner:
         cuts: int = 24,
         kl_coefficient: float = 1.0,
     ) -> None:
-        levels = (budget.fraction,)
         for name, count in (("n_train", n_train), ("round_to", round_to), ("cuts", cuts)):
             if count < 1:
                 raise SettingError(f"GradualPruner: {name} = {count} has to be at least 1")
@@ -102,18 +104,15 @@ class GradualPruner:
                 "GradualPruner: several processes train this network, and each would remove other channels; "
                 "`nni-sparsevd compress` under torchrun has them agree"
             )
-        posterior = PosteriorSettings(granularity="gate")
-        _refuse_what_is_out_of_reach(
-            sparsify_(copy.deepcopy(model), posterior, example_inputs=example_inputs), example_inputs, budget, round_to
-        )
+        _refuse_what_is_out_of_reach(model, example_inputs, budget, round_to)
         dense = make_plain_copy(model)
-        self.model = sparsify_(model, posterior, example_inputs=example_inputs)
+        self.model = sparsify_(model, GATES, example_inputs=example_inputs)
         """The network in training; in evaluation mode it computes what `finish` would make of it."""
         use_cutoffs_(self.model, {})  # the budget decides, not log alpha: what has not left stays
         self._budget, self._n_train, self._kl_coefficient = budget, n_train, kl_coefficient
         self._cost = cost_function(budget.kind, example_inputs)
         self._dense_cost = self._cost(dense)
-        stretches = plan_stretches(levels, steps, reached_at=reached_at, cuts=cuts)
+        stretches = plan_stretches((budget.fraction,), steps, reached_at=reached_at, cuts=cuts)
         latency = self._measure_part if budget.kind == "latency" else None
         self._removal = GradualRemoval(budget.kind, stretches, dense, example_inputs, round_to, latency=latency)
         self._steps, self._steps_done, self._batches_done = steps, 0, 0
@@ -198,7 +197,7 @@ class GradualPruner:
             hook.remove()
         bake_(self.model)
         left = self.part_left()
-        if left > (1 + LARGEST_MISS) * self._budget.fraction:
+        if misses(left, self._budget.fraction):
             warnings.warn(
                 f"GradualPruner: the budget of {self._budget.fraction:g} of the {self._budget.kind} was not met: "
                 f"{left:.3f} is left. Channels without a gate, and the last of each group, always stay; so does what "
@@ -220,12 +219,13 @@ def _refuse_too_few_steps(budget: Budget, steps: int, reached_at: float, cuts: i
         )
 
 
-def _refuse_what_is_out_of_reach(gated: nn.Module, example_inputs: Inputs, budget: Budget, round_to: int) -> None:
+def _refuse_what_is_out_of_reach(model: nn.Module, example_inputs: Inputs, budget: Budget, round_to: int) -> None:
     """Refuse a budget that the network does not meet when all channels have left that may; latency is not measured."""
     if budget.kind == "latency":
         return
+    gated = sparsify_(copy.deepcopy(model), GATES, example_inputs=example_inputs)
     least = count_least_left(gated, example_inputs, budget.kind, round_to)
-    if least > (1 + LARGEST_MISS) * budget.fraction:
+    if misses(least, budget.fraction):
         raise SettingError(
             f"GradualPruner: {budget.fraction:g} of the {budget.kind} cannot be reached: when all channels have left "
             f"that may, {least:.3f} is left. `print(svd.make_plan(model, example_inputs))` says why the others stay"

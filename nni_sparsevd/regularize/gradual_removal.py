@@ -17,8 +17,6 @@ MeasureLatency = Callable[[str, nn.Module], float]
 """Measures the latency of the ordinary network at a named place, as a part of the dense one's."""
 ENOUGH = 1.01
 """Measured latencies are noisy: what is this near to the level has reached it."""
-LARGEST_MISS = 0.05
-"""Part of a budget by which a network may cost more than was allowed."""
 OnLevel = Callable[[float, nn.Module], None]
 """Called with a level of the budget and the network that has reached it, before it goes on to the next."""
 

@@ -85,7 +85,7 @@ def _step(gate: ChannelGate, pull: Tensor, rate: float) -> Tensor:
        all would, the last one, too: so each has a limit of its own.
     """
     with torch.no_grad():
-        limit = LARGEST_LOG_SIGMA2 - torch.linspace(0, 1, len(gate.mu)).to(gate.mu)  # 5
+        limit = LARGEST_LOG_SIGMA2 - torch.linspace(0, 1, len(gate.mu), device=gate.mu.device)  # 5
         before = _log_pull(gate, gate.log_sigma2).exp()
         wanted = _log((1 - rate) * before + rate * pull)
         # log(precision * (-2 slope)) falls by 1 to 2.5 with each unit of log sigma^2: half of the distance brings it

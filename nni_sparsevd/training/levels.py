@@ -10,7 +10,7 @@ from ..files import read_json, write_json
 from ..masks import Masks
 from ..measure import cost_function
 from ..recipe import BudgetSettings, Recipe
-from ..regularize import LARGEST_MISS
+from ..regularize import misses
 from .twin import TWIN_STAGES
 
 
@@ -82,7 +82,7 @@ class BudgetAccount:
     @property
     def missed(self) -> tuple[ReachedLevel, ...]:
         """The levels that were missed."""
-        return tuple(level for level in self.levels if level.reached > (1 + LARGEST_MISS) * level.part * self.dense)
+        return tuple(level for level in self.levels if misses(level.reached, level.part * self.dense))
 
     def describe_missed(self, round_to: int) -> str:
         """Say which levels were missed, and why.

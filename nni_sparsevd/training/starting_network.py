@@ -11,7 +11,7 @@ from ..errors import ModelError, SettingError, describe_error
 from ..graph import channel_graph
 from ..nn import Variational, named_posteriors
 from ..recipe import BudgetSettings, Recipe
-from ..regularize import LARGEST_MISS, count_least_left
+from ..regularize import count_least_left, misses
 from .fake_integers import count_places
 from .network_files import read_network_
 from .optimizer import build_optimizer
@@ -52,8 +52,7 @@ def try_recipe(model: nn.Module, example_inputs: Tensor, recipe: Recipe) -> None
         channel_graph(model, example_inputs)
     variational = make_variational_(copy.deepcopy(model), example_inputs, recipe)
     _check_snapshots(variational, recipe)
-    if recipe.budget.kind in ("macs", "parameters"):
-        _check_reach(variational, example_inputs, recipe.budget, recipe.model.name)
+    _check_reach(variational, example_inputs, recipe.budget, recipe.model.name)
 
 
 def try_forward(model: nn.Module, example_inputs: Tensor, name: str) -> None:
@@ -90,9 +89,10 @@ def _check_snapshots(variational: nn.Module, recipe: Recipe) -> None:
 def _check_reach(variational: nn.Module, example_inputs: Tensor, budget: BudgetSettings, name: str) -> None:
     """Refuse a budget of which no level can be met, and warn of single levels that cannot."""
     # Latency would have to be measured: what a runtime makes of the smallest network is found out at the end.
-    assert budget.kind == "macs" or budget.kind == "parameters"
+    if budget.kind is None or budget.kind == "latency":
+        return
     least = count_least_left(variational, example_inputs, budget.kind, budget.round_to)
-    too_small = [level for level in budget.levels if least > (1 + LARGEST_MISS) * level]
+    too_small = [level for level in budget.levels if misses(least, level)]
     if not too_small:
         return
     levels = ", ".join(f"{level:g}" for level in too_small)
