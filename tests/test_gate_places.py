@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from shrinking import Net, image, outputs, prepared
 from timm.layers import Attention, BlurPool2d, Conv2dSame, ScaledStdConv2d, SplitAttn, SqueezeExcite
+from timm.models import levit
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 
@@ -79,6 +80,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
         lambda m, x: m.head(m.attention(x)).mean(1), attention=Attention(12, num_heads=3),
         head=nn.Linear(12, 3)), TOKENS),
     "queries, keys and values apart": (Apart, TOKENS),
+    "norms behind flattened tokens": (lambda: Net(
+        lambda m, x: m.head(m.attention(x)).mean(1), head=nn.Linear(12, 3),
+        attention=levit.Attention(12, key_dim=3, num_heads=2, attn_ratio=2.0, resolution=(1, 5))), TOKENS),
+    "a norm behind transposed tokens": (lambda: Net(
+        lambda m, x: m.head(m.norm(m.a(x).transpose(1, 2)).relu().transpose(1, 2)).mean(1), a=nn.Linear(12, 9),
+        norm=nn.BatchNorm1d(9), head=nn.Linear(9, 3)), TOKENS),
     "weight norm": (lambda: nn.Sequential(
         nn.Conv2d(3, 6, 1), nn.ReLU(), weight_normed(parametrizations.weight_norm, nn.Conv2d(6, 9, 3, padding=1)),
         nn.SiLU(), nn.Conv2d(9, 4, 1)), image()),
@@ -167,6 +174,12 @@ def test_keys_have_no_gate_where_queries_do() -> None:
     model, _, gates = gated("queries, keys and values apart")
     assert {name for name, _, _ in gate_sites(model)} == {"q", "v"}
     assert sorted(len(gate.mu) for gate in gates) == [2, 4, 6]  # heads, dimensions of queries and keys, of values
+
+
+def test_a_gate_stands_behind_the_norm_that_follows_and_not_before_it() -> None:
+    """Before it, the norm's shift would bring a channel of zeros back to life."""
+    model, _, _ = gated("norms behind flattened tokens")
+    assert {name for name, _, _ in gate_sites(model)} == {"attention.qkv.bn", "attention.proj.ln.bn"}
 
 
 class Bounded(nn.Conv2d):

@@ -252,6 +252,34 @@ def test_a_shuffle_in_code_before_an_ordinary_convolution_loses_positions(case: 
     assert halves == "a size in the code of Net cannot follow" and positions == reason
 
 
+class Shuffled(nn.Module):
+    """A layer whose channels change their order; where `frozen`, it refuses to have another number of them."""
+
+    def __init__(self, frozen: bool) -> None:
+        super().__init__()
+        self.layer, self.positions, self.frozen = nn.Conv2d(6, 12, 1), 6, frozen
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.layer(x))
+        if self.frozen and self.positions != 6:
+            raise ValueError(f"{self.positions} positions")
+        batch, _, height, width = y.shape
+        return y.view(batch, 2, self.positions, height, width).transpose(1, 2).reshape(batch, -1, height, width)
+
+
+@pytest.mark.parametrize("frozen", [[True, False, False], [False, True, False, True, False, False]])
+def test_of_modules_of_a_class_those_are_blamed_that_fail(frozen: list[bool]) -> None:
+    layers: list[nn.Module] = []
+    for number, is_frozen in enumerate(frozen):
+        layers += [nn.Conv2d(12 if number else 3, 6, 1), Shuffled(is_frozen)]
+    model = prepared(nn.Sequential(*layers, nn.Conv2d(12, 4, 3, padding=1)))
+    groups = svd.make_plan(model, image()).groups
+    for number, is_frozen in enumerate(frozen):
+        # The number of halves is written out; that of the positions is an attribute, which follows.
+        reasons = [group.reason for group in groups if group.name.startswith(f"{2 * number + 1}.layer")]
+        assert ("" in reasons) != is_frozen
+
+
 def test_a_shuffle_with_all_its_sizes_written_out_loses_nothing_and_the_plan_says_why() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y: Tensor = m.last(F.relu(m.first(x)).view(-1, 2, 6, 8, 8).transpose(1, 2).reshape(-1, 12, 8, 8))

@@ -9,7 +9,7 @@ from torch import nn
 from .code_sizes import resolve_sizes, runs_alike_again
 from .equations import TrackedTensor
 from .example_inputs import Inputs
-from .groups import ChannelGraph, CodeSize, Product, Reader, Writer
+from .groups import ChannelGraph, CodeSize, Product, Reader
 from .links import ChannelIds, IndexIds
 from .nodes import Node
 from .norms import find_replaceable_norms, solve_norms
@@ -77,7 +77,6 @@ def _build_graph(model: nn.Module, recorded: Trace, remember_norms: bool) -> Cha
     channel_of, links, pins = equations.solve()
     never = len(channel_of)  # the number of the channel that stands for what never leaves
     value_channels = {node: _solve_value(value, channel_of) for node, value in walk.values.items()}
-    writers = {node: Writer(*parts, node) for node, parts in walk.writers.items()}
     norms, pins = solve_norms(model, walk, value_channels, channel_of, pins)
     return ChannelGraph(
         trace=recorded,
@@ -90,8 +89,8 @@ def _build_graph(model: nn.Module, recorded: Trace, remember_norms: bool) -> Cha
         size_attributes=(),
         scales=tuple(_solve_scale(node, channel_of[ids]) for node, ids in equations.scales),
         remembering_norms=norms,
-        writers=tuple(writers.values()),
-        last_writers=tuple(writer for node, writer in writers.items() if node in walk.last_writers),
+        writers=tuple(walk.writers.values()),
+        last_writers=tuple(writer for node, writer in walk.writers.items() if node in walk.last_writers),
         code_sizes=_solve_sizes(walk, channel_of, [norm.module for norm in norms if not norm.is_layer_norm]),
         value_channels=value_channels,
     )

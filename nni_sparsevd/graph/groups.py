@@ -30,10 +30,10 @@ class Writer:
     """The batch norm that alone reads the writer's output, or the writer's own module."""
     channel_dim: int
     """The dimension of the site's output that the channels are in."""
-    outputs: int
-    """How many channels the site's output has."""
     node: Node = field(compare=False)
     """The operator, the first one where the same weight writes several times."""
+    site_node: Node = field(compare=False)
+    """The operator of the site: the batch norm, or that of the writer itself."""
 
     @property
     def module(self) -> str:

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from .groups import ChannelGraph, ChannelGroup, Product, Writer
+from .moves import MOVES, WRITERS_ALONG, find_rows_behind
 from .nodes import Node
-from .scales import MOVES, WRITERS_ALONG, find_rows_behind
 
 aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default
@@ -76,16 +76,15 @@ def find_silencing(graph: ChannelGraph, group: ChannelGroup) -> Silencing:
 
 def _written_channels(graph: ChannelGraph, writer: Writer) -> NDArray[np.int64]:
     """The channel of each output of a writer, shape (outputs,)."""
-    channels: NDArray[np.int64] = graph.value_channels[writer.node][writer.channel_dim]
+    channels: NDArray[np.int64] = graph.value_channels[writer.site_node][writer.channel_dim]
     return channels
 
 
 def _find_site(writer: Writer) -> str | None:
     """The module that returns the value which a gate is to scale; None where no module does."""
-    # The value is the writer's own, or that of the norm which alone reads it.  Behind a norm with an activation inside
-    # it would be another one: timm's norms have an empty slot between the two, which returns the norm's value.
-    node = writer.node if writer.site == writer.module else next(iter(writer.node.users))
-    for module in node.meta.get("returned_by", ()):
+    # Behind a norm with an activation inside it would be another value: timm's norms have an empty slot between the
+    # two, which returns the norm's value.
+    for module in writer.site_node.meta.get("returned_by", ()):
         if writer.site in (module, module.rpartition(".")[0]):
             return str(module)
     return None

@@ -1,6 +1,6 @@
 """Which channels can be to blame where the code of a network fails without some of them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,16 @@ from .groups import ChannelGraph, CodeSize, SizeAttribute
 from .links import ChannelIds, Flags
 from .nodes import Node
 
+FEW = 4
+"""With this many modules of a class that fail, all of them are blamed: each more would be one more trial."""
+
 
 class Suspects:
     """The channels that can be to blame for a failure.
 
     A network repeats its modules, and code that fails in one block will fail in the next.  So the code is taken to be
-    wrong in every module of the failed module's class, at the operator of the same kind and step there.
+    wrong in every module of the failed module's class, at the operator of the same kind and step there, unless only a
+    few of them fail: those whose sizes happen to be equal, or 1.
     """
 
     def __init__(
@@ -29,33 +33,53 @@ class Suspects:
         free: Flags,
         removed: Flags,
     ) -> None:
+        self._failure = failure
         self._model, self._graph, self._free, self._removed = model, graph, free, removed
         self._attributes = tuple(attributes)
-        kind = type(model.get_submodule(failure.module))
-        self._names = {name for name, module in model.named_modules() if type(module) is kind}
-        self._failed_nodes = {node for node in self._own_nodes() if _is_alike(node, failure.node)}
         self._followed = {attribute.origin for attribute in self._attributes}
         self._sizes = sizes
 
     def to_blame(self) -> ChannelIds:
-        """The free channels of the narrowest circle that has any."""
+        """The free channels that are to blame; none where nothing that the failed code meets is free."""
+        kind = type(self._model.get_submodule(self._failure.module))
+        alike = {name for name, module in self._model.named_modules() if type(module) is kind}
+        failing = {self._failure.module}
+        while len(failing) < min(len(alike), FEW):
+            blamed = self._find_narrowest(failing)
+            other = self._find_failure_without(blamed) if blamed.size else self._failure
+            if other is None or other.module not in alike:
+                return blamed
+            if other.module in failing:
+                break
+            failing.add(other.module)
+        return self._find_narrowest(alike)
+
+    def _find_failure_without(self, blamed: ChannelIds) -> Failure | None:
+        """What fails where the blamed channels stay and the others leave; None where nothing does."""
+        removed = self._removed.copy()
+        removed[blamed] = False
+        return find_failure(self._model, self._graph, self._attributes, self._graph.drop_infeasible(removed))
+
+    def _find_narrowest(self, modules: Collection[str]) -> ChannelIds:
+        """The free channels of the narrowest circle that has any, around the failed operator in these modules."""
         # To blame too many would only cost removals, to blame too few costs another trial.  So the circles widen:
         #
         # 1. sizes that the failed operator is given as plain numbers, which nothing can bring up to date; of several
         #    only those that fail by themselves, as one may be computed from a shape and follow: view(b, 2, c // 2);
         # 2. all sizes that it is given: an attribute may also be used for something else;
         # 3. the channels of its arguments and its result;
-        # 4. sizes that are given anywhere in modules of this class: the number may have been computed from one;
+        # 4. sizes that are given anywhere in these modules: the number may have been computed from one;
         # 5. the channels of everything that runs inside these modules.
-        at_failure = [size for size in self._sizes if size.node in self._failed_nodes]
+        failed_nodes = {node for node in self._nodes_of(modules) if _is_alike(node, self._failure.node)}
+        at_failure = [size for size in self._sizes if size.node in failed_nodes]
         plain = [size.channels for size in at_failure if size.origin not in self._followed]
         circles = (
-            self._failing_alone(plain),
+            self._failing_alone(plain, failed_nodes),
             plain,
             [size.channels for size in at_failure],
-            self._channels_at(self._failed_nodes),
-            [size.channels for size in self._sizes if size.node.meta["module"] in self._names],
-            self._channels_at(self._nodes_inside()),
+            self._channels_at(failed_nodes),
+            [size.channels for size in self._sizes if size.node.meta["module"] in modules],
+            self._channels_at(self._nodes_inside(modules)),
         )
         nothing = np.empty(0, np.int64)
         for circle in circles:
@@ -65,7 +89,7 @@ class Suspects:
                 return channels
         return nothing
 
-    def _failing_alone(self, axes: list[ChannelIds]) -> list[ChannelIds]:
+    def _failing_alone(self, axes: list[ChannelIds], failed_nodes: Collection[Node]) -> list[ChannelIds]:
         """Those of several axes whose channels alone make the operator fail, where the others keep theirs."""
         distinct = {tuple(channels.tolist()): channels for channels in axes if self._removed[channels].any()}
         if len(distinct) < 2:
@@ -78,17 +102,17 @@ class Suspects:
             removed = self._graph.drop_infeasible(removed)
             if removed[channels].any():
                 failure = find_failure(self._model, self._graph, self._attributes, removed)
-                if failure is not None and failure.node in self._failed_nodes:
+                if failure is not None and failure.node in failed_nodes:
                     failing.append(channels)
         return failing
 
-    def _own_nodes(self) -> list[Node]:
-        """What modules of the class run themselves."""
-        return [node for node in self._graph.trace.graph.nodes if node.meta.get("module") in self._names]
+    def _nodes_of(self, modules: Collection[str]) -> list[Node]:
+        """What these modules run themselves."""
+        return [node for node in self._graph.trace.graph.nodes if node.meta.get("module") in modules]
 
-    def _nodes_inside(self) -> list[Node]:
-        """What modules of the class run, or modules inside them."""
-        prefixes = tuple(f"{name}." for name in self._names)
+    def _nodes_inside(self, modules: Collection[str]) -> list[Node]:
+        """What these modules run, or modules inside them."""
+        prefixes = tuple(f"{name}." for name in modules)
         nodes = self._graph.trace.graph.nodes
         return [node for node in nodes if f"{node.meta.get('module')}.".startswith(prefixes)]
 

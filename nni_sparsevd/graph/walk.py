@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .equations import Axis, Equations, TrackedTensor
+from .groups import Writer
 from .links import IndexIds
+from .moves import find_norm_behind
 from .names import owner_of
 from .nodes import Node, map_nodes
 from .operators import (
@@ -55,8 +57,8 @@ class Walk:
         self.equations = Equations(replaceable_norms, recorded.layers)
         self.values: dict[Node, Any] = {}
         """What is known of each value: a `TrackedTensor`, or a list of them."""
-        self.writers: dict[Node, tuple[Axis, str, int, int]] = {}
-        """Operator -> the fields of its `Writer`."""
+        self.writers: dict[Node, Writer] = {}
+        """What each operator that makes channels writes."""
         self.last_writers: set[Node] = set()
         """Writers that a reader sees last."""
         self.readings: list[Reading] = []
@@ -143,8 +145,7 @@ class Walk:
     def _record_writer(self, node: Node, weight: TrackedTensor) -> None:
         axis = self._find_output_axis(node, weight)
         if axis is not None:
-            outputs = shape_of(node)[channel_dim(node)]
-            self.writers[node] = (axis, *self._find_gate_site(node, axis[0]), outputs)
+            self.writers[node] = self._make_writer(node, axis)
             self._sources[node] = frozenset({node})
 
     def _passes_channels_on(self, node: Node, arguments: Any) -> bool:
@@ -169,7 +170,7 @@ class Walk:
                 continue
             for axis, ids in self.equations.axes.items():
                 if axis[0] == name and ids is value.ids[dim]:
-                    self.writers[node] = (axis, name.rpartition(".")[0], dim, shape_of(node)[dim])
+                    self.writers[node] = Writer(axis, name.rpartition(".")[0], dim, node, node)
                     self._sources[node] = frozenset({node})
                     return
 
@@ -213,14 +214,14 @@ class Walk:
         called_as_layer = key == "weight" and node.meta["module"] == module and module in self.recorded.layers
         return f"{module}.bias" if called_as_layer else None
 
-    def _find_gate_site(self, node: Node, weight: str) -> tuple[str, int]:
-        """The module after which a gate belongs, and the dimension of its output that the channels are in."""
-        users = list(node.users)
-        if len(users) == 1 and users[0].target == aten.batch_norm.default:
-            norm = self.recorded.state(users[0].args[1])
-            if norm is not None:
-                return norm.rpartition(".")[0], 1
-        return owner_of(weight), channel_dim(node)
+    def _make_writer(self, node: Node, axis: Axis) -> Writer:
+        """An operator that writes along an axis of a weight, and the module after which a gate belongs."""
+        dim = channel_dim(node)
+        norm_node = find_norm_behind(node, dim)
+        norm = None if norm_node is None else self.recorded.state(norm_node.args[1])
+        if norm_node is None or norm is None:
+            return Writer(axis, owner_of(axis[0]), dim, node, node)
+        return Writer(axis, owner_of(norm), 1, node, norm_node)
 
 
 def _find_without_need(recorded: Trace) -> set[Node]:

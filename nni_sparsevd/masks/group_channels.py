@@ -72,7 +72,7 @@ def _stands_on_group(
     """Whether a gate scales the outputs of a writer by the positions of their channels in a group."""
     if len(gate.mu) != len(group):
         return False
-    positions = graph.positions_of(graph.value_channels[writer.node][writer.channel_dim], group)
+    positions = graph.positions_of(graph.value_channels[writer.site_node][writer.channel_dim], group)
     places = gate.read_places(site)
     scaling = np.arange(len(group)) if places is None else places.cpu().numpy()
     if scaling.size != positions.size:
