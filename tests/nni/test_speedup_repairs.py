@@ -244,6 +244,17 @@ def test_removal_of_silent_channels_is_exact():
     torch.testing.assert_close(small(x), expected)
 
 
+def test_layers_of_timm_are_pruned_like_their_base():
+    from nni.compression.pruning import L1NormPruner
+
+    config = [{"op_names": ["first"], "sparse_ratio": 0.5}]
+    with pytest.raises(AssertionError, match="Conv2dSame is not registered"):
+        L1NormPruner(Net(conv=Conv2dSame), config)
+    enable()
+    _, masks = L1NormPruner(Net(conv=Conv2dSame), config).compress()
+    assert masks["first"]["weight"].sum() == 4 * 3 * 9 and masks["first"]["bias"].sum() == 4
+
+
 # ---- each repair by itself
 
 
