@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.cli import main
-from nni_sparsevd.errors import SettingError, TrainingError
+from nni_sparsevd.errors import SettingError, SparseVDWarning, TrainingError
 from nni_sparsevd.export import LatencyMeter, latency, open_exported
 from nni_sparsevd.files import load_tensors
 from nni_sparsevd.graph import as_arguments
@@ -35,15 +36,18 @@ from nni_sparsevd.recipe import (
     Stage,
 )
 from nni_sparsevd.regularize import (
+    Budget,
+    GradualPruner,
     GradualRemoval,
+    Reach,
     choose_cutoffs,
     cost_left_at,
-    count_least_left,
+    count_gate_costs,
+    measure_reach,
     plan_stretches,
     start_natural_steps_,
     take_natural_steps_,
 )
-from nni_sparsevd.regularize.weighing import count_gate_costs
 from nni_sparsevd.results import find_network_folder, finish_run
 from nni_sparsevd.settings import make_settings
 from nni_sparsevd.training import (
@@ -253,6 +257,61 @@ def test_windows_in_the_batch_dimension_cost_what_they_cost() -> None:
     costs = count_gate_costs(model, IMAGES, "macs")
     per_channel = [cost / len(gate.mu) for gate, cost in costs.items()]
     assert per_channel == [64 * (8 + 8)]  # of the first layer of the two; the code of the network fixes the others
+
+
+class AttentionNetwork(nn.Module):
+    """Two heads of queries and keys of 4 dimensions and values of 6, whose products are operators of their own or one."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+        self.heads, self.fused = 2, fused
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.flatten(1, 2)
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v) if self.fused else (q @ k.mT).softmax(-1) @ v
+        y: Tensor = self.head(mixed.transpose(1, 2).flatten(2)).mean(1)
+        return y
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_gate_costs_what_products_of_tensors_spend_on_it_too(fused: bool) -> None:
+    model = svd.sparsify_(AttentionNetwork(fused), granularity="gate", example_inputs=IMAGES)
+    costs = {len(gate.mu): cost for gate, cost in count_gate_costs(model, IMAGES, "macs").items()}
+    # 8 tokens of 8 dimensions: each dimension of a head is written for each token, and multiplied for each pair.
+    assert costs[4] / 4 == 2 * 2 * (8 * 8 + 8 * 8 / 2)  # of queries and keys, in two heads
+    assert costs[6] / 6 == 2 * (8 * 8 + 8 * 8 + 8 * 3)  # of values
+    assert costs[2] / 2 == (costs[4] + costs[6]) / 2  # a head has all of its dimensions
+
+
+class ShiftedNetwork(nn.Module):
+    """A parameter adds to what the first layer writes, place by place: its channels do not die with their gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 1), nn.Conv2d(16, 64, 3, padding=1)
+        self.head, self.shift = nn.Linear(64, 4), nn.Parameter(torch.zeros(1, 16, 8, 8))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.second(self.first(images) + self.shift).relu()
+        y: Tensor = self.head(x.mean((2, 3)))
+        return y
+
+
+def test_gates_that_remove_nothing_are_named_and_others_meet_the_budget() -> None:
+    torch.manual_seed(0)
+    model = ShiftedNetwork()
+    with pytest.warns(SparseVDWarning, match=r"channels of first \(16\) stay, even where their gates close"):
+        pruner = GradualPruner(model, IMAGES, Budget(fraction=0.5), n_train=100, steps=40, round_to=4, cuts=2)
+    with torch.no_grad():
+        model.shift.normal_()  # as training would change it
+        model.first.gate.log_sigma2.copy_(torch.linspace(8, 9, 16))  # worth the least
+        model.second.gate.log_sigma2.copy_(torch.linspace(-9, -8, 64))
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    for _ in range(40):
+        pruner.remove_(optimizer)
+    assert pruner.part_left() <= 0.5 and model.first.out_channels == 16
 
 
 def test_of_channels_without_influence_one_stays() -> None:
@@ -664,7 +723,7 @@ def test_the_least_that_can_be_left_is_what_a_network_of_single_blocks_costs(kin
     smallest.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)])
     arguments = (IMAGES[:1],) if kind == "macs" else ()
     expected = count(smallest, *arguments) / count(small_network(), *arguments)
-    assert count_least_left(model, IMAGES, kind, 8) == expected
+    assert measure_reach(model, IMAGES, kind, 8) == Reach(expected, ())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -672,7 +731,7 @@ def test_a_budget_that_was_not_met_is_an_error_and_keeps_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What can be reached in latency is not known before.
-    monkeypatch.setattr("nni_sparsevd.training.starting_network.count_least_left", lambda *_: 0.0)
+    monkeypatch.setattr("nni_sparsevd.training.starting_network.measure_reach", lambda *_: Reach(0.0, ()))
     with pytest.raises(TrainingError, match=r"budget\.macs = 0\.01 was not met: 0\.\d+ of the dense network is left"):
         compress(recipe(budget=BudgetSettings(macs=0.01, cuts=2)), tmp_path / "run", [])
     assert (tmp_path / "run" / "posterior.safetensors").exists()

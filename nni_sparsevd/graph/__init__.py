@@ -29,6 +29,8 @@ from .multihead import ShrinkableMultiheadAttention, bind_attentions_, free_atte
 from .names import list_modules
 from .nodes import Node, map_nodes
 from .operators import (
+    ATTENTION,
+    PRODUCTS,
     READERS,
     TRANSPOSED,
     NotCovered,
@@ -61,7 +63,9 @@ from .silencers import Silencer, Silencing, find_silencing
 from .traces import Trace
 
 __all__ = [
+    "ATTENTION",
     "PLAIN",
+    "PRODUCTS",
     "READERS",
     "TRANSPOSED",
     "AttentionScale",

@@ -10,13 +10,13 @@ from torch import nn
 from .groups import RememberingNorm
 from .links import ChannelIds
 from .nodes import Node
-from .operators import READERS
+from .operators import ATTENTION, PRODUCTS, READERS
 from .pins import Pins
 from .traces import Trace
-from .walk import PRODUCTS, Walk
+from .walk import Walk
 
 aten = torch.ops.aten
-READING = READERS | PRODUCTS | {aten.scaled_dot_product_attention.default}
+READING = READERS | {*PRODUCTS, ATTENTION}
 """Operators that no norm has: a module with one of them is more than a norm."""
 
 

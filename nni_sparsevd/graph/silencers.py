@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from .groups import ChannelGraph, ChannelGroup, Product, Writer
 from .moves import MOVES, WRITERS_ALONG, find_rows_behind
 from .nodes import Node
+from .operators import ATTENTION
 
 aten = torch.ops.aten
-ATTENTION = aten.scaled_dot_product_attention.default
 SCALES = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar}
 """Operators that leave a zero what it is, where their second argument is a number of the code."""
 Rows = dict[Node, NDArray[np.bool_]]

@@ -18,6 +18,7 @@ from .names import owner_of
 from .nodes import Node, map_nodes
 from .operators import (
     CONVOLUTIONS,
+    PRODUCTS,
     TRANSPOSED,
     NoRule,
     NotCovered,
@@ -34,8 +35,6 @@ from .recorder import partial_write
 from .traces import Trace, find_unused
 
 aten = torch.ops.aten
-PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.mm.default}
-"""Products of two tensors, of which the second may be a weight that no layer of PyTorch's uses."""
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,18 @@
 
 from .budget import Arrival, Budget, BudgetSearch, Cost, best_cutoff, misses
 from .controller import Controller, regularize_under_pressure_
+from .costs import count_gate_costs
 from .cut_schedule import count_steps_needed, plan_stretches
 from .gradual_pruner import GradualPruner
 from .gradual_removal import GradualRemoval
 from .natural import start_natural_steps_, take_natural_steps_
 from .objective import add_kl_to_loss, kl_weight_now
-from .reach import count_least_left
+from .reach import Reach, measure_reach
 from .regularizer import Regularizer, count_samples
 from .removal import choose_cutoffs, cost_left_at, use_cutoffs_
 from .settings import SparseVDSettings
 from .variances import RateGroups, VarianceOptimizer
-from .weighing import count_gate_costs, weigh_by_macs_
+from .weighing import weigh_by_macs_
 
 __all__ = [
     "Arrival",
@@ -23,6 +24,7 @@ __all__ = [
     "GradualPruner",
     "GradualRemoval",
     "RateGroups",
+    "Reach",
     "Regularizer",
     "SparseVDSettings",
     "VarianceOptimizer",
@@ -31,10 +33,10 @@ __all__ = [
     "choose_cutoffs",
     "cost_left_at",
     "count_gate_costs",
-    "count_least_left",
     "count_samples",
     "count_steps_needed",
     "kl_weight_now",
+    "measure_reach",
     "misses",
     "plan_stretches",
     "regularize_under_pressure_",

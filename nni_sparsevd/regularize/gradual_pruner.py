@@ -19,7 +19,7 @@ from .cut_schedule import count_steps_needed, plan_stretches
 from .gradual_removal import GradualRemoval
 from .natural import start_natural_steps_, take_natural_steps_
 from .objective import kl_weight_now
-from .reach import count_least_left
+from .reach import measure_reach
 from .removal import use_cutoffs_
 from .step_hooks import call_before_steps
 
@@ -224,12 +224,15 @@ def _refuse_what_is_out_of_reach(model: nn.Module, example_inputs: Inputs, budge
     if budget.kind == "latency":
         return
     gated = sparsify_(copy.deepcopy(model), GATES, example_inputs=example_inputs)
-    least = count_least_left(gated, example_inputs, budget.kind, round_to)
-    if misses(least, budget.fraction):
+    reach = measure_reach(gated, example_inputs, budget.kind, round_to)
+    if misses(reach.least_left, budget.fraction):
         raise SettingError(
             f"GradualPruner: {budget.fraction:g} of the {budget.kind} cannot be reached: when all channels have left "
-            f"that may, {least:.3f} is left. `print(svd.make_plan(model, example_inputs))` says why the others stay"
+            f"that may, {reach.least_left:.3f} is left. `print(svd.make_plan(model, example_inputs))` says why the "
+            f"others stay{'; ' if reach.held else ''}{reach.describe_held()}"
         )
+    if reach.held:
+        warnings.warn(f"GradualPruner: {reach.describe_held()}", SparseVDWarning, stacklevel=3)
 
 
 @final

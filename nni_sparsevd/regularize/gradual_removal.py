@@ -8,13 +8,15 @@ from torch import nn
 
 from ..graph import Inputs
 from ..measure import CostKind, cost_function
-from ..nn import make_plain_copy
+from ..nn import ChannelGate, make_plain_copy
 from ..shrinking import shrink_
 from .cut_schedule import Stretch
 from .removal import choose_cutoffs, use_cutoffs_
 
 MeasureLatency = Callable[[str, nn.Module], float]
 """Measures the latency of the ordinary network at a named place, as a part of the dense one's."""
+ATTEMPTS = 8
+"""How often a cut is tried where channels that were chosen did not leave, or the level is not reached."""
 ENOUGH = 1.01
 """Measured latencies are noisy: what is this near to the level has reached it."""
 OnLevel = Callable[[float, nn.Module], None]
@@ -76,9 +78,11 @@ class GradualRemoval:
         #    is repeated until the level is reached, or nothing is left that may go.
         # 2. Latency falls more slowly than MACs, for a part of it is overhead. As many MACs as the latency is to lose
         #    are therefore too few rather than too many, and the next attempt, or cut, removes some more.
+        # 3. Where a gate closes channels and they stay, for something else makes them, too, others go in their place.
         stretch = self._find_stretch(step)
         allowed = stretch.part_left_at(step)
-        for attempt in range(8 if step == stretch.last_cut else 1):
+        held: set[ChannelGate] = set()
+        for attempt in range(ATTEMPTS):
             plain = make_plain_copy(model)
             cost = self._cost(plain)
             if self._latency is None:
@@ -86,14 +90,19 @@ class GradualRemoval:
             else:
                 left = self._latency(f"step {step}, attempt {attempt}", plain)
                 saving = cost * (1 - allowed / left) if left > ENOUGH * allowed else 0.0
-            cutoffs = choose_cutoffs(model, self._example_inputs, self._kind, saving, self._round_to)
+            cutoffs = choose_cutoffs(model, self._example_inputs, self._kind, saving, self._round_to, held)
             if not cutoffs:
                 return
+            channels = {gate: len(gate.mu) for gate in cutoffs}
             before = use_cutoffs_(model, cutoffs)
             try:
                 shrink_(model, self._example_inputs, optimizer)
             finally:
                 use_cutoffs_(model, before)
+            held_now = {gate for gate, count in channels.items() if len(gate.mu) == count}
+            if not held_now and step != stretch.last_cut:
+                return
+            held |= held_now
 
     def leave_level(self, model: nn.Module, step: int) -> None:
         """Hand over the network where a level ends after `step` steps.

@@ -1,7 +1,8 @@
-"""How far a budget can go in a network: what is left when all has left that may."""
+"""How far a budget can go in a network: what is left when all has left that may, and which gates remove nothing."""
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,14 +11,33 @@ from torch import nn
 from ..graph import Inputs
 from ..measure import cost_function
 from ..nn import find_gates, make_plain_copy
-from ..shrinking import shrink
+from ..shrinking import shrink_
 from .removal import choose_cutoffs, use_cutoffs_
 
 
-def count_least_left(
+@dataclass(frozen=True)
+class Reach:
+    """What comes of a network with gates when all channels leave that may."""
+
+    least_left: float
+    """A part of the cost of the whole network."""
+    held: tuple[str, ...]
+    """The gates whose channels stay when they close: a layer that writes these, and how many there are."""
+
+    def describe_held(self) -> str:
+        """Name the gates that remove nothing; empty where there are none."""
+        if not self.held:
+            return ""
+        return (
+            f"the channels of {', '.join(self.held)} stay, even where their gates close, for something else makes "
+            "them, too; others have to meet the budget"
+        )
+
+
+def measure_reach(
     model: nn.Module, example_inputs: Inputs, kind: Literal["macs", "parameters"], round_to: int
-) -> float:
-    """Count what is left of a network's cost when all channels have left that may leave on the way to a budget.
+) -> Reach:
+    """Measure how far the channels of a network can go on the way to a budget.
 
     Args:
         model: A network with gates; it stays as it is.
@@ -26,16 +46,36 @@ def count_least_left(
         round_to: What is left of a gate's channels is a multiple of this.
 
     Returns:
-        A part of the cost of the whole network.
+        What is left at least, and the gates that remove nothing.
 
     Raises:
         ShrinkError: The smaller network does not compute the same.
     """
     emptied = copy.deepcopy(model)
+    _fill_in_(emptied)
     with torch.no_grad():
         for gate in find_gates(emptied):
             gate.log_sigma2.copy_(torch.linspace(0, 1, len(gate.mu)))  # a cutoff tells different channels apart
-    use_cutoffs_(emptied, choose_cutoffs(emptied, example_inputs, kind, math.inf, round_to))
-    smallest, _ = shrink(emptied, example_inputs)
     cost = cost_function(kind, example_inputs)
-    return cost(smallest) / cost(make_plain_copy(model))
+    whole = cost(make_plain_copy(emptied))
+    cutoffs = choose_cutoffs(emptied, example_inputs, kind, math.inf, round_to)
+    channels = {gate: len(gate.mu) for gate in cutoffs}
+    use_cutoffs_(emptied, cutoffs)
+    shrink_(emptied, example_inputs)
+    held = [f"{gate.writers[0]} ({count})" for gate, count in channels.items() if len(gate.mu) == count]
+    return Reach(cost(make_plain_copy(emptied)) / whole, tuple(held))
+
+
+@torch.no_grad()
+def _fill_in_(model: nn.Module) -> None:
+    """Give parameters and statistics of a fresh network that are equal everywhere different values, in place.
+
+    A shift of 0, which the first step of training changes, would hide that it brings closed channels back to life.
+    """
+    of_gates = {id(tensor) for gate in find_gates(model) for tensor in (*gate.parameters(), *gate.buffers())}
+    draw = torch.Generator().manual_seed(0)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) in of_gates or not tensor.is_floating_point() or tensor.numel() < 2:
+            continue
+        if (tensor == tensor.flatten()[0]).all():
+            tensor.add_(0.1 * torch.rand(tensor.shape, generator=draw).to(tensor))

@@ -6,7 +6,7 @@ a time, in the order of what they are worth, they leave a network that heals in 
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..graph import Inputs
 from ..nn import ChannelGate, find_gates
-from .weighing import count_gate_costs
+from .costs import count_gate_costs
 
 LARGEST_EXCESS = 0.01
 """Part of the cost of all gates by which a block may save more than was asked for, where other blocks will do."""
@@ -47,7 +47,12 @@ class _Block:
 
 
 def choose_cutoffs(
-    model: nn.Module, example_inputs: Inputs, kind: Literal["macs", "parameters"], saving: float, round_to: int
+    model: nn.Module,
+    example_inputs: Inputs,
+    kind: Literal["macs", "parameters"],
+    saving: float,
+    round_to: int,
+    held: Collection[ChannelGate] = (),
 ) -> dict[ChannelGate, float]:
     """Choose what to remove next: the channels that are worth least for what they cost.
 
@@ -63,6 +68,7 @@ def choose_cutoffs(
         saving: How much of it to remove, in its unit.
         round_to: What is left of a gate's channels is a multiple of this; gates of no more channels lose none, except
             that the channels of gates with several outputs each (heads) go one by one.
+        held: Gates that lose nothing.
 
     Returns:
         Gate -> the log alpha from which on its channels go; gates that lose nothing are missing.
@@ -70,6 +76,8 @@ def choose_cutoffs(
     costs = count_gate_costs(model, example_inputs, kind)
     blocks: list[_Block] = []
     for gate in find_gates(model):
+        if gate in held:
+            continue
         blocks.extend(_list_blocks(gate, costs[gate] / len(gate.mu), round_to))
     # Python's sort keeps the order of equals: blocks of one gate stay in the order of their removal.
     blocks.sort(key=lambda block: block.worth_per_cost)

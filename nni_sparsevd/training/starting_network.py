@@ -11,7 +11,7 @@ from ..errors import ModelError, SettingError, describe_error
 from ..graph import channel_graph
 from ..nn import Variational, named_posteriors
 from ..recipe import BudgetSettings, Recipe
-from ..regularize import count_least_left, misses
+from ..regularize import measure_reach, misses
 from .fake_integers import count_places
 from .network_files import read_network_
 from .optimizer import build_optimizer
@@ -91,13 +91,16 @@ def _check_reach(variational: nn.Module, example_inputs: Tensor, budget: BudgetS
     # Latency would have to be measured: what a runtime makes of the smallest network is found out at the end.
     if budget.kind is None or budget.kind == "latency":
         return
-    least = count_least_left(variational, example_inputs, budget.kind, budget.round_to)
-    too_small = [level for level in budget.levels if misses(least, level)]
+    reach = measure_reach(variational, example_inputs, budget.kind, budget.round_to)
+    if reach.held:
+        logger.warning("%s: %s", name, reach.describe_held())
+    too_small = [level for level in budget.levels if misses(reach.least_left, level)]
     if not too_small:
         return
     levels = ", ".join(f"{level:g}" for level in too_small)
     message = (
-        f"budget.{budget.kind} = {levels} cannot be met: when all channels of {name} have left that may, {least:.3f} "
+        f"budget.{budget.kind} = {levels} cannot be met: when all channels of {name} have left that may, "
+        f"{reach.least_left:.3f} "
         f"of its {budget.kind} is left. `print(svd.make_plan(model, images))` says why the others stay"
     )
     if len(too_small) == len(budget.levels):

@@ -20,6 +20,7 @@ from .abstract_values import (
     map_tensors,
     to_double,
 )
+from .attention import ATTENTION, PRODUCTS
 from .contractions import (
     CONVOLUTIONS,
     READERS,
@@ -40,9 +41,11 @@ from .rows import NoRule, NotCovered, Operator, call_rule, operator_name, shape_
 from .table import OPERATORS, find_channel_rule, find_constant_rule, find_row
 
 __all__ = [
+    "ATTENTION",
     "CONVOLUTIONS",
     "LIVE",
     "OPERATORS",
+    "PRODUCTS",
     "READERS",
     "TRANSPOSED",
     "WEIGHT_NORM",

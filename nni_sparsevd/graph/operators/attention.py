@@ -14,6 +14,9 @@ from .elementwise import broadcast_axis
 from .rows import NotCovered, Operator, operator_name, shape_of
 
 aten = torch.ops.aten
+PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default)
+"""Products of two tensors, of which the second may be a weight that no layer of PyTorch's uses."""
+ATTENTION = aten.scaled_dot_product_attention.default
 
 
 def matmul_channels(equations: Equations, node: Node, x: TrackedTensor, y: TrackedTensor) -> TrackedTensor:
@@ -135,7 +138,7 @@ def softmax_constant(node: Node, x: Tensor, dim: int, *settings: Any, **options:
 
 
 OPERATORS = (
-    Operator((aten.matmul.default, aten.bmm.default, aten.mm.default), matmul_channels, matmul_constant),
-    Operator((aten.scaled_dot_product_attention.default,), attention_channels, attention_constant),
+    Operator(PRODUCTS, matmul_channels, matmul_constant),
+    Operator((ATTENTION,), attention_channels, attention_constant),
     Operator((aten.softmax.int, aten._softmax.default, aten.log_softmax.int), softmax_channels, softmax_constant),
 )
