@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from rich.console import Console
 from torch import nn
 
@@ -374,6 +375,7 @@ def test_gates_that_cannot_reach_the_threshold_are_told_before_training(
     changes: dict[str, Any], steps: int, is_told: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = Recipe(**{"sparse": SparseStage(learning_rate=5e-4, epochs=3), **changes})
+    PartialState()  # `compress` has it: of several processes, one warns
     warn_of_gates_that_cannot_arrive(settings, steps)
     assert ("Take sparse.epochs = 14 or more, or sparse.gate_rate = 44" in capsys.readouterr().err) == is_told
 

@@ -1,12 +1,13 @@
 """Whether the steps of the sparse stage take a gate as far as the threshold."""
 
-import logging
 import math
+
+from accelerate.logging import get_logger
 
 from ..recipe import Recipe
 from .schedule import learning_rate_at
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)  # of several processes, the main one speaks
 
 
 def warn_of_gates_that_cannot_arrive(recipe: Recipe, steps: int) -> None:

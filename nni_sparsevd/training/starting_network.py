@@ -1,9 +1,9 @@
 """The network that the sparse stage begins with, and a trial of a recipe before anything is written or trained."""
 
 import copy
-import logging
 
 import torch
+from accelerate.logging import get_logger
 from torch import Tensor, nn
 
 from ..convert import sparsify_
@@ -16,7 +16,7 @@ from .fake_integers import count_places
 from .network_files import read_network_
 from .optimizer import build_optimizer
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)  # of several processes, the main one speaks
 
 
 def make_variational_(model: nn.Module, example_inputs: Tensor, recipe: Recipe) -> nn.Module:
