@@ -260,7 +260,7 @@ def test_windows_in_the_batch_dimension_cost_what_they_cost() -> None:
 
 
 class AttentionNetwork(nn.Module):
-    """Two heads of queries and keys of 4 dimensions and values of 6, whose products are operators of their own or one."""
+    """Two heads, queries and keys of 4 dimensions, values of 6; the products are operators of their own, or one."""
 
     def __init__(self, fused: bool) -> None:
         super().__init__()
