@@ -70,7 +70,7 @@ def _users_take_different_pieces(node: Node) -> bool:
     return all(user.target in TAKES_A_PIECE for user in users) and len({user.args[1:] for user in users}) == len(users)
 
 
-def find_norm_behind(node: Node, dim: int) -> Node | None:
+def find_norm_after(node: Node, dim: int) -> Node | None:
     """The batch norm that alone reads what an operator writes, channel by channel, perhaps after the batch was moved.
 
     timm's LeViT flattens batch and tokens between a linear layer and its norm.
@@ -82,7 +82,6 @@ def find_norm_behind(node: Node, dim: int) -> Node | None:
     Returns:
         The batch norm, whose channel c is the operator's channel c; None where there is none.
     """
-    # The channels are numbered in the operator's result, and the numbers moved the same way.
     moves: list[Node] = []
     reader = _only_user(node)
     while reader is not None and reader.target in MOVES:
@@ -91,6 +90,9 @@ def find_norm_behind(node: Node, dim: int) -> Node | None:
     if reader is None or reader.target != aten.batch_norm.default:
         return None
     shape = node.meta["val"].shape
+    if not moves:
+        return reader if dim % len(shape) == 1 else None
+    # The channels are numbered in the operator's result, and the numbers moved the same way.
     numbers: Any = _number_along(dim, shape)
     for move in moves:
         numbers = _move(numbers, move)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from .equations import Axis, Equations, TrackedTensor
 from .groups import Writer
 from .links import IndexIds
-from .moves import find_norm_behind
+from .moves import find_norm_after
 from .names import owner_of
 from .nodes import Node, map_nodes
 from .operators import (
@@ -216,7 +216,7 @@ class Walk:
     def _make_writer(self, node: Node, axis: Axis) -> Writer:
         """An operator that writes along an axis of a weight, and the module after which a gate belongs."""
         dim = channel_dim(node)
-        norm_node = find_norm_behind(node, dim)
+        norm_node = find_norm_after(node, dim)
         norm = None if norm_node is None else self.recorded.state(norm_node.args[1])
         if norm_node is None or norm is None:
             return Writer(axis, owner_of(axis[0]), dim, node, node)
