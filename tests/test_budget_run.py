@@ -657,17 +657,26 @@ def test_a_meter_says_what_a_runtime_takes(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_meter_compares_integers_with_integers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "ROUNDS", 4)
-    opened = []
+    """By a clock that gives each byte of a file a second, a part of the time is one of the bytes."""
+    opened: list[bytes] = []
+    seconds: dict[nn.Module, int] = {}
 
     def open_and_note(path: Path) -> nn.Module:
         opened.append(path.read_bytes())
-        return open_exported(path)
+        network = open_exported(path)
+        seconds[network] = len(opened[-1])
+        return network
+
+    def run(network: nn.Module, arguments: Any, calls: int) -> float:
+        arguments.call(network)
+        return float(calls * seconds[network])
 
     monkeypatch.setattr(latency, "open_exported", open_and_note)
+    monkeypatch.setattr(latency, "_run", run)
     images = torch.randn(1, 64, 24, 24)
     large, small = (nn.Conv2d(64, channels, 3, padding=1).eval() for channels in (256, 64))
-    assert LatencyMeter("onnxruntime", large, images, int8=True).measure_part(small) > 0
+    part = LatencyMeter("onnxruntime", large, images, int8=True).measure_part(small)
+    assert part == pytest.approx(len(opened[1]) / len(opened[0]))
     # A byte a weight, and the names of the operators that make integers.
     assert all(b"QuantizeLinear" in content for content in opened)
     assert all(len(content) < 2.0 * weights for content, weights in zip(opened, (147_456, 36_864), strict=True))

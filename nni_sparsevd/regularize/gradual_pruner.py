@@ -104,7 +104,7 @@ class GradualPruner:
                 "GradualPruner: several processes train this network, and each would remove other channels; "
                 "`nni-sparsevd compress` under torchrun has them agree"
             )
-        _refuse_what_is_out_of_reach(model, example_inputs, budget, round_to)
+        _check_reach(model, example_inputs, budget, round_to)
         dense = make_plain_copy(model)
         self.model = sparsify_(model, GATES, example_inputs=example_inputs)
         """The network in training; in evaluation mode it computes what `finish` would make of it."""
@@ -219,8 +219,11 @@ def _refuse_too_few_steps(budget: Budget, steps: int, reached_at: float, cuts: i
         )
 
 
-def _refuse_what_is_out_of_reach(model: nn.Module, example_inputs: Inputs, budget: Budget, round_to: int) -> None:
-    """Refuse a budget that the network does not meet when all channels have left that may; latency is not measured."""
+def _check_reach(model: nn.Module, example_inputs: Inputs, budget: Budget, round_to: int) -> None:
+    """Refuse a budget that the network does not meet when all channels have left that may; latency is not measured.
+
+    Warn of gates that remove nothing.
+    """
     if budget.kind == "latency":
         return
     gated = sparsify_(copy.deepcopy(model), GATES, example_inputs=example_inputs)

@@ -87,7 +87,10 @@ def _check_snapshots(variational: nn.Module, recipe: Recipe) -> None:
 
 
 def _check_reach(variational: nn.Module, example_inputs: Tensor, budget: BudgetSettings, name: str) -> None:
-    """Refuse a budget of which no level can be met, and warn of single levels that cannot."""
+    """Refuse a budget of which no level can be met, and warn of single levels that cannot.
+
+    Warn of gates that remove nothing, too.
+    """
     # Latency would have to be measured: what a runtime makes of the smallest network is found out at the end.
     if budget.kind is None or budget.kind == "latency":
         return
@@ -100,8 +103,8 @@ def _check_reach(variational: nn.Module, example_inputs: Tensor, budget: BudgetS
     levels = ", ".join(f"{level:g}" for level in too_small)
     message = (
         f"budget.{budget.kind} = {levels} cannot be met: when all channels of {name} have left that may, "
-        f"{reach.least_left:.3f} "
-        f"of its {budget.kind} is left. `print(svd.make_plan(model, images))` says why the others stay"
+        f"{reach.least_left:.3f} of its {budget.kind} is left. `print(svd.make_plan(model, images))` says why the "
+        "others stay"
     )
     if len(too_small) == len(budget.levels):
         raise SettingError(message)
