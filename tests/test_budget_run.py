@@ -48,6 +48,7 @@ from nni_sparsevd.regularize import (
     start_natural_steps_,
     take_natural_steps_,
 )
+from nni_sparsevd.report import write_report
 from nni_sparsevd.results import find_network_folder, finish_run
 from nni_sparsevd.settings import make_settings
 from nni_sparsevd.training import (
@@ -64,6 +65,7 @@ from nni_sparsevd.training import (
 )
 from nni_sparsevd.training.levels import Level, choose_level
 from nni_sparsevd.training.network_files import write_network
+from nni_sparsevd.training.twin import list_twin_stages
 
 IMAGES = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -364,7 +366,8 @@ def test_a_run_meets_its_budget_in_multiples(tmp_path: Path, kind: str, count: A
 LEVELS = {
     "data": DataSettings(batch_size=50, limit=400, image_size=16),
     "sparse": SparseStage(epochs=11, learning_rate=1e-3),
-    "budget": BudgetSettings(macs=(0.3, 0.6), cuts=2),
+    "finetune": FinetuneStage(epochs=(1, 2), learning_rate=(5e-4, 1e-3)),
+    "budget": BudgetSettings(macs=(0.6, 0.3), cuts=2),
     "checkpoint_minutes": 1e-9,
 }
 """7 steps an epoch; the level 0.6 is left after 33 of the 77 steps of the sparse stage."""
@@ -424,7 +427,7 @@ def test_a_run_of_levels_stopped_anywhere_goes_on_as_if_it_had_not_been(
     """On the way to either level, between them, and in the fine-tuning of either, which follow 7 + 77 steps."""
     _, compressed, whole = finished
     folder = tmp_path / "run"
-    for steps in (15, 24, 20, 30, 3, 8):  # after 14, 37, 56, 85, 87 and 94 of 98 steps
+    for steps in (15, 24, 20, 30, 3, 12):  # after 14, 37, 56, 85, 87 and 98 of 105 steps
         run_for(monkeypatch, folder, steps)
     resumed = compress(recipe(**LEVELS), folder, [], resume=True)
     left = read_all(folder)
@@ -491,6 +494,25 @@ def test_each_level_has_a_network_of_its_cost(finished: tuple[Path, Compressed, 
         assert row["test"] == evaluate(small, compressed.data, compressed.data.test).accuracy
         assert row["chosen"] == (tuned is compressed.chosen)
     assert front[1]["macs"] > front[2]["macs"]
+
+
+def test_each_level_is_tuned_for_its_own_epochs_at_its_own_rate(
+    finished: tuple[Path, Compressed, dict[str, object]],
+) -> None:
+    folder, _, _ = finished
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rates: dict[str, list[float]] = {row["stage"]: [] for row in rows}
+    for row in rows:
+        rates[row["stage"]].append(row["learning_rate"])
+    # The rate falls to 0 over a stage, linearly: after 6 of 7 steps, or of 14.
+    assert rates["finetune_0.6"] == pytest.approx([5e-4 / 7])
+    assert rates["finetune_0.3"] == pytest.approx([1e-3 * 8 / 14, 1e-3 / 14])
+    assert "1, 2 of fine-tuning" in write_report(folder).with_suffix(".md").read_text()
+
+
+def test_a_twin_is_tuned_for_as_long_as_the_longest_level_at_the_rate_of_the_largest() -> None:
+    stages = list_twin_stages(recipe(**LEVELS, twin=True))
+    assert (stages["twin_finetune"].epochs, stages["twin_finetune"].learning_rate) == (2, 5e-4)
 
 
 def test_a_channel_costs_what_is_spent_on_it_where_it_is_written_and_read(
@@ -780,6 +802,15 @@ def test_levels_that_are_met_are_finished_where_another_is_not(
         ({"budget": {"macs": 0.5}, "masks": {"remember_norms": True}}, "masks.remember_norms"),
         ({"budget": {"macs": 0.5}, "sparse": {"shrink_at": 6.0}}, "sparse.shrink_at"),
         ({"budget": {"macs": 0.5}, "sparse": {"epochs": 0}}, "sparse.epochs = 0"),
+        ({"finetune": {"epochs": [1, 2]}}, r"finetune.epochs = \[1, 2\]: .* one for each of them, .*; there is 1"),
+        (
+            {"budget": {"macs": [0.5, 0.2]}, "finetune": {"learning_rate": [1e-3]}},
+            r"finetune.learning_rate = \[0.001\]: .* from large to small; there are 2",
+        ),
+        (
+            {"budget": {"macs": [0.2, 0.5]}, "finetune": {"epochs": [1, 2]}},
+            r"from the largest level to the smallest: write budget.macs = \[0.5, 0.2\] in that order",
+        ),
     ],
 )
 def test_contradictions_are_refused(values: dict[str, object], message: str) -> None:

@@ -64,12 +64,22 @@ class BudgetSettings(Settings):
     @property
     def levels(self) -> tuple[float, ...]:
         """The parts of the cost that are left, from large to small; empty without a budget."""
+        return tuple(sorted(self._parts, reverse=True))
+
+    @property
+    def is_from_large_to_small(self) -> bool:
+        """Whether the levels are written in the order in which they are reached."""
+        return self._parts == self.levels
+
+    @property
+    def _parts(self) -> tuple[float, ...]:
+        """The parts of the cost that are left, as they are written."""
         if self.searches:
             return LADDER
         if self.kind is None:
             return ()
         parts: float | tuple[float, ...] = getattr(self, self.kind)
-        return tuple(sorted(parts, reverse=True)) if isinstance(parts, tuple) else (parts,)
+        return parts if isinstance(parts, tuple) else (parts,)
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "BudgetSettings":

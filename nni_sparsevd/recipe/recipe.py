@@ -71,8 +71,9 @@ class Recipe(Settings):
 
     @property
     def stages(self) -> dict[str, Stage]:
-        """The stages by name, in the order in which they are trained."""
-        return {"dense": self.dense, "sparse": self.sparse, "finetune": self.finetune, "quantize": self.quantize}
+        """The stages by name, in the order in which they are trained; fine-tuning as the largest level has it."""
+        tuning = self.finetune.of_level(0)
+        return {"dense": self.dense, "sparse": self.sparse, "finetune": tuning, "quantize": self.quantize}
 
     @property
     def changes_sizes(self) -> bool:
@@ -92,6 +93,23 @@ class Recipe(Settings):
         if self.budget.kind is not None:
             return math.inf
         return self.posterior.threshold if self.masks.threshold is None else self.masks.threshold
+
+    @model_validator(mode="after")
+    def _check_tuning_of_levels(self) -> "Recipe":
+        levels = self.budget.levels or (1.0,)
+        for key in ("epochs", "learning_rate"):
+            values = getattr(self.finetune, key)
+            if isinstance(values, tuple) and len(values) != len(levels):
+                raise ValueError(
+                    f"finetune.{key} = {list(values)}: give one value for all levels, or one for each of them, from "
+                    f"large to small; there {'is 1' if len(levels) == 1 else f'are {len(levels)}'}"
+                )
+            if isinstance(values, tuple) and not self.budget.is_from_large_to_small:
+                raise ValueError(
+                    f"finetune.{key} = {list(values)} is from the largest level to the smallest: write "
+                    f"budget.{self.budget.kind} = {list(levels)} in that order, too"
+                )
+        return self
 
     @model_validator(mode="after")
     def _refuse_averages_and_compilation_where_they_cannot_be(self) -> "Recipe":

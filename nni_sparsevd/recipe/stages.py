@@ -1,22 +1,24 @@
 """Settings of the stages: how the network is optimized in each of them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from ..settings import Fraction, Settings
 
+Number = TypeVar("Number", int, float)
 
-class Stage(Settings):
-    """One stretch of optimization."""
 
-    epochs: NonNegativeInt = 0
+class Optimization(Settings):
+    """How a network is optimized, or how several are that differ in length and rate."""
+
+    epochs: NonNegativeInt | tuple[NonNegativeInt, ...] = 0
     """Length; 0 skips the stage."""
     optimizer: str = "adam"
     """Any name that `timm.optim` knows."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat | tuple[PositiveFloat, ...] = 1e-3
     """Peak rate."""
     weight_decay: NonNegativeFloat = 0.0
     """Decay of the weights; variances of the posterior and gates never decay."""
@@ -36,6 +38,15 @@ class Stage(Settings):
     ema: Annotated[float, Gt(0), Lt(1)] | None = None
     """Decay of a moving average of the network over the steps (timm's ModelEmaV3, warmed up). The average is what is
     validated, and what the stage ends with. Not set: the last weights."""
+
+
+class Stage(Optimization):
+    """One stretch of optimization."""
+
+    epochs: NonNegativeInt = 0
+    """Length; 0 skips the stage."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak rate."""
 
 
 class SparseStage(Stage):
@@ -62,12 +73,44 @@ class SparseStage(Stage):
     """Layers whose weights, as they would ship, are written after every epoch, for animations."""
 
 
-class FinetuneStage(Stage):
-    """The stage after the decision: what is removed stays zero."""
+class FinetuneStage(Optimization):
+    """The stage after the decision: what is removed stays zero.
 
+    Example:
+        ```python
+        from nni_sparsevd.recipe import FinetuneStage
+
+        tuning = FinetuneStage(epochs=(8, 24), learning_rate=(3e-4, 1e-3), weight_decay=0.01)
+        small = tuning.of_level(1)
+        assert (small.epochs, small.learning_rate, small.weight_decay) == (24, 1e-3, 0.01)
+        ```
+    """
+
+    epochs: NonNegativeInt | tuple[NonNegativeInt, ...] = 0
+    """Length; 0 skips the stage. With several levels of a budget, one for all of them or one for each, from large to
+    small, e.g. [8,24]."""
+    learning_rate: PositiveFloat | tuple[PositiveFloat, ...] = 1e-3
+    """Peak rate, for all levels or for each. A network that has lost little wants a low one."""
     variational: bool = False
     """Keep the posteriors of the weights that are left: their noise, and their KL at the full weight of the sparse
     stage."""
+
+    def of_level(self, place: int) -> Stage:
+        """The stage of one level.
+
+        Args:
+            place: Place of the level among those of the budget, from large to small; 0 where there is one network.
+        """
+        return self._make_stage(_of_level(self.epochs, place), _of_level(self.learning_rate, place))
+
+    def of_twin(self) -> Stage:
+        """The stage of the dense twin: as long as the longest, at the rate of the largest level, the nearest to it."""
+        longest = max(self.epochs) if isinstance(self.epochs, tuple) else self.epochs
+        return self._make_stage(longest, _of_level(self.learning_rate, 0))
+
+    def _make_stage(self, epochs: int, learning_rate: float) -> Stage:
+        others = self.model_dump(include=set(Stage.model_fields) - {"epochs", "learning_rate"})
+        return Stage(epochs=epochs, learning_rate=learning_rate, **others)
 
 
 class QuantizeStage(Stage):
@@ -95,3 +138,8 @@ class QuantizeStage(Stage):
             if unused:
                 raise ValueError(f"quantize.{unused[0]} counts only with quantize.aware = true")
         return self
+
+
+def _of_level(setting: Number | tuple[Number, ...], place: int) -> Number:
+    """The value of one level, of a setting that has one value for all levels or one for each."""
+    return setting[place] if isinstance(setting, tuple) else setting

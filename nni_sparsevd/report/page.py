@@ -99,15 +99,18 @@ def _gather_values(folder: Path) -> dict[str, Any]:
         }
 
 
-def _count_epochs(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Stage -> its epochs; those of one level, where there are several."""
+def _count_epochs(rows: list[dict[str, Any]]) -> dict[str, int | str]:
+    """Stage -> its epochs; fine-tuning as text, with those of each level where levels differ."""
     counts = Counter(row["stage"] for row in rows)
-    of_level = {}
-    for kind in ("finetune", "quantize"):
-        of_level[kind] = max((count for stage, count in counts.items() if stage.startswith(kind)), default=0)
+    tuning = [count for stage, count in counts.items() if stage.startswith("finetune")]
+    quantizing = [count for stage, count in counts.items() if stage.startswith("quantize")]
     # A counter has 0 for what it has not seen, but a template asks for its keys.
     stages = ("dense", "sparse", "twin_sparse", "twin_finetune", "twin_quantize")
-    return {**{stage: counts[stage] for stage in stages}, **of_level}
+    return {
+        **{stage: counts[stage] for stage in stages},
+        "finetune": ", ".join(map(str, tuning if len(set(tuning)) > 1 else tuning[:1])) or "0",
+        "quantize": max(quantizing, default=0),
+    }
 
 
 def _draw_pictures(

@@ -9,7 +9,7 @@ from ..convert import bake_, sparsify_
 from ..errors import TrainingError
 from ..files import load_tensors
 from ..masks import Masks, unflatten_masks
-from ..recipe import SparseStage, Stage
+from ..recipe import SparseStage
 from .levels import Level, TunedLevel, find_best_accuracy, read_account
 from .masked_posterior import mask_posterior_
 from .network_files import read_network_
@@ -79,16 +79,15 @@ def _finish_level(context: StageContext, plain: nn.Module, level: Level, *, writ
 def _finetune(context: StageContext, model: nn.Module, masks: Masks, level: Level) -> None:
     """Train what the masks keep, with the noise of its posteriors or without."""
     recipe = context.run.recipe
-    if not recipe.finetune.epochs:
+    stage = recipe.finetune.of_level(level.place)
+    if not stage.epochs:
         return
-    stage: Stage = recipe.finetune
     if recipe.finetune.variational:
         sparsify_(model, recipe.posterior, example_inputs=context.example_inputs)
         read_network_(model, level.folder / "posterior.safetensors")
         mask_posterior_(model, masks)
         # The weights that are left have felt the KL already: it needs no warm-up.
-        optimization = recipe.finetune.model_dump(exclude={"variational"})
-        stage = SparseStage(**optimization, kl_coefficient=recipe.sparse.kl_coefficient)
+        stage = SparseStage(**stage.model_dump(), kl_coefficient=recipe.sparse.kl_coefficient)
     context.train(level.stage, model, stage, masks=masks)
 
 

@@ -27,6 +27,8 @@ class Level:
     """Where its files are."""
     suffix: str = ""
     """What tells its stages from those of other levels in metrics and checkpoint."""
+    place: int = 0
+    """Its place among the levels of the run, from large to small."""
 
     @property
     def stage(self) -> str:
@@ -155,9 +157,9 @@ def list_levels(recipe: Recipe, folder: Path) -> tuple[Level, ...]:
     if len(allowed_parts) == 1:
         return (Level(allowed_parts[0], folder),)
     levels = []
-    for allowed in allowed_parts:
+    for place, allowed in enumerate(allowed_parts):
         name = f"{allowed:g}"
-        levels.append(Level(allowed, folder / "levels" / name, f"_{name}"))
+        levels.append(Level(allowed, folder / "levels" / name, f"_{name}", place))
     return tuple(levels)
 
 

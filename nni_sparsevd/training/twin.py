@@ -18,7 +18,8 @@ def list_twin_stages(recipe: Recipe) -> dict[str, Stage]:
     if not recipe.twin:
         return {}
     stages = {}
-    for name, counterpart in zip(TWIN_STAGES, (recipe.sparse, recipe.finetune, recipe.quantize), strict=True):
+    counterparts = (recipe.sparse, recipe.finetune.of_twin(), recipe.quantize)
+    for name, counterpart in zip(TWIN_STAGES, counterparts, strict=True):
         is_left_out = name == "twin_quantize" and not recipe.quantize.aware
         if counterpart.epochs and not is_left_out:
             stages[name] = Stage(**counterpart.model_dump(include=set(Stage.model_fields)))
