@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nni_sparsevd import models
+import nni_sparsevd as svd
+from nni_sparsevd import models, testing
 from nni_sparsevd.errors import FileFormatError, ModelError
 from nni_sparsevd.files import save_tensors
 from nni_sparsevd.recipe import ModelSettings
@@ -68,6 +69,52 @@ def test_resnet18_small_is_timms_with_another_stem() -> None:
     assert narrow.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 10)
 
 
+def residual(x: Tensor, p: dict[str, Tensor], blocks: int) -> Tensor:
+    """He et al. 2016, section 4.2, written out with batch norms by their running statistics; shortcuts of option A."""
+
+    def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
+        place, number = name[: -len("conv1")], name[-1]
+        norm = [p[f"{place}bn{number}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(F.conv2d(x, p[f"{name}.weight"], stride=stride, padding=1), *norm)
+
+    x = torch.relu(conv(x, "conv1"))
+    for stage in (1, 2, 3):
+        for block in range(blocks):
+            stride = 2 if stage > 1 and block == 0 else 1
+            inner = conv(torch.relu(conv(x, f"layer{stage}.{block}.conv1", stride)), f"layer{stage}.{block}.conv2")
+            shortcut = x[:, :, ::stride, ::stride]
+            missing = inner[:, shortcut.shape[1] :] * 0
+            x = torch.relu(inner + torch.cat([shortcut, missing], 1))
+    return F.linear(x.mean((2, 3)), p["fc.weight"], p["fc.bias"])
+
+
+@pytest.mark.parametrize(("name", "blocks", "parameters"), [("resnet20", 3, 269_722), ("resnet56", 9, 853_018)])
+def test_the_residual_networks_are_the_papers(name: str, blocks: int, parameters: int) -> None:
+    torch.manual_seed(0)
+    model = testing.randomize_(timm.create_model(name)).eval()
+    assert count(model) == parameters  # 0.27 and 0.85 million in table 6
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), residual(x, model.state_dict(), blocks), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shortcut", "removed"), [("pad", 9 + 1), ("projection", 9 + 3)])
+def test_channels_leave_the_stream_of_a_residual_network(shortcut: str, removed: int) -> None:
+    """One within each of nine blocks; and one of the stream, which padding hands on and projections begin anew."""
+    torch.manual_seed(0)
+    model = testing.randomize_(timm.create_model("resnet20", width=4, shortcut=shortcut)).eval()
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+                module.weight[1] = 0
+            if isinstance(module, nn.BatchNorm2d):
+                module.bias[1] = 0
+    small, plan = svd.shrink(model, image)
+    assert small.conv1.out_channels == 3
+    assert svd.check(model, small, image).max_rel_64 < 1e-12
+    assert plan.removed == removed
+
+
 @pytest.mark.parametrize("name", models.OWN_MODELS)
 def test_own_networks_are_citizens_of_timm(name: str) -> None:
     assert timm.is_model(name)
@@ -110,6 +157,8 @@ def test_a_network_for_one_image_size_says_which() -> None:
         (ModelSettings(name="resnet18", arguments={"blok": 3}), 32, "blok"),
         (ModelSettings(name="lenet_300_100", arguments={"widht": 3}), 28, "widht"),
         (ModelSettings(name="resnet18_small", arguments={"widht": 3}), 28, "widht"),
+        (ModelSettings(name="resnet20", arguments={"blocks": 4}), 28, "it takes num_classes, in_chans, width"),
+        (ModelSettings(name="resnet20", arguments={"shortcut": "cut"}), 28, "one of pad, projection"),
         (ModelSettings(name="lenet5_caffe"), 8, "16"),
     ],
 )

@@ -17,6 +17,7 @@ import nni_sparsevd as svd
 from nni_sparsevd.shrinking import apply_plan_
 
 Operation = Callable[[Tensor], Tensor]
+CONSTANT = float(torch.tensor(0.4))
 SHAPES = ((2, 3, 8, 8), (1, 3, 12, 12), (3, 3, 10, 16))
 
 
@@ -27,7 +28,7 @@ class Between(nn.Module):
         super().__init__()
         self.first, self.last, self.operator = nn.Conv2d(3, written, 1), nn.Conv2d(read, 2, 1), operator
         with torch.no_grad():
-            for channel, constant in ((2, 0.0), (5, 0.4)):
+            for channel, constant in ((2, 0.0), (5, CONSTANT)):
                 self.first.weight[channel::6] = 0
                 self.first.bias[channel::6] = constant
             self.last.weight[:, ::6] = 0
@@ -130,6 +131,21 @@ def test_a_position_leaves_every_group_of_a_shuffle() -> None:
     small = assert_exact(Between(nn.ChannelShuffle(2), written=12, read=12), 2)
     assert small.first.out_channels == 8
     assert_exact(Between(nn.ChannelShuffle(3)), 0)  # no position is dead in all three groups
+
+
+@pytest.mark.parametrize(
+    ("pad", "value", "removed"),
+    [
+        ((0, 0, 0, 0, 0, 2), 0.0, 3),
+        ((0, 0, 0, 0, 0, 2), 0.7, 3),
+        ((0, 0, 0, 0, 1, 2), 0.7, 2),  # of the unread, one is added by the padding and one is the constant
+        ((1, 1, 0, 0, 0, 2), 0.0, 2),  # at the border the constant is none, and the zero is
+        ((1, 1, 0, 0, 0, 2), CONSTANT, 2),  # and here the other way around
+    ],
+)
+def test_channels_leave_beside_those_that_padding_adds(pad: tuple[int, ...], value: float, removed: int) -> None:
+    torch.manual_seed(0)
+    assert_exact(Between(lambda x: F.pad(x, pad, value=value), read=6 + sum(pad[4:])), removed)
 
 
 def test_a_norm_without_weights_is_told_its_number_of_channels() -> None:

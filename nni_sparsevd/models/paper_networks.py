@@ -1,17 +1,20 @@
-"""Four networks of the papers, registered with timm under their names."""
+"""Six networks of the papers, registered with timm under their names."""
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
+import torch.nn.functional as F
 from timm.models import register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from ..errors import ModelError
 
-OWN_MODELS = ("lenet_300_100", "lenet5_caffe", "vgg_like", "resnet18_small")
+OWN_MODELS = ("lenet_300_100", "lenet5_caffe", "vgg_like", "resnet18_small", "resnet20", "resnet56")
 """Names of the papers' networks."""
+Shortcut = Literal["pad", "projection"]
+"""What stands beside a block whose output has more channels than its input."""
 
 
 def _configuration(size: int, channels: int, classifier: str) -> dict[str, Any]:
@@ -99,6 +102,82 @@ class VGGLike(nn.Module):
         return self.head(self.act(self.norm(self.hidden(x))))  # type: ignore[no-any-return]
 
 
+class CifarBlock(nn.Module):
+    """Two 3x3 convolutions with batch normalization beside a shortcut (He et al. 2016, figure 2)."""
+
+    def __init__(self, in_chans: int, out_chans: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, out_chans, 3, stride, padding=1, bias=False)
+        self.bn1, self.act1 = nn.BatchNorm2d(out_chans), nn.ReLU()
+        self.conv2 = nn.Conv2d(out_chans, out_chans, 3, padding=1, bias=False)
+        self.bn2, self.act2 = nn.BatchNorm2d(out_chans), nn.ReLU()
+        self.shortcut = _make_shortcut(in_chans, out_chans, stride, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+        return self.act2(inner + self.shortcut(x))  # type: ignore[no-any-return]
+
+
+class PadShortcut(nn.Module):
+    """Every second pixel, and zeros for the channels that the input lacks: option A of He et al. (2016)."""
+
+    def __init__(self, added: int) -> None:
+        super().__init__()
+        self.added = added
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.added))
+
+
+def _make_shortcut(in_chans: int, out_chans: int, stride: int, shortcut: Shortcut) -> nn.Module:
+    if in_chans == out_chans:
+        return nn.Identity()
+    if shortcut == "pad":
+        return PadShortcut(out_chans - in_chans)
+    projection = nn.Conv2d(in_chans, out_chans, 1, stride, bias=False)
+    return nn.Sequential(projection, nn.BatchNorm2d(out_chans))
+
+
+class CifarResNet(nn.Module):
+    """A residual network for 32-pixel images (He et al. 2016, section 4.2): 6n + 2 layers, 16, 32 and 64 channels.
+
+    Shortcuts between stages are those of the paper (`pad`, option A), or convolutions (`projection`, option B), which
+    Torch-Pruning's published ResNet-56 has.
+    """
+
+    def __init__(
+        self, blocks: int, num_classes: int = 10, in_chans: int = 3, width: int = 16, shortcut: Shortcut = "pad"
+    ) -> None:
+        super().__init__()
+        if shortcut not in get_args(Shortcut):
+            raise ModelError(f"shortcut = {shortcut!r}: it is one of {', '.join(get_args(Shortcut))}")
+        self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
+        self.bn1, self.act1 = nn.BatchNorm2d(width), nn.ReLU()
+        channels = width
+        stages = []
+        for stage_width, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
+            stage = [CifarBlock(channels, stage_width, stride, shortcut)]
+            stage += [CifarBlock(stage_width, stage_width, 1, shortcut) for _ in range(blocks - 1)]
+            stages.append(nn.Sequential(*stage))
+            channels = stage_width
+        self.layer1, self.layer2, self.layer3 = stages
+        self.num_classes, self.num_features = num_classes, channels
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.default_cfg = self.pretrained_cfg = _configuration(32, 3, "fc") | {"first_conv": "conv1"}
+
+    def get_classifier(self) -> nn.Linear:
+        """The last layer."""
+        return self.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.pool(x).flatten(1))  # type: ignore[no-any-return]
+
+
 # timm calls entry points with `pretrained` and with arguments of its own beside those of the user.
 
 
@@ -107,13 +186,14 @@ def _drop_timms_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in internal}
 
 
-def _construct(kind: type[nn.Module], timm_arguments: dict[str, Any]) -> nn.Module:
+def _construct(kind: type[nn.Module], timm_arguments: dict[str, Any], **fixed: int) -> nn.Module:
+    """Build a network from what timm hands over, and what is `fixed` by its name."""
     arguments = _drop_timms_arguments(timm_arguments)
-    unknown = set(arguments) - set(inspect.signature(kind).parameters)
+    free = [name for name in inspect.signature(kind).parameters if name not in fixed]
+    unknown = set(arguments) - set(free)
     if unknown:
-        known = ", ".join(inspect.signature(kind).parameters)
-        raise ModelError(f"{kind.__name__} has no argument {', '.join(sorted(unknown))}; it takes {known}")
-    return kind(**arguments)
+        raise ModelError(f"{kind.__name__} has no argument {', '.join(sorted(unknown))}; it takes {', '.join(free)}")
+    return kind(**arguments, **fixed)
 
 
 @register_model
@@ -141,3 +221,13 @@ def resnet18_small(pretrained: bool = False, **arguments: Any) -> nn.Module:
     model.maxpool = nn.Identity()
     model.default_cfg = model.pretrained_cfg = _configuration(32, 3, "fc") | {"first_conv": "conv1"}
     return cast(nn.Module, model)
+
+
+@register_model
+def resnet20(pretrained: bool = False, **arguments: Any) -> nn.Module:  # noqa: D103
+    return _construct(CifarResNet, arguments, blocks=3)
+
+
+@register_model
+def resnet56(pretrained: bool = False, **arguments: Any) -> nn.Module:  # noqa: D103
+    return _construct(CifarResNet, arguments, blocks=9)

@@ -13,7 +13,8 @@ class ModelSettings(Settings):
     """Which network, and where its weights come from."""
 
     name: str = "lenet_300_100"
-    """Any timm name, or lenet_300_100, lenet5_caffe, vgg_like, resnet18_small (see `list-models`)."""
+    """Any timm name, or lenet_300_100, lenet5_caffe, vgg_like, resnet18_small, resnet20, resnet56 (see
+    `list-models`)."""
     arguments: dict[str, Argument] = {}  # noqa: RUF012  pydantic copies the default
     """Further arguments of `timm.create_model`."""
     pretrained: bool = False

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..equations import Equations, TrackedTensor, repeat_ids
@@ -49,12 +51,29 @@ def pool_with_places_channels(
 def pad_channels(
     equations: Equations, node: Node, x: TrackedTensor, pad: Sequence[int], *settings: Any
 ) -> TrackedTensor:
-    """Padded axes have no channels, not even where one is cropped by as much and so keeps its size."""
+    """Channels with others after or before them, which are constant and stay: the code says how many are added.
+
+    Axes that are cropped, or padded with themselves, have no channels, not even where they keep their size.
+    """
+    adds_constants = not isinstance(settings[0] if settings else None, str) or settings[0] == "constant"
     kept = list(x.ids)
     for dim in _padded_dims(len(x.shape), pad):
-        equations.pin(kept[dim], "padded axis")
-        kept[dim] = None
+        ids = kept[dim]
+        before, after = _widths(len(x.shape), pad, dim)
+        if ids is not None and adds_constants and before >= 0 and after >= 0:
+            added = equations.new_ids(before + after)
+            equations.pin(added, "added by padding")
+            kept[dim] = np.concatenate([added[:before], ids, added[before:]])
+        else:
+            equations.pin(ids, "padded axis")
+            kept[dim] = None
     return TrackedTensor(shape_of(node), tuple(kept))
+
+
+def _widths(rank: int, pad: Sequence[int], dim: int) -> tuple[int, int]:
+    """What is added before and after along a dimension."""
+    place = 2 * (rank - 1 - dim)
+    return pad[place], pad[place + 1]
 
 
 def _padded_dims(rank: int, pad: Sequence[int]) -> list[int]:
@@ -237,12 +256,21 @@ def shuffle_constant(node: Node, x: Tensor, groups: int) -> Tensor:
 def pad_constant(
     node: Node, x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Tensor:
-    """What equals the padding, or is padded with itself, stays what it is."""
-    padded_dims = _padded_dims(x.dim(), pad)
-    x = make_uniform(x, padded_dims)
-    if not padded_dims or mode != "constant":
-        return x
-    return torch.where(x == (value or 0.0), x, LIVE)
+    """What equals the padding, or is padded with itself, stays what it is; values that vary get the padding's beside."""
+    # 1. Where values are uniform along a padded axis, as they are along places, the axis stays uniform: at full size,
+    #    borders would be told from the middle, which no layer after it could make use of.
+    # 2. Where they vary, as they do along channels, the padding is known channel by channel.
+    dims = _padded_dims(x.dim(), pad)
+    if mode != "constant":
+        return make_uniform(x, dims)
+    padding = value or 0.0
+    varying = [dim for dim in dims if x.shape[dim] > 1]
+    if len(varying) < len(dims):
+        x = torch.where(x == padding, x, LIVE)
+    for dim in varying:
+        place = 2 * (x.dim() - 1 - dim)
+        x = F.pad(x, [0] * place + list(pad[place : place + 2]), value=padding)
+    return compress(x)
 
 
 def constant_pad_constant(node: Node, x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
