@@ -35,7 +35,7 @@ from nni_sparsevd.studies.bench import (
     running,
     write_page,
 )
-from nni_sparsevd.studies.bench.arena import Arena, prepare_arena, start_file
+from nni_sparsevd.studies.bench.arena import Arena, Batch, cross_entropy, prepare_arena, start_file
 from nni_sparsevd.studies.bench.cutting import cut_to
 from nni_sparsevd.studies.bench.running import choose_rates, protocol_of, read_rows, restore_rows, run_trials
 from nni_sparsevd.studies.bench.standing import compute_mean_ranks, compute_standings, find_pareto_front
@@ -87,6 +87,26 @@ def test_masks_change_only_by_what_the_caller_hands_back(tmp_path: Path) -> None
     arena.train(model, stage, 0, 5, after_backward=after_backward, masks=first)
     assert zero_rows == [[], [0], [0], [1], [1]]  # the row that is no longer masked learns again
     assert torch.equal(first["fc1"]["weight"], untouched["fc1"]["weight"])
+
+
+def test_a_league_in_bfloat16_trains_in_it_and_scores_in_float32(tmp_path: Path) -> None:
+    league = short("digits").model_copy(update={"precision": "bf16"})
+    arena = prepare_arena(league, 0, HERE, tmp_path)
+    model = arena.network()
+    computed: list[torch.dtype] = []
+    model.fc1.register_forward_hook(lambda module, inputs, output: computed.append(output.dtype))
+    losses: list[torch.Tensor] = []
+
+    def own_loss(batch: Batch, model: nn.Module) -> torch.Tensor:
+        losses.append(cross_entropy(batch, model))
+        return losses[-1]
+
+    arena.train(model, league.dense, 0, 1)
+    arena.train(model, league.dense, 1, 2, loss=own_loss)
+    assert computed == [torch.bfloat16] * 2 and losses[0].dtype == torch.float32
+    arena.score_holdout(model)
+    assert set(computed[2:]) == {torch.float32}
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
 # A league from start to end.

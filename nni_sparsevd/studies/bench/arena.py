@@ -34,8 +34,8 @@ AfterStep = Callable[[int, torch.optim.Optimizer], torch.optim.Optimizer]
 
 
 def cross_entropy(batch: Batch, model: nn.Module) -> Tensor:
-    """Mean over the batch."""
-    return F.cross_entropy(model(batch[0]), batch[1])
+    """Mean over the batch, in float32."""
+    return F.cross_entropy(model(batch[0]).float(), batch[1])
 
 
 def do_nothing(step: int) -> None:
@@ -58,7 +58,7 @@ def distillation_loss(teacher: nn.Module, weight: float) -> Loss:
 
     def loss(batch: Batch, model: nn.Module) -> Tensor:
         images, labels = batch
-        logits = model(images)
+        logits = model(images).float()
         return joined.join(F.cross_entropy(logits, labels), logits, images)
 
     return loss
@@ -102,7 +102,18 @@ class Arena:
     def loss(self) -> Loss:
         """What rivals minimize: the cross entropy, joined by the dense start's outputs where the league wants it."""
         weight = self.league.teacher_weight
-        return distillation_loss(self.start, weight) if weight else cross_entropy
+        return self.in_precision(distillation_loss(self.start, weight) if weight else cross_entropy)
+
+    def in_precision(self, loss: Loss) -> Loss:
+        """`loss` with networks that compute in the precision of the league."""
+        if self.league.precision == "no":
+            return loss
+
+        def mixed_precision_loss(batch: Batch, model: nn.Module) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return loss(batch, model)
+
+        return mixed_precision_loss
 
     @property
     def host_round_to(self) -> int | None:
@@ -174,7 +185,7 @@ class Arena:
             masks: What stays removed from the first step on: after every step its weights are set to zero.
         """
         optim = build_optimizer(model, stage) if optim is None else optim
-        loss = self.loss if loss is None else loss
+        loss = self.loss if loss is None else self.in_precision(loss)
         model.train()
         for step in range(first, last):
             batch = self.batch(step)

@@ -27,6 +27,8 @@ class League(Settings):
     """Which data; its paths are relative to the folder that `--data` names."""
     channels_last: bool = False
     """Lay images out channels last, for every rival: convolutions are then faster on a CPU."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of all training, for every rival; scores are computed in float32."""
     dense: Stage
     """Training of the dense start, once for each seed."""
     prune_epochs: PositiveInt

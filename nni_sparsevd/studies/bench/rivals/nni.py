@@ -9,6 +9,7 @@ from nni.compression import TorchEvaluator
 from nni.compression.pruning import AGPPruner, LevelPruner, LinearPruner, MovementPruner, SlimPruner, TaylorPruner
 from torch import nn
 
+from ....errors import SettingError
 from ....masks import apply_masks_
 from ....plugins.nni import enable
 from ....plugins.nni.exact import parameter_masks
@@ -18,6 +19,8 @@ from .entry import Prepare, Pruned, Rival, without_preparation
 
 UPDATES = 20
 """How often a schedule prunes again."""
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+"""NNI builds the optimizer of a rival again and again, from its class."""
 ConfigList = list[dict[str, Any]]
 """NNI's settings of a pruner: which layers, which targets, how sparse."""
 MakePruner = Callable[[nn.Module, ConfigList, TorchEvaluator, int], Any]
@@ -39,7 +42,10 @@ def make_evaluator(arena: Arena, stage: Stage, model: nn.Module) -> TorchEvaluat
             max_steps = (max_epochs or arena.league.prune_epochs) * arena.per_epoch
         arena.train(model, stage, 0, max_steps, optim=optimizers, loss=training_step)
 
-    traced_optimizer = nni.trace(torch.optim.Adam)(model.parameters(), lr=stage.learning_rate)
+    if stage.optimizer not in OPTIMIZERS:
+        raise SettingError(f"NNI's rivals train with one of {', '.join(OPTIMIZERS)}, not with {stage.optimizer!r}")
+    optimizer = nni.trace(OPTIMIZERS[stage.optimizer])
+    traced_optimizer = optimizer(model.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay)
     return TorchEvaluator(train, traced_optimizer, arena.loss)
 
 

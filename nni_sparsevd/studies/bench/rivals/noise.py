@@ -18,7 +18,7 @@ def noisy_weights(alpha: float) -> Loss:
         values: dict[str, Tensor] = {}
         for name, parameter in model.named_parameters():
             values[name] = _add_noise(parameter, alpha) if parameter.dim() > 1 else parameter
-        return F.cross_entropy(functional_call(model, values, (batch[0],)), batch[1])
+        return F.cross_entropy(functional_call(model, values, (batch[0],)).float(), batch[1])
 
     return loss
 
