@@ -104,7 +104,7 @@ def test_channels_leave_the_stream_of_a_residual_network(shortcut: str, removed:
     model = testing.randomize_(timm.create_model("resnet20", width=4, shortcut=shortcut)).eval()
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        for name, module in model.named_modules():
+        for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
                 module.weight[1] = 0
             if isinstance(module, nn.BatchNorm2d):

@@ -256,7 +256,7 @@ def shuffle_constant(node: Node, x: Tensor, groups: int) -> Tensor:
 def pad_constant(
     node: Node, x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Tensor:
-    """What equals the padding, or is padded with itself, stays what it is; values that vary get the padding's beside."""
+    """What equals the padding stays what it is; beside values that vary along an axis, the padding stands."""
     # 1. Where values are uniform along a padded axis, as they are along places, the axis stays uniform: at full size,
     #    borders would be told from the middle, which no layer after it could make use of.
     # 2. Where they vary, as they do along channels, the padding is known channel by channel.
