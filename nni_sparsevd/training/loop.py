@@ -105,10 +105,11 @@ class _StageTrainer:
         # Fake integers are put in between while Python calls the network's functions.
         is_compiled = not changes_sizes and not isinstance(stage, QuantizeStage)
         compile_with = run.recipe.compile if is_compiled else None
-        self._learner = Learner(model, run.accelerator, shard=run.recipe.shard, compile_with=compile_with)
         self._removal = removal
         # On the way to a budget the variances of gates follow the curvature, and the optimizer leaves them alone.
-        self._natural_gates = [] if removal is None else start_natural_steps_(self._learner.trained)
+        # DistributedDataParallel, in the learner, would wait for the gradient of whatever learned when it was made.
+        self._natural_gates = [] if removal is None else start_natural_steps_(model)
+        self._learner = Learner(model, run.accelerator, shard=run.recipe.shard, compile_with=compile_with)
         self._gate_rate = stage.gate_rate if isinstance(stage, SparseStage) else 1.0
         self._optimizer = build_optimizer(self._learner.trained, stage, self._gate_rate)
         self._sparse = stage if isinstance(stage, SparseStage) and is_variational(model) else None
