@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nni_sparsevd.files import load_tensors, save_tensors
 from nni_sparsevd.recipe import (
+    BudgetSettings,
     DataSettings,
     FinetuneStage,
     ModelSettings,
@@ -239,6 +240,33 @@ def test_two_processes_shrink_alike(tmp_path: Path) -> None:
     assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in learnt)
     dense = sum(value.numel() for value in load_tensors(tmp_path / "run" / "dense.safetensors")[0].values())
     assert dense > sizes[0] > sizes[1]
+
+
+def test_two_processes_meet_a_budget_as_one_does(tmp_path: Path) -> None:
+    """The same channels leave at the same steps where two processes see together what one sees."""
+
+    def settings(batch_size: int) -> Recipe:
+        return Recipe(
+            data=DataSettings(batch_size=batch_size, limit=100, holdout=0.2),
+            sparse=SparseStage(epochs=40, optimizer="sgd", learning_rate=0.05),
+            budget=BudgetSettings(macs=0.5, cuts=2),
+        )
+
+    networks = {}
+    for processes, folder in ((1, tmp_path / "one"), (2, tmp_path / "two")):
+        write_recipe(settings(80 // processes), folder / "recipe.toml")
+        run_ranks(processes, train_rank, folder)
+        networks |= {f"{processes}.{rank}": load_network(folder, rank) for rank in range(processes)}
+    alone, first, second = networks.values()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert {name: value.shape for name, value in alone.items()} == {name: value.shape for name, value in first.items()}
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-3, msg=name)
+    assert len(alone["fc1.weight"]) < 300
+
+
+def load_network(folder: Path, rank: int) -> dict[str, Tensor]:
+    return load_tensors(folder / f"rank{rank}.safetensors")[0]
 
 
 def test_the_program_runs_under_torchrun(tmp_path: Path) -> None:
