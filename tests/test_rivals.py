@@ -3,20 +3,22 @@
 import ast
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from leagues import HERE, counted, short
-from torch import nn
+from torch import Tensor, nn
 
 from nni_sparsevd.masks import count_weights
 from nni_sparsevd.measure import count_macs
 from nni_sparsevd.recipe import Stage
 from nni_sparsevd.studies.bench import League, rivals
-from nni_sparsevd.studies.bench.arena import Arena, cross_entropy, distillation_loss, prepare_arena
+from nni_sparsevd.studies.bench.arena import Arena, Batch, cross_entropy, distillation_loss, prepare_arena
 from nni_sparsevd.studies.bench.rivals import nni_channels, ours, plain
 from nni_sparsevd.studies.bench.rivals.noise import gaussian_dropout, noisy_weights
+from nni_sparsevd.studies.bench.rivals.torch_pruning import SCORING, gather_gradients
 from nni_sparsevd.studies.bench.trial import Trial, run_trial
 
 WEIGHTS, CHANNELS = rivals.TABLES["weights"], rivals.TABLES["channels"]
@@ -149,6 +151,24 @@ def test_channels_leave_the_macs_that_were_asked_for(arena: Arena, name: str) ->
     assert 1.94 < fewer < (3.5 if "hessian" in name else 2.12)  # Hessian judges by few samples: scores tie
     arena.train(pruned.model, stage, pruned.steps, pruned.steps + 2)  # and it learns
     assert count_macs(arena.start, arena.example[:1]) == before  # the start is nobody's
+
+
+@pytest.mark.parametrize("arena", ["digits_channels"], indirect=True)
+def test_taylor_over_ten_batches_ranks_by_the_gradient_of_all_of_them(arena: Arena) -> None:
+    gathered: list[dict[str, Tensor]] = []
+
+    def gather(model: nn.Module, batch: Batch, pruner: object, importance: object) -> None:
+        gather_gradients(model, batch, pruner, importance)
+        gathered.append({name: value.grad.clone() for name, value in model.named_parameters()})
+
+    method = replace(SCORING["taylor_10"], gather_data=gather)
+    method.cut(arena, arena.network(), arena.dense_macs / 2, 7)
+    assert len(gathered) % 10 == 0 and len(gathered) > 10  # for each ratio that the search tries
+    expected = arena.network()
+    for step in range(7, 17):
+        cross_entropy(arena.batch(step), expected).backward()
+    for name, value in expected.named_parameters():
+        torch.testing.assert_close(gathered[9][name], value.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_a_league_may_smooth_teach_and_round(tmp_path: Path) -> None:
