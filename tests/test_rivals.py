@@ -2,6 +2,7 @@
 
 import ast
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from leagues import HERE, counted, short
 from torch import Tensor, nn
 
+from nni_sparsevd.errors import SettingError
 from nni_sparsevd.masks import count_weights
 from nni_sparsevd.measure import count_macs
 from nni_sparsevd.recipe import Stage
@@ -24,6 +26,9 @@ from nni_sparsevd.studies.bench.trial import Trial, run_trial
 WEIGHTS, CHANNELS = rivals.TABLES["weights"], rivals.TABLES["channels"]
 BROKEN = {"tp_obdc": "TypeError", "tp_obdc_turns": "TypeError", "tp_bn_scale": "ShrinkError"}
 """What cannot be had: Torch-Pruning's OBDC fails on today's PyTorch, and the network of the test has no batch norm."""
+
+COARSE = ("tp_hessian", "tp_hessian_turns", "modelopt_fastnas")
+"""Hessian judges by few samples, so that scores tie; FastNAS knows twenty widths of a layer."""
 
 
 @pytest.fixture(scope="module")
@@ -145,12 +150,21 @@ def test_channels_leave_the_macs_that_were_asked_for(arena: Arena, name: str) ->
             CHANNELS[name].prepare(arena, stage)(2.0)
         assert type(caught.value).__name__ == BROKEN[name]
         return
+    if name == "modelopt_fastnas":
+        pytest.importorskip("modelopt", reason="NVIDIA ModelOpt is not installed")
     pruned = CHANNELS[name].prepare(arena, stage)(2.0)
     assert pruned.steps <= arena.prune_steps and pruned.masks is None
     fewer = before / count_macs(pruned.model, arena.example[:1])
-    assert 1.94 < fewer < (3.5 if "hessian" in name else 2.12)  # Hessian judges by few samples: scores tie
+    assert 1.94 < fewer < (3.5 if name in COARSE else 2.12)
     arena.train(pruned.model, stage, pruned.steps, pruned.steps + 2)  # and it learns
     assert count_macs(arena.start, arena.example[:1]) == before  # the start is nobody's
+
+
+@pytest.mark.parametrize("arena", ["digits_channels"], indirect=True)
+def test_a_rival_that_is_not_installed_says_how(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "modelopt", None)
+    with pytest.raises(SettingError, match=r"NVIDIA ModelOpt: pip install nvidia-modelopt"):
+        CHANNELS["modelopt_fastnas"].prepare(arena, arena.league.dense)(2.0)
 
 
 @pytest.mark.parametrize("arena", ["digits_channels"], indirect=True)

@@ -12,7 +12,7 @@ from ...report.pictures import BLUE, GRAY, ORANGE, styled_axes
 from .league import League
 from .standing import HOSTS, RUNTIMES, Standing, find_champion
 
-COLORS = {"ours": BLUE, "torch": "black", "NNI": ORANGE, "Torch-Pruning": GRAY}
+COLORS = {"ours": BLUE, "torch": "black", "NNI": ORANGE, "Torch-Pruning": GRAY, "ModelOpt": "olivedrab"}
 MARKERS = "osv^D<>PX*hdp8H"
 
 

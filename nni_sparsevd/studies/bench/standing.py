@@ -10,7 +10,7 @@ from .rivals import Rival, rivals_of
 
 Row = dict[str, Any]
 """A row as it is in a file; see `trial.Row`."""
-HOSTS = ("ours", "torch", "NNI", "Torch-Pruning")
+HOSTS = ("ours", "torch", "NNI", "Torch-Pruning", "ModelOpt")
 """The frameworks that rivals come from, in the order of the tables."""
 RUNTIMES = {"torch": "PyTorch", "onnx": "ONNX Runtime"}
 """Where the time of whole channels is measured: key in a row -> name in a table."""

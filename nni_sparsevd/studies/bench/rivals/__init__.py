@@ -2,11 +2,16 @@
 
 from ....errors import SettingError
 from ..league import League
-from . import nni, nni_channels, ours, ours_channels, plain, torch_pruning
+from . import modelopt, nni, nni_channels, ours, ours_channels, plain, torch_pruning
 from .entry import Decide, Pruned, Rival
 
 WEIGHTS: dict[str, Rival] = {**ours.RIVALS, **plain.RIVALS, **nni.RIVALS}
-CHANNELS: dict[str, Rival] = {**ours_channels.RIVALS, **nni_channels.RIVALS, **torch_pruning.RIVALS}
+CHANNELS: dict[str, Rival] = {
+    **ours_channels.RIVALS,
+    **nni_channels.RIVALS,
+    **torch_pruning.RIVALS,
+    **modelopt.RIVALS,
+}
 TABLES = {"weights": WEIGHTS, "channels": CHANNELS}
 """Kind of a league -> name of a rival -> the rival."""
 

@@ -50,7 +50,7 @@ class Rival:
 
     title: str
     """The rival as the tables call it."""
-    host: Literal["ours", "torch", "NNI", "Torch-Pruning"]
+    host: Literal["ours", "torch", "NNI", "Torch-Pruning", "ModelOpt"]
     """The framework that it comes from."""
     prepare: Prepare
     """Does the work that all levels share, and returns the decision at any level."""
