@@ -1,7 +1,5 @@
 """Sparse variational dropout on whole channels, to a budget in MACs."""
 
-from typing import Literal
-
 import torch
 
 from ....plugins.torch_pruning import SparseVDPruner
@@ -13,15 +11,17 @@ from ..arena import Arena, find_classifier
 from .distillation import with_distillation
 from .entry import Prepare, Pruned, Rival, without_preparation
 
-Granularity = Literal["weight", "gate", "both"]
 GATE_RATE = SparseStage().gate_rate
 """Learning rate of gates, as a multiple of that of the weights: the default of `compress`."""
 
 
-def press_to_budget(granularity: Granularity) -> Prepare:
+def press_to_budget(posterior: PosteriorSettings) -> Prepare:
     """A rival that presses the KL until the network can be cut to the budget, and then cuts it.
 
     It plays with the plugin for Torch-Pruning.
+
+    Args:
+        posterior: What is learned.
     """
 
     def decide(arena: Arena, stage: Stage, level: float) -> Pruned:
@@ -29,7 +29,7 @@ def press_to_budget(granularity: Granularity) -> Prepare:
         settings = SparseVDSettings(
             n_train=len(arena.data.train),
             learning_rate=stage.learning_rate,
-            posterior=PosteriorSettings(granularity=granularity, estimator="weight"),
+            posterior=posterior,
         )
         pruner = SparseVDPruner(
             model,
@@ -86,12 +86,17 @@ def remove_gradually(arena: Arena, stage: Stage, level: float) -> Pruned:
     return Pruned(pruner.finish(), None, arena.prune_steps)
 
 
+GATES = PosteriorSettings(granularity="gate")
+BOTH = PosteriorSettings(granularity="both", estimator="weight")
+WEIGHTS = PosteriorSettings(granularity="weight", estimator="weight")
+LOG_NORMAL = PosteriorSettings(granularity="gate", gate="log_normal", threshold=0.0)
 RIVALS = {
     "vd_gradual": Rival("Sparse VD, gates, removed gradually", "ours", without_preparation(remove_gradually)),
-    "vd_gate": Rival("Sparse VD, gates", "ours", press_to_budget("gate")),
+    "vd_gate": Rival("Sparse VD, gates", "ours", press_to_budget(GATES)),
+    "vd_sbp": Rival("Structured Bayesian pruning, log-normal gates", "ours", press_to_budget(LOG_NORMAL)),
     "vd_gate_distilled": Rival(
-        "Sparse VD, gates, tuned with distillation", "ours", with_distillation(press_to_budget("gate"))
+        "Sparse VD, gates, tuned with distillation", "ours", with_distillation(press_to_budget(GATES))
     ),
-    "vd_both": Rival("Sparse VD, weights and gates", "ours", press_to_budget("both")),
-    "vd_weight": Rival("Sparse VD, weights", "ours", press_to_budget("weight")),
+    "vd_both": Rival("Sparse VD, weights and gates", "ours", press_to_budget(BOTH)),
+    "vd_weight": Rival("Sparse VD, weights", "ours", press_to_budget(WEIGHTS)),
 }
