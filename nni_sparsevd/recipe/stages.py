@@ -90,7 +90,7 @@ class FinetuneStage(Optimization):
     """Length; 0 skips the stage. With several levels of a budget, one for all of them or one for each, from large to
     small, e.g. [8,24]."""
     learning_rate: PositiveFloat | tuple[PositiveFloat, ...] = 1e-3
-    """Peak rate, for all levels or for each. A network that has lost little wants a low one."""
+    """Peak rate, for all levels or for each."""
     variational: bool = False
     """Keep the posteriors of the weights that are left: their noise, and their KL at the full weight of the sparse
     stage."""
