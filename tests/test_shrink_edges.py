@@ -144,7 +144,7 @@ def test_a_grouped_convolution_may_be_left_with_one_channel_a_group() -> None:
         (nn.GroupNorm(2, 6), "group_norm over the channels"),
         (nn.GroupNorm(1, 6), "group_norm over the channels"),
         (nn.Softmax2d(), "softmax over the channels"),
-        (nn.LocalResponseNorm(2), "padded axis"),
+        (nn.LocalResponseNorm(2), "resized axis"),  # a mean over neighboring channels
     ],
 )
 def test_norms_over_channels_keep_them(norm: nn.Module, reason: str) -> None:
