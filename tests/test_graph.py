@@ -386,6 +386,16 @@ def test_a_bound_of_its_own_for_each_channel_is_coupled() -> None:
     assert ("bound.weight", 0) in channel_graph(model, IMAGE).groups[0].axes
 
 
+@pytest.mark.parametrize("added", [lambda x: -x.shape[1] % 8, lambda x: 8 - x.shape[1]])
+def test_channels_stay_where_code_pads_them_by_a_width_made_of_their_number(added: Callable[[Tensor], int]) -> None:
+    model = Net(
+        lambda m, x: m.last(F.pad(m.first(x), (0, 0, 0, 0, 0, added(m.first(x))))),
+        first=nn.Conv2d(3, 6, 1),
+        last=nn.Conv2d(8, 2, 1),
+    )
+    assert account(channel_graph(model, IMAGE))["first"][2] == "a size in the code of Net cannot follow"
+
+
 def test_padding_that_shifts_the_channels_pins_them() -> None:
     model = Net(
         lambda m, x: m.last(F.pad(m.first(x), (0, 0, 0, 0, 1, -1))), first=nn.Conv2d(3, 4, 1), last=nn.Conv2d(4, 2, 1)

@@ -1,5 +1,7 @@
 """The numbers that the code of a network computes with, where others are sizes and places."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -17,6 +19,8 @@ NUMBER_OPERATORS = {
     aten.full.default, aten.full_like.default, aten.new_full.default, aten.fill.Scalar, aten.scalar_tensor.default,
 }  # fmt: skip
 """Operators that compute with numbers, where others take numbers as sizes and places."""
+PADDINGS = (aten.pad.default, aten.constant_pad_nd.default)
+"""Operators whose first setting says how many places, or channels, are added."""
 NUMBERS_OF_A_TENSOR = 8
 """How many numbers a tensor has at most that code makes of single numbers, such as of a height and a width."""
 
@@ -25,6 +29,9 @@ def find_numbers(node: Node) -> list[float]:
     """The numbers that an operator computes with, or those of a small tensor that the code makes of numbers."""
     if node.op == "get_attr":
         return _read_small_tensor(node.meta.get("constant"))
+    if node.target in PADDINGS:
+        widths: Any = node.args[1]
+        return [float(width) for width in widths]
     if node.target not in NUMBER_OPERATORS:
         return []
     start = 1 if node.target in (aten.full.default, aten.new_full.default) else 0  # sizes come first, or after x

@@ -49,18 +49,22 @@ def pool_with_places_channels(
 
 
 def pad_channels(
-    equations: Equations, node: Node, x: TrackedTensor, pad: Sequence[int], *settings: Any
+    equations: Equations,
+    node: Node,
+    x: TrackedTensor,
+    pad: Sequence[int],
+    mode: str = "constant",
+    value: float | None = None,
 ) -> TrackedTensor:
-    """Channels with others after or before them, which are constant and stay: the code says how many are added.
+    """Channels with constant ones before or after them, which stay: the code says how many are added.
 
     Axes that are cropped, or padded with themselves, have no channels, not even where they keep their size.
     """
-    adds_constants = not isinstance(settings[0] if settings else None, str) or settings[0] == "constant"
     kept = list(x.ids)
     for dim in _padded_dims(len(x.shape), pad):
         ids = kept[dim]
         before, after = _widths(len(x.shape), pad, dim)
-        if ids is not None and adds_constants and before >= 0 and after >= 0:
+        if ids is not None and mode == "constant" and before >= 0 and after >= 0:
             added = equations.new_ids(before + after)
             equations.pin(added, "added by padding")
             kept[dim] = np.concatenate([added[:before], ids, added[before:]])
@@ -70,15 +74,22 @@ def pad_channels(
     return TrackedTensor(shape_of(node), tuple(kept))
 
 
-def _widths(rank: int, pad: Sequence[int], dim: int) -> tuple[int, int]:
-    """What is added before and after along a dimension."""
-    place = 2 * (rank - 1 - dim)
-    return pad[place], pad[place + 1]
+def constant_pad_channels(
+    equations: Equations, node: Node, x: TrackedTensor, pad: Sequence[int], value: float = 0.0
+) -> TrackedTensor:
+    """As `pad`."""
+    return pad_channels(equations, node, x, pad, "constant", value)
 
 
 def _padded_dims(rank: int, pad: Sequence[int]) -> list[int]:
     """The dimensions of a tensor that `pad` changes: it has two widths for each, beginning with the last dimension."""
     return sorted({rank - 1 - place // 2 for place, width in enumerate(pad) if width})
+
+
+def _widths(rank: int, pad: Sequence[int], dim: int) -> tuple[int, int]:
+    """What is added before and after along a dimension."""
+    place = 2 * (rank - 1 - dim)
+    return pad[place], pad[place + 1]
 
 
 def sampled_channels(
@@ -257,8 +268,8 @@ def pad_constant(
     node: Node, x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Tensor:
     """What equals the padding stays what it is; beside values that vary along an axis, the padding stands."""
-    # 1. Where values are uniform along a padded axis, as they are along places, the axis stays uniform: at full size,
-    #    borders would be told from the middle, which no layer after it could make use of.
+    # 1. Where values are uniform along a padded axis, as they are along places, it stays uniform: that the border
+    #    differs from the middle is nothing that a layer after it could make use of.
     # 2. Where they vary, as they do along channels, the padding is known channel by channel.
     dims = _padded_dims(x.dim(), pad)
     if mode != "constant":
@@ -268,8 +279,8 @@ def pad_constant(
     if len(varying) < len(dims):
         x = torch.where(x == padding, x, LIVE)
     for dim in varying:
-        place = 2 * (x.dim() - 1 - dim)
-        x = F.pad(x, [0] * place + list(pad[place : place + 2]), value=padding)
+        later = [0, 0] * (x.dim() - 1 - dim)
+        x = F.pad(x, [*later, *_widths(x.dim(), pad, dim)], value=padding)
     return compress(x)
 
 
@@ -338,7 +349,7 @@ OPERATORS = (
     Operator(("torchvision::roi_pool",), region_with_places_channels, region_with_places_constant),
     Operator((aten.channel_shuffle.default, aten.native_channel_shuffle.default), shuffle_channels, shuffle_constant),
     Operator((aten.pad.default,), pad_channels, pad_constant),
-    Operator((aten.constant_pad_nd.default,), pad_channels, constant_pad_constant),
+    Operator((aten.constant_pad_nd.default,), constant_pad_channels, constant_pad_constant),
     Operator((aten.pixel_shuffle.default,), pixel_shuffle_channels, pixel_shuffle_constant),
     Operator((aten.pixel_unshuffle.default,), pixel_unshuffle_channels, pixel_unshuffle_constant),
     Operator((aten.im2col.default,), im2col_channels, im2col_constant),
