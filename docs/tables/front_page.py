@@ -40,7 +40,7 @@ SEEDS = 3
 
 HOSTS = {"torch": "gradual magnitude"}
 """What is said of the best of a framework in place of its name."""
-NOTES = {"photos_channels": ", of which a few pruners have played so far"}
+NOTES = {"photos_channels": "; not all of its pruners have played"}
 """League → what a reader has to know of the others."""
 
 
