@@ -507,7 +507,7 @@ def test_each_level_is_tuned_for_its_own_epochs_at_its_own_rate(
     # The rate falls to 0 over a stage, linearly: after 6 of 7 steps, or of 14.
     assert rates["finetune_0.6"] == pytest.approx([5e-4 / 7])
     assert rates["finetune_0.3"] == pytest.approx([1e-3 * 8 / 14, 1e-3 / 14])
-    assert "1, 2 of fine-tuning" in write_report(folder).with_suffix(".md").read_text()
+    assert "1 to 2 of fine-tuning" in write_report(folder).with_suffix(".md").read_text()
 
 
 def test_a_twin_is_tuned_for_as_long_as_the_longest_level_at_the_rate_of_the_largest() -> None:

@@ -100,15 +100,16 @@ def _gather_values(folder: Path) -> dict[str, Any]:
 
 
 def _count_epochs(rows: list[dict[str, Any]]) -> dict[str, int | str]:
-    """Stage -> its epochs; fine-tuning as text, with those of each level where levels differ."""
+    """Stage -> its epochs; fine-tuning as text, from the fewest to the most where levels differ."""
     counts = Counter(row["stage"] for row in rows)
-    tuning = [count for stage, count in counts.items() if stage.startswith("finetune")]
+    tuning = [count for stage, count in counts.items() if stage.startswith("finetune")] or [0]
+    fewest, most = min(tuning), max(tuning)
     quantizing = [count for stage, count in counts.items() if stage.startswith("quantize")]
     # A counter has 0 for what it has not seen, but a template asks for its keys.
     stages = ("dense", "sparse", "twin_sparse", "twin_finetune", "twin_quantize")
     return {
         **{stage: counts[stage] for stage in stages},
-        "finetune": ", ".join(map(str, tuning if len(set(tuning)) > 1 else tuning[:1])) or "0",
+        "finetune": str(most) if fewest == most else f"{fewest} to {most}",
         "quantize": max(quantizing, default=0),
     }
 
