@@ -74,7 +74,10 @@ def draw_league(league: League, standings: list[Standing], path: Path, runtime: 
                 _draw_champion(axes, standing, curve, MARKERS[index % len(MARKERS)])
             else:
                 means = [float(np.mean(errors)) for errors in curve.errors]
-                axes.plot(curve.places, means, color=COLORS[standing.host], linewidth=0.8, alpha=0.3)
+                # A dot for those that have played at one level alone, whose line has no length.
+                axes.plot(
+                    curve.places, means, ".-", color=COLORS[standing.host], linewidth=0.8, markersize=3, alpha=0.3
+                )
         champion_errors = [row["error"] for champion, level in champions for row in champion.rows[level]]
         _draw_error_axis(axes, champion_errors, _dense_errors(standings))
         _draw_cost_axis(axes, league, runtime)
@@ -139,9 +142,9 @@ def _deviation(values: list[float]) -> float:
 
 
 def _draw_error_axis(axes: Axes, champion_errors: list[float], dense_errors: list[float]) -> None:
-    """The vertical axis, logarithmic around the champions' errors, with a dotted line at the dense start's error."""
+    """The vertical axis, logarithmic from the dense start's error, a dotted line, to the champions' largest."""
     if champion_errors:
-        axes.set_ylim(0.9 * min(champion_errors), 1.1 * max(champion_errors))
+        axes.set_ylim(0.9 * min(*champion_errors, *dense_errors), 1.1 * max(champion_errors))
     if dense_errors:
         axes.axhline(float(np.mean(dense_errors)), color="black", linestyle=":", linewidth=1)
     axes.set_yscale("log")
