@@ -68,6 +68,11 @@ def write_decided_network(path: Path) -> None:
     deciding.decide_masks = write_and_decide
 
 
+def load_ranks(folder: Path, processes: int) -> list[dict[str, Tensor]]:
+    """What each process held at its decision, as `train_rank` has written it down."""
+    return [load_tensors(folder / f"rank{rank}.safetensors")[0] for rank in range(processes)]
+
+
 def measure_shares() -> list[float]:
     """A list that fills as networks are sharded: the share of the parameters that this process holds."""
     shares: list[float] = []
@@ -123,7 +128,7 @@ def test_ranks_agree_and_count_the_kl_once(tmp_path: Path, monkeypatch: pytest.M
     compress(full_batches(80), tmp_path / "alone", [])
     write_recipe(full_batches(40, shard), tmp_path / "recipe.toml")
     run_ranks(2, train_rank, tmp_path)
-    first, second = (load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2))
+    first, second = load_ranks(tmp_path, 2)
     assert all(torch.equal(first[name], second[name]) for name in first)
     held = [json.loads((tmp_path / f"shares{rank}.json").read_text()) for rank in range(2)]
     assert [sum(both) for both in zip(*held, strict=True)] == ([1.0] if shard else [])
@@ -153,7 +158,7 @@ def test_shards_learn_what_copies_learn(tmp_path: Path) -> None:
         folder = tmp_path / str(shard)
         write_recipe(settings, folder / "recipe.toml")
         run_ranks(2, train_rank, folder)
-        networks.append(load_tensors(folder / "rank0.safetensors")[0])
+        networks.append(load_ranks(folder, 1)[0])
     copies, shards = networks
     assert any(".gate." in name for name in copies)
     torch.testing.assert_close(shards, copies, rtol=1e-3, atol=1e-4)
@@ -194,7 +199,7 @@ def test_resuming_among_another_number_of_processes(tmp_path: Path, shard: bool)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     epochs = [(row["stage"], row["epoch"]) for row in rows]
     assert epochs == [*(("dense", e) for e in (1, 2, 3)), *(("sparse", e) for e in range(1, 7)), ("finetune", 1)]
-    ranks = [load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2)]
+    ranks = load_ranks(tmp_path, 2)
     assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
     assert rows[-1]["accuracy"] > 0.5
 
@@ -235,7 +240,7 @@ def test_two_processes_shrink_alike(tmp_path: Path) -> None:
         run_ranks(processes, train_rank, tmp_path, *stop)
         tensors, _ = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
         sizes.append(sum(value.numel() for name, value in tensors.items() if name.startswith("model.")))
-    ranks = [load_tensors(tmp_path / f"rank{rank}.safetensors")[0] for rank in range(2)]
+    ranks = load_ranks(tmp_path, 2)
     learnt = [name for name in ranks[0] if ".running_" not in name]  # of which each has its own
     assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in learnt)
     dense = sum(value.numel() for value in load_tensors(tmp_path / "run" / "dense.safetensors")[0].values())
@@ -252,21 +257,17 @@ def test_two_processes_meet_a_budget_as_one_does(tmp_path: Path) -> None:
             budget=BudgetSettings(macs=0.5, cuts=2),
         )
 
-    networks = {}
+    networks = []
     for processes, folder in ((1, tmp_path / "one"), (2, tmp_path / "two")):
         write_recipe(settings(80 // processes), folder / "recipe.toml")
         run_ranks(processes, train_rank, folder)
-        networks |= {f"{processes}.{rank}": load_network(folder, rank) for rank in range(processes)}
-    alone, first, second = networks.values()
+        networks += load_ranks(folder, processes)
+    alone, first, second = networks
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert {name: value.shape for name, value in alone.items()} == {name: value.shape for name, value in first.items()}
     for name, value in alone.items():
         torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-3, msg=name)
     assert len(alone["fc1.weight"]) < 300
-
-
-def load_network(folder: Path, rank: int) -> dict[str, Tensor]:
-    return load_tensors(folder / f"rank{rank}.safetensors")[0]
 
 
 def test_the_program_runs_under_torchrun(tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ class CifarBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
-        return self.act2(inner + self.shortcut(x))  # type: ignore[no-any-return]
+        output: Tensor = self.act2(inner + self.shortcut(x))
+        return output
 
 
 class PadShortcut(nn.Module):
@@ -175,7 +176,8 @@ class CifarResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(self.pool(x).flatten(1))  # type: ignore[no-any-return]
+        logits: Tensor = self.fc(self.pool(x).flatten(1))
+        return logits
 
 
 # timm calls entry points with `pretrained` and with arguments of its own beside those of the user.

@@ -15,11 +15,12 @@ class Optimization(Settings):
     """How a network is optimized, or how several are that differ in length and rate."""
 
     epochs: NonNegativeInt | tuple[NonNegativeInt, ...] = 0
-    """Length; 0 skips the stage."""
+    """Length; 0 skips the stage. With several levels of a budget, one for all of them or one for each, from large to
+    small, e.g. [8,24]."""
     optimizer: str = "adam"
     """Any name that `timm.optim` knows."""
     learning_rate: PositiveFloat | tuple[PositiveFloat, ...] = 1e-3
-    """Peak rate."""
+    """Peak rate, for all levels or for each."""
     weight_decay: NonNegativeFloat = 0.0
     """Decay of the weights; variances of the posterior and gates never decay."""
     warmup: Fraction = 0.0
@@ -86,11 +87,6 @@ class FinetuneStage(Optimization):
         ```
     """
 
-    epochs: NonNegativeInt | tuple[NonNegativeInt, ...] = 0
-    """Length; 0 skips the stage. With several levels of a budget, one for all of them or one for each, from large to
-    small, e.g. [8,24]."""
-    learning_rate: PositiveFloat | tuple[PositiveFloat, ...] = 1e-3
-    """Peak rate, for all levels or for each."""
     variational: bool = False
     """Keep the posteriors of the weights that are left: their noise, and their KL at the full weight of the sparse
     stage."""

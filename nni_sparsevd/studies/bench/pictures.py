@@ -144,7 +144,7 @@ def _deviation(values: list[float]) -> float:
 def _draw_error_axis(axes: Axes, champion_errors: list[float], dense_errors: list[float]) -> None:
     """The vertical axis, logarithmic from the dense start's error, a dotted line, to the champions' largest."""
     if champion_errors:
-        axes.set_ylim(0.9 * min(*champion_errors, *dense_errors), 1.1 * max(champion_errors))
+        axes.set_ylim(0.9 * min(champion_errors + dense_errors), 1.1 * max(champion_errors))
     if dense_errors:
         axes.axhline(float(np.mean(dense_errors)), color="black", linestyle=":", linewidth=1)
     axes.set_yscale("log")
