@@ -23,6 +23,21 @@ def pass_speed(content: dict[str, Any]) -> list[str]:
     return lines
 
 
+def kept_memory(content: dict[str, Any]) -> list[str]:
+    """What a step takes when freed memory is given back to the system, and when it is kept."""
+    lines = [
+        "| network, batch | processes | seconds, given back | seconds, kept | times faster | MiB, given back | MiB, kept |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in content["results"]:
+        before, after = row["seconds"]
+        cells = [f"{row['network']} at {row['size']} pixels, {row['batch']}", str(row["processes"])]
+        cells += [f"{before:.3f}", f"{after:.3f}", f"{before / after:.2f}"]
+        cells += [f"{mebibytes:,.0f}" for mebibytes in row["mebibytes"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def drawn_sizes(content: dict[str, Any]) -> list[str]:
     """What became of random networks whose operators depend on the size of the input."""
     kinds = ("shrunk", "kept whole", "refused", "wrong")

@@ -97,8 +97,9 @@ def _run(arguments: Namespace, command_line: list[str]) -> None:
     from ..export import LatencyMeter
     from ..report import write_report
     from ..results import finish_run
-    from ..training import compress, show_phase
+    from ..training import compress, keep_freed_memory, show_phase
 
+    keep_freed_memory()
     values = arguments.as_dict()
     # The parser fills in all defaults, and a budget would find granularity=weight where nobody has asked for it.
     if not _asks_for_granularity(command_line):

@@ -3,6 +3,7 @@
 from .compressed import Compressed
 from .compression import compress
 from .environment import describe_environment
+from .heap import keep_freed_memory
 from .levels import TunedLevel, find_best_accuracy
 from .masked_posterior import mask_posterior_
 from .mistakes import Mistakes, find_mistakes
@@ -37,6 +38,7 @@ __all__ = [
     "evaluate_baked",
     "find_best_accuracy",
     "find_mistakes",
+    "keep_freed_memory",
     "kl_coefficient_at",
     "learning_rate_at",
     "mask_posterior_",

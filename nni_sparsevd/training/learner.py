@@ -1,5 +1,6 @@
 """A network as one of several processes trains it."""
 
+import warnings
 from typing import cast, final
 
 import torch
@@ -46,6 +47,9 @@ class Learner:
         wrapped = self.trained
         if self._several and not self._sharded:
             device = self._accelerator.device
+            # The gradients of 1x1 convolutions whose weights lie channels last have other strides than DDP's buckets
+            # along axes of one element, where strides mean nothing.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             wrapped = DistributedDataParallel(self.trained, None if device.type == "cpu" else [device])
         if self._compile_with is None:
             return wrapped

@@ -20,6 +20,7 @@ from ...files import write_json
 from ...masks import count_weights
 from ...measure import count_macs, count_parameters
 from ...recipe import Stage
+from ...training import keep_freed_memory
 from .arena import Arena, prepare_arena
 from .league import League
 from .rivals import Pruned, rivals_of
@@ -105,6 +106,7 @@ def run_trial(trial: Trial) -> None:
     """Run a trial at the levels that have no row, and write their rows; a row that fails says why."""
     # One thread for each trial: trials run side by side, and sums do not depend on the number of cores.
     torch.set_num_threads(1)
+    keep_freed_memory()
     with _without_logs():
         _write_missing_rows(trial)
 
