@@ -26,7 +26,7 @@ def pass_speed(content: dict[str, Any]) -> list[str]:
 def kept_memory(content: dict[str, Any]) -> list[str]:
     """What a step takes when freed memory is given back to the system, and when it is kept."""
     lines = [
-        "| network, batch | processes | seconds, given back | seconds, kept | times faster | MiB, given back | MiB, kept |",
+        "| network, batch | processes | seconds, given back | kept | times faster | MiB, given back | kept |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in content["results"]:
