@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from .. import data as datasets
 from .. import models
 from ..errors import SettingError
 from ..files import write_json
-from ..preprocessing import set_values_
+from ..preprocessing import read_configuration, set_values_
 from ..recipe import Recipe
 from ..regularize import count_steps_needed
 from .batches import count_batches, count_epoch_steps, count_stage_steps
@@ -32,6 +33,9 @@ from .run_folder import check_folder, prepare_folder
 from .stage_context import StageContext
 from .stages import StageSequence
 from .starting_network import try_forward, try_recipe
+from .teacher import see_as_trained
+
+logger = get_logger(__name__)  # of several processes, the main one speaks
 
 MakeMeter = Callable[[nn.Module, Tensor], MeasurePart]
 """(the dense network, one example input) -> what measures the latency of others as a part of its own."""
@@ -179,7 +183,15 @@ def _create_teacher(recipe: Recipe, data: datasets.DataSets, example_inputs: Ten
         return None
     teacher = models.create_model(settings, data.num_classes, data.in_chans, data.image_size)
     try_forward(teacher, example_inputs, f"the teacher {settings.name}")
-    return teacher
+    # Where a checkpoint has a classifier for other classes, `create_model` warns.
+    knows_classes = settings.pretrained and read_configuration(teacher).get("num_classes") == data.num_classes
+    if settings.checkpoint is None and not knows_classes:
+        logger.warning(
+            "teacher.name = %r: its classifier starts from nothing, so it teaches noise; set teacher.checkpoint to "
+            "weights that were trained on these classes",
+            settings.name,
+        )
+    return see_as_trained(teacher, data.preprocessing, models.find_requirements(settings).trained)
 
 
 def _find_rows_to_keep(recipe: Recipe, start: Checkpoint | None) -> dict[str, int]:

@@ -14,9 +14,6 @@ from .scoring import evaluate
 from .stage_context import StageContext
 from .teacher import Teacher
 
-STALE = ("exports.json", "runtimes.json")
-"""Files of the run folder that tell of the networks before they were tuned for integers."""
-
 
 def tune_for_integers(context: StageContext, tuned: Sequence[TunedLevel], dense: nn.Module) -> tuple[TunedLevel, ...]:
     """Train the networks of all levels on with fake integers, under the teacher of the run or the dense network.
@@ -59,9 +56,6 @@ def _tune_level(context: StageContext, tuned: TunedLevel, teacher: Teacher, *, w
 
 def _train(context: StageContext, tuned: TunedLevel, teacher: Teacher) -> None:
     run, stage = context.run, context.run.recipe.quantize
-    if context.is_main:
-        for name in STALE:
-            (run.folder / name).unlink(missing_ok=True)
     batches = count_batches(len(run.data.train), run.recipe.data.batch_size, run.accelerator.num_processes)
     integers = FakeIntegers(tuned.masked, context.example_inputs, stage.epochs * batches)
     context.train(tuned.level.quantize_stage, tuned.masked, stage, masks=tuned.masks, teacher=teacher)
