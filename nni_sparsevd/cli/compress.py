@@ -102,7 +102,7 @@ def _run(arguments: Namespace, command_line: list[str]) -> None:
     from ..training import compress, show_phase
 
     values = arguments.as_dict()
-    # The parser fills in all defaults, and a budget would find granularity=weight where nobody has asked for it.
+    # The parser fills in all defaults, and a budget refuses granularity=weight, which is one of them.
     if not _asks_for_granularity(command_line[2:]):  # without the names of program and command
         del values["posterior"]["granularity"]
     recipe = make_settings(Recipe, {key: values[key] for key in Recipe.model_fields})

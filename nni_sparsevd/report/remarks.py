@@ -1,4 +1,4 @@
-"""What somebody who reads the results of a run has to know first, in sentences."""
+"""Sentences about the results of a run: what a reader has to know first."""
 
 from typing import Any
 

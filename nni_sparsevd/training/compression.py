@@ -38,7 +38,8 @@ from .teacher import see_as_trained
 logger = get_logger(__name__)  # of several processes, the main one speaks
 
 MakeMeter = Callable[[nn.Module, Tensor], MeasurePart]
-"""(the dense network, one example input) -> what measures the latency of others as a part of its own."""
+"""(the dense network, one example input) -> a function that measures the latency of another network as a part of the
+dense one's."""
 ALL_EPOCHS = 1 << 60
 """More epochs than any stage has."""
 
@@ -83,7 +84,7 @@ def compress(
     # Every process has to look at the folder before one of them writes there.
     accelerator.wait_for_everyone()
     requirements = models.find_requirements(recipe.model)
-    # A checkpoint of another network is found out before any photo is decoded.
+    # Before any photo is decoded, which may take long.
     models.check_checkpoint(recipe.model, recipe.data.image_size, requirements)
     torch.manual_seed(recipe.seed)
     is_main = accelerator.is_main_process
@@ -109,7 +110,7 @@ def _make_accelerator(recipe: Recipe) -> Accelerator:
     try:
         accelerator = Accelerator(mixed_precision=recipe.precision)
     except ValueError as error:
-        # This machine cannot compute in that precision, or this process has begun with another one.
+        # This machine cannot compute in that precision, or an earlier run of this process had another one.
         raise SettingError(f"precision={recipe.precision!r}: {error}") from None
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and accelerator.num_processes == 1:
@@ -160,7 +161,7 @@ def _check_budget(recipe: Recipe, batches: int) -> None:
 def _make_meter(
     recipe: Recipe, make_meter: MakeMeter | None, model: nn.Module, example_inputs: Tensor
 ) -> MeasurePart | None:
-    """What measures a budget of latency; a runtime that lacks, or cannot express the network, is found out here."""
+    """What measures a budget of latency; it raises where the runtime is not installed or cannot express the network."""
     if recipe.budget.kind != "latency":
         return None
     if make_meter is None:
