@@ -117,9 +117,11 @@ class MaskSettings(Settings):
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "MaskSettings":
-        if self.threshold == "evidence" and (self.ratio is not None or self.structure == "n:m"):
+        if isinstance(self.threshold, str) and (self.ratio is not None or self.structure == "n:m"):
             other = "structure = 'n:m'" if self.ratio is None else f"ratio = {self.ratio:g}"
-            raise ValueError(f"masks.threshold = 'evidence' and {other} both say how much goes: leave one of them out")
+            raise ValueError(
+                f"masks.threshold = {self.threshold!r} and {other} both say how much goes: leave one of them out"
+            )
         if self.criterion == "opd" and self.ratio is None and self.structure != "n:m":
             raise ValueError("masks.criterion = 'opd' ranks, and has no threshold: set masks.ratio")
         return self

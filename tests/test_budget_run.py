@@ -50,6 +50,7 @@ from nni_sparsevd.regularize import (
 )
 from nni_sparsevd.report import write_report
 from nni_sparsevd.results import find_network_folder, finish_run
+from nni_sparsevd.results.runtimes import read_networks
 from nni_sparsevd.settings import make_settings
 from nni_sparsevd.training import (
     Compressed,
@@ -563,6 +564,17 @@ def test_the_level_is_chosen_by_a_flag(
         assert main([*command, "--level=0.4"]) == 2
 
 
+def test_what_is_measured_are_the_levels_of_the_result(
+    finished: tuple[Path, Compressed, dict[str, object]], tmp_path: Path
+) -> None:
+    """A run that went on with other settings may have left out a level, whose folder is still there."""
+    folder = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    result = json.loads((folder / "result.json").read_text())
+    result["front"] = [row for row in result["front"] if row["level"] != 0.3]
+    (folder / "result.json").write_text(json.dumps(result))
+    assert list(read_networks(folder, finished[1].data)) == ["dense", "shrunk 0.6"]
+
+
 SHORT = {
     "dense": Stage(),
     "sparse": SparseStage(epochs=5),
@@ -798,6 +810,7 @@ def test_levels_that_are_met_are_finished_where_another_is_not(
         ({"budget": {"macs": []}}, "one part or several different ones"),
         ({"budget": {"macs": 0.5}, "masks": {"threshold": 2.0}}, "masks.threshold"),
         ({"budget": {"macs": 0.5}, "posterior": {"granularity": "weight"}}, "posterior.granularity = 'weight'"),
+        ({"budget": {"macs": 0.5}, "posterior": {"threshold": 2.0}}, "posterior.threshold = 2"),
         ({"budget": {"macs": 0.5}, "masks": {"ratio": 0.5}}, "masks.ratio"),
         ({"budget": {"macs": 0.5}, "masks": {"remember_norms": True}}, "masks.remember_norms"),
         ({"budget": {"macs": 0.5}, "sparse": {"shrink_at": 6.0}}, "sparse.shrink_at"),

@@ -15,6 +15,7 @@ from nni_sparsevd.recipe import Recipe, read_recipe
 from nni_sparsevd.settings import make_settings
 from nni_sparsevd.studies import bench
 from nni_sparsevd.training import compress, loop
+from nni_sparsevd.training.run_folder import check_folder, prepare_folder
 
 FLAGS = ["--data.limit=100", "--data.batch_size=30", "--sparse.epochs=1", "--masks.ratio=0.5"]
 
@@ -141,3 +142,66 @@ def test_stages_that_have_not_begun_may_change_and_the_run_is_as_if_it_had_begun
     for name in ("dense", "masks", "baked", "tuned", "quantized", "twin"):
         whole, left = (load_tensors(folder / f"{name}.safetensors")[0] for folder in (tmp_path / "whole", cut))
         assert whole.keys() == left.keys() and all(torch.equal(whole[key], left[key]) for key in whole), name
+
+
+def test_what_was_measured_on_networks_is_forgotten_where_other_settings_change_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of a latency before the sparse stage's first checkpoint, and of a finished run."""
+    folder = tmp_path / "run"
+
+    def write(*names: str) -> None:
+        for name in names:
+            (folder / name).write_text("{}")
+
+    def left() -> set[str]:
+        return {path.name for path in folder.iterdir()} & {"latency.json", "exports.json", "runtimes.json"}
+
+    stop_after(4, folder, recipe(), monkeypatch)  # in the dense stage
+    write("latency.json")
+    stop_after(0, folder, recipe(), monkeypatch, resume=True)
+    assert left() == {"latency.json"}
+    compress(recipe(finetune={"epochs": 0}, sparse={"kl_coefficient": 0.5}), folder, [], resume=True)
+    assert left() == set()
+    write("latency.json", "exports.json", "runtimes.json")
+    settings = recipe(finetune={"epochs": 0}, sparse={"kl_coefficient": 0.5})
+    for again in (settings, settings.model_copy(update={"twin": True, "checkpoint_minutes": 3.0})):
+        prepare_folder(again, folder, [], resume=True, overwrite=False)
+        assert left() == {"latency.json", "exports.json", "runtimes.json"}
+    prepare_folder(recipe(sparse={"kl_coefficient": 0.5}), folder, [], resume=True, overwrite=False)
+    assert left() == {"latency.json"}
+
+
+def test_blocks_decide_in_the_sparse_stage_where_channels_leave_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrinking = {"sparse": {"shrink_at": 3.0}, "dense": {"epochs": 0}, "posterior": {"granularity": "both"}}
+    blocks = {"structure": "n:m", "keep": 1, "block": 2, "ratio": None}
+    stop_after(2, tmp_path / "run", recipe(**shrinking, masks=blocks), monkeypatch)
+    changed = recipe(**shrinking, masks={**blocks, "block": 4})
+    with pytest.raises(SettingError, match=r"masks.block. It has come to the stage sparse"):
+        compress(changed, tmp_path / "run", [], resume=True)
+
+
+@pytest.mark.parametrize("key", ["model", "teacher", "sparse"])
+def test_a_run_does_not_overwrite_the_weights_that_it_begins_with(tmp_path: Path, key: str) -> None:
+    (tmp_path / "recipe.toml").write_text("")
+    weights = tmp_path / "posterior.safetensors"
+    weights.write_text("hours of work")
+    with pytest.raises(SettingError, match=rf"--overwrite would delete {key}.checkpoint = .*posterior.safetensors"):
+        check_folder(recipe(**{key: {"checkpoint": weights}}), tmp_path, resume=False, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--posterior={granularity: gate}"], ["--posterior", "{prior: ard, granularity: gate}"]]
+)
+def test_a_flag_for_a_whole_table_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
+    recipes = []
+
+    def record(settings: Recipe, *_: object, **__: object) -> None:
+        recipes.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "compress", record)
+    assert main(["compress", f"--out={tmp_path / 'run'}", *flags]) == 130
+    assert recipes[0].posterior.granularity == "gate"

@@ -132,6 +132,20 @@ def add_levels(result):
     result |= {"front": [dense, larger, smaller], "level": 0.25}
 
 
+def test_one_network_that_loses_more_than_the_tolerance_is_told_of(run):
+    def spoil(result):
+        add_levels(result)
+        result |= {"front": [], "level": 0.5}
+
+    edit(run / "result.json", spoil)
+    for text in pages(run):
+        assert "budget.tolerance" not in text
+
+    edit(run / "result.json", lambda result: result["budget"].update(is_within_tolerance=False))
+    for text in pages(run):
+        assert "On held-out photos it loses more than 1 point, which is what budget.tolerance allows" in text
+
+
 def test_the_page_shows_the_networks_to_choose_from(run):
     make_levels(run)
     for text in pages(run):

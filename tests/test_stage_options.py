@@ -55,6 +55,23 @@ def test_what_is_validated_is_the_average(tmp_path: Path) -> None:
     assert row["held_out_loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
 
 
+def test_a_network_whose_validation_fails_has_its_own_weights_again() -> None:
+    network = torch.nn.Linear(2, 2)
+    average, before = WeightAverage(network, 0.9), network.weight.detach().clone()
+    average.update(1)
+    with torch.no_grad():
+        network.weight += 1
+
+    def fail() -> None:
+        with average.shown():
+            assert torch.equal(network.weight, before)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert torch.equal(network.weight, before + 1)
+
+
 def test_gradients_of_several_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
     """90 images in an epoch: all of them at once, or in three batches; the order of a sum is all that differs."""
     stage = {"epochs": 4, "optimizer": "momentum", "learning_rate": 0.1}
@@ -121,6 +138,19 @@ REFUSED = {
     "a stage for integers without them": (
         {"quantize": {"epochs": 3}},
         "quantize.epochs counts only with quantize.aware",
+    ),
+    "a warm-up that ends before it begins": (
+        {"sparse": {"warmup_from": 3}},
+        "sparse.warmup_from = 3 is after sparse.warmup_to = 0",
+    ),
+    "a margin without crops": ({"data": {"margin": 2}}, "data.margin counts only with data.augment = 'crop'"),
+    "a margin of timm's crops": (
+        {"data": {"margin": 2, "augment": "timm"}},
+        "data.margin counts only with .* found 'timm'",
+    ),
+    "a threshold that a ratio would pass over": (
+        {"masks": {"threshold": "held_out", "ratio": 0.5}},
+        "masks.threshold = 'held_out' and ratio = 0.5 both say how much goes",
     ),
     "more batches than an epoch has": (
         {"data": {"limit": 100, "batch_size": 30}, "finetune": {"accumulate": 4}},

@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from torch import nn
 
+from nni_sparsevd.data import load_data
 from nni_sparsevd.errors import ModelError
 from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage, TeacherSettings
 from nni_sparsevd.settings import PosteriorSettings
-from nni_sparsevd.training import compress
+from nni_sparsevd.training import compress, loop
+from nni_sparsevd.training.compression import _create_teacher
 from nni_sparsevd.training.teacher import Teacher
 
 
@@ -99,3 +102,51 @@ def test_a_teacher_that_does_not_take_these_images_is_found_out_at_once(tmp_path
     with pytest.raises(ModelError, match=r"the teacher vit_tiny_patch16_224 does not run on images of 1x8x8"):
         compress(recipe(teacher=teacher), tmp_path / "run", [])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_sees_images_as_in_its_own_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = DataSettings(batch_size=50, limit=400, mean=(0.4,), std=(0.2,))
+    made = compress(recipe(data=data, sparse=SparseStage(epochs=0)), tmp_path / "run", [])
+    settings = TeacherSettings(
+        name="lenet_300_100",
+        arguments={"hidden": [30, 20]},
+        checkpoint=tmp_path / "run" / "dense.safetensors",
+        weight=0.5,
+    )
+    other = load_data(DataSettings(limit=400))
+    assert other.preprocessing.mean != (0.4,)
+    teacher = _create_teacher(recipe(teacher=settings), other, other.make_example_inputs())
+    assert teacher is not None
+    images = other.train.read(range(20))
+    expected = made.dense(made.data.normalize(images))
+    torch.testing.assert_close(teacher.eval()(other.normalize(images)), expected)
+    assert not torch.allclose(made.dense(other.normalize(images)), expected, atol=0.01)
+    same = _create_teacher(recipe(teacher=settings), made.data, made.example_inputs)
+    assert type(same) is type(made.dense)  # nothing is put before a network that expects what it gets
+    assert "teaches noise" not in capsys.readouterr().err
+
+
+def test_a_teacher_that_has_learned_nothing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    PartialState()
+    data = load_data(DataSettings(limit=400))
+    _create_teacher(recipe(teacher=TeacherSettings(name="lenet_300_100", weight=0.5)), data, data.make_example_inputs())
+    assert "teacher.name = 'lenet_300_100': its classifier starts from nothing" in capsys.readouterr().err
+
+
+def test_gates_keep_their_rate_where_fine_tuning_has_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+    build = loop.build_optimizer
+
+    def record(model: nn.Module, stage: Stage, gate_rate: float) -> torch.optim.Optimizer:
+        rates.append(gate_rate)
+        return build(model, stage, gate_rate)
+
+    monkeypatch.setattr(loop, "build_optimizer", record)
+    settings = recipe(
+        dense=Stage(),
+        posterior=PosteriorSettings(granularity="both"),
+        sparse=SparseStage(epochs=1, kl_coefficient=0.01, gate_rate=3.0),
+        finetune=FinetuneStage(epochs=1, variational=True),
+    )
+    compress(settings, tmp_path / "run", [])
+    assert rates == [3.0, 3.0]

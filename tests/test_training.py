@@ -20,7 +20,7 @@ from nni_sparsevd.errors import FileFormatError, ModelError, SettingError, Train
 from nni_sparsevd.files import load_tensors, save_tensors
 from nni_sparsevd.masks import count_weights
 from nni_sparsevd.nn import Variational, is_variational, named_posteriors
-from nni_sparsevd.recipe import DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage
+from nni_sparsevd.recipe import BudgetSettings, DataSettings, FinetuneStage, ModelSettings, Recipe, SparseStage, Stage
 from nni_sparsevd.settings import MaskSettings, PosteriorSettings, make_settings
 from nni_sparsevd.training import build_optimizer, choose_threshold, compress, evaluate, finetuning, loop, threshold
 from nni_sparsevd.training.checkpoint import Place, read_checkpoint, take_checkpoint, write_checkpoint
@@ -366,6 +366,7 @@ GATES = {"posterior": PosteriorSettings(granularity="gate")}
         (GATES, 90, True),  # 0.23 of the way
         (GATES, 450, False),
         ({**GATES, "masks": MaskSettings(ratio=0.5)}, 90, False),
+        ({**GATES, "budget": BudgetSettings(macs=0.5)}, 90, False),
         ({**GATES, "sparse": SparseStage(learning_rate=5e-4, gate_rate=50.0)}, 90, False),
         ({**GATES, "sparse": SparseStage(learning_rate=5e-4, optimizer="sgd")}, 90, False),
         ({}, 90, False),  # weights near 0 need not go far

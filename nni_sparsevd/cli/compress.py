@@ -61,8 +61,10 @@ def _find_path(flag: str, typed: list[str]) -> Path | None:
 def _asks_for_granularity(typed: list[str]) -> bool:
     """Whether a flag or the recipe's file says what has a posterior."""
     path = _recipe_path(typed)
-    in_file = path is not None and "granularity" in read_recipe(path).posterior.model_fields_set
-    return in_file or any(argument.partition("=")[0] == "--posterior.granularity" for argument in typed)
+    if path is not None and "granularity" in read_recipe(path).posterior.model_fields_set:
+        return True
+    # Parsed, for a flag may set the whole table: --posterior={granularity: gate}.
+    return "posterior.granularity" in COMPRESS.parser(typed).parse_args(typed, defaults=False)
 
 
 def run(arguments: Namespace, command_line: list[str]) -> None:
@@ -101,8 +103,8 @@ def _run(arguments: Namespace, command_line: list[str]) -> None:
 
     keep_freed_memory()
     values = arguments.as_dict()
-    # The parser fills in all defaults, and a budget would find granularity=weight where nobody has asked for it.
-    if not _asks_for_granularity(command_line):
+    # The parser fills in all defaults, and a budget refuses granularity=weight, which is one of them.
+    if not _asks_for_granularity(command_line[2:]):  # without the names of program and command
         del values["posterior"]["granularity"]
     recipe = make_settings(Recipe, {key: values[key] for key in Recipe.model_fields})
     in_int8 = recipe.budget.precision == "int8"

@@ -82,7 +82,7 @@ class DataSets:
         Yields:
             Normalized images and their classes.
         """
-        ranges = [range(start, min(start + size, len(split))) for start in range(0, len(split), size)]
+        ranges = splits.split_range(len(split), size)
         for places, images in zip(ranges, split.walk(ranges), strict=True):
             yield self.normalize(images), split.labels[places.start : places.stop]
 

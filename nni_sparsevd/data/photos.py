@@ -46,7 +46,7 @@ def decode_photo(content: Encoded) -> Image.Image:
 
 
 def _describe(error: Exception) -> str:
-    # Pillow names the place of the bytes in memory, which tells nobody anything.
+    # Pillow names the object that holds the bytes, by its address in memory, which is of no use to anybody.
     return "not an image that Pillow knows" if isinstance(error, UnidentifiedImageError) else describe_error(error)
 
 
@@ -70,7 +70,7 @@ def to_mode(photo: Image.Image, mode: str) -> Image.Image:
 
 
 def check_photo(content: bytes) -> str:
-    """Look at the header and at the end of a photo, and decode it only where they leave a doubt.
+    """Check a photo by its header and its end, and decode it only where these do not settle it.
 
     Args:
         content: The bytes of the file.
@@ -123,7 +123,7 @@ def make_transform(preprocessing: Preprocessing) -> Transform:
         crop_mode=preprocessing.crop_mode,
         # The color of the border in crop mode "border"; while it is not known yet, timm's own serves.
         mean=preprocessing.mean or IMAGENET_DEFAULT_MEAN,
-        use_prefetcher=True,  # timm's way to say: uint8, not normalized
+        use_prefetcher=True,  # the images stay uint8, and are not normalized
     )
 
     def apply(photo: Image.Image) -> Tensor:

@@ -16,7 +16,18 @@ from ..recipe import DataSettings
 from .augmentation import PhotoAugmentation
 from .photos import GRAY, check_photo, make_transform
 from .sources import Source, read_photo
-from .splits import AT_ONCE, Decoded, HeldSplit, Photos, Split, StreamedSplit, count_workers, load, refuse_bad
+from .splits import (
+    AT_ONCE,
+    Decoded,
+    HeldSplit,
+    Photos,
+    Split,
+    StreamedSplit,
+    count_workers,
+    load,
+    refuse_bad,
+    split_range,
+)
 
 PROBED = 100
 """Photos whose size is looked at before all are decoded."""
@@ -139,16 +150,13 @@ def read_part(
     good, bad, colored = list[int](), list[str](), False
     # What is in memory already is read faster than a process starts.
     workers = 0 if part.source.is_held and settings.workers is None else count_workers(settings.workers, count)
-    starts = range(0, count, AT_ONCE)
-    batches = []
-    for start in starts:
-        places = range(start, min(start + AT_ONCE, count))
-        batches.append([(place, None) for place in places])
-    for start, decoded in zip(starts, load(reader, batches, workers), strict=True):
+    ranges = split_range(count, AT_ONCE)
+    batches = [[(place, None) for place in places] for places in ranges]
+    for places, decoded in zip(ranges, load(reader, batches, workers), strict=True):
         if keep and decoded.good:
             _refuse_other_size(decoded.images, images)
             images[len(good) : len(good) + len(decoded.good)] = decoded.images
-        good += [start + place for place in decoded.good]
+        good += [places[place] for place in decoded.good]
         bad += decoded.bad
         colored |= decoded.colored
     kept = images[: len(good)] if keep else None

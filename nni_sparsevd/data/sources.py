@@ -30,7 +30,7 @@ class Source(ABC):
     Attributes:
         labels: Class of each photo, int64, shape (count,).
         class_names: Names of the classes in their order; empty where they have none.
-        is_held: Whether all photos lie decoded in memory, so that loader processes would only hand them about.
+        is_held: Whether all photos are decoded in memory, so that loader processes would save no time.
     """
 
     labels: NDArray[np.int64]
@@ -50,7 +50,7 @@ class Source(ABC):
 
     @abstractmethod
     def reopen_in_new_process(self) -> None:
-        """Let go of files that another process has opened: who shares one moves the other's place in it."""
+        """Forget files that another process has opened: two processes that share one would share the position in it."""
 
 
 @final
@@ -58,7 +58,7 @@ class FileSource(Source):
     """The files of a folder or a tar, or the rows of a Hugging Face data set, through timm's reader."""
 
     def __init__(self, reader: Any, root: Path | None) -> None:
-        """Take over a reader of timm.
+        """Read through a reader of timm.
 
         Args:
             reader: The reader.
@@ -94,7 +94,7 @@ class DecodedSource(Source):
     """Photos that are in memory, or that a library decodes itself."""
 
     def __init__(self, images: Any, labels: NDArray[np.int64], class_names: tuple[str, ...], name: str) -> None:
-        """Take over the photos.
+        """Read from photos that are decoded, or that decode themselves.
 
         Args:
             images: `images[row]` is a photo, a uint8 image of shape (channels, height, width), or a tuple that begins

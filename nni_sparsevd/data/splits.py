@@ -26,7 +26,7 @@ MEMORY_LIMIT = 4 << 30
 MANY = 1000
 """Photos from which loader processes are worth their start."""
 AT_ONCE = 64
-"""Photos that a loader process decodes before it hands them over, where all of them are wanted."""
+"""Photos in a batch of a loader process, where all photos of a split are read."""
 LISTED = 20
 """Bad photos that an error names."""
 Pick = tuple[int, int | None]
@@ -111,7 +111,7 @@ class StreamedSplit(Split):
         first = self.read([0])
         if first.numel() * len(self) > MEMORY_LIMIT:
             raise DataError(f"data: {len(self)} images do not fit into memory; set data.limit or data.image_size")
-        return torch.cat(list(self.walk([range(start, min(start + AT_ONCE, len(self))) for start in _starts(self)])))
+        return torch.cat(list(self.walk(split_range(len(self), AT_ONCE))))
 
     def follow(self, plan: Plan, first: int) -> Generator[Tensor]:
         yield from self._load(map(plan, itertools.count(first)), self._workers)
@@ -126,13 +126,14 @@ class StreamedSplit(Split):
             yield decoded.images
 
 
-def _starts(split: Split) -> range:
-    return range(0, len(split), AT_ONCE)
+def split_range(count: int, size: int) -> list[range]:
+    """Split the places from 0 to count - 1 into ranges of `size` places; the last range may be shorter."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a loader hands over: images of a batch that could be decoded, and why others could not.
+    """What becomes of a batch in a loader process: the images that could be decoded, and why others could not.
 
     Attributes:
         images: uint8, shape (good images, channels, height, width).
@@ -250,7 +251,7 @@ def _read_ahead(photos: Dataset[Any], batches: Iterable[Any], workers: int) -> G
         worker_init_fn=_ignore_signals,
         # Without a generator of its own the loader would draw from torch's, and change what the training draws.
         generator=torch.Generator(),
-        collate_fn=_hand_over,
+        collate_fn=_keep_batch,
         multiprocessing_context="fork" if hasattr(os, "fork") else None,
     )
 
@@ -266,12 +267,13 @@ def _close_loaders() -> None:
         reading.close()
 
 
-def _hand_over(batch: Any) -> Any:
+def _keep_batch(batch: Any) -> Any:
+    """Leave a batch as it is; torch's own function would convert what is in it."""
     return batch
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leave Ctrl-C and the termination signal to the training process, which finishes its step and saves."""
+    """Ignore Ctrl-C and the termination signal: the training process handles them, finishes its step and saves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .splits import Split
+from .splits import Split, split_range
 
 AT_MOST = 10000
 """Images that are looked at."""
@@ -25,7 +25,7 @@ def measure_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
     """
     per_image = split.read([0]).numel()
     count = min(len(split), AT_MOST, max(VALUES // per_image, 1))
-    batches = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+    batches = split_range(count, BATCH)
     if count * per_image <= FLOATS:
         # In float32 and at once, because the last bit counts: published results were made so.
         images = torch.cat(list(split.walk(batches)))

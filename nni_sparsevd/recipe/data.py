@@ -104,6 +104,10 @@ class DataSettings(Settings):
             unused = [key for key in AUGMENTATION if key in self.model_fields_set and self._differs(key)]
             if unused:
                 raise ValueError(f"data.{unused[0]} counts only with data.augment = 'timm', found {self.augment!r}")
+        if self.margin is not None and self.augment not in ("crop", "crop_flip"):
+            raise ValueError(
+                f"data.margin counts only with data.augment = 'crop' or 'crop_flip', found {self.augment!r}"
+            )
         return self
 
     def _differs(self, key: str) -> bool:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import PositiveFloat, model_validator
 
-from ..posterior import REASONS_AGAINST_EVIDENCE
+from ..posterior import DEFAULT_THRESHOLD, REASONS_AGAINST_EVIDENCE
 from ..settings import MaskSettings, PosteriorSettings, Settings
 from .budget import BudgetSettings
 from .data import DataSettings
@@ -179,6 +179,7 @@ class Recipe(Settings):
             f"posterior.granularity = '{self.posterior.granularity}'": self.posterior.granularity != "gate",
             f"posterior.gate = '{self.posterior.gate}'": self.posterior.gate != "gaussian",
             "sparse.shrink_at": self.sparse.shrink_at is not None,
+            f"posterior.threshold = {self.posterior.threshold:g}": self.posterior.threshold != DEFAULT_THRESHOLD,
             "masks.ratio": self.masks.ratio is not None,
             "masks.threshold": self.masks.threshold is not None,
             "masks.remember_norms": self.masks.remember_norms,

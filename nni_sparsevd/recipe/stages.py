@@ -73,6 +73,15 @@ class SparseStage(Stage):
     snapshots: tuple[str, ...] = ()
     """Layers whose weights, as they would ship, are written after every epoch, for animations."""
 
+    @model_validator(mode="after")
+    def _refuse_a_warmup_that_ends_before_it_begins(self) -> "SparseStage":
+        if self.warmup_from > self.warmup_to:
+            raise ValueError(
+                f"sparse.warmup_from = {self.warmup_from:g} is after sparse.warmup_to = {self.warmup_to:g}, from which "
+                "the KL has its full weight: set sparse.warmup_to, too"
+            )
+        return self
+
 
 class FinetuneStage(Optimization):
     """The stage after the decision: what is removed stays zero.
@@ -89,7 +98,7 @@ class FinetuneStage(Optimization):
 
     variational: bool = False
     """Keep the posteriors of the weights that are left: their noise, and their KL at the full weight of the sparse
-    stage."""
+    stage. Gates learn at the `gate_rate` of that stage."""
 
     def of_level(self, place: int) -> Stage:
         """The stage of one level.

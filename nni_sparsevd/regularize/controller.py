@@ -10,8 +10,8 @@ from ..nn import ChannelGate, named_posteriors
 class Controller:
     """Presses the KL harder while the budget's edge lags behind its course, and less while it is ahead.
 
-    The edge is the log alpha of the last channel that must be removed to meet the budget. Its course leads at even
-    speed from where the edge is at first to the threshold.
+    The edge is the log alpha of the last channel that must be removed to meet the budget. Its course is a straight line
+    from where the edge is at first to the threshold.
 
     Args:
         threshold: The log alpha that the edge should have at the end.

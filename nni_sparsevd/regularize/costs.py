@@ -11,6 +11,7 @@ from ..graph import (
     ATTENTION,
     PRODUCTS,
     ChannelGraph,
+    ChannelGroup,
     ChannelIds,
     Inputs,
     channel_graph,
@@ -62,16 +63,10 @@ def count_gate_costs(
     Returns:
         Gate -> cost of all its channels together.
     """
-    layers = dict(model.named_modules())
-    macs = count_layer_macs(model, example_inputs)
-    costs_by_layer = {name: macs[layer] for name, layer in layers.items() if layer in macs}
-    if kind == "parameters":
-        costs_by_layer = {name: float(layers[name].get_parameter("weight").numel()) for name in costs_by_layer}
+    costs_by_layer = _count_layer_costs(model, example_inputs, kind)
     costs = {}
     for owner in find_gates(model):
         costs[owner] = sum(costs_by_layer.get(writer, 0.0) for writer in owner.writers)
-    # The channels of a group, and those that leave with them where they are heads or groups of a convolution, are a
-    # part of the indices of each axis that they stand on. What a layer spends on the group is that part of its cost.
     graph = channel_graph(make_plain_copy(model), example_inputs)
     products = list(_list_product_axes(graph)) if kind == "macs" else []
     samples = len(example_inputs) if isinstance(example_inputs, Tensor) else 1
@@ -80,16 +75,38 @@ def count_gate_costs(
         gate = gate_behind.get(group.name)
         if gate is None or len(gate.mu) != len(group):
             continue
-        spent = 0.0
-        for axis in group.axes:
-            layer_name = axis[0].removesuffix(".weight")
-            part = len(graph.indices_along(axis, group.channels)) / len(graph.axes[axis])
-            spent += costs_by_layer.get(layer_name, 0.0) * part
+        spent = _count_spent_by_layers(graph, group, costs_by_layer)
         members = graph.with_members(group.channels)
         for product_macs, channels in products:
             spent += product_macs / samples * np.isin(channels, members).mean()
         costs[gate] = float(spent) or costs[gate]  # 0 where the axes are those of parameters that no layer here owns
     return costs
+
+
+def _count_layer_costs(
+    model: nn.Module, example_inputs: Inputs, kind: Literal["macs", "parameters"]
+) -> dict[str, float]:
+    """Name of each linear layer and convolution -> what it costs."""
+    macs = count_layer_macs(model, example_inputs)
+    costs = {}
+    for name, layer in model.named_modules():
+        if layer in macs:
+            costs[name] = macs[layer] if kind == "macs" else float(layer.get_parameter("weight").numel())
+    return costs
+
+
+def _count_spent_by_layers(graph: ChannelGraph, group: ChannelGroup, costs_by_layer: dict[str, float]) -> float:
+    """What all layers spend on the channels of a group.
+
+    The channels, and those that leave with them where they are heads or groups of a convolution, are a part of the
+    indices of each axis that they stand on. What a layer spends on the group is that part of its cost.
+    """
+    spent = 0.0
+    for axis in group.axes:
+        layer_name = axis[0].removesuffix(".weight")
+        part = len(graph.indices_along(axis, group.channels)) / len(graph.axes[axis])
+        spent += costs_by_layer.get(layer_name, 0.0) * part
+    return spent
 
 
 def _list_product_axes(graph: ChannelGraph) -> Iterator[tuple[float, ChannelIds]]:

@@ -30,9 +30,9 @@ class Stretch:
 
     def is_due(self, step: int) -> bool:
         """Whether channels leave after `step` steps."""
-        # The last cut is made at the very end of the way, whatever the distance to the cut before.
-        on_the_way = self.first < step < self.last_cut and (step - self.first) % self.every == 0
-        return on_the_way or step == self.last_cut
+        # The last cut has a step of its own, however soon after the cut before.
+        is_one_of_many = self.first < step < self.last_cut and (step - self.first) % self.every == 0
+        return is_one_of_many or step == self.last_cut
 
     def part_left_at(self, step: int) -> float:
         """The part of the dense cost that may be left after `step` steps."""

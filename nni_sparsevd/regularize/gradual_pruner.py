@@ -152,7 +152,7 @@ class GradualPruner:
         return True
 
     def attach_(self, optimizer: torch.optim.Optimizer) -> None:
-        """Do all of this at each step of `optimizer`, in a loop that nobody wants to touch.
+        """Do all of this at each step of `optimizer`, for a training loop that is not to be changed.
 
         Args:
             optimizer: The optimizer of the network's parameters.

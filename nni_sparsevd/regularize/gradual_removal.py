@@ -83,13 +83,7 @@ class GradualRemoval:
         allowed = stretch.part_left_at(step)
         held: set[ChannelGate] = set()
         for attempt in range(ATTEMPTS):
-            plain = make_plain_copy(model)
-            cost = self._cost(plain)
-            if self._latency is None:
-                saving = cost - allowed * self._dense_cost
-            else:
-                left = self._latency(f"step {step}, attempt {attempt}", plain)
-                saving = cost * (1 - allowed / left) if left > ENOUGH * allowed else 0.0
+            saving = self._find_saving(make_plain_copy(model), allowed, f"step {step}, attempt {attempt}")
             cutoffs = choose_cutoffs(model, self._example_inputs, self._kind, saving, self._round_to, held)
             if not cutoffs:
                 return
@@ -104,8 +98,22 @@ class GradualRemoval:
                 return
             held |= held_now
 
+    def _find_saving(self, plain: nn.Module, allowed: float, place: str) -> float:
+        """The MACs, or weights, that have to go so that no more than the part `allowed` of the dense cost is left.
+
+        Args:
+            plain: The ordinary network as it is now.
+            allowed: A part of the dense network's cost.
+            place: The name under which a latency is measured.
+        """
+        cost = self._cost(plain)
+        if self._latency is None:
+            return cost - allowed * self._dense_cost
+        left = self._latency(place, plain)
+        return cost * (1 - allowed / left) if left > ENOUGH * allowed else 0.0
+
     def leave_level(self, model: nn.Module, step: int) -> None:
-        """Hand over the network where a level ends after `step` steps.
+        """Pass the network to `on_level` where a level ends after `step` steps.
 
         Args:
             model: The network with gates.

@@ -1,8 +1,8 @@
 """Variances of gates that follow the loss's curvature at the means: natural steps, which need no learning rate.
 
 With Adam, log sigma^2 travels at most the learning rate a step: from -10 to 3 in 1,000 steps it takes a rate that lets
-the noise run away from the weights elsewhere.  A natural gradient step goes to where the posterior wants to be in some
-tens of steps, whatever the distance.
+noise elsewhere outgrow the weights.  Natural gradient steps bring a posterior to rest within some tens of steps,
+however far it has to go.
 
 Khan et al.: Fast and Scalable Bayesian Deep Learning by Weight-Perturbation in Adam, ICML 2018.
 """
@@ -24,7 +24,7 @@ LARGEST_LOG_SIGMA2 = 20.0
 
 
 def start_natural_steps_(model: nn.Module) -> list[ChannelGate]:
-    """Take the gates' variances out of the optimizer's hands, and have the gates watch the loss's gradient.
+    """Freeze the gates' variances for the optimizer, and have the gates observe the gradient of the loss.
 
     The gates no longer draw noise: their variances are those of a Laplace approximation at the means.
 
@@ -79,7 +79,7 @@ def _step(gate: ChannelGate, pull: Tensor, rate: float) -> Tensor:
     2. -2 slope is 1 for small alpha: there the precision is the pull, and a step goes a part of the way to it (Khan et
        al. 2018, eq. 7).  For large alpha -2 slope goes to 0, which keeps alpha finite where the data hardly care.
     3. Why the mean is taken of the pull and not of the precision: a channel that seldom fires has a large alpha and a
-       slope of nearly 0.  The one batch in which it fires would divide by that, and make it the dearest of all.
+       slope of nearly 0.  The one batch in which it fires would divide by that, and make it count more than all others.
     4. What mean has led to the present variance need not be remembered: it is precision * (-2 slope).
     5. The channels of a gate without influence would all come to rest at the same log alpha.  Where one of them leaves,
        all would, the last one, too: so each has a limit of its own.

@@ -27,7 +27,7 @@ def kl_weight_now(coefficient: float, n_train: int, *, ramp: float = 1.0, loss_s
 
 
 def add_kl_to_loss(loss: Tensor, kl: Tensor, weight: float) -> Tensor:
-    """Loss + weight * KL, for a host that lets nobody between backward and the optimizer's step.
+    """Loss + weight * KL, for a host that allows nothing between backward and the optimizer's step.
 
     Args:
         loss: The mean loss of a batch, a scalar.

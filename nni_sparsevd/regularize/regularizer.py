@@ -59,7 +59,7 @@ class Regularizer:
             n_train: The number N of training samples, where `settings.n_train` does not say it.
 
         Raises:
-            SettingError: Nobody says N.
+            SettingError: Neither `settings.n_train` nor `n_train` says N.
         """
         n_train = self.settings.n_train or n_train
         if not n_train:
@@ -75,7 +75,7 @@ class Regularizer:
             return kl(self.model)
 
     def attach_(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        """Call `regularize` before each step of `optimizer`, for a loop that nobody wants to touch.
+        """Call `regularize` before each step of `optimizer`, for a training loop that is not to be changed.
 
         A loss scaler (float16) has unscaled the gradients by then, unless the optimizer is a fused one. A step with a
         closure raises a SettingError: see `call_before_steps`.

@@ -58,8 +58,8 @@ def choose_cutoffs(
 
     A channel is worth its signal-to-noise ratio 1 / alpha = mu^2 / sigma^2: at the posterior's rest it is twice the
     rise of the loss, times N, that its removal would bring, to second order.  A gate that has a part of its channels
-    left counts theirs as many times more: see `count_worth`.  Channels go in blocks of `round_to`, the cheapest block
-    over its cost first, until the blocks cost what has to be saved.
+    left counts theirs as many times more: see `count_worth`.  Channels go in blocks of `round_to`, the block that
+    is worth least for its cost first, until the blocks cost what has to be saved.
 
     Args:
         model: A network with gates.
@@ -81,7 +81,7 @@ def choose_cutoffs(
         blocks.extend(_list_blocks(gate, costs[gate] / len(gate.mu), round_to))
     # Python's sort keeps the order of equals: blocks of one gate stay in the order of their removal.
     blocks.sort(key=lambda block: block.worth_per_cost)
-    # 1. A block that would overshoot by much waits, and so do those behind it in its gate: cheaper blocks may do.
+    # 1. A block that would overshoot by much waits, and so do those behind it in its gate: smaller blocks may do.
     # 2. Where they do not, the waiting blocks go after all, the least worth first.
     cutoffs: dict[ChannelGate, float] = {}
     largest_excess = LARGEST_EXCESS * sum(costs.values())
@@ -109,9 +109,9 @@ def _take_blocks(
 def count_worth(gate: ChannelGate) -> Tensor:
     """What each channel of a gate counts when channels are ranked, shape (channels,): 1 / alpha over the part left.
 
-    1. What one channel is worth by itself says too little where many go.  Those that stay can take over the work of the
-       first few, not that of the last ones: a late layer with a thousand channels of little worth would lose nearly all
-       of them, and the network could no longer learn its training images.
+    1. What one channel is worth by itself says too little where many go.  Those that stay can replace the first few,
+       but not the last ones: a late layer with a thousand channels of little worth would lose nearly all of them, and
+       the network could no longer learn its training images.
     2. So worth is divided by the part of the channels that are left, as if the use of a layer grew with the logarithm
        of its channels.  While little has gone, that changes nothing.
 
@@ -128,7 +128,7 @@ def _list_blocks(gate: ChannelGate, cost_of_channel: float, round_to: int) -> It
     highest = 0.0
     for start, end in _split_into_blocks(gate, round_to):
         cost = cost_of_channel * (end - start)
-        # A block cannot leave before those in front of it, even where its own channels cost more.
+        # A block cannot leave before those in front of it, even where it is worth less for its cost.
         highest = max(highest, worth[start:end].sum().item() / cost if cost else math.inf)
         yield _Block(gate, cost, highest, log_alpha[end - 1].item())
 

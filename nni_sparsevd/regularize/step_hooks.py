@@ -1,4 +1,4 @@
-"""What happens before each step of an optimizer, in a loop that nobody wants to touch."""
+"""Hooks before the steps of an optimizer, for a training loop that is not to be changed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,15 +10,15 @@ from ..errors import SettingError
 
 
 def call_before_steps(optimizer: torch.optim.Optimizer, action: Callable[[], None]) -> RemovableHandle:
-    """Have something done before each step of an optimizer, when backward has left its gradients.
+    """Call an action before each step of an optimizer, after backward has computed the gradients.
 
     Args:
         optimizer: The optimizer. At a step with a closure, as Lightning takes them, a SettingError is raised: backward
             runs inside of such a step.
-        action: What is done.
+        action: What is called.
 
     Returns:
-        What undoes it.
+        A handle that removes the hook.
     """
 
     def run_action(_: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -22,10 +22,10 @@ def weigh_by_macs_(model: nn.Module, example_inputs: Inputs) -> None:
         example_inputs: What the network is called with; of one tensor the first sample.
     """
     # 1. A weight of a convolution costs one multiplication for each position of its output.
-    # 2. A channel costs its part of all layers that write or read it: a first layer may be cheap, and yet what it
-    #    writes is dear to read.
-    # 3. Why the square root for channels: in proportion, the layers with the dearest channels would be cut to a few of
-    #    them before other layers lose any.
+    # 2. A channel costs its part of all layers that write or read it: a first layer may be cheap, and the next one,
+    #    which reads its channels, expensive.
+    # 3. Why the square root for channels: in proportion, the layers with the most expensive channels would be cut to a
+    #    few of them before other layers lose any.
     # 4. Why weights and channels are scaled apart: they are in different units, and the KL of one weight and of one
     #    channel should stay as large on average as the settings ask for.
     macs = count_layer_macs(model, example_inputs)

@@ -63,7 +63,7 @@ def write_report(folder: Path) -> Path:
 
 
 def _gather_values(folder: Path) -> dict[str, Any]:
-    """What the templates are filled with; the pictures are drawn on the way."""
+    """Draw the pictures, and gather what the templates are filled with."""
     result = files.read_json(folder / "result.json")
     epochs = files.read_rows(folder / "metrics.jsonl")
     if not epochs:

@@ -1,4 +1,4 @@
-"""What somebody who reads the results of a run has to know first, in sentences."""
+"""Sentences about the results of a run: what a reader has to know first."""
 
 from typing import Any
 
@@ -108,15 +108,25 @@ def _describe_budget(budget: dict[str, Any], front: list[dict[str, Any]], level:
             f"The network of this run is that of level {level:g}: {_explain_choice(budget, front)} Choose another one "
             "with --level."
         )
+    elif not budget.get("is_within_tolerance", True):  # results of earlier versions do not say it
+        remarks.append(
+            f"On held-out photos it loses more than {_write_points(budget['tolerance'])}, which is what "
+            "budget.tolerance allows. Train longer (sparse.epochs, finetune.epochs), or take a larger level."
+        )
     return remarks
+
+
+def _write_points(part: float) -> str:
+    """A part of the images in words: 1 point, 0.5 points."""
+    points = f"{100 * part:g}"
+    return "1 point" if points == "1" else f"{points} points"
 
 
 def _explain_choice(budget: dict[str, Any], front: list[dict[str, Any]]) -> str:
     """Why the network of the run is the one that it is, by accuracies on held-out photos."""
     chosen = next(row for row in front if row["chosen"])
     best = max(front, key=lambda row: row["held_out"])  # the dense one among equals
-    points = f"{100 * budget['tolerance']:g}"
-    distance = "1 point" if points == "1" else f"{points} points"
+    distance = _write_points(budget["tolerance"])
     if chosen is best:
         return (
             f"the most accurate of the run on held-out photos ({100 * chosen['held_out']:.2f} %), and no smaller one "

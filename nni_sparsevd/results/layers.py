@@ -41,7 +41,7 @@ def describe_layers(
             # A layer that never runs costs nothing.
             row["cost"][network] = asdict(costs_by_layer.get(name, LayerCost(0, 0.0)))
         if name in by_writer:
-            # A run that goes on may have been decided before there were `channel_macs`.
+            # A resumed run may have written its sensitivities with a version that did not count `channel_macs`.
             row |= {key: by_writer[name].get(key) for key in ("log_alpha", "loss_rise", "channel_macs")}
         rows.append(row)
     return rows

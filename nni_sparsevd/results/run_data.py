@@ -12,7 +12,7 @@ from ..preprocessing import Requirements, check_values
 from ..recipe import read_recipe
 
 CALIBRATION = 200
-"""Training photos on which the ranges of integers are measured, where nobody says otherwise."""
+"""Training photos on which the ranges of integers are measured, by default."""
 
 
 def read_run_data(folder: Path) -> DataSets:

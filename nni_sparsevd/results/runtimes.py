@@ -131,9 +131,10 @@ def read_networks(folder: Path, data: DataSets) -> dict[str, nn.Module]:
     dense = models.create_model(untrained, data.num_classes, data.in_chans, data.image_size)
     set_values_(dense, data.preprocessing.to_dict())
     networks = {DENSE: read_network_(dense, folder / FILES["dense"]).eval()}
-    levels = sorted((folder / "levels").glob(f"*/{FILES['shrunk']}"), key=lambda path: -float(path.parent.name))
-    for path in levels:
-        networks[f"shrunk {path.parent.name}"] = load(path).eval()
+    # Not what lies in `levels/`: a run that went on with other settings may have left out a level that it had before.
+    levels = [f"{row['level']:g}" for row in read_json(folder / "result.json")["front"][1:]]
+    for level in levels:
+        networks[f"shrunk {level}"] = load(folder / "levels" / level / FILES["shrunk"]).eval()
     if not levels:
         networks["shrunk"] = load(folder / FILES["shrunk"]).eval()
     return networks

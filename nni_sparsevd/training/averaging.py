@@ -35,8 +35,10 @@ class WeightAverage:
         """While entered, the network has the average; afterwards it is what it was."""
         before = {name: value.clone() for name, value in self._model.state_dict().items()}
         self.put_()
-        yield
-        self._model.load_state_dict(before)
+        try:
+            yield
+        finally:
+            self._model.load_state_dict(before)
 
     def state(self) -> dict[str, Tensor]:
         """Name -> average, under the names of the network's state."""

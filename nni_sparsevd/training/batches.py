@@ -17,6 +17,11 @@ def count_batches(images: int, batch_size: int, processes: int) -> int:
     return max(images // (batch_size * processes), 1)
 
 
+def count_epoch_batches(run: Run) -> int:
+    """Count the batches of an epoch in each process of a run."""
+    return count_batches(len(run.data.train), run.recipe.data.batch_size, run.accelerator.num_processes)
+
+
 def count_epoch_steps(stage: Stage, batches: int) -> int:
     """Count the steps of an epoch of `batches` batches; batches that do not make up a step are left out."""
     return batches // stage.accumulate
@@ -48,7 +53,7 @@ class Batches:
         self._reading: Generator[Tensor] | None = None
         self._next_step = -1
         """The step whose images `_reading` gives next."""
-        self.per_epoch = count_batches(len(self._split), run.recipe.data.batch_size, self._world)
+        self.per_epoch = count_epoch_batches(run)
         """Batches in an epoch; images that do not fill one are left out."""
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
@@ -69,8 +74,8 @@ class Batches:
 
     def close(self) -> None:
         """End the loader processes that read ahead, if there are any."""
-        # Left to Python's collector, they might be told to end by a queue that was collected before them: each would
-        # then be waited for in vain, for seconds, and at last when the program ends.
+        # Left to Python's garbage collector, the queue that tells them to end may be collected first. Python would then
+        # wait for each of them in vain: for seconds, and again when the program ends.
         if self._reading is not None:
             self._reading.close()
             self._reading = None

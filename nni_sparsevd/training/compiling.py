@@ -1,4 +1,4 @@
-"""Whether `torch.compile` works here, found out before anything is trained."""
+"""A check, before anything is trained, that `torch.compile` works here."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What training leaves to what comes after it."""
+"""What training returns to shrinking, measuring and reporting."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from .levels import TunedLevel
 
 @dataclass(frozen=True)
 class Compressed:
-    """What training leaves.
+    """The networks of a run after training, and what is known of them.
 
     Attributes:
         dense: The network before Sparse VD, ordinary.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from .. import data as datasets
 from .. import models
 from ..errors import SettingError
 from ..files import write_json
-from ..preprocessing import set_values_
+from ..preprocessing import read_configuration, set_values_
 from ..recipe import Recipe
 from ..regularize import count_steps_needed
 from .batches import count_batches, count_epoch_steps, count_stage_steps
@@ -32,9 +33,13 @@ from .run_folder import check_folder, prepare_folder
 from .stage_context import StageContext
 from .stages import StageSequence
 from .starting_network import try_forward, try_recipe
+from .teacher import see_as_trained
+
+logger = get_logger(__name__)  # of several processes, the main one speaks
 
 MakeMeter = Callable[[nn.Module, Tensor], MeasurePart]
-"""(the dense network, one example input) -> what measures the latency of others as a part of its own."""
+"""(the dense network, one example input) -> a function that measures the latency of another network as a part of the
+dense one's."""
 ALL_EPOCHS = 1 << 60
 """More epochs than any stage has."""
 
@@ -79,7 +84,7 @@ def compress(
     # Every process has to look at the folder before one of them writes there.
     accelerator.wait_for_everyone()
     requirements = models.find_requirements(recipe.model)
-    # A checkpoint of another network is found out before any photo is decoded.
+    # Before any photo is decoded, which may take long.
     models.check_checkpoint(recipe.model, recipe.data.image_size, requirements)
     torch.manual_seed(recipe.seed)
     is_main = accelerator.is_main_process
@@ -105,7 +110,7 @@ def _make_accelerator(recipe: Recipe) -> Accelerator:
     try:
         accelerator = Accelerator(mixed_precision=recipe.precision)
     except ValueError as error:
-        # This machine cannot compute in that precision, or this process has begun with another one.
+        # This machine cannot compute in that precision, or an earlier run of this process had another one.
         raise SettingError(f"precision={recipe.precision!r}: {error}") from None
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and accelerator.num_processes == 1:
@@ -156,7 +161,7 @@ def _check_budget(recipe: Recipe, batches: int) -> None:
 def _make_meter(
     recipe: Recipe, make_meter: MakeMeter | None, model: nn.Module, example_inputs: Tensor
 ) -> MeasurePart | None:
-    """What measures a budget of latency; a runtime that lacks, or cannot express the network, is found out here."""
+    """What measures a budget of latency; it raises where the runtime is not installed or cannot express the network."""
     if recipe.budget.kind != "latency":
         return None
     if make_meter is None:
@@ -179,7 +184,15 @@ def _create_teacher(recipe: Recipe, data: datasets.DataSets, example_inputs: Ten
         return None
     teacher = models.create_model(settings, data.num_classes, data.in_chans, data.image_size)
     try_forward(teacher, example_inputs, f"the teacher {settings.name}")
-    return teacher
+    # Where a checkpoint has a classifier for other classes, `create_model` warns.
+    knows_classes = settings.pretrained and read_configuration(teacher).get("num_classes") == data.num_classes
+    if settings.checkpoint is None and not knows_classes:
+        logger.warning(
+            "teacher.name = %r: its classifier starts from nothing, so it teaches noise; set teacher.checkpoint to "
+            "weights that were trained on these classes",
+            settings.name,
+        )
+    return see_as_trained(teacher, data.preprocessing, models.find_requirements(settings).trained)
 
 
 def _find_rows_to_keep(recipe: Recipe, start: Checkpoint | None) -> dict[str, int]:

@@ -1,9 +1,9 @@
-"""Fake integers: a network in training computes in floats what integers of eight bits can hold, and learns to bear it.
+"""Fake integers: a network in training rounds to what integers of eight bits can hold, and learns to tolerate it.
 
 Why not torchao's own training for integers, which the post-training quantizer of ExecuTorch belongs to:
 
 1. PT2E trains an exported graph, in which the modules are gone: masks, averages, checkpoints and the copies that are
-   validated all find weights by module.  Its places come from the quantizer of one runtime, and all are to profit.
+   validated all find weights by module.  It rounds where the quantizer of one runtime does; this serves all of them.
 2. `torchao.quantization.qat` puts fake integers into linear layers and embeddings alone, not into convolutions.
 3. PyTorch has deprecated the modules of torch.ao.quantization, but not the operators below them, which are used here.
 """

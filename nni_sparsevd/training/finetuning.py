@@ -87,7 +87,8 @@ def _finetune(context: StageContext, model: nn.Module, masks: Masks, level: Leve
         read_network_(model, level.folder / "posterior.safetensors")
         mask_posterior_(model, masks)
         # The weights that are left have felt the KL already: it needs no warm-up.
-        stage = SparseStage(**stage.model_dump(), kl_coefficient=recipe.sparse.kl_coefficient)
+        of_sparse_stage = recipe.sparse.model_dump(include={"kl_coefficient", "gate_rate"})
+        stage = SparseStage(**stage.model_dump(), **of_sparse_stage)
     context.train(level.stage, model, stage, masks=masks)
 
 

@@ -22,8 +22,11 @@ def warn_of_gates_that_cannot_arrive(recipe: Recipe, steps: int) -> None:
     """
     sparse, posterior, threshold = recipe.sparse, recipe.posterior, recipe.resolved_threshold
     learns = steps > 0 and sparse.kl_coefficient > 0 and sparse.checkpoint is None
-    is_judged = posterior.granularity == "gate" and posterior.gate == "gaussian" and recipe.masks.ratio is None
-    if not (learns and is_judged and isinstance(threshold, float) and "adam" in sparse.optimizer):
+    has_gates_alone = posterior.granularity == "gate" and posterior.gate == "gaussian"
+    something_else_decides = recipe.budget.kind is not None or recipe.masks.ratio is not None
+    if not (learns and has_gates_alone and "adam" in sparse.optimizer):
+        return
+    if something_else_decides or not isinstance(threshold, float):
         return
     travel = sparse.gate_rate * sum(learning_rate_at(sparse, step / steps) for step in range(steps))
     # From mu = 1: log sigma^2 may rise by the travel, and mu fall by it.

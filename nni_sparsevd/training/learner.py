@@ -53,7 +53,7 @@ class Learner:
             wrapped = DistributedDataParallel(self.trained, None if device.type == "cpu" else [device])
         if self._compile_with is None:
             return wrapped
-        # What an earlier stage has compiled counts against a limit, behind which nothing is compiled.
+        # What an earlier stage has compiled counts against torch's limit, beyond which nothing more is compiled.
         torch.compiler.reset()
         return cast(nn.Module, torch.compile(wrapped, backend=self._compile_with))
 

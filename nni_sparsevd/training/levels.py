@@ -1,4 +1,4 @@
-"""The levels of a budget: each is a network that leaves the sparse stage, and is decided on and tuned by itself."""
+"""The levels of a budget: each is a network of the sparse stage, with a decision and a fine-tuning of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ from .twin import TWIN_STAGES
 class Level:
     """One of the networks of a run, with a folder and stages of its own.
 
-    A run without several budgets has one, in the run folder itself.
+    A run without a budget, or with a budget of one level, has one, in the run folder itself.
     """
 
     part: float | None
@@ -173,8 +173,8 @@ def list_stages(recipe: Recipe) -> tuple[str, ...]:
 def find_best_accuracy(tuned: Sequence[TunedLevel], dense_accuracy: float) -> float:
     """Find the accuracy on held-out images against which a loss is counted: the best of the run.
 
-    The dense network before the sparse stage was trained for fewer epochs, and large levels often are more accurate.
-    Against it, a network that has lost ten points would pass for one that has lost nothing.
+    The dense network before the sparse stage was trained for fewer epochs, and large levels are often more accurate.
+    Compared with it alone, a network that has lost ten points could seem to have lost nothing.
 
     Args:
         tuned: Levels of the budget.

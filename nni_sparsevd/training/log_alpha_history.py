@@ -28,7 +28,7 @@ class LogAlphaHistory:
 
     def record(self, epoch: int, model: nn.Module, *, write: bool) -> None:
         """Add the histograms of `model`, in place of those of this and later epochs; one process has to `write`."""
-        # A run that was killed between this file and its checkpoint comes by the same epoch again.
+        # A run that was killed after it wrote this file, and before its checkpoint, trains this epoch once more.
         earlier = [row for row in self._history["epochs"] if row["epoch"] < epoch]
         self._history["epochs"] = [*earlier, {"epoch": epoch, "counts": _count_log_alpha(model)}]
         if write:

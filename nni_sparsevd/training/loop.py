@@ -29,7 +29,7 @@ from .signals import Interrupted, SignalFlag
 from .teacher import Teacher
 
 LOOK_EVERY = 50
-"""Steps between looks at the loss: each look makes the device wait."""
+"""Steps after which the loss is read: each reading makes this process wait for the device."""
 AGREE_EVERY = 10
 """Steps after which several processes agree whether to save or to stop, which they can only do together."""
 OnEpochEnd = Callable[[int], dict[str, float]]
@@ -54,8 +54,8 @@ def train_stage(
     * KL / N where the network has posteriors and the stage a KL coefficient. Checkpoints are written at the end of each
     epoch, every `checkpoint_minutes`, and when interrupted.
 
-    A stage that is resumed among another number of processes goes on where as much of it is done. Of the epoch at hand,
-    images may then come twice or not at all.
+    With another number of processes, a resumed stage goes on from the step at which the same part of it is done. In the
+    epoch that was interrupted, some images may then be seen twice and others not at all.
 
     Args:
         run: Recipe, folder, data and processes.
@@ -101,15 +101,11 @@ class _StageTrainer:
         if start is not None:
             start.restore_(model)
         self._batches = Batches(run, name)
-        changes_sizes = name == "sparse" and run.recipe.changes_sizes
-        # Fake integers are put in between while Python calls the network's functions.
-        is_compiled = not changes_sizes and not isinstance(stage, QuantizeStage)
-        compile_with = run.recipe.compile if is_compiled else None
         self._removal = removal
         # On the way to a budget the variances of gates follow the curvature, and the optimizer leaves them alone.
         # DistributedDataParallel, in the learner, would wait for the gradient of whatever learned when it was made.
         self._natural_gates = [] if removal is None else start_natural_steps_(model)
-        self._learner = Learner(model, run.accelerator, shard=run.recipe.shard, compile_with=compile_with)
+        self._learner = Learner(model, run.accelerator, shard=run.recipe.shard, compile_with=self._choose_compiler())
         self._gate_rate = stage.gate_rate if isinstance(stage, SparseStage) else 1.0
         self._optimizer = build_optimizer(self._learner.trained, stage, self._gate_rate)
         self._sparse = stage if isinstance(stage, SparseStage) and is_variational(model) else None
@@ -127,12 +123,19 @@ class _StageTrainer:
         self._began = self._saved = time.monotonic()
         self._processor_began = time.process_time()
 
+    def _choose_compiler(self) -> str | None:
+        """The backend of `torch.compile` for this stage; None: it is not compiled."""
+        changes_sizes = self._name == "sparse" and self._recipe.changes_sizes
+        # Fake integers are made while Python calls the network's functions, which compiled code does not.
+        makes_integers = isinstance(self._stage, QuantizeStage)
+        return None if changes_sizes or makes_integers else self._recipe.compile
+
     def _resume(self, start: Checkpoint) -> None:
         start.restore_optimizer_(self._optimizer, self._accelerator.scaler)
         if self._average is not None:
             self._average.restore_(start.average)
         self._step = start.place.step_at(self._per_epoch)
-        # The checkpoint has the sums over all processes: one of them takes them on.
+        # The checkpoint has the sums over all processes, so only one of them may begin with them.
         if self._accelerator.is_main_process:
             self._sums = start.running.clone()
 
@@ -147,10 +150,13 @@ class _StageTrainer:
                 loss = self._take_step()
                 if self._removal is not None:
                     self._remove(self._removal)
-                looks = self._step % LOOK_EVERY == 0
                 ends_epoch = self._step % self._per_epoch == 0
-                divergence = self._check(looks or ends_epoch)
-                self._run.metrics.advance(bar, f"loss {loss.item():.3f}  kl {divergence:.3g}" if looks else None)
+                status = None
+                if ends_epoch or self._step % LOOK_EVERY == 0:
+                    self._refuse_unless_finite(self._loss_is_finite())
+                    divergence = self._measure_kl()
+                    status = f"loss {loss.item():.3f}  kl {divergence:.3g}"
+                self._run.metrics.advance(bar, status)
                 if ends_epoch:
                     self._end_epoch(divergence)
                 self._save_or_stop(ends_epoch, signals.raised)
@@ -249,12 +255,8 @@ class _StageTrainer:
         if self._masks is not None:
             self._learner.apply_masks_(self._masks)
 
-    def _check(self, look: bool) -> float:
-        """The KL now, after a look at the loss; 0.0 without a look or without posteriors."""
-        if not look:
-            return 0.0
-        # The sum of the losses is not finite if one of them was not.
-        self._refuse_unless_finite(math.isfinite(self._sums[0].item()))
+    def _measure_kl(self) -> float:
+        """The KL of all posteriors, in nats; 0.0 in a stage without posteriors."""
         if self._sparse is None:
             return 0.0
         with torch.no_grad():
@@ -320,7 +322,7 @@ class _StageTrainer:
         removal.leave_level(self._learner.model, self._step)
 
     def _follow_sizes(self) -> None:
-        """Make anew what holds the parameters that `shrink_` has replaced."""
+        """Rebuild what holds the parameters that `shrink_` has replaced: optimizer, DistributedDataParallel."""
         self._optimizer = rebuild_optimizer(self._optimizer, self._learner.model, self._stage, self._gate_rate)
         self._learner.resized_()
 
@@ -341,9 +343,9 @@ class _StageTrainer:
             )
 
     def _agree(self, is_due: bool, wants_to_stop: bool, *, now: bool) -> tuple[bool, bool]:
-        """(save, stop) as all processes do it: what one of them wants, all do at the next step that asks.
+        """Agree on (save, stop): what one process wants, all of them do at the next step at which they ask (`now`).
 
-        Each has a clock of its own, and a signal may reach only one of them. Asking makes them wait for each other.
+        Their clocks differ, and a signal may reach only one of them. Asking makes them wait for each other.
         """
         if self._accelerator.num_processes == 1:
             return is_due, wants_to_stop
@@ -355,7 +357,7 @@ class _StageTrainer:
 
     def _save(self) -> None:
         """Write the checkpoint, unless the network is spoiled: the last update may have done it."""
-        self._refuse_unless_finite(math.isfinite(self._sums[0].item()) and self._network_is_finite())
+        self._refuse_unless_finite(self._loss_is_finite() and self._network_is_finite())
         place = Place(self._name, self._step, self._per_epoch)
         running = self._accelerator.reduce(self._sums)
         scaler = self._accelerator.scaler
@@ -365,6 +367,10 @@ class _StageTrainer:
         )
         if self._accelerator.is_main_process:
             write_checkpoint(self._run.checkpoint, taken)
+
+    def _loss_is_finite(self) -> bool:
+        """Whether every loss of the epoch so far was finite: otherwise their sum would not be."""
+        return math.isfinite(self._sums[0].item())
 
     def _network_is_finite(self) -> bool:
         state = self._learner.model.state_dict().values()

@@ -17,7 +17,7 @@ from ..files import read_rows, write_bytes
 
 @final
 class Metrics:
-    """Records one row per epoch; a resumed run first drops the rows beyond the place from which it goes on."""
+    """Records one row per epoch; a resumed run first drops the rows of epochs that it will train again."""
 
     def __init__(self, folder: Path, console: Console, keep: Mapping[str, int], write: bool = True) -> None:
         """Open the record in `folder`.

@@ -40,7 +40,7 @@ def build_optimizer(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> t
         SettingError: timm does not know the optimizer, the optimizer refuses its settings, or timm does not know the
             layers of the network, whose rates are to differ.
     """
-    # Decay would pull variances and gates, too, about which the KL has to decide, and scale and shift of norms.
+    # Variances and gates do not decay, for the KL decides about them; nor do scale and shift of norms, as in timm.
     weights, others, gated = _sort_parameters(model)
     layer_scales = _find_layer_scales(model, stage.layer_decay)
     groups = []
@@ -106,8 +106,8 @@ def rebuild_optimizer(
 ) -> torch.optim.Optimizer:
     """Make the optimizer of a network that was shrunk, with the state that `old` has of its parameters.
 
-    Shrinking may add parameters (a bias that takes up constants), which `old` has in no group, or in the last place.
-    In the new optimizer all parameters have the order in which a resumed run, which builds it anew, has them.
+    Shrinking may add parameters (a bias that takes up constants), which `old` has in no group, or at the end of one.
+    In the new optimizer the parameters have the same order as in a resumed run, which builds its optimizer afresh.
 
     Args:
         old: The optimizer before; it already holds the smaller parameters (`shrink_` sees to that).

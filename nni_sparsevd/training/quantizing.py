@@ -6,16 +6,13 @@ from dataclasses import replace
 from torch import nn
 
 from ..convert import bake_
-from .batches import count_batches
+from .batches import count_epoch_batches
 from .fake_integers import FakeIntegers
 from .levels import TunedLevel
 from .network_files import read_network_
 from .scoring import evaluate
 from .stage_context import StageContext
 from .teacher import Teacher
-
-STALE = ("exports.json", "runtimes.json")
-"""Files of the run folder that tell of the networks before they were tuned for integers."""
 
 
 def tune_for_integers(context: StageContext, tuned: Sequence[TunedLevel], dense: nn.Module) -> tuple[TunedLevel, ...]:
@@ -58,11 +55,8 @@ def _tune_level(context: StageContext, tuned: TunedLevel, teacher: Teacher, *, w
 
 
 def _train(context: StageContext, tuned: TunedLevel, teacher: Teacher) -> None:
-    run, stage = context.run, context.run.recipe.quantize
-    if context.is_main:
-        for name in STALE:
-            (run.folder / name).unlink(missing_ok=True)
-    batches = count_batches(len(run.data.train), run.recipe.data.batch_size, run.accelerator.num_processes)
-    integers = FakeIntegers(tuned.masked, context.example_inputs, stage.epochs * batches)
+    stage = context.run.recipe.quantize
+    batches = stage.epochs * count_epoch_batches(context.run)
+    integers = FakeIntegers(tuned.masked, context.example_inputs, batches)
     context.train(tuned.level.quantize_stage, tuned.masked, stage, masks=tuned.masks, teacher=teacher)
     integers.remove_()

@@ -19,8 +19,8 @@ MeasurePart = Callable[[nn.Module], float]
 class RecordedLatency:
     """Measures once for each place, in one process for all.
 
-    A clock never says the same twice, and what is removed depends on it.  A resumed run, which comes by a place again
-    with the same network, finds what was measured there in the file.
+    No two measurements agree, and what is removed depends on them.  A resumed run, which reaches the same place with
+    the same network once more, reads from the file what was measured there.
 
     Args:
         measure: How to measure.

@@ -21,7 +21,7 @@ def shard_copy(model: nn.Module) -> nn.Module:
 
     shards = copy.deepcopy(model)
     blocks = list(find_blocks(shards))
-    # A module that belongs to several blocks (a gate on several layers) is a block of its own, and comes first: each of
+    # A module that belongs to several blocks (a gate on several layers) becomes a block, and is split first: each of
     # its owners would otherwise split its parameters, which can be done only once.
     owners = Counter(module for block in blocks for module in block.modules())
     shared = [module for module, count in owners.items() if count > 1 and _has_parameters(module, recurse=False)]

@@ -25,7 +25,7 @@ class StageContext:
     Attributes:
         run: The recipe under way.
         example_inputs: Two normalized training images, shape (2, channels, height, width).
-        teacher: Whose outputs the stages learn to give, beside the labels; None: nobody's.
+        teacher: The network whose outputs the stages learn, beside the labels; None: they learn the labels alone.
         dense_weights: Weights of the network before anything was removed, to which compression is relative.
         is_main: Whether this process writes. All processes hold the same networks: one of them writes for all.
     """

@@ -12,7 +12,7 @@ from ..files import save_tensors
 from ..masks import compute_masks
 from ..nn import Variational
 from ..regularize import GradualRemoval, plan_stretches
-from .batches import Batches, count_stage_steps
+from .batches import count_epoch_batches, count_stage_steps
 from .compressed import Compressed
 from .deciding import decide_levels
 from .finetuning import describe_missed, finish_levels
@@ -69,24 +69,30 @@ class StageSequence:
             self._train_sparse(model, dense)
             with self._run.metrics.show_phase("deciding"):
                 decide_levels(context, self._levels, plain, dense, self._measure_part)
-        before = evaluate(dense, self._data, self._data.holdout).accuracy
-        tuned = finish_levels(context, self._levels, plain, before)
+        dense_held_out = self._score_held_out(dense)
+        tuned = finish_levels(context, self._levels, plain, dense_held_out)
         if self._recipe.quantize.aware:
             tuned = tune_for_integers(context, tuned, dense)
-        twin = self._train_twin(copy.deepcopy(dense)) if self._recipe.twin else None
-        dense_held_out = before if twin is None else evaluate(twin, self._data, self._data.holdout).accuracy
+        twin = None
+        if self._recipe.twin:
+            twin = self._train_twin(copy.deepcopy(dense))
+            dense_held_out = self._score_held_out(twin)
         chosen = choose_level(tuned, dense_held_out, self._recipe.budget.allowed_loss)
         return Compressed(
-            dense,
-            tuned,
-            chosen,
-            dense_held_out,
-            self._data,
-            self._example_inputs,
-            find_passed_over(dense, self._recipe.posterior, example_inputs=self._example_inputs),
-            describe_missed(context, chosen, dense_held_out),
-            twin,
+            dense=dense,
+            levels=tuned,
+            chosen=chosen,
+            dense_held_out=dense_held_out,
+            data=self._data,
+            example_inputs=self._example_inputs,
+            passed_over=find_passed_over(dense, self._recipe.posterior, example_inputs=self._example_inputs),
+            missed=describe_missed(context, chosen, dense_held_out),
+            twin=twin,
         )
+
+    def _score_held_out(self, network: nn.Module) -> float:
+        """The accuracy of a network on held-out images."""
+        return evaluate(network, self._data, self._data.holdout).accuracy
 
     def _train_dense(self, model: nn.Module) -> nn.Module:
         """Train `model` without posteriors, or read it back; returns a copy, which may teach the later stages."""
@@ -128,7 +134,7 @@ class StageSequence:
         budget = self._recipe.budget
         if budget.kind is None:
             return None
-        steps = count_stage_steps(self._recipe.sparse, Batches(self._run, "sparse").per_epoch)
+        steps = count_stage_steps(self._recipe.sparse, count_epoch_batches(self._run))
         stretches = plan_stretches(budget.levels, steps, reached_at=budget.reached_at, cuts=budget.cuts)
         folders = {level.part: level.folder for level in self._levels}
 

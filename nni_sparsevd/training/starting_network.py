@@ -91,7 +91,7 @@ def _check_reach(variational: nn.Module, example_inputs: Tensor, budget: BudgetS
 
     Warn of gates that remove nothing, too.
     """
-    # Latency would have to be measured: what a runtime makes of the smallest network is found out at the end.
+    # A latency would have to be measured, in a runtime, so this is known at the end only.
     if budget.kind is None or budget.kind == "latency":
         return
     reach = measure_reach(variational, example_inputs, budget.kind, budget.round_to)

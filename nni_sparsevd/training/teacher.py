@@ -1,13 +1,18 @@
 """Distillation: a network learns to give the outputs of another one, its teacher."""
 
 import copy
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..preprocessing import NUMBERS, Preprocessing
 from ..recipe import TeacherSettings
+
+Numbers = tuple[float, ...]
+"""One for each channel."""
 
 
 @final
@@ -49,3 +54,48 @@ class Teacher:
         student = F.log_softmax(logits.float() / self._temperature, dim=1)
         distance = F.kl_div(student, F.log_softmax(answers, dim=1), reduction="batchmean", log_target=True)
         return (1 - self._weight) * loss + self._weight * self._temperature**2 * distance
+
+
+@final
+class Renormalization(nn.Module):
+    """Normalizes images again, by another mean and deviation: y = ((x * std + mean) - other_mean) / other_std.
+
+    Args:
+        mean: That of the images as they come, of each channel.
+        std: Their deviation.
+        other_mean: That of the images as they leave.
+        other_std: Their deviation.
+    """
+
+    def __init__(self, mean: Numbers, std: Numbers, other_mean: Numbers, other_std: Numbers) -> None:
+        super().__init__()
+        before, deviation, after, other_deviation = (
+            torch.tensor(numbers).view(-1, 1, 1) for numbers in (mean, std, other_mean, other_std)
+        )
+        self.register_buffer("scale", deviation / other_deviation)
+        self.register_buffer("shift", (before - after) / other_deviation)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalize a batch, shape (count, channels, height, width)."""
+        return images * self.get_buffer("scale") + self.get_buffer("shift")
+
+
+def see_as_trained(network: nn.Module, given: Preprocessing, trained: Mapping[str, Any]) -> nn.Module:
+    """Let a network see images by the mean and deviation of its own training, however they are normalized for another.
+
+    Args:
+        network: The network.
+        given: How the images are normalized that it will be called with.
+        trained: How those of its training were, under timm's names; empty for a network that starts from nothing.
+
+    Returns:
+        The network, behind a `Renormalization` where the two differ.
+    """
+    channels = given.input_size[0]
+    other_mean, other_std = (tuple(trained.get(key, ())) for key in NUMBERS)
+    # Of colored images, the network may have been made to take gray ones: then there are no numbers for them.
+    if len(other_mean) != channels or len(other_std) != channels:
+        return network
+    if (other_mean, other_std) == (given.mean, given.std):
+        return network
+    return nn.Sequential(Renormalization(given.mean, given.std, other_mean, other_std), network)

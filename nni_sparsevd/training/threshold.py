@@ -63,7 +63,7 @@ def choose_threshold(
     candidates: list[Threshold] = [*grid, "evidence"] if threshold == "evidence" else [*grid]
     accuracy, compression = [], []
     for candidate in candidates:
-        # With a ratio the threshold would not count, and the curve would be flat.
+        # With a ratio the threshold would not count, and the curve would be one point.
         at_candidate = settings.model_copy(update={"threshold": candidate, "ratio": None})
         masks = compute_masks(model, at_candidate, example_inputs=example_inputs)
         kept, total = count_weights(model, masks)
