@@ -134,6 +134,15 @@ def test_commands_are_those_of_the_program(capsys):
     assert seen == COMMANDS
 
 
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_page_of_the_program_names_every_option(command, capsys):
+    """Settings of `compress` have a table of their own, which another test compares."""
+    page = (ROOT / "docs" / "cli.md").read_text()
+    own = {option for option in options(command, capsys) if "." not in option} - {"--help", "--print_config"}
+    settings = {f"--{name}" for name in recipe.Recipe.model_fields}
+    assert {option for option in own - settings if option not in page} == set()
+
+
 def test_files_that_pages_name_exist():
     """Every path below examples/, docs/, tests/ and nni_sparsevd/ that a page names."""
     named = re.compile(r"(?<![\w./])(?:examples|docs|tests|nni_sparsevd)/[\w./-]*\w")
