@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, SettingError
 from ..masks import find_holders
 from ..nn import VARIATIONAL, is_convertible
+from ..posterior import Estimator
 from ..settings import PosteriorSettings
 
 T = TypeVar("T")
@@ -98,6 +99,20 @@ def last_match(entries: dict[str, T], name: str, module: nn.Module, default: T) 
         if matches(pattern, name, module):
             return entry
     return default
+
+
+def find_estimator(name: str, module: nn.Module, settings: PosteriorSettings) -> Estimator:
+    """Find the estimator of a module.
+
+    Args:
+        name: The name of the module.
+        module: The module.
+        settings: The settings, whose `estimators` are asked.
+
+    Returns:
+        The last entry that matches the module, else `settings.estimator`.
+    """
+    return last_match(settings.estimators, name, module, settings.estimator)
 
 
 def find_kl_weight(name: str, module: nn.Module, settings: PosteriorSettings) -> float:
