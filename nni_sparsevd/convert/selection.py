@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from ..errors import ModelError, SettingError
 from ..masks import find_holders
 from ..nn import VARIATIONAL, is_convertible
-from ..posterior import Estimator
 from ..settings import PosteriorSettings
 
 T = TypeVar("T")
@@ -101,8 +100,8 @@ def last_match(entries: dict[str, T], name: str, module: nn.Module, default: T) 
     return default
 
 
-def find_estimator(name: str, module: nn.Module, settings: PosteriorSettings) -> Estimator:
-    """Find the estimator of a module.
+def settle_estimator(name: str, module: nn.Module, settings: PosteriorSettings) -> PosteriorSettings:
+    """Settle the estimator of a module.
 
     Args:
         name: The name of the module.
@@ -110,9 +109,10 @@ def find_estimator(name: str, module: nn.Module, settings: PosteriorSettings) ->
         settings: The settings, whose `estimators` are asked.
 
     Returns:
-        The last entry that matches the module, else `settings.estimator`.
+        The settings with the last entry that matches the module as their `estimator`, or as they are.
     """
-    return last_match(settings.estimators, name, module, settings.estimator)
+    estimator = last_match(settings.estimators, name, module, settings.estimator)
+    return settings.model_copy(update={"estimator": estimator})
 
 
 def find_kl_weight(name: str, module: nn.Module, settings: PosteriorSettings) -> float:

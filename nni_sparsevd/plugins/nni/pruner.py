@@ -12,7 +12,7 @@ from nni.compression.pruning.tools import generate_sparsity
 from nni.compression.utils.evaluator import Evaluator
 from torch import Tensor, nn
 
-from ...convert import check_patterns, find_estimator, find_kl_weight
+from ...convert import check_patterns, find_kl_weight, settle_estimator
 from ...errors import ModelError, SettingError, SparseVDWarning
 from ...masks import find_holders
 from ...regularize import SparseVDSettings
@@ -144,7 +144,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
             gated = target == "weight" and module in self.gates.by_layer
             if settings.granularity == "both" or not gated:
                 shared = posterior_of.get(space.target)
-                own = settings.model_copy(update={"estimator": find_estimator(name, module, settings)})
+                own = settle_estimator(name, module, settings)
                 posterior = TargetPosterior(space, own, find_kl_weight(name, module, settings), shared)
                 posteriors[name, target] = posterior
                 posterior_of.setdefault(space.target, posterior)
