@@ -202,6 +202,55 @@ def test_huggingface_resumes_as_if_not_interrupted(tmp_path: Path) -> None:
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
 
 
+def test_huggingface_resumes_from_a_checkpoint_that_lies_elsewhere(tmp_path: Path) -> None:
+    first, trainer = huggingface(tmp_path / "first", save_strategy="steps", save_steps=8)
+    trainer.train()
+    checkpoint = str(tmp_path / "first" / "checkpoint-8")
+    again, trainer = huggingface(tmp_path / "second", first=8, resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    assert_same(again, first)
+    _, trainer = huggingface(tmp_path / "third", first=8)
+    with pytest.warns(SparseVDWarning, match="TrainingArguments"):
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+
+class TwoOptimizers(Module):
+    """Steps by hand, as adversarial networks do, with an optimizer for the weights of each half."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> None:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.network(**batch)["loss"])
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        weights = list(self.parameters())
+        return [torch.optim.SGD(weights[:2], RATE), torch.optim.SGD(weights[2:], RATE)]
+
+
+@pytest.mark.parametrize(("options", "last"), [({}, (STEPS - 1) / STEPS), ({"max_steps": STEPS}, (STEPS - 2) / STEPS)])
+def test_progress_ends_with_the_training_of_several_optimizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], last: float
+) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(Regularizer, "regularize", lambda self, progress, n_train: seen.append(progress))
+    module = TwoOptimizers()
+    callback = for_lightning.SparseVDCallback(module.network, SETTINGS)
+    trainer = pytorch_lightning.Trainer(
+        **({"max_epochs": EPOCHS} | options),
+        callbacks=[callback],
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        logger=False,
+    )
+    trainer.fit(module, loader(Points()))
+    assert seen[0] == 0 and seen[-1] == pytest.approx(last)
+    assert seen == sorted(seen)
+
+
 def test_an_unknown_number_of_samples_is_said(tmp_path: Path) -> None:
     known = SETTINGS.model_copy(update={"n_train": SAMPLES})
     module, trainer = lightning(tmp_path, max_steps=4)

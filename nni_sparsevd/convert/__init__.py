@@ -3,6 +3,15 @@
 from .conversion import bake_, sparsify_
 from .gating import attach_gate_, find_gateable_groups
 from .passed_over import find_passed_over
-from .selection import find_kl_weight
+from .selection import check_patterns, find_kl_weight, settle_estimator
 
-__all__ = ["attach_gate_", "bake_", "find_gateable_groups", "find_kl_weight", "find_passed_over", "sparsify_"]
+__all__ = [
+    "attach_gate_",
+    "bake_",
+    "check_patterns",
+    "find_gateable_groups",
+    "find_kl_weight",
+    "find_passed_over",
+    "settle_estimator",
+    "sparsify_",
+]

@@ -9,7 +9,7 @@ from ..nn import is_variational, share_posterior_, to_plain_network_, to_variati
 from ..settings import PosteriorSettings, choose_settings
 from .gating import attach_gates_
 from .passed_over import find_passed_over_weights, warn_of_passed_over
-from .selection import find_kl_weight, group_by_weight, last_match, require_whole_ties, select_layers
+from .selection import find_kl_weight, group_by_weight, require_whole_ties, select_layers, settle_estimator
 
 
 def sparsify_(
@@ -90,8 +90,7 @@ def _add_posterior_(model: nn.Module, names: list[str], settings: PosteriorSetti
     layers = []
     for name in names:
         layer = model.get_submodule(name)
-        estimator = last_match(settings.estimators, name, layer, settings.estimator)
-        layer = to_variational_(layer, settings.model_copy(update={"estimator": estimator}))
+        layer = to_variational_(layer, settle_estimator(name, layer, settings))
         layer.kl_weight = find_kl_weight(name, layer, settings)
         layers.append(layer)
     if len(layers) > 1:

@@ -100,6 +100,21 @@ def last_match(entries: dict[str, T], name: str, module: nn.Module, default: T) 
     return default
 
 
+def settle_estimator(name: str, module: nn.Module, settings: PosteriorSettings) -> PosteriorSettings:
+    """Settle the estimator of a module.
+
+    Args:
+        name: The name of the module.
+        module: The module.
+        settings: The settings, whose `estimators` are asked.
+
+    Returns:
+        The settings with the last entry that matches the module as their `estimator`, or as they are.
+    """
+    estimator = last_match(settings.estimators, name, module, settings.estimator)
+    return settings.model_copy(update={"estimator": estimator})
+
+
 def find_kl_weight(name: str, module: nn.Module, settings: PosteriorSettings) -> float:
     """Find the factor on the KL of a module.
 

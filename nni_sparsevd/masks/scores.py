@@ -62,7 +62,7 @@ def check_evidence(model: nn.Module) -> None:
     """
     for name, posterior in named_posteriors(model):
         prior = posterior.settings.prior
-        if isinstance(posterior, ChannelGate) and posterior.is_log_normal:
+        if isinstance(posterior, ChannelGate) and posterior.is_log_normal():
             continue  # its prior is log-uniform, whatever that of the weights is
         if prior in REASONS_AGAINST_EVIDENCE:
             raise SettingError(

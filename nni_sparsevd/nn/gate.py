@@ -69,36 +69,35 @@ class ChannelGate(nn.Module):
     def extra_repr(self) -> str:
         return f"{len(self.mu)}"
 
-    @property
     def is_log_normal(self) -> bool:
         """Whether log z, and not z, is Gaussian."""
         return self.settings.gate == "log_normal"
 
     def mean(self) -> Tensor:
         """E[z], shape (channels,): what a channel is multiplied by where nothing is drawn."""
-        return log_normal_mean(self.mu, self.log_sigma2) if self.is_log_normal else self.mu
+        return log_normal_mean(self.mu, self.log_sigma2) if self.is_log_normal() else self.mu
 
     def variance(self) -> Tensor:
         """Var z, shape (channels,)."""
-        if self.is_log_normal:
+        if self.is_log_normal():
             return self.mean().square() * self.log_alpha().exp()
         return self.log_sigma2.exp()
 
     def log_alpha(self) -> Tensor:
         """Log(Var z / E[z]^2), shape (channels,); of a Gaussian z log sigma^2 - log mu^2."""
-        if self.is_log_normal:
+        if self.is_log_normal():
             return log_normal_log_alpha(self.mu, self.log_sigma2)
         return elements.log_alpha(self.mu, self.log_sigma2)
 
     def evidence_gain(self) -> Tensor:
         """Change in log evidence if a channel goes, shape (channels,), in nats and float64."""
-        if self.is_log_normal:
+        if self.is_log_normal():
             return log_normal_evidence_gain(self.mu, self.log_sigma2)
         return evidence_gain(self.log_alpha(), self.settings.prior)
 
     def kl(self) -> Tensor:
         """KL of all channels from the prior, times `kl_weight`: a scalar, in nats."""
-        if self.is_log_normal:
+        if self.is_log_normal():
             return self.kl_weight * log_normal_kl(self.mu, self.log_sigma2).sum().to(self.mu.dtype)
         return self.kl_weight * divergence.kl(self.mu, self.log_sigma2, self.settings.prior)
 
@@ -108,7 +107,7 @@ class ChannelGate(nn.Module):
         Args:
             weight: Factor on the gradient, beside `kl_weight`.
         """
-        if self.is_log_normal:
+        if self.is_log_normal():
             divergence.backpropagate_if_trainable(weight * self.kl())
             return
         divergence.add_kl_gradient_(self.mu, self.log_sigma2, weight * self.kl_weight, self.settings.prior)
@@ -205,7 +204,7 @@ class ChannelGate(nn.Module):
     def _draw(self, z_shape: list[int], shape: list[int]) -> Tensor:
         """Draw z in the shape `z_shape`, to which parameters in the shape `shape` are broadcast."""
         mu, log_sigma2 = self.mu.view(shape), self.log_sigma2.view(shape)
-        if self.is_log_normal:
+        if self.is_log_normal():
             return draw_log_normal(mu, log_sigma2, torch.rand(z_shape, device=mu.device, dtype=torch.float64))
         noise = torch.randn(z_shape, device=mu.device, dtype=mu.dtype)
         return mu.expand(z_shape) + (0.5 * log_sigma2).exp() * noise

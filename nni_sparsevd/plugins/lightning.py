@@ -23,7 +23,8 @@ class SparseVDCallback(Callback):
     own. The KL warms up, and the learning rate of the variances falls to 0, over the steps that the trainer expects.
 
     After each epoch `sparsevd_kl` (in nats) and `sparsevd_sparsity` (the share of weights that would be removed) are
-    logged. The trainer's checkpoints hold the state of the variances' optimizer, and training resumes with it.
+    logged. The trainer's checkpoints hold the state of the variances' optimizer, and training resumes with it. With
+    several optimizers, the KL joins the steps of the first, and each is expected to step once a batch.
     Afterwards `bake_`, `compute_masks` and `shrink` do with `model` what they do with any variational network.
 
     Args:
@@ -61,7 +62,7 @@ class SparseVDCallback(Callback):
         """Add the KL's gradient and move the variances, once a step."""
         if optimizer is not trainer.optimizers[0]:  # a module with several optimizers comes here with each of them
             return
-        progress = trainer.global_step / trainer.estimated_stepping_batches
+        progress = trainer.global_step / _count_steps(trainer)
         self._regularizer.regularize(progress, count_samples(trainer.train_dataloader))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,3 +76,10 @@ class SparseVDCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of a checkpoint until training starts."""
         self._loaded_state = state_dict
+
+
+def _count_steps(trainer: Trainer) -> float:
+    """The steps that `trainer.global_step` will have counted at the end: those of all optimizers together."""
+    # The trainer's estimate is of batches, or its `max_steps` where that ends the training earlier.
+    steps = trainer.estimated_stepping_batches * len(trainer.optimizers)
+    return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)

@@ -28,7 +28,8 @@ class SparseVDCallback(TrainerCallback):
     The KL warms up, and the learning rate of the variances falls to 0, over the Trainer's steps.
 
     What the Trainer logs of a training gains `sparsevd_kl` (in nats) and `sparsevd_sparsity` (the share of weights that
-    would be removed). Its checkpoints hold the state of the variances' optimizer, and training resumes with it.
+    would be removed). Its checkpoints hold the state of the variances' optimizer, and training resumes with it. A
+    checkpoint outside of the Trainer's `output_dir` has to be named in `TrainingArguments(resume_from_checkpoint=...)`.
     Afterwards `bake_`, `compute_masks` and `shrink` do with `model` what they do with any variational network.
 
     Args:
@@ -53,15 +54,23 @@ class SparseVDCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put back the state of the checkpoint that training resumes from."""
-        path = _checkpoint_folder(args, state) / FILE
-        if path.exists():
-            self._regularizer.load_state_(load_tensors(path)[0])
-        elif state.global_step:
-            warnings.warn(
-                f"SparseVDCallback: there is no {path}, so the variances' optimizer starts afresh",
-                SparseVDWarning,
-                stacklevel=2,
-            )
+        if not state.global_step:
+            return
+        folders = [_checkpoint_folder(args, state)]
+        if args.resume_from_checkpoint:
+            folders.insert(0, Path(args.resume_from_checkpoint))
+        for folder in folders:
+            if (folder / FILE).exists():
+                self._regularizer.load_state_(load_tensors(folder / FILE)[0])
+                return
+        # What is passed to `train` alone, no callback is told.
+        warnings.warn(
+            f"SparseVDCallback: no {FILE} in {' or '.join(map(str, folders))}, so the variances' optimizer starts "
+            "afresh; if the checkpoint lies elsewhere, name its folder in "
+            "TrainingArguments(resume_from_checkpoint=...), too",
+            SparseVDWarning,
+            stacklevel=2,
+        )
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

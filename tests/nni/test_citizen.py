@@ -6,7 +6,7 @@ import nni.compression.pruning
 import pytest
 import torch
 import torch.distributed as dist
-from evaluators import SAMPLES, network, torch_evaluator
+from evaluators import SAMPLES, lightning_evaluator, network, torch_evaluator
 from nni.compression.base.compressor import Pruner
 from nni.compression.distillation import DynamicLayerwiseDistiller
 from nni.compression.pruning import AGPPruner, L1NormPruner, LinearPruner
@@ -15,6 +15,7 @@ from nni.compression.speedup import ModelSpeedup
 from processes import run_ranks
 from torch.nn.parallel import DistributedDataParallel
 
+from nni_sparsevd.errors import SettingError, SparseVDWarning
 from nni_sparsevd.plugins.nni import SparseVDPruner, SparseVDSettings, disable, enable
 
 
@@ -72,6 +73,31 @@ def test_after_l1norm():
     _, masks = pruner.compress(20)
     assert torch.equal(masks["0"]["weight"], kept)
     assert sparsity(masks, "3") == 0.75
+
+
+def test_a_chain_lasts_as_long_as_a_single_pruner():
+    for training_steps, length in ((20, {}), (None, {"max_steps": 20}), (None, {"max_epochs": 5})):
+        model, evaluator = lightning_evaluator(network())
+        first = L1NormPruner(model, [{"op_names": ["network.0"], "sparse_ratio": 0.5}], evaluator)
+        entry = {"op_names": ["network.3"], "sparse_ratio": 0.75}
+        pruner = SparseVDPruner.from_compressor(first, [entry], training_steps=training_steps, settings=settings())
+        _, masks = pruner.compress(**length)
+        assert sparsity(masks, "network.3") == 0.75
+    first = L1NormPruner(network(), [{**FIRST, "sparse_ratio": 0.5}])
+    pruner = SparseVDPruner.from_compressor(first, [{**SECOND, "sparse_ratio": 0.5}])
+    with pytest.raises(SettingError, match="evaluator"):
+        pruner.compress()
+
+
+def test_what_an_earlier_pruner_has_masked_is_named():
+    model, evaluator = torch_evaluator(network())
+    first = L1NormPruner(model, [{**FIRST, "sparse_ratio": 0.5}], evaluator)
+    first.compress()
+    kept = first.get_masks()["0"]["weight"].clone()
+    with pytest.warns(SparseVDWarning, match="has masked 0, and NNI masks no target"):
+        pruner = SparseVDPruner.from_compressor(first, [{**FIRST, "sparse_ratio": 0.25}], training_steps=4)
+    _, masks = pruner.compress()
+    assert torch.equal(masks["0"]["weight"], kept)
 
 
 def test_before_l1norm():

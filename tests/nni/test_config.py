@@ -71,7 +71,9 @@ MALFORMED = {
         "config_list[0].align.dims", "[5]"),
     "align with an unselected module": (
         [{"op_names": ["0"], "target_settings": {"bias": {"align":
-            {"module_name": "2", "target_name": "weight", "dims": [0]}}}}], "config_list[0].align", "'2'"),
+            {"module_name": "2", "target_name": "weight", "dims": [0]}}}}], "config_list[0].align", "2.weight, which"),
+    "bias without the weight that it follows": (
+        [{**GOOD, "target_names": ["bias"]}], "config_list[0].align", "0.bias takes its mask from 0.weight"),
     "group of two ratios": (
         [{**GOOD, "op_names": ["0"], "global_group_id": "g"},
          {"op_names": ["2"], "sparse_ratio": 0.25, "global_group_id": "g"}], "config_list[1].sparse_ratio", "'g'"),
@@ -91,6 +93,32 @@ def test_the_entry_and_the_key_are_named(case):
     assert message.startswith(where) and what in message, message
     assert model.state_dict().keys() == before.keys()  # nothing has happened to the model
     assert not any(hasattr(module, "_nni_wrapper") for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("config_list", "kept"),
+    [
+        ([{"sparsity": 0.5, "op_types": ["Linear"]}], {"0": 0.5, "2": 0.5}),
+        ([{"sparsity": 0.5, "op_types": ["Linear"]}, {"exclude": True, "op_names": ["2"]}], {"0": 0.5}),
+        ([{"sparsity_per_layer": 0.25, "op_partial_names": ["2"]}], {"2": 0.75}),
+        ([{"total_sparsity": 0.5, "op_types": ["Linear"]}], {"0": 3 / 8, "2": 3 / 4}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*pruning by magnitude:nni_sparsevd.errors.SparseVDWarning")
+def test_keys_of_nni_2(config_list, kept):
+    model = network()
+    with torch.no_grad():
+        model[0].weight[3:] = 1e-3
+        model[2].weight[:3] = 1.0
+        model[2].weight[3:] = 1e-4
+    _, masks = SparseVDPruner(model, config_list).compress()
+    assert {name: targets["weight"].mean().item() for name, targets in masks.items()} == kept
+
+
+def test_the_hint_is_about_the_key_that_is_wrong():
+    entry = {**LINEAR, "target_settings": {"weight": {"sparse_rato": 0.5}}}
+    with pytest.raises(SettingError, match="sparse_rato: did you mean sparse_ratio"):
+        SparseVDPruner(network(), [entry])
 
 
 def test_what_nni_accepts_is_accepted():
@@ -133,6 +161,19 @@ def test_gates_that_cannot_be(entry, message):
     with pytest.raises(SettingError, match=re.escape(message.replace("'2'", "'3'"))):
         SparseVDPruner(model, [{**entry, **names}], evaluator, 5, settings=gates)
     assert "gate" not in " ".join(model.state_dict())
+
+
+def test_gates_are_on_output_channels_whoever_says_otherwise():
+    from evaluators import network, torch_evaluator
+
+    model, evaluator = torch_evaluator(network())
+    for granularity in ("in_channel", [1]):
+        entry = {
+            "op_types": ["Conv2d"],
+            "target_settings": {"weight": {"sparse_ratio": 0.5, "granularity": granularity}},
+        }
+        with pytest.raises(SettingError, match=r"target_settings\['weight'\].granularity: .* gates are on output"):
+            SparseVDPruner(model, [entry], evaluator, settings=SparseVDSettings(posterior={"granularity": "both"}))
 
 
 def test_a_gate_is_not_on_the_inputs_of_a_transposed_convolution():

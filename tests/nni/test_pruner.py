@@ -3,12 +3,15 @@
 import copy
 import math
 import warnings
+from collections import UserDict
+from dataclasses import dataclass
 
+import nni
 import pytest
 import torch
 import torch.nn.functional as F
 from evaluators import BATCH, SAMPLES, lightning_evaluator, network, torch_evaluator, transformers_evaluator
-from nni.compression import pruning
+from nni.compression import TorchEvaluator, pruning
 from torch import nn
 
 import nni_sparsevd as svd
@@ -366,6 +369,84 @@ def test_the_size_of_the_training_set(maker, known, monkeypatch):
     model, evaluator = maker(network())
     SparseVDPruner(model, [CONVOLUTIONS], evaluator, 20).compress()
     assert counted == [known]
+
+
+@dataclass
+class Batch:
+    """A batch of a class of its own, as some collate functions make."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class Closed:
+    """A batch that hides what it holds."""
+
+    __slots__ = ("read",)
+
+    def __init__(self, images, labels):
+        self.read = lambda: (images, labels)
+
+
+def evaluator_with_batches(model, make, read):
+    def train(model, optimizer, training_step, scheduler=None, max_steps=None, max_epochs=None):
+        for _ in range(max_steps):
+            optimizer.zero_grad()
+            training_step(make(torch.randn(BATCH, 1, 8, 8), torch.arange(BATCH) % 4), model).backward()
+            optimizer.step()
+
+    def training_step(batch, model):
+        images, labels = read(batch)
+        return F.cross_entropy(model(images), labels)
+
+    optimizer = nni.trace(torch.optim.Adam)(model.parameters(), lr=1e-2)
+    return TorchEvaluator(train, optimizer, training_step)
+
+
+@pytest.mark.parametrize(
+    ("make", "read"),
+    [
+        (Batch, lambda batch: (batch.images, batch.labels)),
+        (lambda *pair: UserDict(zip(("images", "labels"), pair, strict=True)), lambda batch: batch.values()),
+    ],
+)
+def test_samples_are_counted_in_batches_of_any_class(make, read):
+    model = network()
+    with pytest.warns(SparseVDWarning, match=f"N = {4 * BATCH}"):
+        SparseVDPruner(model, [CONVOLUTIONS], evaluator_with_batches(model, make, read), 4).compress()
+
+
+def test_a_batch_is_not_asked_for_what_is_known():
+    model = network()
+    evaluator = evaluator_with_batches(model, Closed, lambda batch: batch.read())
+    SparseVDPruner(model, [CONVOLUTIONS], evaluator, 4, settings=settings()).compress()
+
+
+@pytest.mark.parametrize(
+    ("maker", "accumulation"),
+    [
+        (lightning_evaluator, {"accumulate_grad_batches": 2}),
+        (transformers_evaluator, {"gradient_accumulation_steps": 2}),
+    ],
+)
+def test_epochs_of_accumulated_steps(maker, accumulation, monkeypatch):
+    """The masks are made at the last step of the trainer: warm-up and rates come to their end there."""
+    steps = []
+    monkeypatch.setattr(Learning, "warn_if_cut_short", lambda self: steps.append((self._step, self._last_step)))
+    model, evaluator = maker(network(), **accumulation)
+    SparseVDPruner(model, [CONVOLUTIONS], evaluator, settings=settings()).compress(max_epochs=4)
+    assert steps == [(8, 8)]
+
+
+def test_each_layer_has_the_estimator_that_the_settings_name():
+    chosen = settings(estimators={"0": "weight"}, kl_weights={"3": 2.0})
+    pruner = SparseVDPruner(network(), [CONVOLUTIONS], settings=chosen)
+    estimators = {name: posterior.settings.estimator for (name, _), posterior in pruner._posteriors.items()}
+    assert estimators == {"0": "weight", "3": "local"}
+    assert pruner._module_wrappers["0"].pruning_target_spaces["weight"].apply_method == "sparse_vd_mul"
+    for unmatched in ({"estimators": {"Conv3d": "weight"}}, {"kl_weights": {"Conv3d": 2.0}}):
+        with pytest.raises(svd.SparseVDError, match="no module of Sequential matches 'Conv3d'"):
+            SparseVDPruner(network(), [CONVOLUTIONS], settings=settings(**unmatched))
 
 
 def test_training_by_epochs():

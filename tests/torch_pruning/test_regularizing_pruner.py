@@ -12,6 +12,7 @@ from table_of_pruners import SMALLER
 from torch import nn
 
 import nni_sparsevd as svd
+from nni_sparsevd.errors import SparseVDWarning
 from nni_sparsevd.measure import count_macs, count_parameters
 from nni_sparsevd.nn import ChannelGate, is_variational, named_posteriors
 from nni_sparsevd.plugins.torch_pruning import Budget, SparseVDImportance, SparseVDPruner, SparseVDSettings
@@ -170,6 +171,81 @@ def test_a_ratio_and_steps_go_as_with_every_pruner():
     assert model[0].out_channels == model[3].out_channels == 12 and not is_variational(model)
 
 
+@pytest.mark.parametrize("ratio", [None, 0.5])
+def test_a_step_too_many_removes_nothing_and_says_so(ratio):
+    model = network()
+    pruner = made(model, pruning_ratio=ratio, iterative_steps=1, settings=settings(threshold=1.0))
+    drawn(model)
+    pruner.step()
+    size = count_parameters(model)
+    with pytest.warns(SparseVDWarning, match="this one removes nothing"):
+        assert pruner.step() is None
+    with pytest.warns(SparseVDWarning, match="this one removes nothing"):
+        assert list(pruner.step(interactive=True)) == []
+    assert count_parameters(model) == size
+
+
+def test_options_that_are_none_or_empty_are_not_given():
+    for options in ({"pruning_ratio_dict": None}, {"pruning_ratio_dict": {}}, {"num_heads": None, "round_to": None}):
+        model = network()
+        pruner = made(model, settings=settings(threshold=1.0), **options)
+        drawn(model)
+        kept = below(model, 1.0)
+        pruner.step()
+        assert [model[0].out_channels, model[3].out_channels] == kept
+
+
+def test_layers_of_an_ignored_type_stay():
+    model = network()
+    pruner = SparseVDPruner(model, batch()[0], ignored_layers=[nn.Linear], settings=settings("weight"))
+    drawn(model, low=5, high=6)
+    pruner.step()
+    assert model[8].out_features == 4 and model[0].out_channels == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*left without a posterior. scale:nni_sparsevd.errors.SparseVDWarning")
+@pytest.mark.parametrize("form", [list, dict])
+def test_a_budget_is_met_with_a_parameter_that_belongs_to_no_layer(form):
+    """The copies that are cut and measured know the parameter as the network itself does."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1)
+            self.scale = nn.Parameter(torch.ones(16, 1, 1, 2))  # by itself, Torch-Pruning takes the last dimension
+
+        def forward(self, x):
+            return self.last(F.relu(self.first(x) * self.scale.mean(3)))
+
+    model = Scaled()
+    x = batch()[0]
+    dense = count_macs(model, x[:1])
+    pruner = SparseVDPruner(
+        model,
+        x,
+        ignored_layers=[model.last],
+        unwrapped_parameters=form({model.scale: 0}.items()),
+        settings=settings("weight"),
+        budget=Budget(fraction=0.5),
+    )
+    drawn(model)
+    pruner.step()
+    assert model.first.out_channels == len(model.scale) == 8
+    assert pruner.arrival.reached == count_macs(model, x[:1]) == 0.5 * dense
+
+
+def test_what_the_caller_has_cut_goes_on_learning():
+    model = network()
+    pruner = made(model, pruning_ratio=0.5, iterative_steps=2)
+    drawn(model)
+    for group in pruner.step(interactive=True):
+        group.prune()
+    gates = gates_of(model)
+    before = [gate.log_sigma2.detach().clone() for gate in gates]
+    pruner.regularize(model)
+    assert all(not torch.equal(gate.log_sigma2, value) for gate, value in zip(gates, before, strict=True))
+
+
 def test_groups_can_be_cut_by_the_caller():
     model = network()
     pruner = made(model)
@@ -326,6 +402,85 @@ def test_heads_and_their_dimensions_go_exactly(fused):
     assert (model.eval()(x) - before).abs().max() < 1e-10 * before.abs().max()
 
 
+@pytest.mark.parametrize("budget", [None, Budget(fraction=0.1)])
+def test_limits_hold_where_no_ratio_is_given(budget):
+    model = network()
+    pruner = made(model, max_pruning_ratio=0.25, budget=budget)
+    drawn(model, low=5, high=6)
+    pruner.step()
+    assert model[0].out_channels == model[3].out_channels == 18
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"prune_num_heads": False}, (3, 48)),
+        ({"prune_head_dims": False}, (2, 64)),
+        ({"max_pruning_ratio": 0.34}, (2, 64)),  # a head is a third; no dimension may go beside it
+        ({"max_pruning_ratio": 0.1}, (3, 58)),
+    ],
+)
+def test_heads_or_their_dimensions_stay_when_told_to(options, expected):
+    model = vision_transformer()
+    pruner = SparseVDPruner(
+        model, torch.randn(2, 3, 64, 64), ignored_layers=[model.head], settings=settings(), **options
+    )
+    with torch.no_grad():
+        gate = model.blocks[2].attn.qkv.gate
+        gate.log_sigma2.view(3, 64)[1] = 9.0  # a head
+        gate.log_sigma2.view(3, 64)[:, ::4] = 9.0  # every fourth dimension of all
+    pruner.step()
+    attention = model.blocks[2].attn
+    assert (attention.num_heads, attention.head_dim) == expected
+    model(torch.randn(2, 3, 64, 64))
+
+
+class GroupedQueries(nn.Module):
+    """Attention whose heads of keys and values serve two heads of queries each, in the operations of Transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(5, 16)
+        self.q_proj, self.k_proj, self.v_proj = nn.Linear(16, 16), nn.Linear(16, 8), nn.Linear(16, 8)
+        self.o_proj = nn.Linear(16, 3)
+        self.heads, self.groups = 4, 2
+
+    def forward(self, x):
+        x = self.embed(x)
+        q = self.split(self.q_proj(x), self.heads)
+        k, v = self.split(self.k_proj(x), self.groups), self.split(self.v_proj(x), self.groups)
+        scores = (q @ self.repeat(k).transpose(2, 3)).softmax(-1)
+        return self.o_proj((scores @ self.repeat(v)).transpose(1, 2).reshape(*x.shape[:2], -1).contiguous())
+
+    def split(self, x, heads):
+        return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+    def repeat(self, x):
+        batch, groups, length, dims = x.shape
+        copies = self.heads // groups
+        return x[:, :, None].expand(batch, groups, copies, length, dims).reshape(batch, self.heads, length, dims)
+
+
+def test_grouped_queries_keep_their_heads():
+    torch.manual_seed(0)
+    model = GroupedQueries()
+    x = torch.randn(2, 7, 5)
+    num_heads = {model.q_proj: 4, model.k_proj: 2, model.v_proj: 2}
+    ignored = [model.embed, model.o_proj]
+    pruner = SparseVDPruner(
+        model, x, num_heads=dict(num_heads), ignored_layers=ignored, settings=settings("weight", threshold=0.0)
+    )
+    drawn(model, low=-12, high=-8)
+    with torch.no_grad():
+        for projection in num_heads:
+            projection.log_sigma2.view(-1, 4, 16)[:, 1] = 3.0  # one dimension of each head
+            projection.log_sigma2[:4] = 3.0  # all of one head
+    pruner.step()
+    assert [len(projection.weight) for projection in num_heads] == [12, 6, 6]
+    assert [pruner.num_heads[projection] for projection in num_heads] == [4, 2, 2]
+    model(x)
+
+
 def test_a_head_that_is_all_stays():
     model = vision_transformer()
     pruner = SparseVDPruner(model, torch.randn(2, 3, 64, 64), ignored_layers=[model.head], settings=settings())
@@ -393,6 +548,36 @@ def test_the_readmes_recipe_with_one_changed_line():
         pruner.step()
         assert model[0].out_channels == model[3].out_channels == 12
         model(batch()[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"importance": tp.importance.GroupMagnitudeImportance()},
+        {"importance": SparseVDImportance(normalizer="mean"), "budget": Budget(fraction=0.5)},
+        {"importance": SparseVDImportance(group_reduction="sum")},
+        {"head_pruning_ratio": 0.5},
+    ],
+)
+def test_who_decides_is_one(options):
+    model = network()
+    with pytest.raises(svd.SparseVDError, match="pruning_ratio"):
+        made(model, **options)
+    assert not is_variational(model)
+    made(model, pruning_ratio=0.5, **{key: value for key, value in options.items() if key != "budget"})
+
+
+def test_a_network_that_learns_goes_through_the_hosts_own_files(tmp_path):
+    """`tp.state_dict` takes every public attribute, and `tp.load_state_dict` sets it again."""
+    model, fresh = network(), network()
+    pruner = made(model, pruning_ratio=0.5, iterative_steps=2)
+    drawn(model)
+    pruner.step()
+    torch.save(tp.state_dict(model), tmp_path / "state.pth")
+    made(fresh)
+    tp.load_state_dict(fresh, torch.load(tmp_path / "state.pth", weights_only=False))
+    images = batch()[0]
+    assert torch.equal(fresh.eval()(images), model.eval()(images))
 
 
 def test_mistakes_are_named():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nni.compression.base.config import select_modules_by_config
+from nni.compression.base.config import select_modules_by_config, trans_legacy_config_list
 from nni.compression.base.setting import PruningSetting
 from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
@@ -41,6 +41,29 @@ class Selected:
         return f"{self.module}.{self.target}"
 
 
+def to_current_keys(config_list: Any) -> Any:
+    """Translate a config_list in the keys of NNI 2 into those of NNI 3.
+
+    NNI's own translation leaves two things undone. An entry that only excludes stays in the list and selects nothing
+    any more; here it goes. What a `total_sparsity` makes a group of gets a key that NNI 3 does not know; here it gets
+    `global_group_id`.
+
+    Args:
+        config_list: What the user wrote; anything that is no list of dictionaries comes back as it is.
+    """
+    if not isinstance(config_list, list | tuple) or not all(isinstance(entry, dict) for entry in config_list):
+        return config_list
+    translated = trans_legacy_config_list(config_list)
+    if translated is config_list:  # it has no key of NNI 2
+        return config_list
+    entries = [entry for raw, entry in zip(config_list, translated, strict=True) if "exclude" not in raw]
+    for entry in entries:
+        for setting in entry.get("target_settings", {}).values():
+            if "group_id" in setting:
+                setting["global_group_id"] = setting.pop("group_id")
+    return entries
+
+
 def check_config(model: nn.Module, config_list: Any) -> None:
     """Check that a config_list selects something and means what it says.
 
@@ -57,10 +80,10 @@ def check_config(model: nn.Module, config_list: Any) -> None:
     selected: list[Selected] = []
     for index, raw_entry in enumerate(config_list):
         selected += _check_entry(f"config_list[{index}]", raw_entry, model, ratios)
-    module_names = {target.module for target in selected}
+    names = {target.name for target in selected}
     for target in selected:
         _check_granularity(target)
-        _check_align(target, model, module_names)
+        _check_align(target, model, names)
     _check_dependencies(selected)
 
 
@@ -177,7 +200,7 @@ def _count_blocks(granularity: Any, value: Tensor) -> tuple[int, ...]:
     return tuple(scaler.shrink(value.detach(), keepdim=True).shape)
 
 
-def _check_align(selected: Selected, model: nn.Module, module_names: set[str]) -> None:
+def _check_align(selected: Selected, model: nn.Module, names: set[str]) -> None:
     """`align` must take its mask from dimensions of a parameter that an entry selects."""
     align = selected.setting.get("align")
     if align is None or selected.value is None:
@@ -189,8 +212,10 @@ def _check_align(selected: Selected, model: nn.Module, module_names: set[str]) -
         source = getattr(model.get_submodule(owner), align["target_name"])
     except AttributeError:
         raise SettingError(f"{where}: {type(model).__name__} has no {source_name}") from None
-    if owner not in module_names:
-        raise SettingError(f"{where}: no entry selects {owner!r}, so it has no mask to take over")
+    if source_name not in names:
+        raise SettingError(
+            f"{where}: {selected.name} takes its mask from {source_name}, which no entry selects; select it, too"
+        )
     if isinstance(source, Tensor):
         outside = [dim for dim in align["dims"] if not -source.dim() <= dim < source.dim()]
         if outside:

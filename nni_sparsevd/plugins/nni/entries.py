@@ -85,7 +85,7 @@ def parse_entry(where: str, raw_entry: Any) -> Entry:
 def _explain(where: str, error: ValidationError) -> str:
     """One line for each problem; for keys that do not exist also the nearest key, and all that do."""
     lines = [f"{where}.{line}" for line in dict.fromkeys(describe_validation_error(error).splitlines())]
-    unknown = sorted({str(problem["loc"][0]) for problem in error.errors() if problem["type"] == "extra_forbidden"})
+    unknown = sorted({str(problem["loc"][-1]) for problem in error.errors() if problem["type"] == "extra_forbidden"})
     for key in unknown:
         similar = difflib.get_close_matches(key, Entry.model_fields, 1)
         if similar:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nni.compression.base.config import select_modules_by_config, trans_legacy_config_list
+from nni.compression.base.config import select_modules_by_config
 from nni.compression.utils.evaluator import Evaluator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -93,14 +93,15 @@ def find_places(model: nn.Module, config_list: Any, evaluator: Evaluator | None,
 
 def _select_layers(model: nn.Module, config_list: Any, prefix: str) -> tuple[Layers, Reasons]:
     """(selected layers with output channels, by their name in the traced network; the layers that gates do not fit)."""
-    current = trans_legacy_config_list(config_list)
-    check_config(model, current)
+    check_config(model, config_list)
     layers: Layers = {}
     reasons: Reasons = {}
-    for index, entry in enumerate(current):
-        if entry.get("granularity", "default") not in ("default", "out_channel"):
-            where = f"config_list[{index}].granularity"
-            raise SettingError(f"{where}: {entry['granularity']!r}, but gates are on output channels")
+    for index, entry in enumerate(config_list):
+        where = f"config_list[{index}]"
+        for place, settings in ((where, entry), (f"{where}.target_settings['weight']", _weight_settings(entry))):
+            granularity = settings.get("granularity", "default")
+            if granularity not in ("default", "out_channel"):
+                raise SettingError(f"{place}.granularity: {granularity!r}, but gates are on output channels")
         for name, module in select_modules_by_config(model, entry)[0].items():
             if module.weight.dim() < 2:
                 continue
@@ -109,6 +110,12 @@ def _select_layers(model: nn.Module, config_list: Any, prefix: str) -> tuple[Lay
             else:
                 reasons[name] = "the first axis of its weight, which NNI calls out_channel, is not that of its outputs"
     return layers, reasons
+
+
+def _weight_settings(entry: dict[str, Any]) -> dict[str, Any]:
+    """What an entry says of weights alone."""
+    settings: dict[str, Any] = entry.get("target_settings", {}).get("weight", {})
+    return settings
 
 
 def _find_whole_groups(network: nn.Module, graph: ChannelGraph, layers: Layers) -> list[Silencing]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from nni.compression.utils.evaluator import Evaluator, LightningEvaluator, TransformersEvaluator
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ...errors import SettingError, SparseVDWarning
+from ...graph import name_leaves
 from ...regularize import RateGroups, SparseVDSettings, VarianceOptimizer, add_kl_to_loss
 
 
@@ -70,29 +70,34 @@ class Learning:
         if not loss.requires_grad:  # Transformers asks in evaluation, too
             return loss
         if self._n_train is None:
-            self._n_train = self._count_samples(_batch_size(batch))
+            self._n_train = self._count_samples(batch)
         return add_kl_to_loss(loss, self._kl(), self._kl_weight_now(self._n_train))
 
-    def _count_samples(self, batch_size: int) -> int:
+    def _count_samples(self, batch: Any) -> int:
         """N of KL / N.  Where only the number of epochs is known, this also counts the steps until the masks."""
         known = self._settings.n_train or _known_size(self._evaluator)
         if self._epochs is not None and self._estimated:
-            # NNI's evaluators count epochs but do not say how many steps an epoch has.
-            if known is None:
-                raise SettingError(
-                    "SparseVDPruner: how many steps has an epoch? pass SparseVDSettings(n_train=...), or give "
-                    "training_steps="
-                )
-            self._interval = max(1, self._epochs * (known // batch_size))
+            self._interval = _known_steps(self._evaluator) or self._estimate_steps(self._epochs, known, batch)
+        if known is not None:
+            return known
+        samples = self._last_step * _batch_size(batch)
+        warnings.warn(
+            f"SparseVDPruner: the size of the training set is not known, so N = {samples}, the samples that this "
+            "training will see. If it sees them more than once, the KL weighs too little: pass "
+            "SparseVDSettings(n_train=...)",
+            SparseVDWarning,
+            stacklevel=2,
+        )
+        return samples
+
+    def _estimate_steps(self, epochs: int, known: int | None, batch: Any) -> int:
+        """Steps of so many epochs in a training function, which does not say how many steps an epoch has."""
         if known is None:
-            warnings.warn(
-                f"SparseVDPruner: the size of the training set is not known, so N = {self._last_step * batch_size}, "
-                "the samples that this training will see. If it sees them more than once, the KL weighs too little: "
-                "pass SparseVDSettings(n_train=...)",
-                SparseVDWarning,
-                stacklevel=2,
+            raise SettingError(
+                "SparseVDPruner: how many steps has an epoch? pass SparseVDSettings(n_train=...), or give "
+                "training_steps="
             )
-        return known or self._last_step * batch_size
+        return max(1, epochs * (known // _batch_size(batch)))
 
     def _kl_weight_now(self, n_train: int) -> float:
         """The weight of the KL rises in the warm-up, and is 0 after the last masks."""
@@ -129,12 +134,26 @@ def _known_size(evaluator: Evaluator) -> int | None:
     return len(dataset) if isinstance(dataset, Sized) else None
 
 
+def _known_steps(evaluator: Evaluator) -> int | None:
+    """Optimizer steps of the training, where the evaluator's trainer counts them; asked during training.
+
+    A trainer knows what nobody else does: how many batches it accumulates for a step, and what its limits are.
+    """
+    if isinstance(evaluator, LightningEvaluator):
+        steps = evaluator.model.trainer.estimated_stepping_batches
+        return int(steps) if 0 < steps < float("inf") else None
+    if isinstance(evaluator, TransformersEvaluator):
+        return int(evaluator.trainer.state.max_steps)
+    return None
+
+
 def _batch_size(batch: Any) -> int:
     """Samples of a batch, over all ranks."""
-    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
+    tensors = [leaf for _, leaf in name_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
     if not tensors:
         raise SettingError(
-            "SparseVDPruner: found no tensor in a batch to count samples by; pass SparseVDSettings(n_train=...)"
+            "SparseVDPruner: found no tensor in a batch to count samples by; pass SparseVDSettings(n_train=...) and "
+            "training_steps="
         )
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     return len(tensors[0]) * ranks

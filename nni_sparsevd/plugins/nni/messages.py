@@ -33,6 +33,21 @@ def log_defaults(defaults: Mapping[str, list[str]]) -> None:
         logger.info("SparseVDPruner: no granularity for %d targets (%s): %s", len(names), named, meaning)
 
 
+def warn_of_earlier_masks(names: list[str]) -> None:
+    """Name the modules that an earlier pruner of the chain prunes already: NNI leaves them to it, without a word.
+
+    Args:
+        names: The modules; without any there is no warning.
+    """
+    if names:
+        warnings.warn(
+            f"SparseVDPruner: an earlier pruner of the chain has masked {', '.join(names)}, and NNI masks no target "
+            "twice: these masks stay. To prune further, unwrap the model, and make a new pruner for it",
+            SparseVDWarning,
+            stacklevel=3,
+        )
+
+
 def check_finite(log_alpha: Values) -> None:
     """Refuse a posterior that is not finite.
 

@@ -12,16 +12,16 @@ from nni.compression.pruning.tools import generate_sparsity
 from nni.compression.utils.evaluator import Evaluator
 from torch import Tensor, nn
 
-from ...convert import find_kl_weight
+from ...convert import check_patterns, find_kl_weight, settle_estimator
 from ...errors import ModelError, SettingError, SparseVDWarning
 from ...masks import find_holders
 from ...regularize import SparseVDSettings
 from ..patching import Patch
 from .compatibility import addition, enable_once
-from .config import check_config
+from .config import check_config, to_current_keys
 from .gates import Gates, find_places
 from .learning import Learning
-from .messages import UNTRAINED, check_finite, log_defaults, warn_of_collapse
+from .messages import UNTRAINED, check_finite, log_defaults, warn_of_collapse, warn_of_earlier_masks
 from .posteriors import TargetPosterior
 from .targets import Spaces, Values, active, has_own_amount, in_model_order, settle_, tie_again_
 
@@ -76,6 +76,8 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         posterior = self.settings.posterior
         if posterior.include or posterior.exclude:
             raise SettingError("posterior.include, posterior.exclude: in NNI the config_list selects; use its keys")
+        check_patterns(model, (*posterior.kl_weights, *posterior.estimators))
+        config_list = to_current_keys(config_list)
         # Places for gates are found before NNI wraps the layers: a wrapped layer hides its operator from the trace.
         places = None
         if posterior.granularity != "weight":
@@ -85,6 +87,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         """What the granularity was chosen to be -> the weights that the config_list names none for."""
         super().__init__(model, config_list, evaluator, existed_wrappers)
         log_defaults(self._defaults)
+        warn_of_earlier_masks(sorted(name for name, targets in self._target_spaces.items() if not targets))
         self.training_steps = training_steps
         # NNI's schedules read and set these two: masks are renewed `total_times` times, every `interval_steps` steps.
         self.interval_steps = -1 if training_steps is None else training_steps
@@ -141,7 +144,8 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
             gated = target == "weight" and module in self.gates.by_layer
             if settings.granularity == "both" or not gated:
                 shared = posterior_of.get(space.target)
-                posterior = TargetPosterior(space, settings, find_kl_weight(name, module, settings), shared)
+                own = settle_estimator(name, module, settings)
+                posterior = TargetPosterior(space, own, find_kl_weight(name, module, settings), shared)
                 posteriors[name, target] = posterior
                 posterior_of.setdefault(space.target, posterior)
         return posteriors
@@ -225,9 +229,16 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
             returns the same masks.
 
         Raises:
-            SettingError: Nothing says how long to train, or how many steps an epoch has.
+            SettingError: Nothing says how long to train, or how many steps an epoch has, or a chain of compressors has
+                no evaluator.
             TrainingError: A posterior is not finite.
         """
+        # Here and not below, since a chain of compressors comes here only: NNI then trains for all of them at once.
+        if self.evaluator is not None:
+            if self._decided is None:
+                max_steps = self._choose_length(max_steps, max_epochs)
+        elif len(self.fused_compressors) > 1:
+            raise SettingError("SparseVDPruner: a chain of compressors runs in one training; give it an evaluator")
         result: tuple[nn.Module, Values] = super().compress(max_steps, max_epochs)
         return result
 
@@ -236,14 +247,19 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
             return
         if self.evaluator is None:
             self._compress_untrained()
-            return
-        steps = self.training_steps if max_steps is None and max_epochs is None else max_steps
-        if steps is None and max_epochs is None:
-            raise SettingError("SparseVDPruner: how long? give training_steps=, or compress(max_steps=...)")
-        if self.interval_steps < 0 and steps is not None:  # no schedule and no training_steps: one mask, at the end
-            self.interval_steps = steps
+        else:
+            self._fusion_compress(max_steps, max_epochs)
+
+    def _choose_length(self, max_steps: int | None, max_epochs: int | None) -> int | None:
+        """Settle when the masks are made; returns the steps of the whole training, None where epochs count it."""
+        if max_steps is None and max_epochs is None:
+            max_steps = self.training_steps
+            if max_steps is None:
+                raise SettingError("SparseVDPruner: how long? give training_steps=, or compress(max_steps=...)")
+        if self.interval_steps < 0 and max_steps is not None:  # no schedule and no training_steps: one mask, at the end
+            self.interval_steps = max_steps
         self._epochs = max_epochs
-        self._fusion_compress(steps, max_epochs)
+        return max_steps
 
     def _compress_untrained(self) -> None:
         """Decide from the posterior as it is, which the user may have trained without an evaluator."""
@@ -253,7 +269,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         self._remove_posteriors()
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
-        if self._decided is not None:
+        if self._decided is not None or not any(active(self._target_spaces)):
             return
         # A parameter that several modules share has one variance, which is to step once.
         variances = list(dict.fromkeys(posterior.log_sigma2 for posterior in self._posteriors.values()))
@@ -263,7 +279,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         self._learning = Learning(evaluator, self.settings, self.kl, rated, schedule, self._epochs, self._renew_masks)
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
-        if self._learning is None:  # an earlier training has decided
+        if self._learning is None:  # an earlier training has decided, or there is nothing to decide about
             return
         self._learning.warn_if_cut_short()
         self._learning = None

@@ -70,6 +70,11 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
         self._has_warned = False
         enable()
 
+    @property
+    def gives_shares(self) -> bool:
+        """Whether scores are shares of the signal, which compare with a threshold."""
+        return self.normalizer is None and self.group_reduction not in ("sum", "prod")
+
     def __call__(self, group: Any) -> Tensor | None:
         """The scores of a group's channels in float32, as Torch-Pruning's pruners want them.
 

@@ -1,13 +1,15 @@
 """The options that `SparseVDPruner` hands to Torch-Pruning's own pruner, and those that it fills in."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypedDict, cast
 
 from torch import Tensor, nn
 
 from ...errors import SettingError
 from ...graph import Inputs, as_arguments, name_leaves
+from ...regularize import Budget
 from .attention import Attention
+from .importance import SparseVDImportance
 
 
 class Options(TypedDict, total=False):
@@ -35,8 +37,8 @@ class Options(TypedDict, total=False):
     output_transform: Callable[..., Any]
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that Torch-Pruning does not have.
+def check_options(options: Mapping[str, Any]) -> Options:
+    """Refuse options that Torch-Pruning does not have, and leave out those that are None: Torch-Pruning's "not given".
 
     Raises:
         SettingError: An option is unknown; the message names it and all that are known.
@@ -45,12 +47,39 @@ def check_options(options: Mapping[str, Any]) -> None:
     if unknown:
         known = ", ".join(Options.__annotations__)
         raise SettingError(f"SparseVDPruner: {', '.join(sorted(unknown))} is no option; known are {known}")
+    return cast(Options, {name: value for name, value in options.items() if value is not None})
 
 
-def fill_options(options: Options, attentions: list[Attention], example_inputs: Inputs) -> Options:
-    """The user's options, with the heads that the network has, and with dictionaries that belong to one pruner alone.
+def check_decision(has_ratio: bool, options: Options, budget: Budget | None, importance: object) -> None:
+    """Refuse arguments that contradict each other about who decides: a ratio, the posterior or a budget.
 
-    Torch-Pruning's defaults of these dictionaries are shared between all pruners of a process, which write into them.
+    Raises:
+        SettingError: A budget comes with a ratio, a ratio of heads comes without one of channels, or the posterior is
+            to decide by an importance that is no share of the signal.
+    """
+    if has_ratio:
+        if budget is not None:
+            raise SettingError("SparseVDPruner: a budget goes without a pruning_ratio")
+        return
+    if options.get("head_pruning_ratio") or options.get("head_pruning_ratio_dict"):
+        raise SettingError(
+            "SparseVDPruner: a head_pruning_ratio goes with a pruning_ratio; without one the posterior decides about "
+            "heads, too"
+        )
+    if not isinstance(importance, SparseVDImportance) or not importance.gives_shares:
+        raise SettingError(
+            "SparseVDPruner: without a pruning_ratio the posterior decides by the signal's share of the power, so the "
+            "importance must be a SparseVDImportance without normalizer, whose group_reduction is neither sum nor prod"
+        )
+
+
+def fill_options(options: Options, attentions: list[Attention], model: nn.Module, example_inputs: Inputs) -> Options:
+    """The user's options, with the heads that the network has, and in the forms that Torch-Pruning really takes.
+
+    1. Torch-Pruning's defaults of these dictionaries are shared between all pruners of a process, which write into
+       them. Here they belong to one pruner alone.
+    2. Torch-Pruning documents types among `ignored_layers` and passes over them; here they become the layers of these
+       types. It documents a dict of `unwrapped_parameters` and fails on it; here it becomes the list that it reads.
     """
     filled: Options = {
         "num_heads": {attention.module.qkv: attention.heads for attention in attentions},
@@ -62,7 +91,34 @@ def fill_options(options: Options, attentions: list[Attention], example_inputs: 
         filled["forward_fn"] = _call_network
         filled["output_transform"] = _list_tensors
     filled.update(options)
+    if "ignored_layers" in filled:
+        filled["ignored_layers"] = list(_find_layers(filled["ignored_layers"], model))
+    if isinstance(filled.get("unwrapped_parameters"), dict):
+        filled["unwrapped_parameters"] = list(filled["unwrapped_parameters"].items())
     return filled
+
+
+def _find_layers(ignored: Iterable[Any], model: nn.Module) -> Iterator[Any]:
+    """What is ignored, with the modules of a type in the place of the type."""
+    for entry in ignored:
+        if isinstance(entry, type):
+            yield from (module for module in model.modules() if isinstance(module, entry))
+        else:
+            yield entry
+
+
+def graph_options_for(twin: nn.Module, model: nn.Module, options: Options) -> dict[str, Any]:
+    """The options of Torch-Pruning's dependency graph, with the parameters of a copy in the place of the model's."""
+    twin_of = dict(zip(model.parameters(), twin.parameters(), strict=True))
+    unwrapped = options.get("unwrapped_parameters")
+    ignored = [entry for entry in options.get("ignored_layers", ()) if isinstance(entry, nn.Parameter)]
+    return {
+        "forward_fn": options.get("forward_fn"),
+        "output_transform": options.get("output_transform"),
+        "unwrapped_parameters": unwrapped and [(twin_of[parameter], dim) for parameter, dim in unwrapped],
+        "customized_pruners": options.get("customized_pruners"),
+        "ignored_params": [twin_of[parameter] for parameter in ignored],
+    }
 
 
 def _call_network(model: nn.Module, example_inputs: Inputs) -> Any:
@@ -77,7 +133,7 @@ def _list_tensors(output: Any) -> list[Tensor]:
 def find_ignored(options: Options) -> set[nn.Module]:
     """All modules that are not to be pruned: those of `ignored_layers`, and the modules inside them."""
     ignored: set[nn.Module] = set()
-    for layer in options.get("ignored_layers") or ():
+    for layer in options.get("ignored_layers", ()):
         if isinstance(layer, nn.Module):  # and no parameter, which Torch-Pruning accepts here, too
             ignored.update(layer.modules())
     return ignored

@@ -14,7 +14,7 @@ from ...convert import bake_, sparsify_
 from ...errors import SettingError, SparseVDWarning
 from ...graph import Inputs, evaluation_mode
 from ...measure import cost_function
-from ...nn import find_gates, kl, named_posteriors, to_plain_network_
+from ...nn import find_gates, is_variational, kl, named_posteriors, to_plain_network_
 from ...regularize import (
     Arrival,
     Budget,
@@ -29,8 +29,8 @@ from ...settings import PosteriorSettings
 from .attention import attach_gates_, find_attentions, update_attentions_
 from .cutting import enable
 from .importance import SparseVDImportance
-from .options import Options, check_options, fill_options, find_ignored
-from .scored_group import Cut, ScoredGroup
+from .options import Options, check_decision, check_options, fill_options, find_ignored, graph_options_for
+from .scored_group import Cut, Limits, ScoredGroup
 
 LOOKS = 24
 """How often the budget's controller looks at the network in a training whose steps are known."""
@@ -39,7 +39,7 @@ STEPS_BETWEEN_LOOKS = 100
 
 
 class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
-    """Takes the place of `GroupNormPruner`: the same arguments and the same three calls in a training loop.
+    """Takes the place of `GroupNormPruner`: its arguments, without `reg`, and the same three calls in a training loop.
 
     The layers of `model` get posteriors, and with `settings.posterior.granularity` "gate" or "both" each coupled group
     gets a gate. Between backward and the optimizer's step, `regularize(model)` adds the gradient of KL / N and moves
@@ -56,22 +56,28 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     After the last step the layers and their parameters are ordinary, and the sizes that attention modules remember are
     up to date. Make a new optimizer then, as after every cut.
 
-    With gates the cut is exact: the network computes what it computed in evaluation mode before (law 2).
+    With gates the cut is exact: the network computes what it computed in evaluation mode before (law 2). Of attention,
+    that is so for timm's kind, with one projection `qkv`. Other kinds are cut, too, where `num_heads` names their
+    projections; the sizes that they remember and the temperature of their softmax are left to you.
 
     Args:
         model: The network, changed in place.
         example_inputs: What the network is called with, for tracing: a tensor, a tuple of arguments, a dict of keyword
             arguments, or a pair (args, kwargs), in any nesting.
-        importance: Ranks channels; None: a `SparseVDImportance`.
-        pruning_ratio: The part of channels to remove; None: the posterior decides, or the budget.
+        importance: Ranks channels; None: a `SparseVDImportance`. Without a ratio it must be one that gives shares.
+        pruning_ratio: The part of channels to remove; None: the posterior decides, or the budget. Beside a
+            `pruning_ratio_dict`, None is 0: layers that the dict does not name keep their channels.
         settings: How posteriors are made and trained; `n_train` is needed for `regularize`.
         training_steps: How often `regularize` will be called: the KL warms up over the first part of these steps, and
             the learning rate of the variances falls to 0. None: full KL and full rate throughout.
         budget: What the network may cost at the end.
-        **options: Further arguments of Torch-Pruning's `BasePruner`.
+        **options: Further arguments of Torch-Pruning's `BasePruner`; one that is None counts as not given. Without a
+            ratio, `max_pruning_ratio` limits what the posterior removes of each group, and `prune_num_heads=False` and
+            `prune_head_dims=False` keep heads and their dimensions.
 
     Raises:
-        SettingError: Torch-Pruning does not have an option, or a budget comes with a ratio.
+        SettingError: Torch-Pruning does not have an option, a budget comes with a ratio, a ratio of heads without one
+            of channels, or the importance gives no shares though the posterior is to decide.
         ModelError: No layer can have a posterior.
     """
 
@@ -87,10 +93,10 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         budget: Budget | None = None,
         **options: Unpack[Options],
     ) -> None:
-        check_options(options)
-        has_ratio = pruning_ratio is not None or "pruning_ratio_dict" in options
-        if budget is not None and has_ratio:
-            raise SettingError("SparseVDPruner: a budget goes without a pruning_ratio")
+        options = check_options(options)
+        importance = importance or SparseVDImportance()
+        has_ratio = pruning_ratio is not None or bool(options.get("pruning_ratio_dict"))
+        check_decision(has_ratio, options, budget, importance)
         enable()
         self.settings = settings or SparseVDSettings()
         self._posterior_decides = not has_ratio
@@ -98,12 +104,10 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         self._steps_done = 0
         self._attentions = find_attentions(model)
         # Before the host's constructor: it traces the network, and must meet the layers and gates that are pruned.
-        options = fill_options(options, self._attentions, example_inputs)
+        options = fill_options(options, self._attentions, model, example_inputs)
         _add_posteriors_(model, self.settings.posterior, example_inputs, find_ignored(options))
         with evaluation_mode(model):  # in which Torch-Pruning leaves a network that it has traced
-            super().__init__(
-                model, example_inputs, importance or SparseVDImportance(), pruning_ratio=pruning_ratio or 0.0, **options
-            )
+            super().__init__(model, example_inputs, importance, pruning_ratio=pruning_ratio or 0.0, **options)
         self._variances = VarianceOptimizer.for_model(self.model, self.settings)
         self._example_inputs, self._options = example_inputs, options
         self._controller = Controller(self.settings.posterior.threshold)
@@ -165,26 +169,39 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     def step(self, interactive: bool = False) -> Iterator[Any] | None:
         """Cut the network, once; with `iterative_steps` and a ratio, call it that many times.
 
-        A network whose posterior was never trained is cut with a warning: the posterior knows nothing about it.
+        A network whose posterior was never trained is cut with a warning: the posterior knows nothing about it. After
+        the last step, a further call removes nothing and warns. Whoever stops before the last step calls `finish`.
 
         Args:
-            interactive: Cut nothing yet: the caller prunes the groups and calls `finish` afterwards.
+            interactive: Cut nothing yet: the caller prunes all groups, and calls `finish` after the last step.
 
         Returns:
             The groups to be pruned where the caller prunes them, else None.
         """
         enable()
+        if not is_variational(self.model):
+            warnings.warn(
+                "SparseVDPruner: the last step has made the network ordinary, so this one removes nothing",
+                SparseVDWarning,
+                stacklevel=2,
+            )
+            return iter(()) if interactive else None
         self._warn_if_untrained()
-        groups: Iterator[Any] | None = super().step(interactive)
-        if groups is not None:
-            return groups
-        # The cut has put smaller parameters in the place of those that the optimizer held.
-        self._variances = VarianceOptimizer.for_model(self.model, self.settings)
+        self.current_step += 1
+        if interactive:
+            return self._cut_by_caller()
+        for group in self._cut_by_caller():
+            group.prune()
         if self._posterior_decides or self.current_step >= self.iterative_steps:
             self.finish()
-        else:
-            self._attentions = update_attentions_(self._attentions, self.num_heads)
         return None
+
+    def _cut_by_caller(self) -> Iterator[Any]:
+        """The groups to be pruned; after the last one, what remembers parameters and sizes is brought up to date."""
+        yield from self._prune()
+        self._attentions = update_attentions_(self._attentions, self.num_heads)
+        # The cut has put smaller parameters in the place of those that the optimizer held.
+        self._variances = VarianceOptimizer.for_model(self.model, self.settings)
 
     def finish(self) -> nn.Module:
         """Make the layers ordinary: masked as in evaluation mode, and with the gates folded in.
@@ -248,11 +265,18 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             # The group of an attention gets the projection behind it as its root: that one has each channel once, where
             # qkv has it three times.
             rooted = self._downstream_node_as_root_if_attention(group) if is_attention else group
+            # In grouped-query attention a head of keys and values serves several heads of queries, and stays with them.
+            if len({self.num_heads[projection] for projection in projections}) > 1:
+                projections = []
             scores = None if rooted is None else self.importance.scores(rooted)
             if scores is not None:
                 root = rooted[0].dep
                 by_channel_group = scores.view(self._get_channel_groups(rooted), -1).cpu()
-                scored.append(ScoredGroup(root.target.module, root.handler, by_channel_group, tuple(projections)))
+                scored.append(
+                    ScoredGroup(
+                        root.target.module, root.handler, by_channel_group, is_attention, projections=tuple(projections)
+                    )
+                )
         return scored
 
     def _choose_cutoff(self, groups: list[ScoredGroup]) -> float:
@@ -273,7 +297,13 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
 
     def _choose_cuts(self, groups: list[ScoredGroup], cutoff: float) -> list[Cut]:
         """What is removed from each group at this cutoff."""
-        cuts = [group.choose_cut(cutoff, self.round_to) for group in groups]
+        limits = Limits(
+            self.round_to,
+            self.max_pruning_ratio,
+            whole_heads=self._options.get("prune_num_heads", True),
+            head_dims=self._options.get("prune_head_dims", True),
+        )
+        cuts = [group.choose_cut(cutoff, limits) for group in groups]
         return [cut for cut in cuts if cut is not None]
 
     def _cut_copy(self, groups: list[ScoredGroup], cutoff: float) -> nn.Module:
@@ -284,11 +314,7 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         attentions = find_attentions(twin)
         with torch.enable_grad():  # Torch-Pruning traces by autograd
             graph = tp.DependencyGraph().build_dependency(
-                twin,
-                self._example_inputs,
-                forward_fn=self._options.get("forward_fn"),
-                output_transform=self._options.get("output_transform"),
-                verbose=False,
+                twin, self._example_inputs, **graph_options_for(twin, self.model, self._options), verbose=False
             )
         num_heads: dict[nn.Module, int] = {}
         for cut in self._choose_cuts(groups, cutoff):
