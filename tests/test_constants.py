@@ -249,6 +249,7 @@ EXACT: dict[str, Fed] = {
     "batch_norm": Fed(lambda x, m: m(x), norm(nn.BatchNorm2d(4))),
     "batch_norm_plain": Fed(lambda x, m: m(x), layer(nn.BatchNorm2d(4, affine=False), 0.0)),
     "prelu": Fed(lambda x, m: m(x), layer(nn.PReLU(4), 0.0)),
+    "prelu_without_slope": Fed(lambda x, m: m(x), layer(nn.PReLU(4), 1.0)),
     "prelu_one": Fed(lambda x, m: m(x), layer(nn.PReLU(), 0.0)),
     "prelu_kernel": Fed(lambda x, m: aten._prelu_kernel.default(x, m.weight.view(1, 4, 1, 1)), layer(nn.PReLU(4), 0.0)),
     "log_sigmoid": Fed(F.logsigmoid),
