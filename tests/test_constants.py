@@ -249,6 +249,7 @@ EXACT: dict[str, Fed] = {
     "batch_norm": Fed(lambda x, m: m(x), norm(nn.BatchNorm2d(4))),
     "batch_norm_plain": Fed(lambda x, m: m(x), layer(nn.BatchNorm2d(4, affine=False), 0.0)),
     "prelu": Fed(lambda x, m: m(x), layer(nn.PReLU(4), 0.0)),
+    "prelu_without_slope": Fed(lambda x, m: m(x), layer(nn.PReLU(4), 1.0)),
     "prelu_one": Fed(lambda x, m: m(x), layer(nn.PReLU(), 0.0)),
     "prelu_kernel": Fed(lambda x, m: aten._prelu_kernel.default(x, m.weight.view(1, 4, 1, 1)), layer(nn.PReLU(4), 0.0)),
     "log_sigmoid": Fed(F.logsigmoid),
@@ -402,6 +403,9 @@ CAUTIOUS: dict[str, tuple[Fed, list[float]]] = {
     "layer_norm_plain": (Fed(lambda x, m: m(x.mean((2, 3))), nn.LayerNorm(4, elementwise_affine=False)), []),
     "group_norm": (Fed(lambda x, m: m(x), norm(nn.GroupNorm(2, 4))), [0]),
     "rms_norm": (Fed(lambda x, m: m(x.mean((2, 3))), norm(nn.RMSNorm(4))), [0]),
+    "attention_dropout": (
+        Fed(lambda x: F.scaled_dot_product_attention(*3 * [x.flatten(2).mT], dropout_p=0.5).mT), [2],
+    ),
     "attention_masked": (
         Fed(lambda x: F.scaled_dot_product_attention(*3 * [x.flatten(2).mT], x.flatten(2)[:, :1].mT).mT), [2],
     ),

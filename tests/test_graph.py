@@ -243,6 +243,28 @@ def test_a_layer_whose_result_nobody_uses_follows_what_enters_it() -> None:
     assert accounts["first"] == 4 and accounts["deeper"] == 4 and small.spare.weight.shape == (6, 4, 1, 1)
 
 
+@pytest.mark.parametrize(
+    "look_up",
+    [
+        lambda x: x[:, [5, 0]],
+        lambda x: x.index_select(1, torch.tensor([5], device=x.device)),
+        lambda x: x.gather(1, torch.full((len(x), 1, 1, 1), 5, device=x.device)),
+    ],
+)
+def test_places_that_nobody_uses_have_to_be_there(look_up: Callable[[Tensor], Tensor]) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        hidden = m.first(x)
+        look_up(hidden)
+        result: Tensor = m.second(hidden)
+        return result
+
+    model = Net(forward, first=nn.Conv2d(3, 6, 1), second=nn.Conv2d(6, 2, 1))
+    with torch.no_grad():
+        model.first.weight[::2] = 0
+    _, plan = svd.shrink(model, IMAGE)
+    assert plan.groups[0].reason == "looked up by a fixed number"
+
+
 def write_sizes(x: Tensor, value: Tensor | int) -> Tensor:
     """A table that holds the height of an image, written in the one place, and a value in the other."""
     table = torch.zeros(2, dtype=torch.long)

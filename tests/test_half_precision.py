@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
+from nni_sparsevd.errors import ModelError
 from nni_sparsevd.shrinking import CheckResult
 
 
@@ -56,6 +57,43 @@ def test_half_precision_is_judged_by_its_own_rounding(
         assert float((small(x).double() - exact).abs().max()) <= 3 * max(noise, epsilon)
 
 
+class Casting(nn.Module):
+    """Sigmoids that are computed, or only stored for a moment, in another type."""
+
+    def __init__(self, dtype: torch.dtype, slope: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+        self.type, self.slope = dtype, slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.slope * self.first(x).sigmoid().to(self.type)
+        return self.second(y.to(x.dtype))
+
+
+@pytest.mark.parametrize("slope", [1.0, 0.7])
+@pytest.mark.parametrize(
+    ("dtype", "coarser"),
+    [(torch.float32, torch.float16), (torch.float32, torch.bfloat16), (torch.float64, torch.float32)],
+)
+def test_a_constant_that_the_code_rounds_stays(dtype: torch.dtype, coarser: torch.dtype, slope: float) -> None:
+    torch.manual_seed(0)
+    model = Casting(coarser, slope).to(dtype).eval()
+    with torch.no_grad():
+        model.first.weight[:4] = 0
+        model.first.bias[:4] = torch.tensor([0.3, -0.2, 0.0, -1000.0])  # sigmoid(0) is 1/2, which any type holds
+    _, plan = svd.shrink(model, torch.zeros(2, 3, 8, 8, dtype=dtype))
+    assert plan.removed == (2 if slope == 1 else 1)
+
+
+def test_a_type_as_fine_as_that_of_the_network_rounds_nothing() -> None:
+    torch.manual_seed(0)
+    model = Casting(torch.float32, 0.7).bfloat16().eval()
+    with torch.no_grad():
+        model.first.weight[:4] = 0
+    _, plan = svd.shrink(model, torch.zeros(2, 3, 8, 8, dtype=torch.bfloat16))
+    assert plan.removed == 4
+
+
 def test_a_mistake_that_rounding_would_hide_is_found() -> None:
     torch.manual_seed(0)
     model, x = sigmoids()
@@ -66,6 +104,13 @@ def test_a_mistake_that_rounding_would_hide_is_found() -> None:
         wrong = svd.shrink(model, x)[0]
         wrong[4].bias += 0.1
     assert not svd.check(model, wrong, x).ok
+
+
+def test_a_network_that_gives_nan_is_named_in_half_precision_too() -> None:
+    layers = nn.Sequential(nn.Linear(2, 3), nn.Hardtanh(-2.0, -1.0), nn.BatchNorm1d(3)).bfloat16().eval()
+    layers[2].running_var.fill_(-1.0)
+    with pytest.raises(ModelError, match=r"gives NaN on the example.*the first NaN comes out of 2"):
+        svd.shrink(layers, torch.zeros(1, 2).bfloat16())
 
 
 def test_the_verdict_goes_into_json() -> None:

@@ -18,6 +18,7 @@ from .names import owner_of
 from .nodes import Node, map_nodes
 from .operators import (
     CONVOLUTIONS,
+    LOOKUPS,
     PRODUCTS,
     TRANSPOSED,
     NoRule,
@@ -226,13 +227,14 @@ class Walk:
 def _find_without_need(recorded: Trace) -> set[Node]:
     """The operators that nobody uses and that need no channels, as the weights of an attention that returns none.
 
-    A layer whose result nobody uses still runs: its weight has to fit what enters it.
+    A layer whose result nobody uses still runs: its weight has to fit what enters it.  So does a look-up: its places
+    have to be there.
     """
     unused = find_unused(recorded)
     needed: set[Node] = set()
     for node in reversed(recorded.graph.nodes):
         has_state = any(recorded.state(source) for source in node.all_input_nodes)
-        if node in unused and (has_state or not needed.isdisjoint(node.users)):
+        if node in unused and (has_state or node.target in LOOKUPS or not needed.isdisjoint(node.users)):
             needed.add(node)
     return set(unused) - needed
 

@@ -115,6 +115,7 @@ def find_constants(
     from_input: set[Node] = set()
     """What is computed from an input, whether or not it is constant."""
     not_covered = set() if not_covered is None else not_covered
+    own_rounding = max((_rounding(state.dtype) for state in states.values() if state.is_floating_point()), default=0.0)
     for node in trace.graph.nodes:
         if node.op == "output":
             continue
@@ -134,6 +135,7 @@ def find_constants(
             values[node] = same
             continue
         value = _evaluate(node, values, not_covered) if node.op == "call_function" else _read_held_tensor(node)
+        value = _without_rounded(value, node.meta["val"], own_rounding)
         # Where no other size could be tried, nothing shows that a sum grows with the size: only 0 passes it.
         if not others.complete and node.target in SUMS and node in from_input:
             value = map_tensors(keep_zeros, value)
@@ -178,6 +180,23 @@ def _evaluate(node: Node, values: dict[Node, Any], not_covered: set[Node]) -> An
 
 def _without_complex_numbers(value: Tensor) -> Tensor:
     return to_double(value) if value.is_complex() else value
+
+
+def _without_rounded(value: Any, like: Any, own_rounding: float) -> Any:
+    """A value, live where a type coarser than those of the network's parameters cannot hold it, as behind `x.half()`.
+
+    In such a type the network rounds at every step, and not as float64 does: only what needs no rounding is known.
+    """
+    if isinstance(value, list):
+        return [_without_rounded(part, part_like, own_rounding) for part, part_like in zip(value, like, strict=True)]
+    if not isinstance(value, Tensor) or not like.is_floating_point() or _rounding(like.dtype) <= own_rounding:
+        return value
+    return torch.where(value.to(like.dtype).double() == value, value, torch.nan)
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """The distance from 1 to the next number of a floating-point type."""
+    return torch.finfo(dtype).eps
 
 
 def _look_up_arguments(node: Node, values: dict[Node, Any]) -> tuple[Any, Any]:

@@ -35,6 +35,7 @@ from .contractions import (
     search_weights_once,
     used_taps,
 )
+from .lookups import LOOKUPS
 from .normalizations import WEIGHT_NORM
 from .reshapes import match_axes
 from .rows import NoRule, NotCovered, Operator, call_rule, operator_name, shape_of
@@ -44,6 +45,7 @@ __all__ = [
     "ATTENTION",
     "CONVOLUTIONS",
     "LIVE",
+    "LOOKUPS",
     "OPERATORS",
     "PRODUCTS",
     "READERS",

@@ -122,11 +122,14 @@ def attention_constant(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """An average over the tokens: of equal values that value.  A mask may leave a token nothing, which gives zero."""
+    """An average over the tokens: of equal values that value.
+
+    A mask may leave a token nothing, which gives zero, and with dropout the weights no longer add up to 1.
+    """
     if enable_gqa:
         raise NotCovered("attention with shared keys")
     value = make_uniform(value, [value.dim() - 2])
-    return value if attn_mask is None else keep_zeros(value)
+    return value if attn_mask is None and not dropout_p else keep_zeros(value)
 
 
 def softmax_constant(node: Node, x: Tensor, dim: int, *settings: Any, **options: Any) -> Tensor:

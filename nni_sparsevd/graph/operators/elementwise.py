@@ -152,11 +152,11 @@ def divide_constant(node: Node, left: Any, right: Any, *, rounding_mode: str | N
 
 
 def prelu_constant(node: Node, x: Tensor, weight: Tensor) -> Tensor:
-    """Positive numbers pass, others are multiplied by the slope of their channel."""
+    """Positive numbers pass, others are multiplied by the slope of their channel; a slope of zero stops these alone."""
     slope = weight
     if weight.dim() == 1 and weight.numel() > 1:
         slope = weight.view(-1, *(1,) * (x.dim() - 2))
-    return torch.where(x > 0, x, product(x, slope))
+    return torch.where((x > 0) | x.isnan(), x, product(x, slope))
 
 
 def where_constant(node: Node, condition: Tensor, x: Any, other: Any) -> Tensor:

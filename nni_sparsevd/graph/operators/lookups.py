@@ -12,6 +12,8 @@ from .abstract_values import compress, expand_along, full_shape, make_uniform
 from .rows import NoRule, NotCovered, Operator, shape_of
 
 aten = torch.ops.aten
+LOOKUPS = {aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_select.default, aten.gather.default}
+"""Operators that fail at places which an axis does not have, but not without data."""
 
 
 def index_channels(
