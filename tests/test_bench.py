@@ -334,6 +334,12 @@ def test_the_best_of_a_framework_is_chosen_on_held_out_images_alone() -> None:
     ]
 
 
+def test_among_equals_on_held_out_images_test_images_choose_no_champion() -> None:
+    errors = {"vd_local": 5.0, "vd_weight": 1.0}  # vd_local is listed first
+    rows = [row(name, 0.9, error, level=level) for name, error in errors.items() for level in (0.8, 0.95)]
+    assert format_champions(read_league("digits"), rows)[2] == "| ours | **5.00**, vd_local | **5.00**, vd_local |"
+
+
 def test_the_front_is_what_nothing_beats() -> None:
     points = {"a": (1.0, 4.0), "b": (2.0, 2.0), "c": (2.0, 3.0), "d": (4.0, 1.0), "twin": (2.0, 2.0)}
     assert find_pareto_front(points) == {"a", "b", "d", "twin"}

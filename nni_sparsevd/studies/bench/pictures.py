@@ -95,7 +95,7 @@ def _champions(league: League, standings: list[Standing]) -> list[tuple[Standing
     champions = []
     for host in HOSTS:
         for level in league.levels:
-            champion = find_champion(standings, host, level)
+            champion = find_champion(league, standings, host, level)
             if champion is not None:
                 champions.append((champion, level))
     return champions

@@ -78,9 +78,14 @@ def _judge_rival(name: str, rival: Rival, rows: list[Row], rate: float | None) -
     return Standing(name, rival.title, rival.host, rate or 0.0, levels, failures[0] if failures else "")
 
 
-def find_champion(standings: list[Standing], host: str, level: float) -> Standing | None:
-    """The rival of a framework with the best mean accuracy on the hold-out; None where every one of them failed."""
-    present = [standing for standing in standings if standing.host == host and standing.rows.get(level)]
+def find_champion(league: League, standings: list[Standing], host: str, level: float) -> Standing | None:
+    """The rival of a framework with the best mean accuracy on the hold-out; None where every one of them failed.
+
+    Among equals it is the first in the league's order.  That of the standings follows the test errors, which may decide
+    nothing.
+    """
+    by_name = {standing.name: standing for standing in standings if standing.host == host and standing.rows.get(level)}
+    present = [by_name[name] for name in rivals_of(league) if name in by_name]
     return max(present, key=lambda standing: standing.mean(level, "held_out") or 0.0, default=None)
 
 

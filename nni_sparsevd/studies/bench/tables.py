@@ -39,7 +39,7 @@ def format_champions_table(league: League, standings: list[Standing]) -> list[st
     lines = [format_row(["", *_level_titles(league)]), "|---|" + "--:|" * len(league.levels)]
     rows: dict[str, list[str]] = {host: [] for host in HOSTS}
     for level in league.levels:
-        champions = {host: find_champion(standings, host, level) for host in HOSTS}
+        champions = {host: find_champion(league, standings, host, level) for host in HOSTS}
         present = [champion for champion in champions.values() if champion is not None]
         best = min(_mean_errors(present, level), default=None)
         for host, champion in champions.items():
