@@ -129,6 +129,12 @@ def test_a_gate_multiplies_by_the_means_that_are_kept(dtype: torch.dtype) -> Non
     assert (spread - 2 * drawn.mean(0).log()).allclose(gate.log_alpha().detach().double(), atol=0.4)
 
 
+def test_the_kl_of_a_gate_in_half_precision_is_float32s() -> None:
+    gate = make_gate(torch.bfloat16)
+    assert gate.kl().dtype == torch.float32
+    torch.testing.assert_close(gate.kl(), log_normal_kl(gate.mu, gate.log_sigma2).sum().float())
+
+
 def test_the_gradient_of_the_kl_is_added() -> None:
     gate, twin = make_gate(), make_gate()
     (0.3 * gate.kl()).backward()

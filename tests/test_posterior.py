@@ -170,6 +170,20 @@ def test_group_log_alpha_is_the_ratio_of_sums() -> None:
     assert elements.group_log_alpha(torch.zeros(2, 3), torch.full((2, 3), -50.0), 1).isfinite().all()
 
 
+def test_group_log_alpha_of_half_precision_weights_is_float32s() -> None:
+    theta, log_sigma2 = torch.full((2, 3), 1e-3).half(), torch.full((2, 3), -10.0).half()
+    found = elements.group_log_alpha(theta, log_sigma2, 1)
+    torch.testing.assert_close(found, elements.group_log_alpha(theta.float(), log_sigma2.float(), 1))
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_the_kl_of_a_weight_that_is_no_number_is_none(prior: str) -> None:
+    """Of the exact prior it was an IndexError, and on a GPU the end of the process."""
+    log_alpha = torch.tensor([math.nan, 1.0])
+    for function in (elements.kl_elements, elements.kl_slope):
+        assert function(log_alpha, prior).isnan().tolist() == [True, False]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_log_alpha_of_half_precision_weights_is_float32s(dtype: torch.dtype) -> None:
     """Otherwise float16, whose smallest number is 6e-5, would hide every weight below 0.008."""

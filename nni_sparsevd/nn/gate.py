@@ -98,7 +98,8 @@ class ChannelGate(nn.Module):
     def kl(self) -> Tensor:
         """KL of all channels from the prior, times `kl_weight`: a scalar, in nats."""
         if self.is_log_normal():
-            return self.kl_weight * log_normal_kl(self.mu, self.log_sigma2).sum().to(self.mu.dtype)
+            wide = torch.promote_types(self.mu.dtype, torch.float32)
+            return self.kl_weight * log_normal_kl(self.mu, self.log_sigma2).sum().to(wide)
         return self.kl_weight * divergence.kl(self.mu, self.log_sigma2, self.settings.prior)
 
     def add_kl_gradient_(self, weight: float) -> None:

@@ -72,7 +72,7 @@ def dawson_integral(t: Tensor) -> Tensor:
 def _interpolate(t: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
     """Cubic Hermite interpolation between the two nodes around each t (clamped to the table)."""
     position = t.clamp(0, LIMIT) * STEPS_PER_UNIT
-    node = position.long()
+    node = position.nan_to_num().long()  # NaN is no number of a node, and comes back through x
     x = position - node
     values, slopes = values.to(t), slopes.to(t) / STEPS_PER_UNIT
     left, right = values[node], values[node + 1]

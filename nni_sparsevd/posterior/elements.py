@@ -30,9 +30,7 @@ def log_alpha(theta: Tensor, log_sigma2: Tensor) -> Tensor:
         A tensor in the shape of `theta`, float32 or wider; finite also where theta is 0 (at most log_sigma2 + 87 in
         float32).
     """
-    # In float16 the guard below would be 6e-5, the smallest number, and would hide every weight below 0.008.
-    wide = torch.promote_types(theta.dtype, torch.float32)
-    theta, log_sigma2 = theta.to(wide), log_sigma2.to(wide)
+    theta, log_sigma2 = _widen(theta), _widen(log_sigma2)
     return log_sigma2 - (theta.square() + torch.finfo(theta.dtype).tiny).log()
 
 
@@ -45,10 +43,18 @@ def group_log_alpha(theta: Tensor, log_sigma2: Tensor, dim: int | list[int]) -> 
         dim: The dimensions to sum over.
 
     Returns:
-        A tensor in the shape of `theta` without the dimensions `dim`.
+        A tensor in the shape of `theta` without the dimensions `dim`, float32 or wider.
     """
+    theta, log_sigma2 = _widen(theta), _widen(log_sigma2)
     signal = theta.square().sum(dim) + torch.finfo(theta.dtype).tiny
     return log_sigma2.expand_as(theta).logsumexp(dim) - signal.log()
+
+
+def _widen(values: Tensor) -> Tensor:
+    """The values in float32 or wider: in float16 the guard of a logarithm, the smallest number, would be 6e-5, and
+    would hide every weight below 0.008.
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def snr(theta: Tensor, log_sigma2: Tensor) -> Tensor:
