@@ -75,7 +75,8 @@ def sample_network(model: nn.Module, masks: Masks | None = None) -> nn.Module:
             if isinstance(module, ChannelGate):
                 module.fix_(module.draw())
             else:
-                module.weight.add_((0.5 * module.log_sigma2).exp() * torch.randn_like(module.weight))
+                noise = (0.5 * module.log_sigma2).exp() * torch.randn_like(module.weight)
+                module.weight.add_(module.fill_fixed_row(noise, 0.0))
     return bake_(drawn, {} if masks is None else masks, allow_empty=True)
 
 

@@ -117,11 +117,13 @@ class MaskSettings(Settings):
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "MaskSettings":
-        if isinstance(self.threshold, str) and (self.ratio is not None or self.structure == "n:m"):
-            other = "structure = 'n:m'" if self.ratio is None else f"ratio = {self.ratio:g}"
-            raise ValueError(
-                f"masks.threshold = {self.threshold!r} and {other} both say how much goes: leave one of them out"
-            )
+        said = [f"threshold = {self.threshold!r}"] if isinstance(self.threshold, str) else []
+        said += [f"ratio = {self.ratio:g}"] if self.ratio is not None else []
+        said += ["structure = 'n:m'"] if self.structure == "n:m" else []
+        if len(said) > 1:
+            raise ValueError(f"masks.{said[0]} and {said[1]} both say how much goes: leave one of them out")
+        if self.structure == "n:m" and self.keep > self.block:
+            raise ValueError(f"masks.keep: {self.keep} of every {self.block} weights cannot be kept")
         if self.criterion == "opd" and self.ratio is None and self.structure != "n:m":
             raise ValueError("masks.criterion = 'opd' ranks, and has no threshold: set masks.ratio")
         return self

@@ -271,6 +271,31 @@ def test_kl_weights() -> None:
     }
 
 
+class TwoWriters(nn.Module):
+    """Two layers that write the same channels, and a head that is tied to a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 4)
+        self.left, self.right = nn.Linear(4, 5), nn.Linear(4, 5)
+        self.back = nn.Linear(5, 4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        return self.head(self.back((self.left(x) + self.right(x)).relu()))
+
+
+def test_a_kl_weight_reaches_a_posterior_by_any_of_its_layers() -> None:
+    """Only the name of the first layer counted."""
+    model = svd.sparsify_(TwoWriters(), kl_weights={"head": 3.0})
+    assert model.table.kl_weight == model.head.kl_weight == 3.0
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    model = svd.sparsify_(TwoWriters(), granularity="gate", example_inputs=ids, kl_weights={"right": 2.0})
+    assert model.left.gate is model.right.gate and model.left.gate.kl_weight == 2.0
+
+
 def test_estimators_by_layer() -> None:
     model = svd.sparsify_(mixed(), estimator="local_bf16", estimators={"Linear": "weight", "head": "local"})
     found = {name: layer.settings.estimator for name, layer in named_posteriors(model)}
@@ -312,6 +337,55 @@ def test_refusals(case: str) -> None:
     with pytest.raises(error, match=message):
         svd.sparsify_(model, **settings)
     assert not is_variational(model) and list(model.state_dict()) == keys
+
+
+class WithTable(nn.Module):
+    """Two layers, and then a table that cannot carry a posterior."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+        self.table = nn.Embedding(5, 4, max_norm=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize(("granularity", "padded"), [("weight", False), ("weight", True), ("both", False)])
+@pytest.mark.filterwarnings("ignore::nni_sparsevd.errors.SparseVDWarning")
+def test_evaluation_without_gradients_is_the_baked_transformer(granularity: str, padded: bool) -> None:
+    """torch's fused kernel read the weights of the two linear layers as they were, removed ones too."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 2), torch.randn(2, 5, 8)
+    svd.sparsify_(model, granularity=granularity, example_inputs=x)
+    with torch.no_grad():
+        for _, found in named_posteriors(model):
+            theta = found.weight if isinstance(found, Variational) else found.mu
+            found.log_sigma2.copy_(theta.square().log() + 3 + 2 * torch.randn_like(theta))
+    model.eval()
+    ends = torch.tensor([[False] * 5, [False] * 3 + [True] * 2]) if padded else None
+    baked = svd.bake_(copy.deepcopy(model))
+    assert not any(module._forward_pre_hooks for module in baked.modules())
+    with torch.no_grad():
+        for inputs in (x, 2 * x):
+            evaluated = model(inputs, src_key_padding_mask=ends)
+            torch.testing.assert_close(evaluated, baked(inputs, src_key_padding_mask=ends), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gate", ["gaussian", "log_normal"])
+def test_a_late_refusal_leaves_the_network_as_it_was(gate: str) -> None:
+    """The layers before the one that cannot carry a posterior stayed variational, and a second call was refused."""
+    torch.manual_seed(0)
+    model = WithTable()
+    state, classes = copy.deepcopy(model.state_dict()), [type(module) for module in model.modules()]
+    chosen = {"granularity": "both", "gate": gate, "threshold": 0.0, "example_inputs": torch.zeros(1, 4)}
+    with pytest.raises(SettingError, match="max_norm"):
+        svd.sparsify_(model, **chosen)
+    assert [type(module) for module in model.modules()] == classes and list(model.state_dict()) == list(state)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+    assert not any(module._forward_hooks for module in model.modules())
+    svd.sparsify_(model, exclude=["Embedding"], **chosen)
 
 
 def test_converting_twice_is_refused() -> None:

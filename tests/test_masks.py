@@ -148,6 +148,48 @@ def test_n_of_m_is_exact_in_every_block(keep: int, block: int) -> None:
         assert (worst_kept <= best_gone).all()
 
 
+def test_gates_keep_to_the_threshold_beside_blocks() -> None:
+    """Channels that the network silences in evaluation mode came back in the baked one."""
+    model = trained(granularity="both")
+    masks = svd.compute_masks(model, structure="n:m")
+    kept = model.up.gate.mask()
+    assert 0 < kept.sum() < 12
+    assert torch.equal(masks["up"]["bias"].bool(), kept)
+    assert (masks["up"]["weight"][:, ~kept] == 0).all() and (masks["up"]["weight"][:, kept] != 0).any()
+
+
+class Table(nn.Module):
+    """A table behind the head that reads it: the head comes first, and its rows are those of the table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 8, bias=False)
+        self.table = nn.Embedding(8, 4, padding_idx=2)
+        self.head.weight = self.table.weight
+
+
+@pytest.mark.parametrize(
+    "settings", [{"ratio": 0.95}, {"ratio": 0.95, "scope": "layer"}, {"structure": "n:m"}], ids=str
+)
+def test_a_padding_row_is_never_removed(settings: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    model = svd.sparsify_(Table())
+    mask = svd.compute_masks(model, **settings)["table"]["weight"]
+    assert mask[2].all() and not mask.all()
+
+
+def test_a_padding_row_has_no_part_in_the_score_of_a_channel() -> None:
+    torch.manual_seed(0)
+    model = svd.sparsify_(nn.Sequential(nn.Embedding(6, 4, padding_idx=0)))
+    with torch.no_grad():
+        model[0].weight.mul_(1e-5)
+        model[0].log_sigma2[1:] = -20.0
+    log_alpha = group_log_alpha(model[0].weight[1:], model[0].log_sigma2[1:], 0)
+    for threshold in (float(log_alpha.min()) + 1e-3, float(log_alpha.max()) + 1e-3):
+        masks = svd.compute_masks(model, structure="structured", threshold=threshold, allow_empty=True)
+        assert torch.equal(masks["0"]["weight"][0].bool(), log_alpha < threshold)
+
+
 # Whole channels.
 
 
@@ -222,6 +264,31 @@ def test_a_group_keeps_its_most_relevant_channel() -> None:
     assert [int(empty[name]["bias"].sum()) for name in ("left", "up", "hidden")] == [0, 0, 0]
 
 
+class Residual(nn.Module):
+    """Both `stem` and `last` write the channels that `first` and `head` read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.last(self.first(x).relu()))
+
+
+def test_the_threshold_of_a_group_is_that_of_a_layer_which_writes_it() -> None:
+    """It was that of `first`, which reads the channels before `last` writes them."""
+    torch.manual_seed(0)
+    model = svd.sparsify_(Residual(), exclude=["stem"])
+    with torch.no_grad():
+        squares = model.last.weight.square().sum(1, keepdim=True)
+        model.last.log_sigma2.copy_((squares / 5).log() + torch.arange(6.0).view(6, 1))
+    model.last.threshold, model.first.threshold = 2.5, 50.0
+    masks = svd.compute_masks(model, structure="structured", example_inputs=torch.zeros(1, 3))
+    assert masks["last"]["bias"].tolist() == [1, 1, 1, 0, 0, 0]
+
+
 # Refusals.
 
 REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
@@ -233,7 +300,11 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "n:m of gates": (
         lambda: svd.compute_masks(trained(granularity="gate"), structure="n:m"), ModelError, "Net has gates alone",
     ),
-    "n:m": (lambda: svd.compute_masks(trained(), structure="n:m", keep=5), SettingError, "masks.keep: 5 of every 4"),
+    "n:m": (lambda: svd.MaskSettings(structure="n:m", keep=5), ValueError, "masks.keep: 5 of every 4"),
+    "n:m with a ratio": (
+        lambda: svd.compute_masks(trained(), structure="n:m", ratio=0.5), SettingError,
+        "masks.ratio = 0.5 and structure = 'n:m' both say",
+    ),
     "no group": (
         lambda: svd.compute_masks(
             svd.sparsify_(nn.Linear(3, 2)), structure="structured", example_inputs=torch.zeros(1, 3)

@@ -30,6 +30,13 @@ def test_a_drawn_network_is_ordinary_and_its_weights_have_the_posteriors_moments
         assert torch.equal(value, before[name])
 
 
+def test_a_padding_row_is_not_drawn() -> None:
+    torch.manual_seed(0)
+    model = svd.sparsify_(nn.Sequential(nn.Embedding(5, 4, padding_idx=1)), init_log_sigma2=0.0)
+    drawn, before = svd.sample_network(model)[0].weight, model[0].weight
+    assert torch.equal(drawn[1], before[1]) and (drawn[[0, 2, 3, 4]] != before[[0, 2, 3, 4]]).all()
+
+
 def test_masks_silence_mean_and_noise() -> None:
     model = network(-4.0)
     masks = {"0": {"weight": (torch.arange(48).view(8, 6) % 3 == 0).float()}}

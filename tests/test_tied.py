@@ -144,8 +144,10 @@ def test_one_parameter_has_one_posterior_and_its_kl_counts_once(make: Callable[[
 
 
 @each_tie
-@pytest.mark.parametrize("structure", ["unstructured", "structured", "n:m"])
-@pytest.mark.parametrize("ratio", [None, 0.5])
+@pytest.mark.parametrize(
+    ("structure", "ratio"),
+    [("unstructured", None), ("unstructured", 0.5), ("structured", None), ("structured", 0.5), ("n:m", None)],
+)
 def test_masks_apply_to_all_names(
     make: Callable[[], nn.Module], x: Tensor, structure: str, ratio: float | None
 ) -> None:

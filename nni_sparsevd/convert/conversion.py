@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from ..errors import ModelError
+from ..errors import ModelError, SparseVDError
 from ..graph import Inputs, require_convertible, require_numbers
 from ..masks import Masks, apply_masks_, compute_masks, validate_masks
-from ..nn import is_variational, share_posterior_, to_plain_network_, to_variational_
+from ..nn import gate_sites, is_variational, share_posterior_, to_plain_network_, to_variational_
 from ..settings import PosteriorSettings, choose_settings
 from .gating import attach_gates_
 from .passed_over import find_passed_over_weights, warn_of_passed_over
@@ -30,7 +30,7 @@ def sparsify_(
     a gate, or a weight of a module that no twin is known of. `find_passed_over` gives the whole list.
 
     Law: `bake_` undoes it. With nothing removed, the network then computes what it computed before, with its own
-    classes and state-dict keys.
+    classes and state-dict keys. After an error the network is what it was, too.
 
     Args:
         model: Any network.
@@ -66,8 +66,19 @@ def sparsify_(
         raise ModelError(f"{type(model).__name__} is variational already; bake_ it first")
     require_convertible(model)
     require_numbers(model)
-    warn_of_passed_over(model, _convert_(model, chosen, example_inputs))
+    warn_of_passed_over(model, _convert_or_undo_(model, chosen, example_inputs))
     return model
+
+
+def _convert_or_undo_(model: nn.Module, settings: PosteriorSettings, example_inputs: Inputs | None) -> dict[str, str]:
+    """`_convert_`, and after an error no posterior at all."""
+    try:
+        return _convert_(model, settings, example_inputs)
+    except SparseVDError:
+        for _, site, gate in list(gate_sites(model)):
+            gate.detach_(site)  # first, or their means would be baked
+        to_plain_network_(model)
+        raise
 
 
 def _convert_(model: nn.Module, settings: PosteriorSettings, example_inputs: Inputs | None) -> dict[str, str]:
@@ -87,11 +98,12 @@ def _convert_(model: nn.Module, settings: PosteriorSettings, example_inputs: Inp
 
 def _add_posterior_(model: nn.Module, names: list[str], settings: PosteriorSettings) -> None:
     """Make layers variational that share one weight; mostly that is a single layer."""
+    modules = {name: model.get_submodule(name) for name in names}
+    kl_weight = find_kl_weight(modules, settings)
     layers = []
-    for name in names:
-        layer = model.get_submodule(name)
-        layer = to_variational_(layer, settle_estimator(name, layer, settings))
-        layer.kl_weight = find_kl_weight(name, layer, settings)
+    for name, module in modules.items():
+        layer = to_variational_(module, settle_estimator(name, module, settings))
+        layer.kl_weight = kl_weight
         layers.append(layer)
     if len(layers) > 1:
         share_posterior_(layers[0], layers[1:])

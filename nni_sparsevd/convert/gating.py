@@ -145,7 +145,8 @@ def attach_gate_(model: nn.Module, settings: PosteriorSettings, silencing: Silen
     # Not `get_parameter`: in a module that a host has wrapped, the weight is a tensor, and no parameter.
     weight: Tensor = getattr(model.get_submodule(silencers[0].layer), "weight")  # noqa: B009
     gate = ChannelGate(len(group), settings, device=weight.device, dtype=weight.dtype)
-    gate.kl_weight = find_kl_weight(group.module, model.get_submodule(group.module), settings)
+    names = (group.module, *(writer.module for writer in group.writers))
+    gate.kl_weight = find_kl_weight({name: model.get_submodule(name) for name in names}, settings)
     gate.writers = tuple(dict.fromkeys(silencer.layer for silencer in silencers))
     sites = set()
     for silencer in silencers:

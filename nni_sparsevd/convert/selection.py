@@ -92,10 +92,10 @@ def is_selected(name: str, module: nn.Module, settings: PosteriorSettings) -> bo
     return not settings.include or any(matches(pattern, name, module) for pattern in settings.include)
 
 
-def last_match(entries: dict[str, T], name: str, module: nn.Module, default: T) -> T:
-    """Find the last entry whose name, pattern or type is this module's."""
+def last_match(entries: dict[str, T], modules: dict[str, nn.Module], default: T) -> T:
+    """Find the last entry whose name, pattern or type is that of one of the modules, which go by their names."""
     for pattern, entry in reversed(entries.items()):
-        if matches(pattern, name, module):
+        if any(matches(pattern, name, module) for name, module in modules.items()):
             return entry
     return default
 
@@ -111,19 +111,19 @@ def settle_estimator(name: str, module: nn.Module, settings: PosteriorSettings) 
     Returns:
         The settings with the last entry that matches the module as their `estimator`, or as they are.
     """
-    estimator = last_match(settings.estimators, name, module, settings.estimator)
+    estimator = last_match(settings.estimators, {name: module}, settings.estimator)
     return settings.model_copy(update={"estimator": estimator})
 
 
-def find_kl_weight(name: str, module: nn.Module, settings: PosteriorSettings) -> float:
-    """Find the factor on the KL of a module.
+def find_kl_weight(modules: dict[str, nn.Module], settings: PosteriorSettings) -> float:
+    """Find the factor on the KL of one posterior.
 
     Args:
-        name: The name of the module.
-        module: The module.
+        modules: The modules that the posterior belongs to, by name: several that share a weight, or write the channels
+            of a gate.
         settings: The settings, whose `kl_weights` are asked.
 
     Returns:
-        The last entry that matches the module, else 1.
+        The last entry that matches one of the modules, else 1.
     """
-    return last_match(settings.kl_weights, name, module, 1.0)
+    return last_match(settings.kl_weights, modules, 1.0)

@@ -29,7 +29,8 @@ def compute_masks(
     - `structure="structured"` removes whole output channels. With `example_inputs` it decides over coupled channels,
       and masks everything that writes a removed channel, so that `shrink` can remove the channel; without them it
       decides layer by layer. The most relevant channel of a group stays unless `allow_empty`.
-    - `structure="n:m"` keeps the `keep` most relevant of every `block` weights along the input axis.
+    - `structure="n:m"` keeps the `keep` most relevant of every `block` weights along the input axis. Gates keep to the
+      threshold.
     - `threshold="evidence"` removes what the evidence does not need: see `posterior.evidence_gain`.
     - A `ratio` counts weights, and with `structure="structured"`, or in a network that has gates alone, channels.
 
@@ -44,8 +45,8 @@ def compute_masks(
 
     Raises:
         SettingError: Both `settings` and keywords, an unknown keyword or a wrong value, `threshold="held_out"` (which
-            needs data), `threshold="evidence"` with a prior that it cannot judge, or more weights to keep than a block
-            has.
+            needs data), `threshold="evidence"` with a prior that it cannot judge, more weights to keep than a block
+            has, or a `ratio` beside blocks.
         ModelError: The network has no posterior, no channel group that could be removed, or, with `structure="n:m"`, no
             posterior on weights.
         TraceError: The network cannot be traced with `example_inputs`.

@@ -1,11 +1,13 @@
 """Masks of coupled channels, in everything that writes them."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..graph import ChannelGraph, ChannelGroup, Writer
+from ..graph import Axis, ChannelGraph, ChannelGroup, Writer
 from ..nn import ChannelGate, Variational, gate_sites, output_dim
 from ..settings import MaskSettings
 from .format import Masks
@@ -26,7 +28,7 @@ def mask_channels_by_group(model: nn.Module, graph: ChannelGraph, chosen: MaskSe
         if gate is None:
             score = _group_score(model, graph, group, channel_score)
         else:
-            score = score_elements(gate, chosen)
+            score = score_elements(gate, chosen).cpu()  # where the scores of weights are
         if score is not None:
             scores[group.name] = score
             thresholds[group.name] = _group_threshold(model, group, gate)
@@ -81,11 +83,19 @@ def _stands_on_group(
 
 
 def _group_threshold(model: nn.Module, group: ChannelGroup, gate: ChannelGate | None) -> float:
-    """The threshold of the gate of a group, or of the first variational layer in it."""
+    """The threshold of the gate of a group, or of the first layer with a posterior that writes it."""
     if gate is not None:
         return gate.threshold
-    modules = (model.get_submodule(name.rpartition(".")[0]) for name, _ in group.axes)
-    return next(module.threshold for module in modules if isinstance(module, Variational))
+    return next(layer.threshold for layer, _ in _written_by_posteriors(model, group))
+
+
+def _written_by_posteriors(model: nn.Module, group: ChannelGroup) -> Iterator[tuple[Variational, Axis]]:
+    """Walk over the layers with a posterior whose outputs are in a group, each with the axis of these outputs."""
+    for name, dim in group.axes:
+        module_name, _, key = name.rpartition(".")
+        layer = model.get_submodule(module_name)
+        if isinstance(layer, Variational) and key == "weight" and dim == output_dim(layer):
+            yield layer, (name, dim)
 
 
 def _group_score(
@@ -94,15 +104,12 @@ def _group_score(
     """The score of each channel over all variational weights that write it; None without any."""
     sums = [torch.zeros(len(group), dtype=torch.float64) for _ in channel_score.summands]
     has_posterior = False
-    for name, dim in group.axes:
-        layer = model.get_submodule(name.rpartition(".")[0])
-        if not isinstance(layer, Variational) or not name.endswith(".weight") or dim != output_dim(layer):
-            continue
+    for layer, axis in _written_by_posteriors(model, group):
         has_posterior = True
         # An output of the layer may be none of this group's channels, and several outputs may be one channel.
-        position = torch.from_numpy(graph.positions_in_group((name, dim), group))
+        position = torch.from_numpy(graph.positions_in_group(axis, group))
         inside = position >= 0
-        inputs = [d for d in range(layer.weight.dim()) if d != dim]
+        inputs = [dim for dim in range(layer.weight.dim()) if dim != output_dim(layer)]
         for total, summand in zip(sums, channel_score.summands, strict=True):
             total.index_add_(0, position[inside], summand(layer).sum(inputs).cpu()[inside])
     return channel_score.combine(*sums) if has_posterior else None

@@ -22,7 +22,7 @@ from ..posterior import REASONS_AGAINST_EVIDENCE, evidence_gain
 from ..settings import MaskSettings
 
 Summand = Callable[[Variational], Tensor]
-"""A layer -> a float64 number for each of its weights, in the shape of the weight."""
+"""A layer -> a float64 number for each of its weights, in the shape of the weight; 0 in a fixed row."""
 
 
 @dataclass(frozen=True)
@@ -72,29 +72,20 @@ def check_evidence(model: nn.Module) -> None:
 
 
 def _evidence_gain(layer: Variational) -> Tensor:
-    return _without_fixed_row(layer, evidence_gain(layer.log_alpha(), layer.settings.prior))
+    return layer.fill_fixed_row(evidence_gain(layer.log_alpha(), layer.settings.prior), 0.0)
 
 
 def _precision_times_square(layer: Variational) -> Tensor:
-    return _without_fixed_row(layer, (-layer.log_alpha().double()).exp())
+    return layer.fill_fixed_row((-layer.log_alpha().double()).exp(), 0.0)
 
 
 def _variance(layer: Variational) -> Tensor:
-    return layer.log_sigma2.detach().double().exp().expand_as(layer.weight)
+    return layer.fill_fixed_row(layer.log_sigma2.detach().double().exp().expand_as(layer.weight), 0.0)
 
 
 def _square(layer: Variational) -> Tensor:
     theta: Tensor = layer.weight.detach()
-    return theta.double().square()
-
-
-def _without_fixed_row(layer: Variational, values: Tensor) -> Tensor:
-    """The values with 0 for what is a constant, and has no posterior."""
-    if layer.fixed_row is None:
-        return values
-    learned = values.clone()
-    learned[layer.fixed_row] = 0.0
-    return learned
+    return layer.fill_fixed_row(theta.double().square(), 0.0)
 
 
 def _log(values: Tensor) -> Tensor:

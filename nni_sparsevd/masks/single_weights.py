@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError, SettingError
+from ..errors import ModelError
 from ..nn import ChannelGate, Variational, gate_sites, output_dim
 from ..settings import MaskSettings
 from .format import Masks
@@ -19,14 +19,18 @@ def mask_weights(model: nn.Module, chosen: MaskSettings) -> Masks:
     layers = find_variational(model)
     masks: Masks = {}
     for name, kept in _select_kept_elements(layers, chosen).items():
-        masks[name] = {"weight": kept.float()}
+        masks[name] = {"weight": layers[name].fill_fixed_row(kept, True).float()}
     # Beside weights a ratio counts weights, and gates keep to the threshold. Of gates alone it counts the channels.
-    chosen_for_gates = chosen.model_copy(update={"ratio": None}) if layers else chosen
+    _mask_gates_(masks, model, chosen.model_copy(update={"ratio": None}) if layers else chosen)
+    return masks
+
+
+def _mask_gates_(masks: Masks, model: nn.Module, chosen: MaskSettings) -> None:
+    """Decide about every gate by itself; on top of the masks that there are."""
     gates = {gate_key(gate): gate for _, _, gate in gate_sites(model)}
-    kept_channels = _select_kept_elements(gates, chosen_for_gates)
+    kept_channels = _select_kept_elements(gates, chosen)
     for scaled, site, gate in gate_sites(model):
         mask_outputs_(masks, model, scaled, gate.spread(kept_channels[gate_key(gate)], site))
-    return masks
 
 
 def _select_kept_elements(
@@ -39,7 +43,7 @@ def _select_kept_elements(
 
 
 def mask_blocks(model: nn.Module, chosen: MaskSettings) -> Masks:
-    """Decide about `keep` of every `block` weights along the input axis of each layer."""
+    """Decide about `keep` of every `block` weights along the input axis of each layer; gates keep to the threshold."""
     masks: Masks = {}
     layers = find_variational(model)
     if not layers:
@@ -49,17 +53,17 @@ def mask_blocks(model: nn.Module, chosen: MaskSettings) -> Masks:
         )
     for name, layer in layers.items():
         input_dim = 1 - output_dim(layer)
-        masks[name] = {"weight": _keep_n_of_m(layer.log_alpha(), input_dim, chosen)}
+        kept = _keep_n_of_m(layer.log_alpha(), input_dim, chosen)
+        masks[name] = {"weight": layer.fill_fixed_row(kept, True).float()}
+    _mask_gates_(masks, model, chosen)
     return masks
 
 
 def _keep_n_of_m(score: Tensor, axis: int, chosen: MaskSettings) -> Tensor:
-    """Keep the `keep` lowest of every `block` along an axis; a layer that is no whole number of blocks stays whole."""
-    if chosen.keep > chosen.block:
-        raise SettingError(f"masks.keep: {chosen.keep} of every {chosen.block} weights cannot be kept")
+    """True at the `keep` lowest of every `block` along an axis; what is no whole number of blocks stays whole."""
     if score.dim() < 2 or score.shape[axis] % chosen.block:
-        return torch.ones_like(score)
+        return torch.ones_like(score, dtype=torch.bool)
     blocks = score.movedim(axis, -1).unflatten(-1, (-1, chosen.block))
     lowest = blocks.argsort(dim=-1, stable=True)[..., : chosen.keep]
-    kept = torch.zeros_like(blocks).scatter_(-1, lowest, 1.0)
+    kept = torch.zeros_like(blocks, dtype=torch.bool).scatter_(-1, lowest, True)
     return kept.flatten(-2).movedim(-1, axis).contiguous()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, SettingError
 from ..settings import PosteriorSettings
 from .subclasses import DerivedLayer, make_twin, repeats_parent
-from .variational import Variational
+from .variational import Variational, require_call
 
 
 class Linear(Variational, nn.Linear):
@@ -204,6 +204,9 @@ def to_plain_(module: Variational) -> nn.Module:
     for name in ("log_sigma2", "settings", "threshold", "kl_weight"):
         delattr(module, name)
     vars(module).pop("fixed_row", None)  # only layers with such a row have it of their own
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if hook is require_call:
+            del module._forward_pre_hooks[key]
     return module
 
 

@@ -242,6 +242,13 @@ def make_log_sigma2(layer: nn.Module, settings: PosteriorSettings) -> Tensor:
     return weight.new_full(shape, settings.init_log_sigma2)
 
 
+def require_call(layer: nn.Module, inputs: Any) -> None:
+    """Do nothing: a hook that has torch call the layer, and not a fused kernel with its weight.
+
+    In evaluation mode `nn.TransformerEncoderLayer` does not call its linear layers, unless one of them has a hook.
+    """
+
+
 class Variational(nn.Module):
     """Mixin: every weight has a posterior N(weight, exp(log_sigma2)).  Put it before the class of torch.
 
@@ -287,14 +294,27 @@ class Variational(nn.Module):
         self.settings = settings
         self.threshold = settings.threshold
         self.kl_weight = 1.0
+        self.register_forward_pre_hook(require_call)
 
     def log_alpha(self) -> Tensor:
         """Log sigma^2 - log theta^2, in the shape of the weight; the lowest number in a fixed row."""
         values = elements.log_alpha(self.weight, self.log_sigma2)
+        return self.fill_fixed_row(values, torch.finfo(values.dtype).min)
+
+    def fill_fixed_row(self, values: Tensor, filling: float) -> Tensor:
+        """Replace what stands in the fixed row, where the layer has one.
+
+        Args:
+            values: One value for each weight, in the shape of the weight.
+            filling: What stands in that row instead.
+
+        Returns:
+            A new tensor, or `values` where there is no such row.
+        """
         if self.fixed_row is None:
             return values
         is_fixed = torch.arange(len(values), device=values.device) == self.fixed_row
-        return values.masked_fill(is_fixed.view(-1, *[1] * (values.dim() - 1)), torch.finfo(values.dtype).min)
+        return values.masked_fill(is_fixed.view(-1, *[1] * (values.dim() - 1)), filling)
 
     def kl(self) -> Tensor:
         """KL of all weights but those of a fixed row from the prior, times `kl_weight`: a scalar, in nats."""

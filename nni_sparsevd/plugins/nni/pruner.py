@@ -145,7 +145,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
             if settings.granularity == "both" or not gated:
                 shared = posterior_of.get(space.target)
                 own = settle_estimator(name, module, settings)
-                posterior = TargetPosterior(space, own, find_kl_weight(name, module, settings), shared)
+                posterior = TargetPosterior(space, own, find_kl_weight({name: module}, settings), shared)
                 posteriors[name, target] = posterior
                 posterior_of.setdefault(space.target, posterior)
         return posteriors
