@@ -183,7 +183,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(small: nn.Module, tmp_p
         svd.save_folder(small, tmp_path / "net")
     with pytest.raises(SettingError, match="preprocessing has no means"):
         svd.save_folder(small, tmp_path / "new", preprocessing={"means": [0.5]})
-    with pytest.raises(SettingError, match=r"preprocessing: .*Tensor.*; give numbers"):
+    with pytest.raises(SettingError, match=r"preprocessing: .*Tensor.*; give a list of numbers"):
         svd.save_folder(small, tmp_path / "new", preprocessing={"mean": torch.zeros(3)})
     with pytest.raises(ModelError):
         svd.save_folder(small, tmp_path / "new", name="resnet18")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import FileFormatError, ModelError, SettingError
 from ..files import load_tensors, save_tensors
-from ..graph import ShrinkableMultiheadAttention, copy_module, free_attentions_
+from ..graph import ShrinkableMultiheadAttention, copy_module, evaluation_mode, free_attentions_
 from ..nn import is_variational
 from ..preprocessing import check_values, read_values, set_values_
 from ..settings import Argument
@@ -40,6 +40,8 @@ PACKED = "packed"
 """The only tensor of a file that holds packed ones, and what its metadata say then."""
 HEADER = ("class", "name", "arguments", "attributes")
 """Keys that every header has."""
+READS_FILES = ("pretrained", "checkpoint", "cache")
+"""How arguments begin that have timm open other files: on this machine, or at an address anywhere."""
 MAX_REMEMBERED = 1 << 24
 """Channels that a norm may remember, at most: a file that claims more would only take memory."""
 MAX_DIMENSIONS = 8
@@ -76,8 +78,8 @@ def save(
             `pretrained_cfg` says: "mean", "std", "input_size" and so on, under timm's names.
 
     Raises:
-        SettingError: `preprocessing` has a key that timm does not have, or a value of a wrong type; `posterior` is
-            missing with `coding="posterior"`, or given without.
+        SettingError: `preprocessing`, or the network's `pretrained_cfg`, has a value that is not allowed; `posterior`
+            is missing with `coding="posterior"`, or given without.
         ModelError: The network still has posteriors, or is not what `name` and `arguments` build; `posterior` has no
             posterior on weights, or weights of other shapes.
         FileFormatError: The file cannot be written; what was there before is intact.
@@ -104,7 +106,8 @@ def save(
     # Measured before the file is written: the file is whole, or it is not there.
     if measure is not None:
         as_loaded = model if coding is None else _copy_as_packed(model, coding, steps)
-        header["measured"] = dict(measure(as_loaded))
+        with evaluation_mode(as_loaded):
+            header["measured"] = {name: float(value) for name, value in measure(as_loaded).items()}
     _write(model.state_dict(), path, header, coding, steps)
 
 
@@ -138,6 +141,8 @@ def _make_header(
     from .. import models  # timm takes seconds to import: not before a network is saved or loaded
 
     name, arguments = models.resolve_origin(model, name, arguments)
+    # The file has the weights, and says how inputs are made: it needs no other.
+    arguments = {key: value for key, value in arguments.items() if not key.startswith(READS_FILES)}
     remembering = _describe_remembering_norms(model)
     attentions = [name for name, module in model.named_modules() if isinstance(module, ShrinkableMultiheadAttention)]
     possible_attributes: Attributes = {}
@@ -162,7 +167,7 @@ def _make_header(
         "attentions": attentions,
         "attributes": attributes,
         "possible_attributes": possible_attributes,
-        "preprocessing": inputs | preprocessing,
+        "preprocessing": check_values(inputs | preprocessing),
     }
 
 
@@ -236,6 +241,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     # A file without this key has no such norms.
     _put_remembering_norms_(model, header.get("remembering", {}), path)
     _free_attentions_(model, header.get("attentions", []), path)
+    _match_buffer_types_(model, tensors)
     resize_(model, tensors, attributes, path)
     set_possible_attributes_(model, header.get("possible_attributes", {}), path)  # older files do not have this key
     try:
@@ -245,6 +251,23 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     if inputs:
         set_values_(model, inputs)
     return model.eval()
+
+
+def _match_buffer_types_(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Where a file is of another precision than the network, give that to the buffers that no file has, in place."""
+    types, own_types = _find_float_types(tensors), _find_float_types(model.state_dict())
+    if len(types) != 1 or types == own_types:
+        return
+    (dtype,) = types
+    for module in model.modules():
+        for key in module._non_persistent_buffers_set:
+            buffer = module._buffers[key]
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[key] = buffer.to(dtype)
+
+
+def _find_float_types(tensors: Mapping[str, Tensor]) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -259,7 +282,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         else:
             header = json.loads(metadata[FORMAT])
         missing = [key for key in (*HEADER, "version") if key not in header]
-    except (json.JSONDecodeError, KeyError, TypeError, FileFormatError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, FileFormatError) as error:
         raise FileFormatError(f"{path}: its header is damaged: {error}") from None
     if missing:
         raise FileFormatError(f"{path}: its header is damaged: it lacks {', '.join(missing)}")
@@ -277,8 +300,7 @@ def _build_original(name: Any, arguments: Any, path: Path) -> nn.Module:
 
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise FileFormatError(f"{path}: names no network: {name!r} with {arguments!r}")
-    # timm would open these: a file on this machine, or an address anywhere.
-    refused = [key for key in arguments if key.startswith(("pretrained", "checkpoint", "cache"))]
+    refused = [key for key in arguments if key.startswith(READS_FILES)]
     if refused:
         raise FileFormatError(f"{path}: wants to load other files ({', '.join(refused)}), which none may")
     try:
