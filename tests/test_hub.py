@@ -192,3 +192,15 @@ def test_nothing_is_overwritten_and_nothing_half_written(small: nn.Module, tmp_p
         svd.load(tmp_path / "net")
     with pytest.raises(FileFormatError, match="no such file"):
         svd.push(tmp_path / "net", "us/net")
+
+
+def test_what_a_measurement_raises_is_no_error_of_the_folder(small: nn.Module, tmp_path: Path) -> None:
+    def measure(_: nn.Module) -> dict[str, float]:
+        raise FileNotFoundError("photos/")
+
+    with pytest.raises(FileNotFoundError, match="photos/"):
+        svd.save_folder(small, tmp_path / "net", arguments={"num_classes": 5}, measure=measure)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileFormatError, match="cannot be written"):
+        svd.save_folder(small, tmp_path / "file" / "net", arguments={"num_classes": 5})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

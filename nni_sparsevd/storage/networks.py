@@ -106,8 +106,7 @@ def save(
     # Measured before the file is written: the file is whole, or it is not there.
     if measure is not None:
         as_loaded = model if coding is None else _copy_as_packed(model, coding, steps)
-        with evaluation_mode(as_loaded):
-            header["measured"] = {name: float(value) for name, value in measure(as_loaded).items()}
+        header["measured"] = _measure(as_loaded, measure)
     _write(model.state_dict(), path, header, coding, steps)
 
 
@@ -180,6 +179,12 @@ def _describe_remembering_norms(model: nn.Module) -> dict[str, dict[str, int]]:
             removed, channels = len(module.removed_constants), len(module.padding_order)
             norms[name] = {"channel_dim": module.remembered_dim, "removed": removed, "channels": channels}
     return norms
+
+
+def _measure(model: nn.Module, measure: Callable[[nn.Module], Mapping[str, float]]) -> dict[str, float]:
+    """What is measured of a network in evaluation mode, as numbers that JSON can hold."""
+    with evaluation_mode(model):
+        return {name: float(value) for name, value in measure(model).items()}
 
 
 def _copy_as_packed(model: nn.Module, coding: Coding, steps: dict[str, float]) -> nn.Module:
