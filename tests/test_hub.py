@@ -204,3 +204,11 @@ def test_what_a_measurement_raises_is_no_error_of_the_folder(small: nn.Module, t
     with pytest.raises(FileFormatError, match="cannot be written"):
         svd.save_folder(small, tmp_path / "file" / "net", arguments={"num_classes": 5})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_weights_that_are_counted_are_those_of_the_file(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(100, 10))
+    svd.save_folder(model, tmp_path / "net", coding="int4")
+    config = json.loads((tmp_path / "net" / CONFIG).read_text())
+    loaded = svd.load(tmp_path / "net", nn.Sequential(nn.Linear(100, 10)))
+    assert config["weights_not_zero"] == int(loaded[0].weight.count_nonzero()) < config["weights"] == 1000

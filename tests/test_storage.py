@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import files, models
-from nni_sparsevd.errors import FileFormatError, ModelError
+from nni_sparsevd.errors import FileFormatError, ModelError, SettingError
 from nni_sparsevd.storage import load, save
 from nni_sparsevd.storage.networks import FORMAT
 
@@ -454,3 +454,11 @@ def test_rows_that_are_no_text_are_named(tmp_path: Path) -> None:
         files.read_rows(tmp_path / "metrics.jsonl")
     with pytest.raises(FileFormatError, match="cannot be read"):
         files.read_rows(tmp_path)
+
+
+def test_arguments_that_no_file_can_hold_are_named(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"act_layer": nn.ReLU}
+    model = timm.create_model("test_resnet", **arguments)
+    with pytest.raises(SettingError, match=r"arguments: act_layer = .*ReLU.* cannot be written"):
+        save(model, tmp_path / "net.safetensors", arguments=arguments)
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import SettingError, describe_error
 from ..files import replace_when_whole, write_bytes, write_json
@@ -165,15 +165,19 @@ def _require_empty(folder: Path) -> None:
 def _describe_folder(folder: Path, model: nn.Module, preprocessing: dict[str, Any]) -> None:
     """Write config.json and README.md beside the weights."""
     weights = folder / WEIGHTS
-    config = _make_config(model, networks.describe_file(weights), preprocessing)
+    header, tensors = networks.read_file(weights)
+    config = _make_config(model, header, tensors, preprocessing)
     write_json(folder / CONFIG, config)
     write_bytes(folder / CARD, _write_card(config, weights.stat().st_size).encode())
 
 
-def _make_config(model: nn.Module, header: dict[str, Any], preprocessing: dict[str, Any]) -> dict[str, Any]:
+def _make_config(
+    model: nn.Module, header: dict[str, Any], tensors: dict[str, Tensor], preprocessing: dict[str, Any]
+) -> dict[str, Any]:
     """The content of config.json, under timm's keys where timm has one."""
     num_classes = getattr(model, "num_classes", None)
-    weights = [parameter.detach() for parameter in model.parameters() if parameter.dim() > 1]
+    # As the file gives them back: a coding may round weights to zero.
+    weights = [tensors[name] for name, parameter in model.named_parameters() if parameter.dim() > 1]
     config = {
         "architecture": header["name"],
         "class": header["class"],

@@ -78,8 +78,8 @@ def save(
             `pretrained_cfg` says: "mean", "std", "input_size" and so on, under timm's names.
 
     Raises:
-        SettingError: `preprocessing`, or the network's `pretrained_cfg`, has a value that is not allowed; `posterior`
-            is missing with `coding="posterior"`, or given without.
+        SettingError: `preprocessing`, `pretrained_cfg` or `arguments` have a value that is not allowed; `posterior` is
+            missing with `coding="posterior"`, or given without.
         ModelError: The network still has posteriors, or is not what `name` and `arguments` build; `posterior` has no
             posterior on weights, or weights of other shapes.
         FileFormatError: The file cannot be written; what was there before is intact.
@@ -142,6 +142,7 @@ def _make_header(
     name, arguments = models.resolve_origin(model, name, arguments)
     # The file has the weights, and says how inputs are made: it needs no other.
     arguments = {key: value for key, value in arguments.items() if not key.startswith(READS_FILES)}
+    _require_plain(arguments)
     remembering = _describe_remembering_norms(model)
     attentions = [name for name, module in model.named_modules() if isinstance(module, ShrinkableMultiheadAttention)]
     possible_attributes: Attributes = {}
@@ -168,6 +169,16 @@ def _make_header(
         "possible_attributes": possible_attributes,
         "preprocessing": check_values(inputs | preprocessing),
     }
+
+
+def _require_plain(arguments: dict[str, Argument]) -> None:
+    for key, value in arguments.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise SettingError(
+                f"arguments: {key} = {value!r} cannot be written; name what timm knows by name"
+            ) from None
 
 
 def _describe_remembering_norms(model: nn.Module) -> dict[str, dict[str, int]]:
@@ -220,7 +231,7 @@ def describe_file(path: Path | str) -> dict[str, Any]:
         print(header["measured"])
         ```
     """
-    return _read(Path(path))[0]
+    return read_file(Path(path))[0]
 
 
 def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
@@ -237,7 +248,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
         FileFormatError: The file is missing, truncated, altered, of another format or version, or does not fit.
     """
     path = Path(path)
-    header, tensors = _read(path)
+    header, tensors = read_file(path)
     class_name, name, arguments, attributes = (header[key] for key in HEADER)
     if model is None:
         if name is None:
@@ -258,25 +269,18 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     return model.eval()
 
 
-def _match_buffer_types_(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Where a file is of another precision than the network, give that to the buffers that no file has, in place."""
-    types, own_types = _find_float_types(tensors), _find_float_types(model.state_dict())
-    if len(types) != 1 or types == own_types:
-        return
-    (dtype,) = types
-    for module in model.modules():
-        for key in module._non_persistent_buffers_set:
-            buffer = module._buffers[key]
-            if buffer is not None and buffer.is_floating_point():
-                module._buffers[key] = buffer.to(dtype)
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read header and tensors of a file, packed or not.
 
+    Args:
+        path: The file.
 
-def _find_float_types(tensors: Mapping[str, Tensor]) -> set[torch.dtype]:
-    return {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    Returns:
+        What the file says of itself, and name -> tensor.
 
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file, packed or not."""
+    Raises:
+        FileFormatError: The file is missing, truncated, altered, or of another format or version.
+    """
     tensors, metadata = load_tensors(path)
     if FORMAT not in metadata:
         raise FileFormatError(f"{path}: plain tensors, not a network written by nni_sparsevd.save")
@@ -294,6 +298,23 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if header["version"] != VERSION:
         raise FileFormatError(f"{path}: format version {header['version']}, this release reads {VERSION}")
     return header, tensors
+
+
+def _match_buffer_types_(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Where a file is of another precision than the network, give that to the buffers that no file has, in place."""
+    types, own_types = _find_float_types(tensors), _find_float_types(model.state_dict())
+    if len(types) != 1 or types == own_types:
+        return
+    (dtype,) = types
+    for module in model.modules():
+        for key in module._non_persistent_buffers_set:
+            buffer = module._buffers[key]
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[key] = buffer.to(dtype)
+
+
+def _find_float_types(tensors: Mapping[str, Tensor]) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
 
 
 def _build_original(name: Any, arguments: Any, path: Path) -> nn.Module:
