@@ -1,9 +1,10 @@
 """Files that are whole or absent: written under another name, then renamed.  Tensors as safetensors, never pickled."""
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,21 +34,54 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # temporary files are born private
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FileFormatError(
-            f"{path}: cannot be written ({error.strerror}); what was there before is intact"
-        ) from error
+        with _name_unwritable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # temporary files are born private
+            os.replace(temporary, path)
     finally:  # a second Ctrl-C while writing must not leave the temporary file, either
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replace_when_whole(path: Path) -> Iterator[Path]:
+    """Have a file or folder made by others, whole or not at all.
+
+    Args:
+        path: The file or folder; the folder that it stands in is made where it is missing.
+
+    Yields:
+        A place beside `path` under its own name, where nothing is yet; it is moved to `path` when all went well.
+
+    Raises:
+        FileFormatError: It cannot be written there. What was there before is then intact.
+    """
+    # Beside its place, as only a move within a file system is done at once; and in a temporary folder of its own, so
+    # that there is something left to clean up when it has moved.
+    with contextlib.ExitStack() as stack:
+        with _name_unwritable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}."))
+        unfinished = Path(folder) / path.name
+        yield unfinished
+        with _name_unwritable(path):
+            os.replace(unfinished, path)
+
+
+@contextlib.contextmanager
+def _name_unwritable(path: Path) -> Iterator[None]:
+    """Turn what the system says into an error that names the file or folder which cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise FileFormatError(
+            f"{path}: cannot be written ({error.strerror or error}); what was there before is intact"
+        ) from error
 
 
 def delete_partial_files(folder: Path) -> None:
@@ -94,18 +128,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         The rows; none where there is no file. A last line that a kill has cut off is left out.
 
     Raises:
-        FileFormatError: Another line is not JSON.
+        FileFormatError: Another line is not JSON, or the file cannot be read.
     """
     if not path.exists():
         return []
     rows = []
-    lines = path.read_text().split("\n")
+    lines = _read_or_raise(path, path.read_bytes).split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise FileFormatError(f"{path}: line {number} is not JSON ({error})") from None
     return rows
@@ -209,7 +243,7 @@ def _read_or_raise(path: Path, read: Callable[[], T]) -> T:
     except SafetensorError as error:
         hint = "; a pickled file is never read: save it as safetensors" if _is_pickle(path) else ""
         raise FileFormatError(f"{path}: not a whole safetensors file ({error}){hint}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: not a whole JSON file ({error})") from None
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read: {error.strerror or error}") from None

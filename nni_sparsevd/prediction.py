@@ -40,7 +40,8 @@ def predict_photos(source: Path, photos: Sequence[Path], *, level: float | None 
 
     Raises:
         DataError: A photo is missing or cannot be decoded.
-        SettingError: The network does not say how its inputs are made, or the run has no such level.
+        SettingError: The network does not say how its inputs are made, or names fewer or more classes than it has; or
+            the run has no such level.
         FileFormatError: The run is not finished, or a file of it is damaged.
     """
     is_run_folder = (source / "recipe.toml").exists()
@@ -55,6 +56,8 @@ def predict_photos(source: Path, photos: Sequence[Path], *, level: float | None 
     channels = preprocessing.input_size[0]
     mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (preprocessing.mean, preprocessing.std))
     names = preprocessing.label_names
+    # An exported file has no parameters: its inputs are taken for float32.
+    dtype = next((value.dtype for value in network.parameters() if value.is_floating_point()), torch.float32)
     predictions = []
     for path in photos:
         if not path.is_file():
@@ -64,7 +67,9 @@ def predict_photos(source: Path, photos: Sequence[Path], *, level: float | None 
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
         with torch.inference_mode():
-            logits = network(((transform(photo).float() / 255 - mean) / std)[None])
+            logits = network(((transform(photo).float() / 255 - mean) / std)[None].to(dtype))
+        if names and len(names) != logits.shape[1]:
+            raise SettingError(f"{source}: label_names has {len(names)} names for {logits.shape[1]} classes")
         probability, index = logits.float().softmax(1)[0].max(0)
         predictions.append(Prediction(path, names[index] if names else str(int(index)), float(probability)))
     return predictions

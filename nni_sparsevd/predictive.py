@@ -112,9 +112,12 @@ def predict(model: nn.Module, inputs: Inputs, samples: int = 20, masks: Masks | 
     if samples < 1:
         raise ModelError(f"samples: at least one network must be drawn, found {samples}")
     probabilities = own_entropy = torch.zeros(())
+    arguments = as_arguments(inputs)
     with torch.no_grad():
         for _ in range(samples):
-            logits = _find_logits(as_arguments(inputs).call(sample_network(model, masks).eval())).double()
+            # Copies, because a network may write into its inputs, and all networks are to see the same.
+            own_arguments = arguments.map_tensors(torch.clone)
+            logits = _find_logits(own_arguments.call(sample_network(model, masks).eval())).double()
             probabilities = probabilities + logits.softmax(-1) / samples
             own_entropy = own_entropy + _entropy(logits.softmax(-1)) / samples
     entropy = _entropy(probabilities)

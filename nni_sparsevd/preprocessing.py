@@ -4,6 +4,7 @@ A network carries this in `pretrained_cfg`, as networks of timm do: files, expor
 take it from there.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,9 +15,23 @@ from .errors import SettingError
 
 NUMBERS = ("mean", "std")
 """One number for each channel, of pixels in [0, 1]."""
-TEXTS = ("interpolation", "crop_mode")
+TEXTS = {
+    "interpolation": ("bicubic", "bilinear", "lanczos", "box", "hamming", "nearest"),
+    "crop_mode": ("center", "squash", "border"),
+}
+"""The words that timm has for each."""
 KEYS = ("input_size", "fixed_input_size", *TEXTS, "crop_pct", *NUMBERS, "label_names")
 """The keys of timm's `pretrained_cfg` that say how to make an input, and what the classes are called."""
+ALLOWED = {
+    "input_size": "the list [channels, height, width]",
+    "fixed_input_size": "true or false",
+    **{key: f"one of the words {', '.join(words)}" for key, words in TEXTS.items()},
+    "crop_pct": "a number above 0",
+    "mean": "a list of numbers",
+    "std": "a list of numbers above 0",
+    "label_names": "a list of words",
+}
+"""What each of `KEYS` takes, in words."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +65,18 @@ class Preprocessing:
         """Make it from values under timm's names; keys that are missing take their defaults.
 
         Raises:
-            SettingError: The size of the input, the mean or the deviation is missing, or a value is of a wrong type.
+            SettingError: The size of the input, the mean or the deviation is missing, a value is not allowed, or there
+                are not as many means or deviations as channels.
         """
         checked = check_values(values)
         missing = [key for key in ("input_size", "mean", "std") if key not in checked]
         if missing:
             raise SettingError(f"preprocessing lacks {', '.join(missing)}")
+        channels = checked["input_size"][0]
+        for key in NUMBERS:
+            count = len(checked[key])
+            if count not in (1, channels):  # a single number is for all channels
+                raise SettingError(f"preprocessing: {key} has {count} numbers for {channels} channels")
         known: dict[str, Any] = {}
         for key, value in checked.items():
             if key in Preprocessing.__dataclass_fields__:
@@ -134,7 +155,7 @@ def check_values(values: object) -> dict[str, Any]:
         The same values, with lists for tuples.
 
     Raises:
-        SettingError: A key is not timm's, or a value is of a wrong type. The message names the key.
+        SettingError: A key is not timm's, or a value is of a wrong type or out of range. The message names the key.
     """
     if not isinstance(values, Mapping):
         raise SettingError(f"preprocessing: give a table of {', '.join(KEYS)}, found {type(values).__name__}")
@@ -145,8 +166,9 @@ def check_values(values: object) -> dict[str, Any]:
     for key, value in values.items():
         checked[key] = list(value) if isinstance(value, tuple) else value
         if not _is_well_formed(key, checked[key]):
-            kind = type(value).__name__
-            raise SettingError(f"preprocessing: {key} cannot be {value!r}, a {kind}; give numbers, words and lists")
+            raise SettingError(
+                f"preprocessing: {key} cannot be {value!r}, a {type(value).__name__}; give {ALLOWED[key]}"
+            )
     return checked
 
 
@@ -154,17 +176,17 @@ def _is_well_formed(key: str, value: Any) -> bool:
     if key == "fixed_input_size":
         return isinstance(value, bool)
     if key in TEXTS:
-        return isinstance(value, str)
+        return value in TEXTS[key]
     if key == "crop_pct":
-        return _is_number(value)
+        return _is_number(value) and value > 0
     if not isinstance(value, list):
         return False
     if key == "label_names":
         return all(isinstance(name, str) for name in value)
     if key == "input_size":
-        return len(value) == 3 and all(type(size) is int for size in value)
-    return all(_is_number(number) for number in value)
+        return len(value) == 3 and all(type(size) is int and size > 0 for size in value)
+    return all(_is_number(number) and (key == "mean" or number > 0) for number in value)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

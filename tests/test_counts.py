@@ -76,3 +76,10 @@ def test_threads_are_restored_after_a_failure() -> None:
     with pytest.raises(RuntimeError):
         measure_latencies({"unfit": nn.Linear(4, 4)}, torch.randn(1, 3), threads=before + 1)
     assert torch.get_num_threads() == before
+
+
+def test_a_clock_in_long_ticks_still_measures() -> None:
+    found = measure_latencies(
+        {"a": nn.Linear(2, 2)}, torch.ones(1, 2), 3, 1, lambda: time.perf_counter() // 2e-3 * 2e-3
+    )
+    assert 0 < found["a"] < 1

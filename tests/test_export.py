@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import randomize_, thin_
-from torch import nn
+from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import cli
@@ -186,6 +186,7 @@ def thinned(*layers: nn.Module) -> nn.Sequential:
         (nn.Linear(30, 20, bias=False), (4, 5, 30)),
         (nn.Conv2d(6, 8, 1), (3, 6, 5, 4)),
         (nn.Conv2d(6, 8, 1, bias=False), (1, 6, 5, 4)),
+        (nn.Conv2d(6, 8, 1), (6, 6, 4)),
     ],
 )
 def test_a_sparse_layer_computes_what_the_dense_one_does(layer: nn.Module, shape: tuple[int, ...]) -> None:
@@ -195,6 +196,7 @@ def test_a_sparse_layer_computes_what_the_dense_one_does(layer: nn.Module, shape
     assert choice.converted and choice.zeros == pytest.approx(0.8, abs=0.1)
     assert isinstance(model[0], SparseLinear)
     torch.testing.assert_close(model(x), expected)
+    assert model(x).is_contiguous()  # the network may go on with a view of it
     again = copy.deepcopy(model)
     again.load_state_dict(model.state_dict())
     torch.testing.assert_close(again(x), expected)
@@ -209,3 +211,26 @@ def test_what_is_not_faster_or_cannot_be_sparse_stays() -> None:
     assert [type(layer) for layer in model] == kinds
     with pytest.raises(ModelError, match="still has posteriors"):
         to_sparse_inference_(svd.sparsify_(nn.Sequential(nn.Linear(3, 3))), torch.randn(1, 3))
+
+
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(input=x)
+
+
+def test_layers_that_the_sparse_kernel_does_not_know_stay() -> None:
+    assert to_sparse_inference_(nn.Sequential(nn.Linear(4, 4)).half(), torch.randn(2, 4).half()) == []
+    assert to_sparse_inference_(ByKeyword(), torch.randn(2, 4)) == []
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.pt2").mkdir()
+    for path in (tmp_path / "file" / "net.pt2", tmp_path / "folder.pt2"):
+        with pytest.raises(FileFormatError, match=r"\.pt2: cannot be written"):
+            export(nn.Linear(2, 2), path, torch.ones(1, 2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.pt2"]

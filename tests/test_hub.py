@@ -183,7 +183,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(small: nn.Module, tmp_p
         svd.save_folder(small, tmp_path / "net")
     with pytest.raises(SettingError, match="preprocessing has no means"):
         svd.save_folder(small, tmp_path / "new", preprocessing={"means": [0.5]})
-    with pytest.raises(SettingError, match=r"preprocessing: .*Tensor.*; give numbers"):
+    with pytest.raises(SettingError, match=r"preprocessing: .*Tensor.*; give a list of numbers"):
         svd.save_folder(small, tmp_path / "new", preprocessing={"mean": torch.zeros(3)})
     with pytest.raises(ModelError):
         svd.save_folder(small, tmp_path / "new", name="resnet18")
@@ -192,3 +192,23 @@ def test_nothing_is_overwritten_and_nothing_half_written(small: nn.Module, tmp_p
         svd.load(tmp_path / "net")
     with pytest.raises(FileFormatError, match="no such file"):
         svd.push(tmp_path / "net", "us/net")
+
+
+def test_what_a_measurement_raises_is_no_error_of_the_folder(small: nn.Module, tmp_path: Path) -> None:
+    def measure(_: nn.Module) -> dict[str, float]:
+        raise FileNotFoundError("photos/")
+
+    with pytest.raises(FileNotFoundError, match="photos/"):
+        svd.save_folder(small, tmp_path / "net", arguments={"num_classes": 5}, measure=measure)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileFormatError, match="cannot be written"):
+        svd.save_folder(small, tmp_path / "file" / "net", arguments={"num_classes": 5})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_weights_that_are_counted_are_those_of_the_file(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(100, 10))
+    svd.save_folder(model, tmp_path / "net", coding="int4")
+    config = json.loads((tmp_path / "net" / CONFIG).read_text())
+    loaded = svd.load(tmp_path / "net", nn.Sequential(nn.Linear(100, 10)))
+    assert config["weights_not_zero"] == int(loaded[0].weight.count_nonzero()) < config["weights"] == 1000

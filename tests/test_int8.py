@@ -293,3 +293,16 @@ def test_the_network_is_left_as_it_was(tmp_path: Path) -> None:
     before = copy.deepcopy(network.state_dict())
     export(network, tmp_path / "net.onnx", IMAGE, quantization=Quantization(CALIBRATION))
     assert network.training and all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_runtime_that_lacks_a_package_of_its_own_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack(*_: object, **__: object) -> None:
+        raise SettingError("net.onnx: ONNX lacks sympy")
+
+    monkeypatch.setattr(runtimes, "export", lack)
+    monkeypatch.setattr(runtimes.FORMATS[".onnx"].__class__, "list_missing", lambda *_: [])
+    material = runtimes._Material({"dense": nn.Linear(2, 2)}, None, torch.zeros(2, 2), torch.zeros(1, 2))  # type: ignore[arg-type]
+    written = runtimes._write_files(".onnx", material, tmp_path)
+    assert not written.candidates and set(written.passed_over.values()) == {"net.onnx: ONNX lacks sympy"}

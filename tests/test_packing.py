@@ -80,6 +80,14 @@ def test_what_a_coding_loses_is_bounded_row_by_row(coding: str, shape: tuple[int
     assert not unpacked[value == 0].any()
 
 
+def test_the_largest_value_of_a_small_row_is_not_cut_off() -> None:
+    for largest in (1e-4, 3e-5, 1.1e-5, 1e-5, 1e-6, 1e-45):
+        row = largest * torch.linspace(-1, 1, 201)[None]
+        unpacked = back({"a": row}, "int8")["a"]
+        # Half a step, and the step may be up to the next number of half precision.
+        assert (unpacked - row).abs().max() <= 0.5 * (float(row.abs().max()) / 127 + 2.0**-24) * 1.01
+
+
 @pytest.mark.parametrize("coding", CODINGS)
 def test_what_half_precision_cannot_hold_stays_exact(coding: str) -> None:
     odd = torch.tensor([[float("inf"), 1e38, 0.0], [float("nan"), -1e-40, 2.0]])
@@ -177,6 +185,14 @@ def test_what_is_measured_is_of_the_network_as_the_file_gives_it(tmp_path: Path,
     svd.save(model, path, coding=coding, measure=lambda network: {"first_logit": float(network(image)[0, 0])})
     assert svd.describe_file(path)["measured"] == {"first_logit": float(svd.load(path)(image)[0, 0])}
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_measured_is_in_evaluation_mode_and_may_be_a_tensor(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).train()
+    path = tmp_path / "net.safetensors"
+    svd.save(model, path, measure=lambda network: {"mean": network(torch.ones(4, 3)).mean()})
+    assert svd.describe_file(path)["measured"]["mean"] == pytest.approx(float(model.eval()(torch.ones(4, 3)).mean()))
+    assert int(model[1].num_batches_tracked) == 0
 
 
 def test_nearly_nothing_in_a_large_network_is_refused_when_it_is_written(tmp_path: Path) -> None:

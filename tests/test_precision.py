@@ -170,3 +170,26 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"second\.weight has the shape \(5, 40\) in the posterior and \(5, 50\)"):
         svd.save(larger, path, coding="posterior", posterior=model)
     assert not path.exists()
+
+
+class Tied(nn.Module):
+    """An embedding, which learns no posterior, under the weight of a layer that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 6)
+        self.head = nn.Linear(6, 20, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.words(x))
+
+
+def test_a_shared_weight_has_one_step_and_stays_shared(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    posterior = svd.sparsify_(Tied(), init_log_sigma2=-8.0)
+    baked = svd.bake_(copy.deepcopy(posterior), {})
+    assert baked.head.weight is baked.words.weight
+    svd.save(baked, tmp_path / "net.safetensors", coding="posterior", posterior=posterior)
+    loaded = svd.load(tmp_path / "net.safetensors", Tied())
+    assert loaded.head.weight is loaded.words.weight

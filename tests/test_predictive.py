@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import models
@@ -83,3 +83,18 @@ def test_refusals() -> None:
         svd.sample_network(nn.Linear(2, 2))
     with pytest.raises(ModelError, match="at least one"):
         svd.predict(network(0.0), torch.randn(1, 6), samples=0)
+
+
+class Doubling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.mul_(2))
+
+
+def test_a_network_that_writes_into_its_inputs_sees_the_same_each_time() -> None:
+    x = torch.ones(1, 4)
+    svd.predict(svd.sparsify_(Doubling()), x, samples=3)
+    assert torch.equal(x, torch.ones(1, 4))

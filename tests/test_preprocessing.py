@@ -143,6 +143,36 @@ def test_other_formats_have_a_file_beside(tmp_path: Path) -> None:
     set_values_(model, {"input_size": [3, 2, 2]})
     export(model, tmp_path / "small.pt2", torch.zeros(2, 3, 2, 2))
     assert json.loads((tmp_path / "small.pt2.json").read_text()) == {"input_size": [3, 2, 2]}
+    # What was said of an earlier network is not said of a later one.
+    export(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), tmp_path / "small.pt2", torch.zeros(2, 3, 2, 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["small.pt2"]
+
+
+def test_what_a_network_says_is_checked_before_it_is_written(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    for mean in (0.5, torch.zeros(3)):
+        model.pretrained_cfg = {"mean": mean}  # type: ignore[assignment]
+        with pytest.raises(SettingError, match="preprocessing: mean cannot be"):
+            svd.save(model, tmp_path / "model.safetensors")
+        with pytest.raises(SettingError, match="preprocessing: mean cannot be"):
+            export(model, tmp_path / "model.pt2", torch.zeros(1, 3))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_photo_is_classified_in_the_type_of_the_network(tmp_path: Path) -> None:
+    draw_photo(0, 0).save(tmp_path / "photo.png")
+    labels = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model = timm.create_model(NAME, num_classes=2).to(dtype)
+        svd.save(model, tmp_path / "model.safetensors", arguments={"num_classes": 2}, preprocessing=TOLD)
+        (found,) = predict_photos(tmp_path / "model.safetensors", [tmp_path / "photo.png"])
+        labels.append(found.label)
+    assert labels[0] == labels[1]
+    names = {"label_names": ["one", "two", "three"]}
+    svd.save(model, tmp_path / "model.safetensors", arguments={"num_classes": 2}, preprocessing=TOLD | names)
+    with pytest.raises(SettingError, match="label_names has 3 names for 2 classes"):
+        predict_photos(tmp_path / "model.safetensors", [tmp_path / "photo.png"])
 
 
 @pytest.mark.parametrize("coding", [None, "exact"])
@@ -163,7 +193,22 @@ def svd_header(model: nn.Module, folder: Path) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"mean": "half"}, {"input_size": [3, 24]}, {"crop_pct": True}, {"hook": "os.system"}, [1], {"std": [[1]]}]
+    "bad",
+    [
+        {"mean": "half"},
+        {"input_size": [3, 24]},
+        {"crop_pct": True},
+        {"hook": "os.system"},
+        [1],
+        {"std": [[1]]},
+        {"std": [0.0, 1, 1]},
+        {"mean": [float("nan"), 1, 1]},
+        {"input_size": [3, 0, 24]},
+        {"crop_pct": 0},
+        {"interpolation": "bicubc"},
+        {"crop_mode": "middle"},
+        TOLD | {"mean": [0.5, 0.5]},
+    ],
 )
 def test_what_a_file_says_is_checked(bad: object) -> None:
     with pytest.raises(SettingError, match="preprocessing"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import files, models
-from nni_sparsevd.errors import FileFormatError, ModelError
+from nni_sparsevd.errors import FileFormatError, ModelError, SettingError
 from nni_sparsevd.storage import load, save
 from nni_sparsevd.storage.networks import FORMAT
 
@@ -397,3 +397,68 @@ def test_folders_are_made_and_others_may_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FileFormatError, match=r"net\.safetensors: cannot be written"):
         save(Net(), tmp_path / "file" / "net.safetensors")
+
+
+def test_parameters_that_are_no_longer_tied_come_back_as_they_were(tmp_path: Path) -> None:
+    model = own().eval()
+    model.twin.weight = nn.Parameter(torch.randn(6, 6))
+    save(model, tmp_path / "net.safetensors")
+    assert_same(model, load(tmp_path / "net.safetensors", Net()), image())
+
+
+class Scaled(nn.Module):
+    """A buffer that no file has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.full((4,), 0.5), persistent=False)
+        self.register_buffer("order", torch.arange(4), persistent=False)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x * self.scale)[:, self.order])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_buffers_outside_the_file_get_its_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = Scaled().to(dtype).eval()
+    save(model, tmp_path / "net.safetensors")
+    loaded = load(tmp_path / "net.safetensors", Scaled())
+    x = torch.randn(3, 4, dtype=dtype)
+    assert torch.equal(loaded(x), model(x)) and loaded.order.dtype == torch.int64
+
+
+def test_a_file_has_no_arguments_that_would_open_other_files(tmp_path: Path) -> None:
+    arguments = {"num_classes": 5, "pretrained_cfg_overlay": {"mean": [0.1, 0.2, 0.3]}}
+    model = models.build_model("test_resnet", arguments).eval()
+    save(model, tmp_path / "net.safetensors")
+    loaded = load(tmp_path / "net.safetensors")
+    assert_same(model, loaded, image())
+    assert tuple(loaded.pretrained_cfg["mean"]) == (0.1, 0.2, 0.3)  # type: ignore[arg-type, index]
+    assert svd.describe_file(tmp_path / "net.safetensors")["arguments"] == {"num_classes": 5}
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "1" * 6000])
+def test_json_that_python_will_not_read_is_a_damaged_file(tmp_path: Path, text: str) -> None:
+    files.save_tensors({"a": torch.ones(1)}, tmp_path / "net.safetensors", {FORMAT: text})
+    with pytest.raises(FileFormatError, match="its header is damaged"):
+        load(tmp_path / "net.safetensors")
+    (tmp_path / "any.json").write_text(text)
+    with pytest.raises(FileFormatError, match=r"any\.json: not a whole JSON file"):
+        files.read_json(tmp_path / "any.json")
+
+
+def test_rows_that_are_no_text_are_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"a": 1}\n\xff\xfe\n{"a": 2}\n')
+    with pytest.raises(FileFormatError, match=r"metrics\.jsonl: line 2 is not JSON"):
+        files.read_rows(tmp_path / "metrics.jsonl")
+    with pytest.raises(FileFormatError, match="cannot be read"):
+        files.read_rows(tmp_path)
+
+
+def test_arguments_that_no_file_can_hold_are_named(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"act_layer": nn.ReLU}
+    model = timm.create_model("test_resnet", **arguments)
+    with pytest.raises(SettingError, match=r"arguments: act_layer = .*ReLU.* cannot be written"):
+        save(model, tmp_path / "net.safetensors", arguments=arguments)
+    assert not list(tmp_path.iterdir())

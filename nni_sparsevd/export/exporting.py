@@ -1,8 +1,6 @@
 """`export`: write a network for another runtime, run the file there, compare, and only then give it its name."""
 
 import importlib.util
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,8 +11,10 @@ import torch
 from torch import nn
 
 from ..errors import ModelError, SettingError, describe_error
+from ..files import replace_when_whole
 from ..graph import CallArguments, Inputs, as_arguments, copy_model, resize_inputs
 from ..nn import is_variational
+from ..preprocessing import check_values, read_values
 from ..shrinking import Variant, VariantSearch, batch_sizes, to_type
 from .arguments import (
     FlatNetwork,
@@ -129,34 +129,34 @@ def export(
 
     Raises:
         SettingError: The suffix is unknown, or a package is missing; the message has the command that installs it. Or
-            the format has no int8, or the calibration inputs do not fit.
+            the format has no int8, the calibration inputs do not fit, or `pretrained_cfg` has a value that is not
+            allowed.
         ModelError: The network is still variational, fails on the example, or cannot be copied; the format cannot
             express it; its runtime does not run it in its type; or the file computes something else.
+        FileFormatError: The file cannot be written there; what was there before is intact.
     """
     path, chosen = Path(path), check_format(Path(path), int8=quantization is not None)
     if is_variational(model):
         raise ModelError(f"{type(model).__name__} still has posteriors; export what bake_ or shrink gives back")
     # A copy, because hooks and example inputs are put into it; on the CPU, where the runtimes are.
     network = copy_model(model).cpu().eval()
+    inputs = check_values(read_values(network))
     search = VariantSearch(network, as_arguments(example_inputs), torch.Generator().manual_seed(0))
     if quantization is not None:
         check_quantization(network, search.example, quantization)
     batches = search.find_batches(BATCHES) if dynamic_batch and chosen.dynamic else []
     tracing = _plan_tracing(network, search.example, bool(batches))
     variants = batches or [search.draw_at_own_sizes()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        written = Path(folder) / path.name
+    with replace_when_whole(path) as written:
         _write(network, tracing, written, chosen, quantization)
-        write_into_file(network, written)
+        write_into_file(inputs, written)
         if quantization is None:
             comparison = _compare(network, variants, written, chosen)
         else:
             comparison = _compare_int8(network, split_calibration(quantization, tracing), written, chosen)
         if not comparison.ok:
             raise ModelError(f"{path}: the file computes something else than {type(model).__name__}: {comparison}")
-        write_beside(network, path)
-        os.replace(written, path)
+        write_beside(inputs, path)
     return comparison
 
 

@@ -13,6 +13,8 @@ from ..nn import is_variational
 
 ROUNDS = 15
 """Interleaved rounds of a comparison of a layer's dense and sparse form."""
+KERNEL_TYPES = (torch.float32, torch.float64)
+"""Types that PyTorch's sparse kernel for the CPU has."""
 
 
 class SparseLinear(nn.Module):
@@ -39,7 +41,7 @@ class SparseLinear(nn.Module):
         self.register_buffer("values", weight.values())
         self.shape = tuple(weight.shape)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
-        self.channel_dim = 1 if isinstance(layer, nn.Conv2d) else -1
+        self.channel_dim = -3 if isinstance(layer, nn.Conv2d) else -1  # an image may come without a batch
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the features (of a linear layer) or the channels (of a convolution); other dimensions stay."""
@@ -53,7 +55,8 @@ class SparseLinear(nn.Module):
             flat = torch.mm(weight, columns).t()
         if self.bias is not None:
             flat = flat + self.bias
-        return flat.reshape(*features.shape[:-1], -1).movedim(-1, self.channel_dim)
+        # Laid out as the dense layer's output: the network may go on with a view of it.
+        return flat.reshape(*features.shape[:-1], -1).movedim(-1, self.channel_dim).contiguous()
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,17 @@ def to_sparse_inference_(model: nn.Module, example_inputs: Inputs, *, least: flo
 
 
 def _record_inputs(model: nn.Module, example_inputs: Inputs) -> dict[str, Tensor]:
-    """The first input of every layer that could be converted, by the layer's name; those never called have none."""
+    """The input of every layer that could be converted in its first call, by the layer's name.
+
+    Layers that are never called, or with their input as a keyword, have none.
+    """
     layers = {name: module for name, module in model.named_modules() if _is_convertible(module)}
     names = {module: name for name, module in layers.items()}
     inputs: dict[str, Tensor] = {}
 
     def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        inputs.setdefault(names[module], arguments[0])
+        if arguments:
+            inputs.setdefault(names[module], arguments[0])
 
     hooks = [module.register_forward_pre_hook(record) for module in layers.values()]
     try:
@@ -123,10 +130,10 @@ def _record_inputs(model: nn.Module, example_inputs: Inputs) -> dict[str, Tensor
 
 
 def _is_convertible(module: nn.Module) -> bool:
-    """Whether a module is a matrix product: exactly torch's linear layer, or its 1x1 convolution."""
-    if type(module) is nn.Linear:
-        return True
-    if type(module) is not nn.Conv2d:
+    """Whether a module is a matrix product that the kernel knows: exactly torch's linear layer or 1x1 convolution."""
+    if type(module) not in (nn.Linear, nn.Conv2d) or module.weight.dtype not in KERNEL_TYPES:
         return False
+    if not isinstance(module, nn.Conv2d):
+        return True
     single_taps = module.kernel_size == module.stride == (1, 1) and module.padding in (0, (0, 0))
     return single_taps and module.groups == 1

@@ -1,4 +1,4 @@
-"""Networks by name: all of timm, and four of the papers; their weights, and what they ask of images."""
+"""Networks by name: all of timm, and six of the papers; their weights, and what they ask of images."""
 
 from .building import build_model, list_models, read_origin, resolve_origin
 from .creation import check_checkpoint, create_model

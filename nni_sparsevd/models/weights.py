@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import FileFormatError, ModelError, SettingError
+from ..errors import FileFormatError, ModelError
 from ..files import load_pickled_tensors, load_tensors
 from ..preprocessing import check_values, read_configuration
 
@@ -37,7 +37,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, metadata = load_tensors(path)
     try:
         return tensors, check_values(json.loads(metadata.get(PREPROCESSING, "{}")))
-    except (json.JSONDecodeError, SettingError) as error:
+    except (ValueError, RecursionError) as error:  # of JSON; a SettingError is a ValueError, too
         raise FileFormatError(f"{path}: what it says of its images is damaged: {error}") from None
 
 

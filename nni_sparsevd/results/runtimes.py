@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import models
 from ..data import DataSets
-from ..errors import ModelError
+from ..errors import ModelError, SettingError
 from ..export import FORMATS, Quantization, export, open_exported
 from ..files import read_json, write_json
 from ..measure import measure_latencies
@@ -188,7 +188,7 @@ def _write_files(suffix: str, material: _Material, folder: Path) -> _Written:
             path = folder / f"{name} {precision}{suffix}"
             try:
                 export(network, path, material.example, quantization=quantization)
-            except ModelError as error:
+            except (ModelError, SettingError) as error:
                 written.passed_over[f"{written.title}, {name}, {precision}"] = str(error)
                 continue
             written.candidates[name, precision] = Candidate(open_exported(path), name, not chosen.dynamic)

@@ -5,6 +5,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import FileFormatError
@@ -96,7 +97,7 @@ def resize_(model: nn.Module, tensors: Mapping[str, Tensor], attributes: Any, pa
     """Give a network the tensors of a file, at the sizes that they have, and its attributes.
 
     Attributes are set only where the network has them already, and only to values of the same kind: a file cannot add
-    behavior.  Parameters that are tied in the network stay tied.
+    behavior.  Parameters that are tied in the network stay tied, where the file has the same tensor for them.
 
     Args:
         model: The original, at its full size.  It is changed in place.
@@ -144,7 +145,7 @@ def _is_same(left: object, right: object) -> bool:
 def _put_tensors_(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Replace parameters and buffers by those of the file, at their sizes; a bias may be new or missing."""
     # 1. Tied parameters are one object under several names.  `successors` knows what has taken the place of each
-    #    object, so that the second name gets the same one.
+    #    object, so that the second name gets the same one, unless the file has another tensor under it.
     # 2. A successor is its own successor: a module that stands in the network under two names already holds it when the
     #    second name comes.
     # 3. A bias may be missing: a layer works without one.  Any other tensor that is missing means another network.
@@ -160,7 +161,7 @@ def _put_tensors_(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
             module._non_persistent_buffers_set.discard(key)  # the file has it because it was cut
             continue
         old = module._parameters[key]
-        if old is not None and old in successors:
+        if old is not None and old in successors and torch.equal(successors[old], tensor):
             module._parameters[key] = successors[old]
             continue
         learns = tensor.is_floating_point() and (old is None or old.requires_grad)

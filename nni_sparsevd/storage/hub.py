@@ -5,16 +5,14 @@ the hub, under timm's keys, with what timm knows of the inputs; `README.md` is t
 """
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import FileFormatError, SettingError, describe_error
-from ..files import write_bytes, write_json
+from ..errors import SettingError, describe_error
+from ..files import replace_when_whole, write_bytes, write_json
 from ..preprocessing import check_values, read_values
 from ..settings import Argument
 from . import networks
@@ -76,7 +74,7 @@ def save_folder(
     folder = Path(folder)
     _require_empty(folder)
     checked = check_values(preprocessing or {})
-    with _make_whole(folder) as unfinished:
+    with replace_when_whole(folder) as unfinished:
         networks.save(
             model,
             unfinished / WEIGHTS,
@@ -167,31 +165,19 @@ def _require_empty(folder: Path) -> None:
 def _describe_folder(folder: Path, model: nn.Module, preprocessing: dict[str, Any]) -> None:
     """Write config.json and README.md beside the weights."""
     weights = folder / WEIGHTS
-    config = _make_config(model, networks.describe_file(weights), preprocessing)
+    header, tensors = networks.read_file(weights)
+    config = _make_config(model, header, tensors, preprocessing)
     write_json(folder / CONFIG, config)
     write_bytes(folder / CARD, _write_card(config, weights.stat().st_size).encode())
 
 
-@contextlib.contextmanager
-def _make_whole(folder: Path) -> Iterator[Path]:
-    """A folder to fill beside `folder`, which takes its name when all went well."""
-    # It lies beside its place, as only a move within a file system is done at once; and in a temporary folder of its
-    # own, so that there is something left to clean up when it has moved.
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
-            unfinished = Path(place) / folder.name
-            unfinished.mkdir()
-            yield unfinished
-            os.replace(unfinished, folder)
-    except OSError as error:
-        raise FileFormatError(f"{folder}: cannot be written ({error.strerror or error}); nothing was") from error
-
-
-def _make_config(model: nn.Module, header: dict[str, Any], preprocessing: dict[str, Any]) -> dict[str, Any]:
+def _make_config(
+    model: nn.Module, header: dict[str, Any], tensors: dict[str, Tensor], preprocessing: dict[str, Any]
+) -> dict[str, Any]:
     """The content of config.json, under timm's keys where timm has one."""
     num_classes = getattr(model, "num_classes", None)
-    weights = [parameter.detach() for parameter in model.parameters() if parameter.dim() > 1]
+    # As the file gives them back: a coding may round weights to zero.
+    weights = [tensors[name] for name, parameter in model.named_parameters() if parameter.dim() > 1]
     config = {
         "architecture": header["name"],
         "class": header["class"],

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import FileFormatError, ModelError, SettingError
 from ..files import load_tensors, save_tensors
-from ..graph import ShrinkableMultiheadAttention, copy_module, free_attentions_
+from ..graph import ShrinkableMultiheadAttention, copy_module, evaluation_mode, free_attentions_
 from ..nn import is_variational
 from ..preprocessing import check_values, read_values, set_values_
 from ..settings import Argument
@@ -40,6 +40,8 @@ PACKED = "packed"
 """The only tensor of a file that holds packed ones, and what its metadata say then."""
 HEADER = ("class", "name", "arguments", "attributes")
 """Keys that every header has."""
+READS_FILES = ("pretrained", "checkpoint", "cache")
+"""How arguments begin that have timm open other files: on this machine, or at an address anywhere."""
 MAX_REMEMBERED = 1 << 24
 """Channels that a norm may remember, at most: a file that claims more would only take memory."""
 MAX_DIMENSIONS = 8
@@ -76,7 +78,7 @@ def save(
             `pretrained_cfg` says: "mean", "std", "input_size" and so on, under timm's names.
 
     Raises:
-        SettingError: `preprocessing` has a key that timm does not have, or a value of a wrong type; `posterior` is
+        SettingError: `preprocessing`, `pretrained_cfg` or `arguments` have a value that is not allowed; `posterior` is
             missing with `coding="posterior"`, or given without.
         ModelError: The network still has posteriors, or is not what `name` and `arguments` build; `posterior` has no
             posterior on weights, or weights of other shapes.
@@ -104,7 +106,7 @@ def save(
     # Measured before the file is written: the file is whole, or it is not there.
     if measure is not None:
         as_loaded = model if coding is None else _copy_as_packed(model, coding, steps)
-        header["measured"] = dict(measure(as_loaded))
+        header["measured"] = _measure(as_loaded, measure)
     _write(model.state_dict(), path, header, coding, steps)
 
 
@@ -138,6 +140,9 @@ def _make_header(
     from .. import models  # timm takes seconds to import: not before a network is saved or loaded
 
     name, arguments = models.resolve_origin(model, name, arguments)
+    # The file has the weights, and says how inputs are made: it needs no other.
+    arguments = {key: value for key, value in arguments.items() if not key.startswith(READS_FILES)}
+    _require_plain(arguments)
     remembering = _describe_remembering_norms(model)
     attentions = [name for name, module in model.named_modules() if isinstance(module, ShrinkableMultiheadAttention)]
     possible_attributes: Attributes = {}
@@ -162,8 +167,18 @@ def _make_header(
         "attentions": attentions,
         "attributes": attributes,
         "possible_attributes": possible_attributes,
-        "preprocessing": inputs | preprocessing,
+        "preprocessing": check_values(inputs | preprocessing),
     }
+
+
+def _require_plain(arguments: dict[str, Argument]) -> None:
+    for key, value in arguments.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise SettingError(
+                f"arguments: {key} = {value!r} cannot be written; name what timm knows by name"
+            ) from None
 
 
 def _describe_remembering_norms(model: nn.Module) -> dict[str, dict[str, int]]:
@@ -175,6 +190,12 @@ def _describe_remembering_norms(model: nn.Module) -> dict[str, dict[str, int]]:
             removed, channels = len(module.removed_constants), len(module.padding_order)
             norms[name] = {"channel_dim": module.remembered_dim, "removed": removed, "channels": channels}
     return norms
+
+
+def _measure(model: nn.Module, measure: Callable[[nn.Module], Mapping[str, float]]) -> dict[str, float]:
+    """What is measured of a network in evaluation mode, as numbers that JSON can hold."""
+    with evaluation_mode(model):
+        return {name: float(value) for name, value in measure(model).items()}
 
 
 def _copy_as_packed(model: nn.Module, coding: Coding, steps: dict[str, float]) -> nn.Module:
@@ -210,7 +231,7 @@ def describe_file(path: Path | str) -> dict[str, Any]:
         print(header["measured"])
         ```
     """
-    return _read(Path(path))[0]
+    return read_file(Path(path))[0]
 
 
 def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
@@ -227,7 +248,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
         FileFormatError: The file is missing, truncated, altered, of another format or version, or does not fit.
     """
     path = Path(path)
-    header, tensors = _read(path)
+    header, tensors = read_file(path)
     class_name, name, arguments, attributes = (header[key] for key in HEADER)
     if model is None:
         if name is None:
@@ -236,6 +257,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     # A file without this key has no such norms.
     _put_remembering_norms_(model, header.get("remembering", {}), path)
     _free_attentions_(model, header.get("attentions", []), path)
+    _match_buffer_types_(model, tensors)
     resize_(model, tensors, attributes, path)
     set_possible_attributes_(model, header.get("possible_attributes", {}), path)  # older files do not have this key
     try:
@@ -247,8 +269,18 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     return model.eval()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file, packed or not."""
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read header and tensors of a file, packed or not.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What the file says of itself, and name -> tensor.
+
+    Raises:
+        FileFormatError: The file is missing, truncated, altered, or of another format or version.
+    """
     tensors, metadata = load_tensors(path)
     if FORMAT not in metadata:
         raise FileFormatError(f"{path}: plain tensors, not a network written by nni_sparsevd.save")
@@ -259,13 +291,30 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         else:
             header = json.loads(metadata[FORMAT])
         missing = [key for key in (*HEADER, "version") if key not in header]
-    except (json.JSONDecodeError, KeyError, TypeError, FileFormatError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, FileFormatError) as error:
         raise FileFormatError(f"{path}: its header is damaged: {error}") from None
     if missing:
         raise FileFormatError(f"{path}: its header is damaged: it lacks {', '.join(missing)}")
     if header["version"] != VERSION:
         raise FileFormatError(f"{path}: format version {header['version']}, this release reads {VERSION}")
     return header, tensors
+
+
+def _match_buffer_types_(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Where a file is of another precision than the network, give that to the buffers that no file has, in place."""
+    types, own_types = _find_float_types(tensors), _find_float_types(model.state_dict())
+    if len(types) != 1 or types == own_types:
+        return
+    (dtype,) = types
+    for module in model.modules():
+        for key in module._non_persistent_buffers_set:
+            buffer = module._buffers[key]
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[key] = buffer.to(dtype)
+
+
+def _find_float_types(tensors: Mapping[str, Tensor]) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
 
 
 def _build_original(name: Any, arguments: Any, path: Path) -> nn.Module:
@@ -277,8 +326,7 @@ def _build_original(name: Any, arguments: Any, path: Path) -> nn.Module:
 
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise FileFormatError(f"{path}: names no network: {name!r} with {arguments!r}")
-    # timm would open these: a file on this machine, or an address anywhere.
-    refused = [key for key in arguments if key.startswith(("pretrained", "checkpoint", "cache"))]
+    refused = [key for key in arguments if key.startswith(READS_FILES)]
     if refused:
         raise FileFormatError(f"{path}: wants to load other files ({', '.join(refused)}), which none may")
     try:

@@ -54,7 +54,9 @@ def choose_steps(model: nn.Module, posterior: nn.Module) -> dict[str, float]:
         step = _choose_step(weights[name], layer, means[name])
         if step is not None:
             steps[name] = step
-    return steps
+    # A weight that other layers share has its step under each of its names.
+    shared = {weights[name]: step for name, step in steps.items()}
+    return {name: shared[weight] for name, weight in weights.items() if weight in shared}
 
 
 def _check_weight(name: str, weight: Tensor | None, layer: Variational) -> None:

@@ -47,11 +47,18 @@ def encode_values(values: Values, rows: Rows, coding: Coding) -> bytes:
     used_rows, place = np.unique(rows, return_inverse=True)
     largest, limit = np.zeros(len(used_rows), np.float32), LARGEST_STEP[coding]
     np.maximum.at(largest, place, np.abs(values))
-    # Rounded to half precision before it divides: the reader multiplies by the rounded scale.
-    scales = np.maximum(largest / limit, HALF_TINY).astype("<f2")
-    # A scale that was rounded down would give the largest value a step too many.
-    steps = np.clip(np.rint(values / scales.astype(np.float32)[place]), -limit, limit).astype(np.int8)
+    # Rounded to half precision before it divides: the reader multiplies by the rounded scale.  Rounded up, because a
+    # scale that was rounded down would cut off the largest values, by up to a third where half precision is subnormal.
+    scales = _round_up_to_half(np.maximum(largest / limit, HALF_TINY))
+    steps = np.rint(values / scales.astype(np.float32)[place]).astype(np.int8)
     return scales.tobytes() + (steps.tobytes() if coding == "int8" else _join_halves(steps))
+
+
+def _round_up_to_half(values: Values) -> NDArray[np.float16]:
+    """The smallest numbers of half precision that are no smaller than these, which are positive."""
+    nearest = values.astype("<f2")
+    next_larger = np.nextafter(nearest, np.float16(np.inf))
+    return np.where(nearest.astype(np.float32) < values, next_larger, nearest).astype("<f2")
 
 
 def decode_values(content: bytes, rows: Rows, coding: Coding) -> Values:
