@@ -76,10 +76,8 @@ def assert_same(learned: nn.Module, expected: nn.Module) -> None:
     torch.testing.assert_close(dict(learned.state_dict()), dict(expected_state), rtol=1e-5, atol=1e-6)
 
 
-def lightning(
-    folder: Path, data: Dataset[Any] | None = None, **options: Any
-) -> tuple[Module, pytorch_lightning.Trainer]:
-    module = Module()
+def lightning(folder: Path, kind: type[Module] = Module, **options: Any) -> tuple[Module, pytorch_lightning.Trainer]:
+    module = kind()
     callback = for_lightning.SparseVDCallback(module.network, options.pop("settings", SETTINGS))
     trainer = pytorch_lightning.Trainer(
         **({"max_epochs": EPOCHS} | options),
@@ -236,16 +234,7 @@ def test_progress_ends_with_the_training_of_several_optimizers(
 ) -> None:
     seen: list[float] = []
     monkeypatch.setattr(Regularizer, "regularize", lambda self, progress, n_train: seen.append(progress))
-    module = TwoOptimizers()
-    callback = for_lightning.SparseVDCallback(module.network, SETTINGS)
-    trainer = pytorch_lightning.Trainer(
-        **({"max_epochs": EPOCHS} | options),
-        callbacks=[callback],
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        enable_progress_bar=False,
-        logger=False,
-    )
+    module, trainer = lightning(tmp_path, TwoOptimizers, **options)
     trainer.fit(module, loader(Points()))
     assert seen[0] == 0 and seen[-1] == pytest.approx(last)
     assert seen == sorted(seen)

@@ -20,7 +20,7 @@ FAULTS_OF_NEW_BLOCKS = STEPS * 2 * BLOCK // (2 * 2**20)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is the C library of Linux that is told")
 
 
-def _print_faults(*, is_told: bool) -> None:
+def _print_faults(is_told: bool) -> None:
     """In a process of its own: print the page faults of the later half of the steps."""
     if is_told:
         assert keep_freed_memory()
@@ -35,14 +35,6 @@ def _count_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def _print_faults_when_told() -> None:
-    _print_faults(is_told=True)
-
-
-def _print_faults_when_not_told() -> None:
-    _print_faults(is_told=False)
-
-
 @pytest.fixture
 def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take what this machine says about the C library's memory out of the environment."""
@@ -54,7 +46,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("untouched")
 def test_later_steps_use_the_pages_of_earlier_ones() -> None:
     """Without the call each step asks the kernel for its pages again."""
-    told, not_told = Child(_print_faults_when_told).wait(), Child(_print_faults_when_not_told).wait()
+    told, not_told = (Child(_print_faults, is_told).wait() for is_told in (True, False))
     assert told[0] == not_told[0] == 0, told[1] + not_told[1]
     assert int(not_told[1]) >= FAULTS_OF_NEW_BLOCKS
     assert int(told[1]) < int(not_told[1]) / 5  # the heap may still grow by a block now and then
