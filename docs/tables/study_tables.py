@@ -97,6 +97,11 @@ def champions(league: str) -> list[str]:
     return bench.format_champions(bench.read_league(league), read_results(f"bench_{league}")["rows"])
 
 
+def paired_champions(league: str) -> list[str]:
+    """The best of each framework in a league against the lowest error among them."""
+    return bench.format_paired_champions(bench.read_league(league), read_results(f"bench_{league}")["rows"])
+
+
 def at_level(league: str, level: float) -> list[str]:
     """What every rival of a league reached at one level, and what it cost."""
     return bench.format_level(bench.read_league(league), read_results(f"bench_{league}")["rows"], level)
@@ -116,4 +121,5 @@ TABLES = {
     **{f"bench_{name}": partial(standings, name) for name in bench.list_leagues()},
     **{f"photos_{level}": partial(at_level, "photos_channels", level) for level in (4, 8)},
     **{f"best_{name}": partial(champions, name) for name in bench.list_leagues()},
+    **{f"paired_{name}": partial(paired_champions, name) for name in bench.list_leagues()},
 }

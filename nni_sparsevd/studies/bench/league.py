@@ -73,6 +73,11 @@ class League(Settings):
         """What the levels measure."""
         return "zeros" if self.kind == "weights" else "fewer MACs"
 
+    @property
+    def level_titles(self) -> list[str]:
+        """The levels as titles of columns: "90 % zeros" or "2× fewer MACs"."""
+        return [f"{self.format_level(level)} {self.scale}" for level in self.levels]
+
 
 def list_leagues() -> list[str]:
     """Names of the committed leagues."""

@@ -10,14 +10,23 @@ from ...files import read_json, write_bytes, write_json
 from ...training.environment import describe_environment
 from ..processes import Limits
 from .league import League, read_league
+from .paired_tables import format_paired_champions_table, format_paired_table
 from .pictures import draw_all
 from .rivals import rivals_of
 from .running import choose_rates, protocol_of, restore_rows, run_trials
 from .standing import Row, Standing, compute_standings
 from .tables import format_champions_table, format_failures, format_fronts, format_level_table, format_table
 
-BEST = "Test error in percent of each framework's best at a level, chosen on held-out images:"
+BEST = "Test error in percent of each framework's best at a level, chosen on held-out images; in bold who is first:"
+BEST_PAIRED = "Their paired differences to the lowest error of a level, in points ± standard error:"
 ALL = "Everyone:"
+ALL_PAIRED = "The paired differences of everyone to the lowest error of a level:"
+CRITERION = (
+    "A paired difference is a mean over the seeds that both rivals have. A rival is behind where its difference to the "
+    "lowest error is larger than two standard errors, and first where all others are behind; otherwise it is level: "
+    "the seeds do not tell which one is better. This is a weak criterion. Of pairs of equals, three in ten differ by "
+    "as much over two seeds, and one in five over three. One seed decides nothing."
+)
 
 
 def run_league(
@@ -76,7 +85,8 @@ def format_standings(league: League, rows: list[Row]) -> list[str]:
         rows: Rows of a results file.
     """
     league, standings = _rank_present_rivals(league, rows)
-    return [*format_table(league, standings), "", *_format_notes(league, standings)]
+    tables = [*format_table(league, standings), "", ALL_PAIRED, "", *format_paired_table(league, standings)]
+    return [*tables, "", *_format_notes(league, standings)]
 
 
 def format_champions(league: League, rows: list[Row]) -> list[str]:
@@ -87,6 +97,16 @@ def format_champions(league: League, rows: list[Row]) -> list[str]:
         rows: Rows of a results file.
     """
     return format_champions_table(*_rank_present_rivals(league, rows))
+
+
+def format_paired_champions(league: League, rows: list[Row]) -> list[str]:
+    """The table of the paired differences between each framework's best rivals at a level, as lines of Markdown.
+
+    Args:
+        league: The protocol.
+        rows: Rows of a results file.
+    """
+    return format_paired_champions_table(*_rank_present_rivals(league, rows))
 
 
 def format_level(league: League, rows: list[Row], level: float) -> list[str]:
@@ -119,12 +139,17 @@ def write_page(name: str, results: Path, folder: Path) -> Path:
     values = read_json(results)
     league, standings = _rank_present_rivals(read_league(name), values["rows"])
     pictures = draw_all(league, standings, folder, name)
-    tables = {BEST: format_champions_table(league, standings), ALL: format_table(league, standings)}
+    tables = {
+        BEST: format_champions_table(league, standings),
+        BEST_PAIRED: format_paired_champions_table(league, standings),
+        ALL: format_table(league, standings),
+        ALL_PAIRED: format_paired_table(league, standings),
+    }
     if league.kind == "channels":
         for level in league.levels:
             heading = f"At {league.format_level(level)} {league.scale}:"
             tables[heading] = format_level_table(league, standings, level)
-    notes = _format_notes(league, standings)
+    notes = [f"- {CRITERION}", *_format_notes(league, standings)]
     markdown = _render_markdown(league, tables, notes, pictures)
     write_bytes(folder / f"{name}.md", markdown.encode())
     page = folder / f"{name}.html"

@@ -89,6 +89,20 @@ def find_champion(league: League, standings: list[Standing], host: str, level: f
     return max(present, key=lambda standing: standing.mean(level, "held_out") or 0.0, default=None)
 
 
+def find_champions(league: League, standings: list[Standing], level: float) -> dict[str, Standing]:
+    """The best rival of each framework at a level, chosen on the hold-out.
+
+    Returns:
+        Framework -> rival, in the order of `HOSTS`, without frameworks whose every rival failed.
+    """
+    champions: dict[str, Standing] = {}
+    for host in HOSTS:
+        champion = find_champion(league, standings, host, level)
+        if champion is not None:
+            champions[host] = champion
+    return champions
+
+
 def compute_mean_ranks(league: League, standings: Iterable[Standing]) -> dict[str, float]:
     """Rank by test error at a level, 1 for the best, mean over levels.
 

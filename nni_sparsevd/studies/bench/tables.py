@@ -4,26 +4,30 @@ import math
 
 from ...report.tables import format_row, format_spread
 from .league import League
-from .standing import HOSTS, RUNTIMES, Standing, compute_mean_ranks, find_champion, find_pareto_front
+from .paired import compare_rivals
+from .paired_tables import format_against_lowest
+from .standing import HOSTS, RUNTIMES, Standing, compute_mean_ranks, find_champions, find_pareto_front
 
 
 def format_table(league: League, standings: list[Standing]) -> list[str]:
-    """Test error in percent at every level, mean ± standard deviation over seeds; the best of a level in bold.
+    """Test error in percent at every level, mean ± standard deviation over seeds; in bold who is first at a level.
 
     Returns:
         The lines of a table with one row for each rival.
     """
     ranks = compute_mean_ranks(league, standings)
     any_automatic = any(standing.rows.get(None) for standing in standings)
-    titles = ["", "name", "of", "mean rank", *_level_titles(league)]
+    titles = ["", "name", "of", "mean rank", *league.level_titles]
     titles += ["left to itself", "rate"] if any_automatic else ["rate"]
     lines = [format_row(titles), "|---|---|---|" + "--:|" * (len(titles) - 3)]
-    # The smallest mean itself is kept, so that it can be compared for equality below.
-    best = {level: min(_mean_errors(standings, level), default=None) for level in league.levels}
+    verdicts = {level: compare_rivals(standings, level).verdicts for level in league.levels}
     for standing in standings:
         rank = f"{ranks[standing.name]:.1f}" if standing.name in ranks else ""
         rate = f"{standing.rate:g}" if standing.rate else ""
-        cells = [_format_error(league, standing, level, best[level]) for level in league.levels]
+        cells = []
+        for level in league.levels:
+            is_first = verdicts[level].get(standing.name) == "first"
+            cells.append(_format_error(league, standing, level, is_first))
         if any_automatic:
             cells.append(_format_own_level(standing))
         lines.append(format_row([standing.title, standing.name, standing.host, rank, *cells, rate]))
@@ -33,17 +37,20 @@ def format_table(league: League, standings: list[Standing]) -> list[str]:
 def format_champions_table(league: League, standings: list[Standing]) -> list[str]:
     """The best rival of each framework at every level, chosen on the hold-out: its test error and its name.
 
+    In bold who is first among them.
+
     Returns:
         The lines of a table with one row for each framework that has a rival.
     """
-    lines = [format_row(["", *_level_titles(league)]), "|---|" + "--:|" * len(league.levels)]
+    lines = [format_row(["", *league.level_titles]), "|---|" + "--:|" * len(league.levels)]
     rows: dict[str, list[str]] = {host: [] for host in HOSTS}
     for level in league.levels:
-        champions = {host: find_champion(league, standings, host, level) for host in HOSTS}
-        present = [champion for champion in champions.values() if champion is not None]
-        best = min(_mean_errors(present, level), default=None)
-        for host, champion in champions.items():
-            rows[host].append(_format_champion(league, champion, level, best))
+        champions = find_champions(league, standings, level)
+        verdicts = compare_rivals(champions.values(), level).verdicts
+        for host in HOSTS:
+            champion = champions.get(host)
+            is_first = champion is not None and verdicts.get(champion.name) == "first"
+            rows[host].append(_format_champion(league, champion, level, is_first))
     for host, cells in rows.items():
         if any(cells):
             lines.append(format_row([host, *cells]))
@@ -62,9 +69,20 @@ def format_level_table(league: League, standings: list[Standing], level: float) 
         The lines of a table with one row for each rival.
     """
     runtimes = list(RUNTIMES.values())
-    titles = ["", "name", "of", "test error %", "before tuning", "times fewer MACs", "parameters"]
+    titles = [
+        "",
+        "name",
+        "of",
+        "test error %",
+        "difference to the lowest",
+        "before tuning",
+        "times fewer MACs",
+        "parameters",
+    ]
     titles += [f"times faster in {runtime}" for runtime in runtimes] + ["processor minutes"]
     lines = [format_row(titles), "|---|---|---|" + "--:|" * (len(titles) - 3)]
+
+    comparison = compare_rivals(standings, level)
 
     def error_at_level(standing: Standing) -> float:
         error = standing.mean(level, "error")
@@ -82,6 +100,7 @@ def format_level_table(league: League, standings: list[Standing], level: float) 
                 [
                     *names,
                     format_spread([row["error"] for row in standing.rows[level]], 2),
+                    format_against_lowest(comparison, standing),
                     f"{standing.mean(level, 'untuned_error'):.2f}",
                     f"{standing.mean_reduction(level):.2f}",
                     f"{standing.mean(level, 'parameters'):,.0f}",
@@ -132,27 +151,17 @@ def format_failures(standings: list[Standing]) -> list[str]:
     return [f"- {standing.title} ({standing.host}): {standing.failed}" for standing in standings if standing.failed]
 
 
-def _level_titles(league: League) -> list[str]:
-    return [f"{league.format_level(level)} {league.scale}" for level in league.levels]
+def _format_champion(league: League, champion: Standing | None, level: float, is_first: bool) -> str:
+    return f"{_format_error(league, champion, level, is_first)}, {champion.name}" if champion else ""
 
 
-def _mean_errors(standings: list[Standing], level: float) -> list[float]:
-    """Mean test errors at a level, of the rivals that have rows there."""
-    means = [standing.mean(level, "error") for standing in standings]
-    return [mean for mean in means if mean is not None]
-
-
-def _format_champion(league: League, champion: Standing | None, level: float, best: float | None) -> str:
-    return f"{_format_error(league, champion, level, best)}, {champion.name}" if champion else ""
-
-
-def _format_error(league: League, standing: Standing, level: float, best: float | None) -> str:
-    """Test error at a level, in bold where it is `best`; for whole channels with the factor that was reached."""
+def _format_error(league: League, standing: Standing, level: float, is_first: bool) -> str:
+    """Test error at a level, in bold where it is first; for whole channels with the factor that was reached."""
     rows = standing.rows.get(level, [])
     if not rows:
         return "failed" if standing.failed else ""
     cell = format_spread([row["error"] for row in rows], 2)
-    if standing.mean(level, "error") == best:
+    if is_first:
         cell = f"**{cell}**"
     return cell if league.kind == "weights" else f"{cell} at {standing.mean_reduction(level):.2f}×"
 
