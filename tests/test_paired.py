@@ -105,11 +105,12 @@ def test_a_known_standard_error() -> None:
     assert difference.standard_error == pytest.approx(0.1 / math.sqrt(3))
 
 
-@pytest.mark.parametrize("start", range(0, 3000, 7))
-def test_on_the_border_rounding_decides_nothing(start: int) -> None:
-    """Differences of 0, 1 and 1 images have a mean of two standard errors exactly: not more than that."""
-    low, high = percent(seeds(start, start + 3, start + 11)), percent(seeds(start, start + 4, start + 12))
-    assert verdicts(low=low, high=high) == {"low": "level", "high": "level"}
+def test_on_the_border_rounding_decides_nothing() -> None:
+    """Differences of 1, 1 and 4 images have a mean of two standard errors exactly: not more than that."""
+    for start in range(0, 3000, 7):
+        low = percent({0: start, 1: start + 3, 2: start + 11})
+        high = percent({0: start + 1, 1: start + 4, 2: start + 15})
+        assert verdicts(low=low, high=high) == {"low": "level", "high": "level"}
 
 
 @pytest.mark.parametrize(("count", "pairs_in_ten"), [(2, 3), (3, 2)])
@@ -163,6 +164,15 @@ def test_who_is_lowest_is_decided_on_the_seeds_that_all_have() -> None:
     assert comparison.seeds == 3
     assert comparison.verdicts == {"more": "behind", "fewer": "first"}
     assert comparison.differences["fewer"].mean == 0 and comparison.differences["more"].seeds == 3
+
+
+def test_all_are_compared_on_the_same_seeds() -> None:
+    """Two rivals share a third seed, on which the third one did not run: it does not count for these two either."""
+    rivals = {"low": seeds(2.0, 2.1, 9.0), "near": seeds(2.2, 2.5, 0.0), "other": {0: 3.0, 1: 3.3, 3: 2.0}}
+    comparison = compare_rivals([standing(name, own) for name, own in rivals.items()], LEVEL)
+    assert comparison.seeds == 2
+    assert {difference.seeds for difference in comparison.differences.values()} == {2}
+    assert comparison.differences["near"].mean == pytest.approx(0.3)
 
 
 def test_rivals_without_company_are_not_first() -> None:
