@@ -1,7 +1,7 @@
 """The coupled channel groups of a network: what would have to be removed together, and what never can be."""
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -94,14 +94,6 @@ class RememberingNorm:
 
 
 @dataclass(frozen=True)
-class SizeAttribute:
-    """An attribute of a module that says how many channels there are."""
-
-    origin: Origin
-    channels: ChannelIds  # shape: (the attribute's value,)
-
-
-@dataclass(frozen=True)
 class CodeSize:
     """A size that the code of a network gives to an operator as a number."""
 
@@ -147,8 +139,6 @@ class ChannelGraph:
     pins: Pins
     readers: tuple[Reader, ...]
     products: tuple[Product, ...]
-    size_attributes: tuple[SizeAttribute, ...]
-    """Attributes that have to follow the number of channels."""
     scales: tuple[AttentionScale, ...]
     remembering_norms: tuple[RememberingNorm, ...]
     """Modules that mix channels and may lose some; none unless they were asked for."""
@@ -186,12 +176,21 @@ class ChannelGraph:
         names = (self.trace.state(node.args[0]) for node in nodes)
         return frozenset(name for name in names if name)
 
-    def with_size_attributes(self, attributes: tuple[SizeAttribute, ...]) -> "ChannelGraph":
-        """The same graph with other attributes that have to follow the number of channels."""
-        graph = replace(self, size_attributes=attributes)
-        # The groups do not depend on them, and to find them again takes as long as a tenth of a plan.
-        vars(graph).update({name: vars(self)[name] for name in ("reach", "groups") if name in vars(self)})
-        return graph
+    @cached_property
+    def free_sizes(self) -> tuple[CodeSize, ...]:
+        """The sizes in the code that are those of axes which may lose something."""
+        free = self.removable()
+        return tuple(size for size in self.code_sizes if free[size.channels].any())
+
+    @cached_property
+    def size_attributes(self) -> dict[Origin, ChannelIds]:
+        """Each attribute that has to follow the number of channels -> these channels, as many as its value says."""
+        # All axes that one attribute stands for are coupled, so those of any will do.
+        return {size.origin: size.channels for size in self.free_sizes if size.origin is not None}
+
+    def remaining_sizes(self, removed: Flags) -> dict[Origin, int]:
+        """Each of these attributes with the number of its channels that stay."""
+        return {origin: int((~removed[channels]).sum()) for origin, channels in self.size_attributes.items()}
 
     def removable(self) -> Flags:
         """Flag the channels that no pin holds and that some group's removal may take along."""

@@ -14,7 +14,7 @@ from .traces import Trace
 from .tracing import Attempt, make_traceable_copy, record
 
 InputDim = tuple[int, int]
-"""The place of an input among the inputs, and one of its dimensions."""
+"""The place of a tensor among the inputs, and one of its dimensions."""
 Sizes = Mapping[InputDim, int]
 """Sizes that differ from those of the example."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..equations import Equations, TrackedTensor
 from ..links import IndexIds
 from ..nodes import Node
-from ..scales import find_query_rows
+from ..scales import AttentionScale, find_query_rows
 from .abstract_values import LIVE, expand_along, keep_zeros, make_uniform
 from .elementwise import broadcast_axis
 from .rows import NotCovered, Operator, operator_name, shape_of
@@ -71,11 +71,12 @@ def attention_channels(
 
 def _record_scale(equations: Equations, node: Node, dimensions: IndexIds) -> None:
     query: Any = node.args[0]
-    if find_query_rows(query) is None:
+    written = find_query_rows(query)
+    if written is None:
         reason = "attention is scaled by the number of dimensions, and more than a layer writes its queries"
         equations.pin(dimensions, reason)
     else:
-        equations.scales.append((node, dimensions))
+        equations.scales.append(AttentionScale(node.meta["module"], *written, dimensions))
 
 
 def _joined_scores(equations: Equations, scores: TrackedTensor, other: TrackedTensor) -> TrackedTensor:
