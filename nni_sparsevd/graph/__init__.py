@@ -20,6 +20,7 @@ from .build import channel_graph
 from .code_sizes import tighten_graph
 from .copies import copy_module
 from .culprits import find_failing_module, find_source_of_nan
+from .cuts import cut_, kept_indices, remove_indices
 from .equations import Axis
 from .example_inputs import CallArguments, Inputs, as_arguments, take_first_sample, use_other_numbers
 from .groups import ChannelGraph, ChannelGroup, Product, Reader, RememberingNorm, Writer
@@ -57,7 +58,6 @@ from .operators import (
 from .other_sizes import InputDim, OtherSizes, Sizes, resize_inputs, trace_other_sizes
 from .preconditions import require_convertible, require_numbers, require_parameters, require_traceable
 from .pytrees import PLAIN, map_leaves, name_leaves, to_plain
-from .resize import cut_, kept_indices, remove_indices
 from .silencers import Silencer, Silencing, find_silencing
 from .traces import Trace
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .code_numbers import find_numbers
+from .cuts import cut_
 from .groups import ChannelGraph
 from .links import Flags
 from .nodes import Node
-from .resize import cut_
 from .traces import Trace, find_unused
 from .tracing import make_traceable_copy, record
 
@@ -34,13 +34,13 @@ class Failure:
 
 def find_failure(model: nn.Module, graph: ChannelGraph, removed: Flags) -> Failure | None:
     """The first place where the smaller network fails, or makes a tensor of another shape than it should."""
-    small = make_traceable_copy(model, graph.trace.device)
+    small = make_traceable_copy(model, on_meta=graph.trace.on_meta)
     cuts = {axis: np.flatnonzero(removed[channels]).tolist() for axis, channels in graph.axes.items()}
     cut_(small, {axis: indices for axis, indices in cuts.items() if indices}, graph.remaining_sizes(removed))
     padded_norms = {norm.module for norm in graph.remembering_norms if not norm.is_layer_norm}
     for name in padded_norms:  # which will see all channels, as before, and return those that are left
         small.set_submodule(name, _PassOn().eval())
-    attempt = record(small, graph.trace.inputs, graph.trace.device)
+    attempt = record(small, graph.trace.inputs, on_meta=graph.trace.on_meta)
     before, after = _compared_nodes(graph.trace, padded_norms), _compared_nodes(attempt.trace, padded_norms)
     unused = find_unused(graph.trace)
     for old, new in zip(before, after, strict=False):  # a run that failed is shorter

@@ -277,13 +277,15 @@ def _find_groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
         if writer_places:
             written.append((min(writer_places), int(channels[0]), channels, own_axes))
     written.sort(key=lambda kind: kind[:2])
-    names = _GroupNames()
+    uses: Counter[str] = Counter()
     groups = []
     for first_writer, first_channel, channels, own_axes in written:
         module = graph.writers[first_writer].module
         last_writers = tuple(dict.fromkeys(writer for writer in graph.last_writers if writer.axis in own_axes))
         reason = graph.pins.reason(first_channel)
-        name = names.next(module or graph.writers[first_writer].axis[0])  # a weight of the network itself has no module
+        name = module or graph.writers[first_writer].axis[0]  # a weight of the network itself has no module
+        uses[name] += 1
+        name = name if uses[name] == 1 else f"{name}#{uses[name]}"
         groups.append(ChannelGroup(name, module, channels, own_axes, last_writers, reason))
     return tuple(groups)
 
@@ -332,14 +334,3 @@ def _channels_with_a_group(graph: ChannelGraph) -> Flags:
         owner_of_free[owners[~pinned[members]]] = True
     flags: Flags = np.where(pinned, ~owner | owner_of_free, ~member)
     return flags
-
-
-class _GroupNames:
-    """A group is called after the module that writes it first; the second of a module is its name with "#2"."""
-
-    def __init__(self) -> None:
-        self._uses: Counter[str] = Counter()
-
-    def next(self, module: str) -> str:
-        self._uses[module] += 1
-        return module if self._uses[module] == 1 else f"{module}#{self._uses[module]}"
