@@ -82,8 +82,7 @@ def shrink(
     require_parameters(model)
     masked = bake_(copy_model(model), masks)
     graph = channel_graph(masked, example_inputs, remember_norms=remember_norms)
-    small, plan, _ = shrink_masked(masked, graph, example_inputs, round_to)
-    return small, plan
+    return shrink_masked(masked, graph, example_inputs, round_to)[:2]
 
 
 def shrink_masked(
