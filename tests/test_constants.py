@@ -368,6 +368,8 @@ EXACT: dict[str, Fed] = {
     "prod": Fed(lambda x: x.prod(3)),
     "all_axes": Fed(lambda x: x[:, 1:].sum() + x[:, 1:].mean() + x[:, 1:].max() + x[:, 1:].min() + x[:, 1:].prod()),
     "max": Fed(lambda x: x.max(3)[0] + x.min(3)[0]),
+    "of_whole_numbers": Fed(lambda x: x + torch.arange(6).mean(dtype=torch.float32) + torch.arange(6).prod(0)),
+    "of_a_single_number": Fed(lambda x: x * torch.tensor(2.0).sum(-1) + torch.tensor(3.0).max(0)[0].prod(-1).amax(-1)),
     "group_norm_of_one": Fed(lambda x, m: m(x), norm(nn.GroupNorm(4, 4))),
     "batch_norm_of_its_own": Fed(lambda x: F.batch_norm(x, None, None, training=True)),
     "mm": Fed(lambda x: torch.mm(x[0, 1:2].flatten(1), x[0, 1:3].flatten(1).T)),

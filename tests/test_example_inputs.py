@@ -58,7 +58,7 @@ TREES = {
 def test_leaves_have_names_and_trees_are_built_again(kind: str) -> None:
     tree, names = TREES[kind]
     assert [name for name, _ in name_leaves(tree)] == names
-    doubled = map_leaves(lambda _, leaf: 2 * leaf if isinstance(leaf, Tensor) and leaf.dim() == 2 else leaf, tree)
+    doubled = map_leaves(lambda leaf: 2 * leaf if isinstance(leaf, Tensor) and leaf.dim() == 2 else leaf, tree)
     assert type(doubled) is type(tree)
     for (_, before), (_, after) in zip(name_leaves(tree), name_leaves(doubled), strict=True):
         if isinstance(before, Tensor) and before.dim() == 2:

@@ -147,7 +147,7 @@ def list_operators(networks: Iterator[Network]) -> tuple[set[Any], str]:
         if sum(parameter.numel() for parameter in model.parameters()) > LARGEST:
             return set(), "too large"
         if isinstance(inputs[0], Tensor):
-            attempt = record(make_traceable_copy(model, "meta"), as_arguments(inputs), "meta")
+            attempt = record(make_traceable_copy(model, on_meta=True), as_arguments(inputs), on_meta=True)
             if attempt.error is None:
                 return {node.target for node in attempt.trace.graph.nodes if node.op == "call_function"}, ""
             error = error or repr(attempt.error)[:200]

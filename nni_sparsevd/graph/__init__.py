@@ -20,13 +20,14 @@ from .build import channel_graph
 from .code_sizes import tighten_graph
 from .copies import copy_module
 from .culprits import find_failing_module, find_source_of_nan
+from .cuts import cut_, kept_indices, remove_indices
 from .equations import Axis
 from .example_inputs import CallArguments, Inputs, as_arguments, take_first_sample, use_other_numbers
-from .groups import ChannelGraph, ChannelGroup, Product, Reader, RememberingNorm, SizeAttribute, Writer
-from .links import ChannelIds, Flags, Link
+from .groups import ChannelGraph, ChannelGroup, Product, Reader, RememberingNorm, Writer
+from .links import ChannelIds, Flags
 from .modes import clear_caches_, copy_model, evaluation_mode
 from .multihead import ShrinkableMultiheadAttention, bind_attentions_, free_attentions_
-from .names import list_modules
+from .names import list_modules, named_states
 from .nodes import Node, map_nodes
 from .operators import (
     ATTENTION,
@@ -54,11 +55,9 @@ from .operators import (
     to_double,
     used_taps,
 )
-from .other_sizes import OtherSizes, resize_inputs, trace_other_sizes
+from .other_sizes import InputDim, OtherSizes, Sizes, resize_inputs, trace_other_sizes
 from .preconditions import require_convertible, require_numbers, require_parameters, require_traceable
 from .pytrees import PLAIN, map_leaves, name_leaves, to_plain
-from .resize import cut_, kept_indices, named_states, remaining_sizes, remove_indices
-from .scales import AttentionScale
 from .silencers import Silencer, Silencing, find_silencing
 from .traces import Trace
 
@@ -68,15 +67,14 @@ __all__ = [
     "PRODUCTS",
     "READERS",
     "TRANSPOSED",
-    "AttentionScale",
     "Axis",
     "CallArguments",
     "ChannelGraph",
     "ChannelGroup",
     "ChannelIds",
     "Flags",
+    "InputDim",
     "Inputs",
-    "Link",
     "Node",
     "NotCovered",
     "OtherSizes",
@@ -86,7 +84,7 @@ __all__ = [
     "ShrinkableMultiheadAttention",
     "Silencer",
     "Silencing",
-    "SizeAttribute",
+    "Sizes",
     "Trace",
     "Writer",
     "as_arguments",
@@ -122,7 +120,6 @@ __all__ = [
     "named_states",
     "operator_name",
     "pads_zeros",
-    "remaining_sizes",
     "remove_indices",
     "require_convertible",
     "require_numbers",

@@ -1,26 +1,23 @@
 """From a network to its channel graph."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from .code_sizes import resolve_sizes, runs_alike_again
+from .code_sizes import pin_what_code_cannot_follow, runs_alike_again
 from .equations import TrackedTensor
 from .example_inputs import Inputs
 from .groups import ChannelGraph, CodeSize, Product, Reader
 from .links import ChannelIds, IndexIds
 from .nodes import Node
 from .norms import find_replaceable_norms, solve_norms
-from .operators import channel_dim
+from .operators import bias_of, channel_dim
 from .preconditions import require_traceable
-from .scales import AttentionScale, find_query_rows
 from .traces import Trace
 from .tracing import trace
 from .walk import Walk
-
-aten = torch.ops.aten
 
 
 def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: bool = False) -> ChannelGraph:
@@ -58,12 +55,12 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
     """
     require_traceable(model, example_inputs)
     graph = _build_graph(model, trace(model, example_inputs), remember_norms)
-    resolved = resolve_sizes(model, graph)
+    tighter = pin_what_code_cannot_follow(model, graph)
     # What was pinned because the code failed may be due to a function that keeps tensors from one call to the next: the
     # second call then runs fewer operators than the first.  From the second call on they are the same.
-    if resolved.pins is not graph.pins and not runs_alike_again(model, graph):
-        resolved = resolve_sizes(model, _build_graph(model, trace(model, example_inputs), remember_norms))
-    return resolved
+    if tighter is not graph and not runs_alike_again(model, graph):
+        tighter = pin_what_code_cannot_follow(model, _build_graph(model, trace(model, example_inputs), remember_norms))
+    return tighter
 
 
 def _build_graph(model: nn.Module, recorded: Trace, remember_norms: bool) -> ChannelGraph:
@@ -84,10 +81,9 @@ def _build_graph(model: nn.Module, recorded: Trace, remember_norms: bool) -> Cha
         num_channels=never + 1,
         links=links,
         pins=pins.propagated(links),
-        readers=_solve_readers(walk, channel_of, value_channels, never),
-        products=_solve_products(walk, channel_of, value_channels),
-        size_attributes=(),
-        scales=tuple(_solve_scale(node, channel_of[ids]) for node, ids in equations.scales),
+        readers=_make_readers(walk, value_channels, never),
+        products=_make_products(walk, value_channels),
+        scales=tuple(replace(scale, dimensions=channel_of[scale.dimensions]) for scale in equations.scales),
         remembering_norms=norms,
         writers=tuple(walk.writers.values()),
         last_writers=tuple(writer for node, writer in walk.writers.items() if node in walk.last_writers),
@@ -105,26 +101,35 @@ def _solve_value(value: Any, channel_of: ChannelIds) -> Any:
     return ()
 
 
-def _solve_readers(
-    walk: Walk, channel_of: ChannelIds, value_channels: dict[Node, Any], never: int
-) -> tuple[Reader, ...]:
+def _make_readers(walk: Walk, value_channels: dict[Node, Any], never: int) -> tuple[Reader, ...]:
     readers = []
-    for reading in walk.readings:
-        node = reading.node
-        dim = channel_dim(node)
-        outputs = value_channels[node][dim]
+    for node in walk.readers:
+        x, weight, dim = node.args[0], walk.recorded.state(node.args[1]), channel_dim(node)
+        inputs, outputs = value_channels[x][dim], value_channels[node][dim]
         if outputs is None:
             outputs = np.full(node.meta["val"].shape[dim], never)
-        readers.append(Reader(node, reading.weight, channel_of[reading.inputs], outputs, reading.bias))
+        readers.append(Reader(node, weight, inputs, outputs, _find_bias(walk.recorded, node, weight)))
     return tuple(readers)
 
 
-def _solve_products(walk: Walk, channel_of: ChannelIds, value_channels: dict[Node, Any]) -> tuple[Product, ...]:
+def _find_bias(recorded: Trace, node: Node, weight: str | None) -> str | None:
+    """The parameter that a reader adds, or the one that its module could be given."""
+    bias = bias_of(node)
+    if bias is not None:
+        return recorded.state(bias)
+    # A new bias takes part only where one of torch's own layers was called.  Code that takes the weight of a layer and
+    # calls the operator itself would not see it.
+    module, _, key = (weight or "").rpartition(".")
+    called_as_layer = key == "weight" and node.meta["module"] == module and module in recorded.layers
+    return f"{module}.bias" if called_as_layer else None
+
+
+def _make_products(walk: Walk, value_channels: dict[Node, Any]) -> tuple[Product, ...]:
     products = []
-    for contraction in walk.equations.contractions:
-        along = value_channels[contraction.node]
+    for node, dims in walk.equations.products:
+        left, along = node.args[0], value_channels[node]
         heads = {dim - len(along): channels for dim, channels in enumerate(along[:-2]) if channels is not None}
-        products.append(Product(contraction.node, channel_of[contraction.inputs], contraction.dims, heads))
+        products.append(Product(node, value_channels[left][dims[0]], dims, heads))
     return tuple(products)
 
 
@@ -136,10 +141,3 @@ def _solve_sizes(walk: Walk, channel_of: ChannelIds, padded_norms: list[str]) ->
         if size.node.meta["module"] not in padded_norms:
             sizes.append(CodeSize(size.node, size.origin, channel_of[nothing if size.ids is None else size.ids]))
     return tuple(sizes)
-
-
-def _solve_scale(node: Node, dimensions: ChannelIds) -> AttentionScale:
-    query: Any = node.args[0]
-    rows = find_query_rows(query)
-    assert rows is not None  # or the attention's rule would have pinned the dimensions
-    return AttentionScale(node.meta["module"], *rows, dimensions)

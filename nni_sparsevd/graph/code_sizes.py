@@ -6,7 +6,7 @@ without data, without some channels of every kind, and with the attributes set a
 shape is not what it should be, those channels stay.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,24 +14,23 @@ from torch import nn
 
 from .code_numbers import find_numbers
 from .failures import find_failure
-from .groups import ChannelGraph, CodeSize, SizeAttribute
+from .groups import ChannelGraph
 from .links import ChannelIds, Flags
 from .nodes import Node
 from .operators import operator_name
-from .pins import Pins
 from .suspects import Suspects
 from .traces import find_unused
 
 
-def resolve_sizes(model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
-    """Find the attributes that have to follow the channels of a network, and what its code cannot follow.
+def pin_what_code_cannot_follow(model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
+    """Find the channels whose number the code of a network cannot follow.
 
     Args:
         model: The network.
         graph: Its channels.
 
     Returns:
-        `graph` with these attributes, and with pins where the code cannot follow.
+        `graph` with a pin for each of them.
     """
     # 1. Some channels of every free group are chosen at random, a different number of each: two axes that are equally
     #    long after the removal would hide that the code confuses them.
@@ -45,7 +44,7 @@ def resolve_sizes(model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
         removed = graph.drop_infeasible(_choose_channels(graph, draw))
         tighter = _tighten_by_trial(model, graph, removed) if removed.any() else None
         if tighter is None:
-            return graph.with_size_attributes(_size_attributes(_free_sizes(graph, graph.removable())))
+            return graph
         graph = tighter
 
 
@@ -54,7 +53,7 @@ def runs_alike_again(model: nn.Module, graph: ChannelGraph) -> bool:
 
     A function that keeps what it has computed, a table of positions for instance, computes it in the first call only.
     """
-    return find_failure(model, graph, (), np.zeros(graph.num_channels, np.bool_)) is None
+    return find_failure(model, graph, np.zeros(graph.num_channels, np.bool_)) is None
 
 
 def _choose_channels(graph: ChannelGraph, draw: np.random.Generator) -> Flags:
@@ -88,45 +87,22 @@ def _needs_trial(graph: ChannelGraph) -> bool:
 
 
 def _tighten_by_trial(model: nn.Module, graph: ChannelGraph, removed: Flags) -> ChannelGraph | None:
-    free = graph.removable()
-    sizes = _free_sizes(graph, free)
-    attributes = _size_attributes(sizes)
-    failure = find_failure(model, graph, attributes, removed)
+    failure = find_failure(model, graph, removed)
     if failure is None:
         return None
-    if failure.number_at is not None:
-        pins = graph.pins
-        for changed, channels in _channels_behind_numbers(model, graph, attributes, removed):
-            code = _class_name(model, changed.meta["module"])
-            pins = pins.with_pins(
-                channels, f"{operator_name(changed)} in the code of {code} computes with their number"
-            )
-        if pins is not graph.pins:
-            return _with_pins(graph, pins)
-    kind = _class_name(model, failure.module)
-    blamed = Suspects(failure, model, graph, attributes, sizes, free, removed).to_blame()
-    if blamed.size:
-        pins = graph.pins.with_pins(blamed, f"a size in the code of {kind} cannot follow")
-    else:  # nothing that the failed code meets can be blamed, so nothing is safe
-        pins = graph.pins.with_pins(np.flatnonzero(free), f"the code of {kind} cannot follow")
-    return _with_pins(graph, pins)
-
-
-def _with_pins(graph: ChannelGraph, pins: Pins) -> ChannelGraph:
-    """`graph` with these pins, and with the attributes that have to follow what is left free."""
-    tighter = replace(graph, pins=pins.propagated(graph.links))
-    return tighter.with_size_attributes(_size_attributes(_free_sizes(tighter, tighter.removable())))
-
-
-def _free_sizes(graph: ChannelGraph, free: Flags) -> list[CodeSize]:
-    """Sizes of axes that may lose something."""
-    return [size for size in graph.code_sizes if free[size.channels].any()]
-
-
-def _size_attributes(sizes: Sequence[CodeSize]) -> tuple[SizeAttribute, ...]:
-    """The attributes that sizes are read from; all axes that one of them stands for are coupled."""
-    channels_of = {size.origin: size.channels for size in sizes if size.origin is not None}
-    return tuple(SizeAttribute(origin, channels) for origin, channels in channels_of.items())
+    pins = graph.pins
+    if failure.has_other_number:
+        for node, channels in _channels_behind_numbers(model, graph, removed):
+            code = _class_name(model, node.meta["module"])
+            pins = pins.with_pins(channels, f"{operator_name(node)} in the code of {code} computes with their number")
+    if pins is graph.pins:
+        code = _class_name(model, failure.module)
+        blamed = Suspects(failure, model, graph, removed).to_blame()
+        if blamed.size:
+            pins = pins.with_pins(blamed, f"a size in the code of {code} cannot follow")
+        else:  # nothing that the failed code meets can be blamed, so nothing is safe
+            pins = pins.with_pins(np.flatnonzero(graph.removable()), f"the code of {code} cannot follow")
+    return replace(graph, pins=pins.propagated(graph.links))
 
 
 def _class_name(model: nn.Module, module: str) -> str:
@@ -134,20 +110,19 @@ def _class_name(model: nn.Module, module: str) -> str:
 
 
 def _channels_behind_numbers(
-    model: nn.Module, graph: ChannelGraph, attributes: Iterable[SizeAttribute], removed: Flags
+    model: nn.Module, graph: ChannelGraph, removed: Flags
 ) -> Iterator[tuple[Node, ChannelIds]]:
     """The channels whose removal changes a number that the code of a network computes with, and the operator.
 
     They are found by trial: one group after the other loses its channels alone.  That is one run without data for
     each group, once for all numbers, and only for networks whose code computes with such a number.
     """
-    attributes = tuple(attributes)
     for group in graph.groups:
         chosen = group.channels[removed[group.channels]]
         if group.pinned or not chosen.size:
             continue
         alone = np.zeros_like(removed)
         alone[graph.with_members(chosen)] = True
-        failure = find_failure(model, graph, attributes, graph.drop_infeasible(alone))
-        if failure is not None and failure.number_at is not None:
-            yield failure.number_at, group.channels
+        failure = find_failure(model, graph, graph.drop_infeasible(alone))
+        if failure is not None and failure.node is not None and failure.has_other_number:
+            yield failure.node, group.channels

@@ -18,6 +18,7 @@ from .links import ChannelIds, IndexIds, Link, owners_with_the_same_members
 from .nodes import Node
 from .origins import Origin
 from .pins import Pins
+from .scales import AttentionScale
 
 Axis = tuple[str, int]
 """A parameter's or buffer's qualified name and one of its dimensions."""
@@ -37,16 +38,6 @@ class TrackedTensor:
 def repeat_ids(ids: IndexIds | None, times: int) -> IndexIds | None:
     """Each id `times` times in a row: copies live and die together."""
     return None if ids is None else np.repeat(ids, times)
-
-
-@dataclass(frozen=True)
-class Contraction:
-    """A sum of products over channels of two computed tensors, the first two arguments of `node`."""
-
-    node: Node
-    inputs: IndexIds  # shape: (channels,)
-    dims: tuple[int, int]
-    """The dimension of each tensor that is summed over."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +62,11 @@ class Equations:
         self.remembering_norms: list[tuple[Node, IndexIds, str]] = []
         """The operators in them that mix channels, with the index ids of these and the reason why they would stay."""
         self.axes: dict[Axis, IndexIds] = {}
-        self.contractions: list[Contraction] = []
+        self.products: list[tuple[Node, tuple[int, int]]] = []
+        """Sums of products over channels of two computed tensors, with the dimension of each that is summed over."""
         self.sizes: list[RecordedSize] = []
-        self.scales: list[tuple[Node, IndexIds]] = []
-        """Attentions that are scaled by their number of dimensions, with the ids of these dimensions."""
+        self.scales: list[AttentionScale] = []
+        """Attentions that are scaled by their number of dimensions, with the index ids of these dimensions."""
         self.num_ids = 0
         self._left: list[IndexIds] = []
         self._right: list[IndexIds] = []
@@ -143,10 +135,9 @@ class Equations:
     def contract(
         self, node: Node, left: TrackedTensor, right: TrackedTensor, dims: tuple[int, int], reason: str
     ) -> None:
-        """State that `node` sums products over dimension `dims` of two computed tensors."""
-        inputs = self.equate(left.ids[dims[0]], right.ids[dims[1]], reason)
-        if inputs is not None:
-            self.contractions.append(Contraction(node, inputs, dims))
+        """State that `node` sums products over dimension `dims` of two computed tensors, its first two arguments."""
+        if self.equate(left.ids[dims[0]], right.ids[dims[1]], reason) is not None:
+            self.products.append((node, dims))
 
     def record_size(self, node: Node, place: int, size: object, ids: IndexIds | None) -> None:
         """State that the code of the network gives `size` for the axis with these ids, as its number `place`.

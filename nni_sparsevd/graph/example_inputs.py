@@ -41,7 +41,7 @@ class CallArguments:
 
     def map_leaves(self, function: Callable[[Any], Any]) -> "CallArguments":
         """The same arguments in new containers, with `function` of each tensor and plain value."""
-        args, kwargs = map_leaves(lambda _, leaf: function(leaf), (self.args, dict(self.kwargs)))
+        args, kwargs = map_leaves(function, (self.args, dict(self.kwargs)))
         return CallArguments(args, kwargs)
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "CallArguments":

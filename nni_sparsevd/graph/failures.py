@@ -1,6 +1,6 @@
 """Where the code of a network fails once channels are removed, or makes what it should not."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .code_numbers import find_numbers
-from .groups import ChannelGraph, SizeAttribute
+from .cuts import cut_
+from .groups import ChannelGraph
 from .links import Flags
 from .nodes import Node
-from .resize import cut_, remaining_sizes
 from .traces import Trace, find_unused
 from .tracing import make_traceable_copy, record
 
@@ -28,22 +28,19 @@ class Failure:
     module: str
     node: Node | None
     """The operator that fails, or None for the code of the module between two operators."""
-    number_at: Node | None = None
-    """The operator, where it runs but computes with another number."""
+    has_other_number: bool = False
+    """Whether the operator runs but computes with another number."""
 
 
-def find_failure(
-    model: nn.Module, graph: ChannelGraph, attributes: Iterable[SizeAttribute], removed: Flags
-) -> Failure | None:
+def find_failure(model: nn.Module, graph: ChannelGraph, removed: Flags) -> Failure | None:
     """The first place where the smaller network fails, or makes a tensor of another shape than it should."""
-    small = make_traceable_copy(model, graph.trace.device)
+    small = make_traceable_copy(model, on_meta=graph.trace.on_meta)
     cuts = {axis: np.flatnonzero(removed[channels]).tolist() for axis, channels in graph.axes.items()}
-    cut_(small, {axis: indices for axis, indices in cuts.items() if indices}, remaining_sizes(attributes, removed))
+    cut_(small, {axis: indices for axis, indices in cuts.items() if indices}, graph.remaining_sizes(removed))
     padded_norms = {norm.module for norm in graph.remembering_norms if not norm.is_layer_norm}
     for name in padded_norms:  # which will see all channels, as before, and return those that are left
-        owner, _, key = name.rpartition(".")
-        setattr(small.get_submodule(owner), key, _PassOn().eval())
-    attempt = record(small, graph.trace.inputs, graph.trace.device)
+        small.set_submodule(name, _PassOn().eval())
+    attempt = record(small, graph.trace.inputs, on_meta=graph.trace.on_meta)
     before, after = _compared_nodes(graph.trace, padded_norms), _compared_nodes(attempt.trace, padded_norms)
     unused = find_unused(graph.trace)
     for old, new in zip(before, after, strict=False):  # a run that failed is shorter
@@ -54,7 +51,7 @@ def find_failure(
         if not _has_expected_shape(new.meta["val"], old.meta["val"], graph.value_channels[old], removed):
             return Failure(old.meta["module"], old)
         if find_numbers(new) != find_numbers(old):
-            return Failure(old.meta["module"], old, number_at=old)
+            return Failure(old.meta["module"], old, has_other_number=True)
     if attempt.error is not None:
         return Failure(attempt.place, before[len(after)] if attempt.in_operator else None)
     return None if len(before) == len(after) else Failure("", None)

@@ -1,7 +1,7 @@
 """The coupled channel groups of a network: what would have to be removed together, and what never can be."""
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -94,14 +94,6 @@ class RememberingNorm:
 
 
 @dataclass(frozen=True)
-class SizeAttribute:
-    """An attribute of a module that says how many channels there are."""
-
-    origin: Origin
-    channels: ChannelIds  # shape: (the attribute's value,)
-
-
-@dataclass(frozen=True)
 class CodeSize:
     """A size that the code of a network gives to an operator as a number."""
 
@@ -147,8 +139,6 @@ class ChannelGraph:
     pins: Pins
     readers: tuple[Reader, ...]
     products: tuple[Product, ...]
-    size_attributes: tuple[SizeAttribute, ...]
-    """Attributes that have to follow the number of channels."""
     scales: tuple[AttentionScale, ...]
     remembering_norms: tuple[RememberingNorm, ...]
     """Modules that mix channels and may lose some; none unless they were asked for."""
@@ -186,12 +176,21 @@ class ChannelGraph:
         names = (self.trace.state(node.args[0]) for node in nodes)
         return frozenset(name for name in names if name)
 
-    def with_size_attributes(self, attributes: tuple[SizeAttribute, ...]) -> "ChannelGraph":
-        """The same graph with other attributes that have to follow the number of channels."""
-        graph = replace(self, size_attributes=attributes)
-        # The groups do not depend on them, and to find them again takes as long as a tenth of a plan.
-        vars(graph).update({name: vars(self)[name] for name in ("reach", "groups") if name in vars(self)})
-        return graph
+    @cached_property
+    def free_sizes(self) -> tuple[CodeSize, ...]:
+        """The sizes in the code that are those of axes which may lose something."""
+        free = self.removable()
+        return tuple(size for size in self.code_sizes if free[size.channels].any())
+
+    @cached_property
+    def size_attributes(self) -> dict[Origin, ChannelIds]:
+        """Each attribute that has to follow the number of channels -> these channels, as many as its value says."""
+        # All axes that one attribute stands for are coupled, so those of any will do.
+        return {size.origin: size.channels for size in self.free_sizes if size.origin is not None}
+
+    def remaining_sizes(self, removed: Flags) -> dict[Origin, int]:
+        """Each of these attributes with the number of its channels that stay."""
+        return {origin: int((~removed[channels]).sum()) for origin, channels in self.size_attributes.items()}
 
     def removable(self) -> Flags:
         """Flag the channels that no pin holds and that some group's removal may take along."""
@@ -278,13 +277,15 @@ def _find_groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
         if writer_places:
             written.append((min(writer_places), int(channels[0]), channels, own_axes))
     written.sort(key=lambda kind: kind[:2])
-    names = _GroupNames()
+    uses: Counter[str] = Counter()
     groups = []
     for first_writer, first_channel, channels, own_axes in written:
         module = graph.writers[first_writer].module
         last_writers = tuple(dict.fromkeys(writer for writer in graph.last_writers if writer.axis in own_axes))
         reason = graph.pins.reason(first_channel)
-        name = names.next(module or graph.writers[first_writer].axis[0])  # a weight of the network itself has no module
+        name = module or graph.writers[first_writer].axis[0]  # a weight of the network itself has no module
+        uses[name] += 1
+        name = name if uses[name] == 1 else f"{name}#{uses[name]}"
         groups.append(ChannelGroup(name, module, channels, own_axes, last_writers, reason))
     return tuple(groups)
 
@@ -333,14 +334,3 @@ def _channels_with_a_group(graph: ChannelGraph) -> Flags:
         owner_of_free[owners[~pinned[members]]] = True
     flags: Flags = np.where(pinned, ~owner | owner_of_free, ~member)
     return flags
-
-
-class _GroupNames:
-    """A group is called after the module that writes it first; the second of a module is its name with "#2"."""
-
-    def __init__(self) -> None:
-        self._uses: Counter[str] = Counter()
-
-    def next(self, module: str) -> str:
-        self._uses[module] += 1
-        return module if self._uses[module] == 1 else f"{module}#{self._uses[module]}"

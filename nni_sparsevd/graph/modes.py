@@ -28,7 +28,7 @@ def clear_caches_(model: nn.Module) -> None:
 
     Modules do so of themselves when they are set to training.  Each gets its own mode back.
     """
-    if not hears_of_modes(model):
+    if not reacts_to_modes(model):
         return
     mode = model.training
     with evaluation_mode(model):
@@ -36,12 +36,12 @@ def clear_caches_(model: nn.Module) -> None:
         model.train(mode)  # whatever modules did in the one direction, they undo in the other
 
 
-def hears_of_modes(model: nn.Module) -> bool:
+def reacts_to_modes(model: nn.Module) -> bool:
     """Whether any module does more than to remember that it is set to training."""
-    return any(_hears_of_modes(module) for module in model.modules())
+    return any(_reacts_to_modes(module) for module in model.modules())
 
 
-def _hears_of_modes(module: nn.Module) -> bool:
+def _reacts_to_modes(module: nn.Module) -> bool:
     attributes = vars(module)
     kind: Any = type(module)
     return not _has_plain_modes(kind) or "train" in attributes or "training" not in attributes

@@ -1,17 +1,14 @@
 """The modules, parameters and buffers of a network, by name."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Names:
     """The modules, parameters and buffers of a network, by name."""
 
-    modules: list[tuple[str, nn.Module]]
-    """Under every name."""
     name_of: dict[int, str]
     """The first name of each module, by its id."""
     state_of: dict[int, str]
@@ -37,6 +34,17 @@ def _append_children(found: list[tuple[str, nn.Module]], prefix: str, module: nn
             _append_children(found, f"{prefix}{key}.", child)
 
 
+def named_states(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers under every name."""
+    # What `named_parameters` and `named_buffers` list, in one walk over the modules instead of two.
+    modules = [(f"{name}." if name else "", module) for name, module in list_modules(model)]
+    states: list[tuple[str, Tensor]] = []
+    for table in ("_parameters", "_buffers"):
+        for prefix, module in modules:
+            states += [(prefix + key, value) for key, value in getattr(module, table).items() if value is not None]
+    return states
+
+
 def owner_of(state: str) -> str:
     """The module of a parameter or buffer: for a part of a parametrized weight, the one that has the weight."""
     path = f".{state}"
@@ -47,12 +55,11 @@ def owner_of(state: str) -> str:
 def find_names(model: nn.Module) -> Names:
     """Name what a network holds."""
     modules = list_modules(model)
-    # In reverse, so that a module with several names goes by its first one.
+    # In reverse, so that what has several names goes by its first one.
     name_of = {id(module): name for name, module in reversed(modules)}
     return Names(
-        modules,
         name_of,
-        _name_states(modules),
+        {id(tensor): name for name, tensor in reversed(named_states(model))},
         frozenset(name for name, module in modules if isinstance(module, nn.modules.conv._ConvNd)),
         frozenset(name_of[id(module)] for _, module in modules if _is_of_torch(type(module))),
     )
@@ -60,14 +67,3 @@ def find_names(model: nn.Module) -> Names:
 
 def _is_of_torch(kind: type[nn.Module]) -> bool:
     return kind.__module__.startswith("torch.nn.modules.")
-
-
-def _name_states(modules: Sequence[tuple[str, nn.Module]]) -> dict[int, str]:
-    """The first name of each parameter, and of each buffer, by its id."""
-    names: dict[int, str] = {}
-    for table in ("_parameters", "_buffers"):
-        for module_name, module in modules:
-            prefix = f"{module_name}." if module_name else ""
-            for key, tensor in getattr(module, table).items():
-                names.setdefault(id(tensor), prefix + key)
-    return names

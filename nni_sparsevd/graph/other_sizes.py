@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from .example_inputs import CallArguments, use_other_numbers
-from .modes import clear_caches_, hears_of_modes
+from .modes import clear_caches_, reacts_to_modes
 from .names import find_names
 from .traces import Trace
 from .tracing import Attempt, make_traceable_copy, record
 
 InputDim = tuple[int, int]
-"""The place of an input among the inputs, and one of its dimensions."""
+"""The place of a tensor among the inputs, and one of its dimensions."""
 Sizes = Mapping[InputDim, int]
 """Sizes that differ from those of the example."""
 
@@ -67,11 +67,11 @@ class _Search:
     """Asks a network for the sizes that it accepts."""
 
     def __init__(self, model: nn.Module, trace: Trace) -> None:
-        self._arguments, self._device = trace.inputs, trace.device
+        self._arguments, self._on_meta = trace.inputs, trace.on_meta
         self._inputs = trace.inputs.tensors
-        self._model = trace.runner or make_traceable_copy(model, trace.device)
+        self._model = trace.runner or make_traceable_copy(model, on_meta=trace.on_meta)
         self._names = find_names(self._model)
-        self._may_keep = hears_of_modes(self._model)
+        self._may_keep = reacts_to_modes(self._model)
         """Whether a module may keep something between two runs, to be cleared."""
         self._accepted: dict[tuple[tuple[InputDim, int], ...], Trace] = {}
 
@@ -87,7 +87,7 @@ class _Search:
     def _try(self, arguments: CallArguments) -> Attempt:
         if self._may_keep:
             clear_caches_(self._model)
-        return record(self._model, arguments, self._device, self._names)
+        return record(self._model, arguments, on_meta=self._on_meta, names=self._names)
 
     def _all_dims(self) -> list[InputDim]:
         dims = []

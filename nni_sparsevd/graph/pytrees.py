@@ -55,17 +55,27 @@ def _walk_leaves(tree: Any, name: str, enclosing: tuple[int, ...]) -> Iterator[t
         yield from _walk_leaves(child, f"{name}.{key}" if name else key, (*enclosing, id(tree)))
 
 
-def map_leaves(function: Callable[[str, Any], Any], tree: Any) -> Any:
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     """Build the same nesting with other values.
 
     Args:
-        function: (place, value) -> the new value; see `name_leaves`.
+        function: A value that holds no others -> the new value; see `name_leaves`.
         tree: A nested value.  It is left as it is.
 
     Returns:
         New containers of the same kinds.
     """
-    return _map_leaves(function, tree, "", ())
+    return _map_leaves(function, tree, ())
+
+
+def _map_leaves(function: Callable[[Any], Any], tree: Any, enclosing: tuple[int, ...]) -> Any:
+    if id(tree) in enclosing:
+        return tree
+    branch = _open(tree)
+    if branch is None:
+        return function(tree)
+    enclosing = (*enclosing, id(tree))
+    return branch.rebuild([_map_leaves(function, child, enclosing) for child in branch.children.values()])
 
 
 def to_plain(tree: Any) -> Any:
@@ -85,18 +95,6 @@ def to_plain(tree: Any) -> Any:
         return list(children.values())
     is_named = isinstance(tree, tuple) and "_fields" in dir(tree)
     return tuple(children.values()) if isinstance(tree, tuple) and not is_named else children
-
-
-def _map_leaves(function: Callable[[str, Any], Any], tree: Any, name: str, enclosing: tuple[int, ...]) -> Any:
-    if id(tree) in enclosing:
-        return tree
-    branch = _open(tree)
-    if branch is None:
-        return function(name, tree)
-    children = []
-    for key, child in branch.children.items():
-        children.append(_map_leaves(function, child, f"{name}.{key}" if name else key, (*enclosing, id(tree))))
-    return branch.rebuild(children)
 
 
 def _open(tree: Any) -> _Branch | None:

@@ -21,7 +21,7 @@ class AttentionScale:
     weight: str
     bias: str | None
     rows: IndexIds  # shape: (rows,): places along the output axis of the weight
-    dimensions: ChannelIds  # shape: (dimensions,)
+    dimensions: ChannelIds  # shape: (dimensions,): index ids until the equations are solved
 
 
 def find_query_rows(query: Node) -> tuple[str, str | None, IndexIds] | None:

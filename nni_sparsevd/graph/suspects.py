@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 
 from .failures import Failure, find_failure
-from .groups import ChannelGraph, CodeSize, SizeAttribute
+from .groups import ChannelGraph
 from .links import ChannelIds, Flags
 from .nodes import Node
 
@@ -23,21 +23,9 @@ class Suspects:
     few of them fail: those whose sizes happen to be equal, or 1.
     """
 
-    def __init__(
-        self,
-        failure: Failure,
-        model: nn.Module,
-        graph: ChannelGraph,
-        attributes: Iterable[SizeAttribute],
-        sizes: list[CodeSize],
-        free: Flags,
-        removed: Flags,
-    ) -> None:
-        self._failure = failure
-        self._model, self._graph, self._free, self._removed = model, graph, free, removed
-        self._attributes = tuple(attributes)
-        self._followed = {attribute.origin for attribute in self._attributes}
-        self._sizes = sizes
+    def __init__(self, failure: Failure, model: nn.Module, graph: ChannelGraph, removed: Flags) -> None:
+        self._failure, self._model, self._graph, self._removed = failure, model, graph, removed
+        self._free = graph.removable()
 
     def to_blame(self) -> ChannelIds:
         """The free channels that are to blame; none where nothing that the failed code meets is free."""
@@ -58,7 +46,7 @@ class Suspects:
         """What fails where the blamed channels stay and the others leave; None where nothing does."""
         removed = self._removed.copy()
         removed[blamed] = False
-        return find_failure(self._model, self._graph, self._attributes, self._graph.drop_infeasible(removed))
+        return find_failure(self._model, self._graph, self._graph.drop_infeasible(removed))
 
     def _find_narrowest(self, modules: Collection[str]) -> ChannelIds:
         """The free channels of the narrowest circle that has any, around the failed operator in these modules."""
@@ -71,14 +59,15 @@ class Suspects:
         # 4. sizes that are given anywhere in these modules: the number may have been computed from one;
         # 5. the channels of everything that runs inside these modules.
         failed_nodes = {node for node in self._nodes_of(modules) if _is_alike(node, self._failure.node)}
-        at_failure = [size for size in self._sizes if size.node in failed_nodes]
-        plain = [size.channels for size in at_failure if size.origin not in self._followed]
+        sizes = self._graph.free_sizes
+        at_failure = [size for size in sizes if size.node in failed_nodes]
+        plain = [size.channels for size in at_failure if size.origin is None]
         circles = (
             self._failing_alone(plain, failed_nodes),
             plain,
             [size.channels for size in at_failure],
             self._channels_at(failed_nodes),
-            [size.channels for size in self._sizes if size.node.meta["module"] in modules],
+            [size.channels for size in sizes if size.node.meta["module"] in modules],
             self._channels_at(self._nodes_inside(modules)),
         )
         nothing = np.empty(0, np.int64)
@@ -101,7 +90,7 @@ class Suspects:
                 removed[np.setdiff1d(others, channels)] = False
             removed = self._graph.drop_infeasible(removed)
             if removed[channels].any():
-                failure = find_failure(self._model, self._graph, self._attributes, removed)
+                failure = find_failure(self._model, self._graph, removed)
                 if failure is not None and failure.node in failed_nodes:
                     failing.append(channels)
         return failing

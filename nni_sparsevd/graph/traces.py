@@ -25,12 +25,11 @@ class Trace:
     graph: Graph
     layers: frozenset[str]
     """Names of the modules whose classes are PyTorch's own, not derived from them."""
-    device: str | None
-    """Where the network ran: on "meta", or None where it had to see the inputs."""
+    on_meta: bool
+    """Whether the network ran without data, on PyTorch's meta device; else it had to see the inputs."""
     inputs: CallArguments
     runner: nn.Module | None = None
-    """The copy without data that ran on "meta", to be run again at other sizes; None where the network had to see the
-    inputs."""
+    """The copy that ran without data, to be run again at other sizes; None where the network had to see the inputs."""
 
     def state(self, node: object) -> str | None:
         """Name of the parameter or buffer that `node` is, None if it is something else."""

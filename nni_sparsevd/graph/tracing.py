@@ -42,20 +42,20 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """
     device = next((parameter.device for parameter in model.parameters()), None)
     inputs = as_arguments(example_inputs).map_tensors(lambda value: value.to(device))
-    without_data = make_traceable_copy(model, "meta")
-    attempt = record(without_data, inputs, "meta")
+    runner = make_traceable_copy(model, on_meta=True)
+    attempt = record(runner, inputs, on_meta=True)
     if attempt.error is None and any(_is_whole(value) for value in inputs.tensors):
         # Without data no table notices that it is asked for a row that it does not have.
-        _require_run(make_traceable_copy(model, None), inputs)
+        _require_run(make_traceable_copy(model, on_meta=False), inputs)
     if attempt.error is not None:
-        attempt = record(make_traceable_copy(model, None), inputs, None)
+        attempt = record(make_traceable_copy(model, on_meta=False), inputs, on_meta=False)
     if attempt.error is not None:
         place = f" in {attempt.place}" if attempt.place else ""
         raise TraceError(
             f"{type(model).__name__} could not be traced on {inputs.shapes}{place}: {describe_error(attempt.error)}"
             f"{_suggest_another_form(inputs, attempt.error)}"
         ) from attempt.error
-    return attempt.trace if attempt.trace.device is None else replace(attempt.trace, runner=without_data)
+    return replace(attempt.trace, runner=runner) if attempt.trace.on_meta else attempt.trace
 
 
 def _is_whole(value: Tensor) -> bool:
@@ -98,38 +98,37 @@ class Attempt:
     """Whether an operator failed, the one after the last node; else the code between two operators did."""
 
 
-def make_traceable_copy(model: nn.Module, device: str | None) -> nn.Module:
+def make_traceable_copy(model: nn.Module, *, on_meta: bool) -> nn.Module:
     """A copy of a network that `record` may run: its forward pass may write to buffers, and its numbers have origins.
 
     Args:
         model: The network.
-        device: "meta" for a copy that has only the shapes of parameters and buffers, None for one that shares the
-            parameters with `model` and has buffers of its own.
+        on_meta: Whether the copy has only the shapes of parameters and buffers; else it shares the parameters with
+            `model`, and has buffers of its own.
 
     Returns:
         The copy, in evaluation mode.
     """
     memo: dict[int, Any] = {}
     for buffer in list(model.buffers()):
-        memo[id(buffer)] = buffer.clone() if device is None else buffer.to(device)
+        memo[id(buffer)] = buffer.to("meta") if on_meta else buffer.clone()
     for parameter in model.parameters():
-        shapes_only = device is not None
-        memo[id(parameter)] = nn.Parameter(parameter.to(device), parameter.requires_grad) if shapes_only else parameter
+        memo[id(parameter)] = nn.Parameter(parameter.to("meta"), parameter.requires_grad) if on_meta else parameter
     traceable = copy_model(model, memo).eval()
     free_attentions_(traceable)
     name_numbers_(traceable)
     return traceable
 
 
-def record(model: nn.Module, inputs: CallArguments, device: str | None, names: Names | None = None) -> Attempt:
-    """Run `model`, a `make_traceable_copy` for `device`; see `trace`.
+def record(model: nn.Module, inputs: CallArguments, *, on_meta: bool, names: Names | None = None) -> Attempt:
+    """Run `model`, the result of `make_traceable_copy`; see `trace`.
 
     A network that looks at the values of its inputs is run once more as `torch.export` would run it.
 
     Args:
         model: The copy.
         inputs: What it is called with.
-        device: "meta" or None.
+        on_meta: Whether the copy has only shapes.
         names: What `find_names` says of the copy, where that is known.
 
     Returns:
@@ -139,11 +138,11 @@ def record(model: nn.Module, inputs: CallArguments, device: str | None, names: N
     # 1. Many networks look at values only to save work: those of Hugging Face leave out a mask that hides nothing.
     # 2. They ask PyTorch whether they are being exported, and then go the way that is right for all values.
     # 3. What was recorded on that way is compared later with the network as it runs ordinarily.
-    attempt = _record_once(model, inputs, device, names)
+    attempt = _record_once(model, inputs, on_meta, names)
     if not isinstance(attempt.error, ValueDependenceError):
         return attempt
     with _pretend_to_export():
-        exported = _record_once(model, inputs, device, names)
+        exported = _record_once(model, inputs, on_meta, names)
     return attempt if exported.error is not None else exported
 
 
@@ -159,12 +158,12 @@ def _pretend_to_export() -> Iterator[None]:
         compiler._is_compiling_flag, compiler._is_exporting_flag = before
 
 
-def _record_once(model: nn.Module, inputs: CallArguments, device: str | None, names: Names) -> Attempt:
+def _record_once(model: nn.Module, inputs: CallArguments, on_meta: bool, names: Names) -> Attempt:
     # Copies, because a network may write to its inputs, and because one tensor may be several of them.
     try:
-        inputs = inputs.map_tensors(lambda value: value.detach().clone() if device is None else value.to(device))
+        inputs = inputs.map_tensors(lambda value: value.to("meta") if on_meta else value.detach().clone())
     except Exception as refusal:  # of a class that wants its tensors to have data, such as a packed sequence
-        return Attempt(Trace(Graph(), frozenset(), device, inputs), refusal, "", in_operator=False)
+        return Attempt(Trace(Graph(), frozenset(), on_meta, inputs), refusal, "", in_operator=False)
     recorder = Recorder(names, inputs.tensors)
     name_of = names.name_of
     enter = register_module_forward_pre_hook(lambda module, args: recorder.enter(name_of.get(id(module), ""), args))
@@ -180,7 +179,7 @@ def _record_once(model: nn.Module, inputs: CallArguments, device: str | None, na
     finally:
         enter.remove()
         leave.remove()
-    recorded = Trace(recorder.graph, names.layers, device, inputs)
+    recorded = Trace(recorder.graph, names.layers, on_meta, inputs)
     return Attempt(recorded, error, recorder.place, recorder.in_operator)
 
 

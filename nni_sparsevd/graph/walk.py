@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Container
-from dataclasses import dataclass
 from operator import getitem
 from typing import Any
 
@@ -23,10 +22,12 @@ from .operators import (
     TRANSPOSED,
     NoRule,
     NotCovered,
+    argument_of,
     bias_of,
     call_rule,
     channel_dim,
     find_row,
+    full_shape,
     is_reader,
     operator_name,
     shape_of,
@@ -36,18 +37,6 @@ from .recorder import partial_write
 from .traces import Trace, find_unused
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Reading:
-    """An operator that reads channels with a weight."""
-
-    node: Node
-    inputs: IndexIds
-    weight: str | None
-    """The parameter, None where the weight is computed."""
-    bias: str | None
-    """The parameter that can take up a constant, perhaps one that is yet to be made; None where nothing can."""
 
 
 class Walk:
@@ -61,7 +50,8 @@ class Walk:
         """What each operator that makes channels writes."""
         self.last_writers: set[Node] = set()
         """Writers that a reader sees last."""
-        self.readings: list[Reading] = []
+        self.readers: list[Node] = []
+        """Operators that read channels with a weight, but for those that read each channel by itself."""
         self.recorded = recorded
         self._sources: dict[Node, frozenset[Node]] = defaultdict(frozenset)
         """For each value the writers of its channels that no later writer has taken the place of."""
@@ -107,11 +97,11 @@ class Walk:
             self.values[node] = _unknown_result(node.meta["val"])
         else:
             if is_reader(node):
-                self._record_reader(node, arguments)
+                self._record_reader(node)
         if node.target in PRODUCTS:
             self._record_bare_weight(node)
         # Also one that is not covered: its channels are a group, which says why they stay.
-        if is_reader(node) and not self._passes_channels_on(node, arguments):
+        if is_reader(node) and not _passes_channels_on(node):
             self._record_writer(node, arguments[1])
 
     def _apply_rule(self, node: Node, arguments: Any, options: Any) -> Any:
@@ -131,16 +121,14 @@ class Walk:
                 for ids in value.ids:
                     self.equations.pin(ids, reason)
 
-    def _record_reader(self, node: Node, arguments: Any) -> None:
-        x, weight = arguments[0], arguments[1]
+    def _record_reader(self, node: Node) -> None:
         # A depthwise convolution passes channels on, so the writers before it need no gate of their own.
-        depthwise = node.target in CONVOLUTIONS and weight.shape[1] == 1 and x.shape[channel_dim(node)] > 1
-        inputs = x.ids[channel_dim(node)]
-        name = self.recorded.state(node.args[1])
-        if not depthwise:
-            self.last_writers |= self._sources[node]
-            if inputs is not None:
-                self.readings.append(Reading(node, inputs, name, self._find_bias(node, name)))
+        if _is_depthwise(node):
+            return
+        self.last_writers |= self._sources[node]
+        x: Any = node.args[0]
+        if self.values[x].ids[channel_dim(node)] is not None:
+            self.readers.append(node)
 
     def _record_writer(self, node: Node, weight: TrackedTensor) -> None:
         axis = self._find_output_axis(node, weight)
@@ -148,23 +136,11 @@ class Walk:
             self.writers[node] = self._make_writer(node, axis)
             self._sources[node] = frozenset({node})
 
-    def _passes_channels_on(self, node: Node, arguments: Any) -> bool:
-        """Whether a convolution does the same to each channel by itself, as one that blurs: it learns nothing."""
-        # No gate fits behind it, as no parameter could take up the factor.  None is needed, as it leaves 0 what it is.
-        has_bias = len(node.args) > 2 and node.args[2] is not None
-        x, weight = arguments[0], arguments[1]
-        if has_bias or node.target not in CONVOLUTIONS or weight.shape[1] != 1 or x.shape[channel_dim(node)] == 1:
-            return False
-        source: Any = node.args[1]
-        while source.op == "call_function" and len(source.all_input_nodes) == 1:
-            source = source.all_input_nodes[0]
-        return source.op == "get_attr" and not isinstance(source.meta["val"], nn.Parameter)
-
     def _record_bare_weight(self, node: Node) -> None:
         """A product with a parameter, perhaps moved, writes along an axis of that parameter."""
         factors: Any = node.args[:2]
         for factor, dim in zip(factors, (-2, -1), strict=True):
-            name = self._find_parameter_behind(factor)
+            name = self.recorded.state(_find_source(factor))
             value = self.values[factor]
             if name is None or len(value.ids) < 2:
                 continue
@@ -173,12 +149,6 @@ class Walk:
                     self.writers[node] = Writer(axis, name.rpartition(".")[0], dim, node, node)
                     self._sources[node] = frozenset({node})
                     return
-
-    def _find_parameter_behind(self, node: Node) -> str | None:
-        """The parameter that a value is made of, and of nothing else."""
-        while node.op == "call_function" and len(node.all_input_nodes) == 1:
-            node = node.all_input_nodes[0]
-        return self.recorded.state(node)
 
     def _find_output_axis(self, node: Node, weight: TrackedTensor) -> Axis | None:
         """The axis of a parameter along which an operator writes; None where its weight is made of no parameter."""
@@ -199,20 +169,8 @@ class Walk:
         """The dimension of a reader's weight along which it writes; a depthwise weight is as long as its inputs."""
         if node.target not in TRANSPOSED:
             return 0
-        groups: Any = node.args[6] if len(node.args) > 6 else 1
         weight: Any = node.args[1]
-        return 0 if 1 < groups == weight.meta["val"].shape[0] else 1
-
-    def _find_bias(self, node: Node, weight: str | None) -> str | None:
-        """The parameter that the operator adds, or the one that its module could be given."""
-        bias = bias_of(node)
-        if bias is not None:
-            return self.recorded.state(bias)
-        # A new bias takes part only where one of torch's own layers was called.  Code that takes the weight of a layer
-        # and calls the operator itself would not see it.
-        module, _, key = (weight or "").rpartition(".")
-        called_as_layer = key == "weight" and node.meta["module"] == module and module in self.recorded.layers
-        return f"{module}.bias" if called_as_layer else None
+        return 0 if 1 < argument_of(node, "groups") == weight.meta["val"].shape[0] else 1
 
     def _make_writer(self, node: Node, axis: Axis) -> Writer:
         """An operator that writes along an axis of a weight, and the module after which a gate belongs."""
@@ -222,6 +180,31 @@ class Walk:
         if norm_node is None or norm is None:
             return Writer(axis, owner_of(axis[0]), dim, node, node)
         return Writer(axis, owner_of(norm), 1, node, norm_node)
+
+
+def _is_depthwise(node: Node) -> bool:
+    """Whether a reader is a convolution that reads each of several channels by itself."""
+    if node.target not in CONVOLUTIONS:
+        return False
+    x, weight = full_shape(node), full_shape(node, argument=1)
+    return weight[1] == 1 and x[channel_dim(node)] > 1
+
+
+def _passes_channels_on(node: Node) -> bool:
+    """Whether a convolution does the same to each channel by itself, as one that blurs: it learns nothing."""
+    # No gate fits behind it, as no parameter could take up the factor.  None is needed, as it leaves 0 what it is.
+    if not _is_depthwise(node) or bias_of(node) is not None:
+        return False
+    weight: Any = node.args[1]
+    source = _find_source(weight)
+    return source.op == "get_attr" and not isinstance(source.meta["val"], nn.Parameter)
+
+
+def _find_source(node: Node) -> Node:
+    """What a value is made of, and of nothing else, as far back as that goes."""
+    while node.op == "call_function" and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _find_without_need(recorded: Trace) -> set[Node]:

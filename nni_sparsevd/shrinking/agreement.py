@@ -103,12 +103,14 @@ def _leaves(arguments: Any) -> list[Any]:
 
 
 def _is_same_value(value: Any, other: Any) -> bool:
-    """Whether two abstract values are one, live at the same places."""
-    if value is other:
-        return True
-    if not isinstance(value, Tensor) or not isinstance(other, Tensor) or value.shape != other.shape:
+    """Whether two abstract values are surely one, live at the same places."""
+    if not isinstance(value, Tensor) or not isinstance(other, Tensor):
         return False
-    return value.dtype == other.dtype and bool(((value == other) | ((value != value) & (other != other))).all())
+    if value.dtype != other.dtype or value.shape != other.shape:
+        return False
+    if value.dtype == torch.float64:  # bit by bit, as no NaN equals another
+        value, other = value.view(torch.int64), other.view(torch.int64)
+    return torch.equal(value, other)
 
 
 def _count_live(value: Any) -> float:
@@ -194,7 +196,7 @@ def _agreed_with_all(value: Any, other: Any, shaped: Any, other_shaped: Any, cha
     # The steps of a loop mostly have one value, which is compared once: else the work grows with the square of them.
     distinct: list[tuple[Any, Any]] = []
     for pair in zip(other, other_shaped, strict=True):
-        if not any(_is_same_part(pair, known) for known in distinct):
+        if not any(_is_same_value(pair[0], known[0]) and pair[1].shape == known[1].shape for known in distinct):
             distinct.append(pair)
     agreed = []
     for part, shape, own in zip(value, shaped, channels, strict=True):
@@ -202,14 +204,6 @@ def _agreed_with_all(value: Any, other: Any, shaped: Any, other_shaped: Any, cha
             part = _agreed_parts(part, other_part, shape, other_shape, own)
         agreed.append(part)
     return agreed
-
-
-def _is_same_part(pair: tuple[Any, Any], known: tuple[Any, Any]) -> bool:
-    """Whether two parts, each a value and a tensor of its shape, are one."""
-    tensors = (*pair, *known)
-    if not all(isinstance(value, Tensor) for value in tensors):
-        return False
-    return pair[1].shape == known[1].shape and _has_same_bits(pair[0], known[0])
 
 
 def _agreed_tensor(value: Tensor, other: Tensor, shape: torch.Size, other_shape: torch.Size, channels: Axes) -> Tensor:
@@ -221,7 +215,7 @@ def _agreed_tensor(value: Tensor, other: Tensor, shape: torch.Size, other_shape:
         same = not is_varying and value.dtype == other.dtype and bool((value == other).all())
         return value if same else live_like(value)
     if not is_varying:
-        return compress(value if _has_same_bits(value, other) else _agreed_numbers(value, other))
+        return compress(value if _is_same_value(value, other) else _agreed_numbers(value, other))
     lengths = {dim: _length_of_repeat(channels, dim, other_shape[dim]) for dim in resized}
     agreed = _agreed_numbers(_keep_one_repeat(value, lengths), _keep_one_repeat(other, lengths))
     for dim, length in lengths.items():
@@ -258,10 +252,3 @@ def _keep_one_repeat(value: Tensor, lengths: dict[int, int]) -> Tensor:
         if value.shape[dim] > 1:  # else it is uniform there
             value = make_uniform(value.unflatten(dim, (-1, length)), [dim]).squeeze(dim)
     return value
-
-
-def _has_same_bits(value: Tensor, other: Tensor) -> bool:
-    """Whether two values in float64 are the same, NaN at the same places: the common case, at a glance."""
-    if value.dtype != torch.float64 or other.dtype != torch.float64 or value.shape != other.shape:
-        return False
-    return torch.equal(value.view(torch.int64), other.view(torch.int64))

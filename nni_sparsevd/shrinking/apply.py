@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import ShrinkError
 from ..graph import (
-    SizeAttribute,
     bind_attentions_,
     copy_model,
     cut_,
@@ -60,12 +58,7 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
     for name, memory in plan.norms.items():
         _remember_(model, name, memory)
     sized_after = _find_head_sizes(model)
-    unknown = np.empty(0, np.int64)  # `cut_` wants the numbers alone, not which channels they count
-    sizes = []
-    for change in plan.sizes:
-        origin = (change.module, change.attribute, change.position)
-        sizes.append((SizeAttribute(origin, unknown), change.after))
-    cut_(model, plan.cuts, sizes)
+    cut_(model, plan.cuts, {(change.module, change.attribute, change.position): change.after for change in plan.sizes})
     for owner, attribute, layer in sized_after:
         setattr(owner, attribute, layer.weight.shape[1])
     return model
@@ -157,9 +150,7 @@ def _remember_(model: nn.Module, name: str, memory: NormMemory) -> None:
         pad_norm_(norm, memory.channel_dim, memory.channels, memory.indices, memory.removed)
         return
     assert isinstance(norm, nn.LayerNorm)
-    owner, _, key = name.rpartition(".")
-    remembering = RememberingLayerNorm(norm, memory.channel_dim, memory.removed)
-    setattr(model.get_submodule(owner), key, remembering)
+    model.set_submodule(name, RememberingLayerNorm(norm, memory.channel_dim, memory.removed))
 
 
 def _find_head_sizes(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:

@@ -30,7 +30,8 @@ class Carriers:
         """For each reader, the channels that its kept outputs need: the carriers of what they take."""
         # Reader by reader, and not all at once: the caller takes back from `removed` what one reader needs before the
         # next one is asked.  The last reader of the network comes first, so that a single pass follows a long chain.
-        return (self._carrier[reading.needed_inputs(removed)] for reading in reversed(self._readings))
+        for reading in reversed(self._readings):
+            yield self._carrier[reading.inputs[reading.is_needed(removed)]]
 
     def count_carried(self, channels: ChannelIds) -> int:
         """How many other channels these ones carry."""

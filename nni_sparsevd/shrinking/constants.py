@@ -115,6 +115,7 @@ def find_constants(
     from_input: set[Node] = set()
     """What is computed from an input, whether or not it is constant."""
     not_covered = set() if not_covered is None else not_covered
+    only = others.values[0] if len(others.values) == 1 else None
     own_rounding = max((_rounding(state.dtype) for state in states.values() if state.is_floating_point()), default=0.0)
     for node in trace.graph.nodes:
         if node.op == "output":
@@ -123,16 +124,17 @@ def find_constants(
         if name is not None:
             values[node] = _read_state(node, states[name])
             continue
-        shared = next((other.known_to_agree(node) for other in others.values), None)
-        if shared is not None and len(others.values) == 1:
-            values[node] = shared
+        known = only.known_to_agree(node) if only else None
+        if known is not None:
+            values[node] = known
             continue
         for other in others.values:
             other.restrict_arguments_(node, values)
         if node.op == "placeholder" or not from_input.isdisjoint(node.all_input_nodes):
             from_input.add(node)
-        if len(others.values) == 1 and (same := others.values[0].known_reading(node, values)) is not None:
-            values[node] = same
+        known = only.known_reading(node, values) if only else None
+        if known is not None:
+            values[node] = known
             continue
         value = _evaluate(node, values, not_covered) if node.op == "call_function" else _read_held_tensor(node)
         value = _without_rounded(value, node.meta["val"], own_rounding)

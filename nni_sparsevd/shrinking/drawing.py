@@ -1,18 +1,14 @@
 """Inputs that are invented for a comparison: other values than those of the example, and other sizes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..graph import CallArguments, resize_inputs
+from ..graph import CallArguments, InputDim, Sizes, resize_inputs
 
-InputDim = tuple[int, int]
-"""The place of a tensor among the inputs, and one of its dimensions."""
-Sizes = Mapping[InputDim, int]
-"""Sizes that differ from those of the example."""
 STRIDE = 32
 """Pixels of a side: a multiple of most strides.  Images are also tried larger by as much, and in sizes of so many."""
 SMALL, LARGE = 1e-3, 1e3

@@ -57,7 +57,7 @@ def fuse(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
             output_dim = 1 if layer.target in TRANSPOSED else 0
             _absorb_norm_(fused.get_submodule(layer.meta["module"]), norm, output_dim)
-            _replace_(fused, norm_name, _make_rest(norm))
+            fused.set_submodule(norm_name, _make_rest(norm))
     result = check(model, fused, example_inputs, rounds=1)
     if not result.ok:
         raise ShrinkError(f"the fused {type(model).__name__} gives other outputs, {result}")
@@ -104,8 +104,3 @@ def _make_rest(norm: nn.Module) -> nn.Module:
         if isinstance(module, nn.Module) and not isinstance(module, nn.Identity):
             rest.append(module)
     return nn.Sequential(*rest) if rest else nn.Identity()
-
-
-def _replace_(model: nn.Module, name: str, module: nn.Module) -> None:
-    owner, _, key = name.rpartition(".")
-    setattr(model.get_submodule(owner), key, module)

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import ChannelGraph, ChannelGroup, ChannelIds, Flags
-from .carriers import Carriers
+from ..graph import ChannelGroup, ChannelIds
 from .constants import StoppedConstants
 from .held_members import HeldMembers
 from .plan_parts import GroupPlan
 from .readers import Reading
+from .removal import Removal
 
 OBSTACLES: tuple[tuple[str, Callable[[Reading], NDArray[np.bool_]]], ...] = (
     ("not at the zero-padded border that {} sees", Reading.varies_at_border),
@@ -22,43 +22,33 @@ OBSTACLES: tuple[tuple[str, Callable[[Reading], NDArray[np.bool_]]], ...] = (
 class Accountant:
     """Writes the account of each group for one removal."""
 
-    def __init__(
-        self,
-        graph: ChannelGraph,
-        readings: list[Reading],
-        carriers: Carriers,
-        removed: Flags,
-        last: ChannelIds,
-        stopped: StoppedConstants,
-    ) -> None:
-        self._stopped = stopped
-        self._graph, self._readings, self._carriers = graph, readings, carriers
-        self._removed, self._last = removed, last
-        self._read = np.zeros(graph.num_channels, np.bool_)
-        """Channels from which a kept output takes anything."""
+    def __init__(self, removal: Removal, readings: list[Reading], stopped: StoppedConstants) -> None:
+        self._removal, self._readings, self._stopped = removal, readings, stopped
+        self._graph = graph = removal.graph
+        read = np.zeros(graph.num_channels, np.bool_)
         self._live = np.zeros(graph.num_channels, np.bool_)
         """Channels that bring any reader something that depends on the input."""
         for reading in readings:
-            self._read[reading.inputs[reading.is_read(removed)]] = True
+            read[reading.inputs[reading.is_read(removal.removed)]] = True
             self._live[reading.inputs[reading.used.any(0) & np.isnan(reading.constant)]] = True
-        self._read_with_members = graph.flag_owners(self._read)
-        """Channels that are read, or of which any member is: a head is read when any of its dimensions is."""
+        self._read = graph.flag_owners(read)
+        """Channels that a kept output reads, or of which it reads any member: a head with any of its dimensions."""
         self._inputs = np.concatenate([np.empty(0, np.int64), *(reading.inputs for reading in readings)])
         """The channels that each reader reads, one reader after the other."""
         self._places = np.repeat(np.arange(len(readings)), [reading.inputs.size for reading in readings])
         """For each of them the place of its reader among the readers."""
-        self._held = HeldMembers(graph, readings, carriers, removed, self._live, last)
+        self._held = HeldMembers(removal, readings, self._live)
 
     def plan_group(self, group: ChannelGroup) -> GroupPlan:
         """Count what is removed and what is dead or unread but kept, with the reasons."""
-        kept = group.channels[~self._removed[group.channels]]
+        kept = group.channels[~self._removal.removed[group.channels]]
         with_members = np.zeros(self._graph.num_channels, np.bool_)
         with_members[self._graph.with_members(kept)] = True
         readers = [self._readings[place] for place in np.unique(self._places[with_members[self._inputs]])]
         # A group that no layer reads is an output of the network: it is not unread.
         dead = kept[:0]
         if readers:
-            dead = kept[~self._read_with_members[kept]]
+            dead = kept[~self._read[kept]]
         reasons = []
         if group.pinned:
             reasons.append(group.pinned)
@@ -74,7 +64,7 @@ class Accountant:
             for why, channels in self._stopped_constants(kept).items():
                 reasons.append(f"{channels.size} constant, but {why}")
                 dead = np.union1d(dead, channels)
-            if with_members[self._last].any():
+            if with_members[self._removal.last].any():
                 reasons.append("the last channel stays")
         return GroupPlan(
             name=group.name,
@@ -114,6 +104,6 @@ class Accountant:
         for reading in readers:
             if np.isin(reading.inputs[is_obstacle(reading)], constant).any():
                 names.append(reading.name)
-        carried = self._carriers.count_carried(constant)
+        carried = self._removal.carriers.count_carried(constant)
         reason = f"{constant.size} constant, but {why.format(', '.join(dict.fromkeys(names)))}"
         return f"{reason}, and carries {carried} more" if carried else reason

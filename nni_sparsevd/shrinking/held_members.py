@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph import ChannelGraph, ChannelGroup, ChannelIds, Flags
-from .carriers import Carriers
 from .readers import Reading
+from .removal import Removal
 
 
 class HeldMembers:
@@ -15,23 +15,16 @@ class HeldMembers:
     position in all other groups.  Groups and positions have an account in a plan, and speak for their members.
     """
 
-    def __init__(
-        self,
-        graph: ChannelGraph,
-        readings: list[Reading],
-        carriers: Carriers,
-        removed: Flags,
-        live: Flags,
-        last: ChannelIds,
-    ) -> None:
-        self._graph = graph
+    def __init__(self, removal: Removal, readings: list[Reading], live: Flags) -> None:
+        self._graph = graph = removal.graph
+        removed = removal.removed
         needed, idle = np.zeros_like(removed), np.zeros_like(removed)
-        for channels in carriers.needed(removed):
+        for channels in removal.carriers.needed(removed):
             needed[channels] = True
         for reading in readings:
             idle[reading.inputs] = True
         idle &= ~(needed & live) & _without_a_group(graph) & ~removed & ~graph.pins.pinned()
-        idle[graph.with_members(last)] = False  # they have the reason of the last channel
+        idle[graph.with_members(removal.last)] = False  # they have the reason of the last channel
         self._members_of = self._choose_groups(idle)
         self._holder = self._find_holders(idle & ~needed, removed)
 

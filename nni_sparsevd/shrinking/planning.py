@@ -1,6 +1,5 @@
 """Which channels can be removed without changing the output, and why the others are kept."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,15 @@ from ..graph import (
     named_states,
     require_parameters,
     search_weights_once,
-    tighten_graph,
     trace_other_sizes,
 )
-from .carriers import Carriers
 from .constants import find_constants, find_stopped_constants, find_values_at_other_sizes
 from .group_plans import Accountant
 from .plan import NormMemory, Plan
 from .plan_fit import read_shapes
 from .plan_parts import QueryScaling, SizeChange
 from .readers import Reading, find_arriving_constants, find_readings
-from .removal import largest_removal
+from .removal import find_removal
 
 
 def make_plan(model: nn.Module, example_inputs: Inputs, *, round_to: int = 1, remember_norms: bool = False) -> Plan:
@@ -99,19 +96,19 @@ def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Pl
         others = find_values_at_other_sizes(graph.trace, states, other_sizes, graph.value_channels)
         values = find_constants(graph.trace, states, others, not_covered)
         readings = find_readings(graph, states, values)
-    removal = _find_removal(model, graph, readings, round_to)
-    removed = removal.removed
+    removal = find_removal(model, graph, readings, round_to)
+    graph, removed = removal.graph, removal.removed
     stopped = find_stopped_constants(graph.trace, values, graph.value_channels, not_covered, others)
-    accountant = Accountant(removal.graph, readings, removal.carriers, removed, removal.last, stopped)
+    accountant = Accountant(removal, readings, stopped)
     return Plan(
-        groups=tuple(accountant.plan_group(group) for group in removal.graph.groups),
+        groups=tuple(accountant.plan_group(group) for group in graph.groups),
         shapes=read_shapes(model),
-        cuts=_plan_cuts(removal.graph, removed),
+        cuts=_plan_cuts(graph, removed),
         folds=_plan_folds(readings, removed),
         merges=removal.carriers.merges(removed),
-        sizes=_plan_sizes(model, removal.graph, removed),
-        scales=_plan_scales(removal.graph, removed),
-        norms=_plan_norms(removal.graph, values, removed),
+        sizes=_plan_sizes(graph, removed),
+        scales=_plan_scales(graph, removed),
+        norms=_plan_norms(graph, values, removed),
     )
 
 
@@ -120,37 +117,6 @@ def _states_on_cpu(model: nn.Module) -> dict[str, Tensor]:
     states = dict(named_states(model))
     copies = {id(value): value.detach().cpu() for value in states.values()}
     return {name: copies[id(value)] for name, value in states.items()}
-
-
-@dataclass(frozen=True)
-class _Removal:
-    """The channels to remove, and what was decided on the way."""
-
-    graph: ChannelGraph
-    """With a pin for everything that the network's code cannot follow."""
-    carriers: Carriers
-    removed: Flags
-    last: np.ndarray
-    """Channels that are kept only because an axis would have been empty."""
-
-
-def _find_removal(model: nn.Module, graph: ChannelGraph, readings: list[Reading], round_to: int) -> _Removal:
-    """The largest removal that is exact, and that the network's own code can follow."""
-    # 1. Carriers are chosen among the constants that had to be kept, so a removal without them comes first.  What they
-    #    carry can be removed next, which may free further constants: repeat until no channel carries more.
-    # 2. The code may be unable to follow these numbers of channels, though it followed others when the graph was made.
-    #    The graph then comes back with more pins, and carriers are chosen anew: one may have carried for a channel that
-    #    is kept now.
-    # 3. Both loops end: each turn carries or pins at least one channel more.
-    while True:
-        carriers = Carriers(graph, readings)
-        removed, last = largest_removal(graph, readings, carriers, round_to)
-        while carriers.carry_(removed):
-            removed, last = largest_removal(graph, readings, carriers, round_to)
-        tighter = tighten_graph(model, graph, removed)
-        if tighter is None:
-            return _Removal(graph, carriers, removed, last)
-        graph = tighter
 
 
 def _plan_cuts(graph: ChannelGraph, removed: Flags) -> dict[Axis, tuple[int, ...]]:
@@ -174,12 +140,11 @@ def _plan_folds(readings: list[Reading], removed: Flags) -> dict[str, Tensor]:
     return folds
 
 
-def _plan_sizes(model: nn.Module, graph: ChannelGraph, removed: Flags) -> tuple[SizeChange, ...]:
+def _plan_sizes(graph: ChannelGraph, removed: Flags) -> tuple[SizeChange, ...]:
     changes = []
-    for size in graph.size_attributes:
-        is_removed = removed[size.channels]
+    for (module, attribute, position), channels in graph.size_attributes.items():
+        is_removed = removed[channels]
         if is_removed.any():
-            module, attribute, position = size.origin
             changes.append(SizeChange(module, attribute, position, int(is_removed.size), int((~is_removed).sum())))
     return tuple(changes)
 

@@ -80,10 +80,6 @@ class Reading:
         """Channels from which a kept output takes something that no bias can stand for, shape (channels,)."""
         return self.is_read(removed) & self.cannot_fold
 
-    def needed_inputs(self, removed: Flags) -> ChannelIds:
-        """The channels that are needed."""
-        return self.inputs[self.is_needed(removed)]
-
     def folded_constants(self, removed: Flags) -> Tensor:
         """What the removed channels added to each output, shape (outputs,), float64."""
         assert self.weight is not None

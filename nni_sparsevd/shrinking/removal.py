@@ -1,28 +1,61 @@
 """The largest set of channels that can be removed: a greatest fixed point."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from ..graph import ChannelGraph, ChannelIds, Flags
+from ..graph import ChannelGraph, ChannelIds, Flags, tighten_graph
 from .carriers import Carriers
 from .readers import Reading
 
 
-def largest_removal(
-    graph: ChannelGraph, readings: list[Reading], carriers: Carriers, round_to: int
-) -> tuple[Flags, ChannelIds]:
-    """Find the largest set of channels that can be removed exactly.
+@dataclass(frozen=True)
+class Removal:
+    """The channels to remove, and what was decided on the way."""
+
+    graph: ChannelGraph
+    """With a pin for everything that the network's code cannot follow."""
+    carriers: Carriers
+    removed: Flags
+    last: ChannelIds
+    """Channels that are kept only because an axis would have been empty."""
+
+
+def find_removal(model: nn.Module, graph: ChannelGraph, readings: list[Reading], round_to: int) -> Removal:
+    """Find the largest removal that is exact, and that the network's own code can follow.
 
     Args:
-        graph: The channel graph, which says which channels are pinned.
+        model: The network.
+        graph: Its channel graph.
         readings: What each reader takes from each channel.
-        carriers: Which channel carries the constant of which.
         round_to: What is left of each group is a multiple of this number of channels.
 
     Returns:
-        One flag for each channel, set where it is removed; and the channels that are kept only because an axis would
-        have been empty without them.
+        The removal.
     """
+    # 1. Carriers are chosen among the constants that had to be kept, so a removal without them comes first.  What they
+    #    carry can be removed next, which may free further constants: repeat until no channel carries more.
+    # 2. The code may be unable to follow these numbers of channels, though it followed others when the graph was made.
+    #    The graph then comes back with more pins, and carriers are chosen anew: one may have carried for a channel that
+    #    is kept now.
+    # 3. Both loops end: each turn carries or pins at least one channel more.
+    while True:
+        carriers = Carriers(graph, readings)
+        removed, last = _largest_removal(graph, readings, carriers, round_to)
+        while carriers.carry_(removed):
+            removed, last = _largest_removal(graph, readings, carriers, round_to)
+        tighter = tighten_graph(model, graph, removed)
+        if tighter is None:
+            return Removal(graph, carriers, removed, last)
+        graph = tighter
+
+
+def _largest_removal(
+    graph: ChannelGraph, readings: list[Reading], carriers: Carriers, round_to: int
+) -> tuple[Flags, ChannelIds]:
+    """The largest set of channels that can be removed exactly, and those that stay only for an axis not to be empty."""
     # 1. Everything that is free is removed, then what the kept channels need is taken back, until nothing changes.
     #    Coming down from the top makes the set the largest one: grown from nothing, it would never hold a cycle of
     #    channels that only serve each other.  Keeping more never makes less needed, so the order does not matter.

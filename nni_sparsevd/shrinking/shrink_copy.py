@@ -78,16 +78,11 @@ def shrink(
         print(plan)
         ```
     """
-    _require_shrinkable(model, example_inputs)
-    masked = bake_(copy_model(model), masks)
-    graph = channel_graph(masked, example_inputs, remember_norms=remember_norms)
-    small, plan, _ = shrink_masked(masked, graph, example_inputs, round_to)
-    return small, plan
-
-
-def _require_shrinkable(model: nn.Module, example_inputs: Inputs) -> None:
     require_traceable(model, example_inputs)
     require_parameters(model)
+    masked = bake_(copy_model(model), masks)
+    graph = channel_graph(masked, example_inputs, remember_norms=remember_norms)
+    return shrink_masked(masked, graph, example_inputs, round_to)[:2]
 
 
 def shrink_masked(

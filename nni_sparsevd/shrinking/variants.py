@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, ShrinkError, describe_error
-from ..graph import CallArguments, find_failing_module, use_other_numbers
+from ..graph import CallArguments, Sizes, find_failing_module, use_other_numbers
 from .drawing import (
     ALL_VALUES,
     STRIDE,
-    Sizes,
     Values,
     batch_sizes,
     concatenate,

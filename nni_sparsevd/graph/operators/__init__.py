@@ -13,6 +13,7 @@ from .abstract_values import (
     LIVE,
     compress,
     expand_fully,
+    full_shape,
     is_known,
     keep_zeros,
     live_like,
@@ -38,7 +39,7 @@ from .contractions import (
 from .lookups import LOOKUPS
 from .normalizations import WEIGHT_NORM
 from .reshapes import match_axes
-from .rows import NoRule, NotCovered, Operator, call_rule, operator_name, shape_of
+from .rows import NoRule, NotCovered, Operator, argument_of, call_rule, operator_name, shape_of
 from .table import OPERATORS, find_channel_rule, find_constant_rule, find_row
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "NoRule",
     "NotCovered",
     "Operator",
+    "argument_of",
     "bias_of",
     "call_rule",
     "channel_dim",
@@ -64,6 +66,7 @@ __all__ = [
     "find_channel_rule",
     "find_constant_rule",
     "find_row",
+    "full_shape",
     "is_known",
     "is_reader",
     "keep_zeros",

@@ -35,6 +35,12 @@ def live_like(like: Tensor) -> Tensor:
     return torch.full([1] * like.dim(), LIVE, dtype=torch.float64)
 
 
+def with_live_places(node: Node, value: Tensor) -> Tensor | list[Tensor]:
+    """`value`, and where `node` also tells the places of its values, these as live ones."""
+    made = node.meta["val"]
+    return value if isinstance(made, Tensor) else [value, live_like(made[1])]
+
+
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     """`function` of every tensor in `value`, a tensor or a list of them; other values as they are."""
     if isinstance(value, list | tuple):

@@ -8,10 +8,10 @@ from torch import Tensor
 from ..equations import Equations, TrackedTensor
 from ..links import IndexIds
 from ..nodes import Node
-from ..scales import find_query_rows
+from ..scales import AttentionScale, find_query_rows
 from .abstract_values import LIVE, expand_along, keep_zeros, make_uniform
 from .elementwise import broadcast_axis
-from .rows import NotCovered, Operator, operator_name, shape_of
+from .rows import NotCovered, Operator, argument_of, operator_name, shape_of
 
 aten = torch.ops.aten
 PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default)
@@ -36,11 +36,8 @@ def attention_channels(
     key: TrackedTensor,
     value: TrackedTensor,
     attn_mask: TrackedTensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    *settings: Any,
+    **options: Any,
 ) -> TrackedTensor:
     """Dimensions of queries and keys are contracted, those of the values are kept, head by head."""
     # 1. Attention divides by the root of the number of dimensions, unless the code gives a scale.  When dimensions
@@ -48,12 +45,12 @@ def attention_channels(
     #    queries, there are no such rows, and the dimensions stay.
     # 2. Tokens are no channels: softmax runs over those of the keys.
     # 3. Scores share the heads of queries, keys, values and mask; whichever of them knows the heads names them.
-    if enable_gqa and query.shape[-3] != key.shape[-3]:
+    if argument_of(node, "enable_gqa") and query.shape[-3] != key.shape[-3]:
         raise NotCovered("attention with shared keys")
     shape = shape_of(node)
     equations.contract(node, query, key, (-1, -1), "attention with something that is no channel")
     dimensions = query.ids[-1]
-    if scale is None and dimensions is not None:
+    if argument_of(node, "scale") is None and dimensions is not None:
         _record_scale(equations, node, dimensions)
     for tokens in (query.ids[-2], key.ids[-2], value.ids[-2]):
         equations.pin(tokens, "attention over the channels")
@@ -71,11 +68,12 @@ def attention_channels(
 
 def _record_scale(equations: Equations, node: Node, dimensions: IndexIds) -> None:
     query: Any = node.args[0]
-    if find_query_rows(query) is None:
+    written = find_query_rows(query)
+    if written is None:
         reason = "attention is scaled by the number of dimensions, and more than a layer writes its queries"
         equations.pin(dimensions, reason)
     else:
-        equations.scales.append((node, dimensions))
+        equations.scales.append(AttentionScale(node.meta["module"], *written, dimensions))
 
 
 def _joined_scores(equations: Equations, scores: TrackedTensor, other: TrackedTensor) -> TrackedTensor:
@@ -116,20 +114,17 @@ def attention_constant(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    *settings: Any,
+    **options: Any,
 ) -> Tensor:
     """An average over the tokens: of equal values that value.
 
     A mask may leave a token nothing, which gives zero, and with dropout the weights no longer add up to 1.
     """
-    if enable_gqa:
+    if argument_of(node, "enable_gqa"):
         raise NotCovered("attention with shared keys")
     value = make_uniform(value, [value.dim() - 2])
-    return value if attn_mask is None and not dropout_p else keep_zeros(value)
+    return value if attn_mask is None and not argument_of(node, "dropout_p") else keep_zeros(value)
 
 
 def softmax_constant(node: Node, x: Tensor, dim: int, *settings: Any, **options: Any) -> Tensor:

@@ -14,7 +14,7 @@ from ..equations import Equations, RecordedSize, TrackedTensor, repeat_ids
 from ..links import IndexIds
 from ..nodes import Node
 from .abstract_values import LIVE, expand_along, full_shape, make_uniform
-from .rows import NotCovered, Operator, operator_name, shape_of
+from .rows import NotCovered, Operator, argument_of, operator_name, shape_of
 
 aten = torch.ops.aten
 CONVOLUTIONS = {
@@ -44,8 +44,7 @@ def _is_deformed(node: Node) -> bool:
 
 def bias_of(reader: Node) -> Any:
     """The bias that a reader adds, None where it has none."""
-    place = 4 if _is_deformed(reader) else 2
-    return reader.args[place] if len(reader.args) > place else None
+    return argument_of(reader, "bias")
 
 
 def channel_dim(reader: Node) -> int:
@@ -64,9 +63,8 @@ def rows_of_weight(reader: Node, weight: Tensor) -> Tensor:
     """The weight of a reader with its outputs first, shape (outputs, inputs of a group, *kernel)."""
     if reader.target not in TRANSPOSED:
         return weight
-    groups: Any = reader.args[6] if len(reader.args) > 6 else 1
     # Stored as (inputs, outputs of a group, *kernel): the groups lie one below the other along the inputs.
-    by_group: Tensor = weight.unflatten(0, (groups, -1)).transpose(1, 2)
+    by_group: Tensor = weight.unflatten(0, (argument_of(reader, "groups"), -1)).transpose(1, 2)
     return by_group.flatten(0, 1)
 
 
@@ -79,12 +77,10 @@ def convolution_channels(
     x: TrackedTensor,
     weight: TrackedTensor,
     bias: TrackedTensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    *settings: Any,
 ) -> TrackedTensor:
     """A convolution reads along the second axis of its weight and writes along the first."""
+    groups = argument_of(node, "groups")
     inputs = x.ids[channel_dim(node)]
     for ids in weight.ids[2:]:
         equations.pin(ids, "kernel size")
@@ -151,13 +147,10 @@ def transposed_convolution_channels(
     x: TrackedTensor,
     weight: TrackedTensor,
     bias: TrackedTensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
+    *settings: Any,
 ) -> TrackedTensor:
     """A transposed convolution reads along the first axis of its weight and writes along the second."""
+    groups = argument_of(node, "groups")
     inputs = x.ids[channel_dim(node)]
     for ids in weight.ids[2:]:
         equations.pin(ids, "kernel size")
@@ -206,8 +199,7 @@ def deformed_convolution_channels(
     *settings: Any,
 ) -> TrackedTensor:
     """As a convolution; where it looks, and how much of it counts, is the same for all channels."""
-    *_, groups, offset_groups, _ = settings
-    if (groups, offset_groups) != (1, 1):
+    if (argument_of(node, "groups"), argument_of(node, "offset_groups")) != (1, 1):
         raise NotCovered("deform_conv2d with several groups, of channels or of offsets")
     for ids in (x.ids[0], *offset.ids, *mask.ids):
         equations.pin(ids, "places that deform_conv2d looks at")
@@ -229,7 +221,7 @@ def pads_zeros(node: Node) -> bool:
     """Whether a convolution sees zeros around its input, so that a constant is not constant at the border."""
     if node.target in TRANSPOSED or _is_deformed(node):
         return True  # windows at the border overlap fewer inputs, padding or not; deformed ones may look outside
-    padding: Any = node.args[4] if len(node.args) > 4 else 0
+    padding = argument_of(node, "padding")
     if isinstance(padding, str):
         kernel = full_shape(node, argument=1)[2:]
         return padding != "valid" and any(size > 1 for size in kernel)
@@ -301,52 +293,16 @@ def _live_and_constant(x: Tensor, varies: bool) -> tuple[Tensor, Tensor]:
 # How constants pass.
 
 
-def convolution_constant(
-    node: Node,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    """What a convolution makes of constants."""
+def convolution_constant(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None, *settings: Any) -> Tensor:
+    """What a convolution, transposed or not, makes of constants."""
     # 1. A channel counts as constant where it is the same at every place; at a zero-padded border only zero is.
     # 2. An output is live if any of its taps reads a live channel; a weight of zero reads nothing.
     # 3. Every other output is the bias plus, for each input, the sum of its taps times its constant: away from the
     #    border all taps see the same value, so stride and dilation do not matter.
-    weight = expand_along(node, weight, *range(weight.dim()), argument=1)
-    return _convolve_constants(node, x, weight, bias, groups)
-
-
-def transposed_convolution_constant(
-    node: Node,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Tensor:
-    """As a convolution with other axes of the weight; only zeros are constant at its border."""
-    weight = expand_along(node, weight, *range(weight.dim()), argument=1)
-    return _convolve_constants(node, x, rows_of_weight(node, weight), bias, groups)
-
-
-def deformed_convolution_constant(
-    node: Node, x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *settings: Any
-) -> Tensor:
-    """As a convolution that pads zeros."""
-    return convolution_constant(node, x, weight, bias, groups=settings[-3])
-
-
-def _convolve_constants(node: Node, x: Tensor, rows: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-    """The result for a weight of shape (outputs, inputs of a group, *kernel)."""
+    rows = rows_of_weight(node, expand_along(node, weight, *range(weight.dim()), argument=1))
     x = constant_at_reader(node, x)
     live, constant = _live_and_constant(x, pads_zeros(node))
+    groups = argument_of(node, "groups")
     by_group = x.shape[0], groups, -1
     used = used_taps(rows).view(groups, -1, rows.shape[1])
     # In NumPy, which is several times as fast here.
@@ -358,6 +314,13 @@ def _convolve_constants(node: Node, x: Tensor, rows: Tensor, bias: Tensor | None
     result = (result if bias is None else result + bias).masked_fill(reads_live, LIVE)
     result = result.view(*result.shape, *(1,) * (rows.dim() - 2))
     return result if _has_batch(node) else result.squeeze(0)
+
+
+def deformed_convolution_constant(
+    node: Node, x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *settings: Any
+) -> Tensor:
+    """As a convolution that pads zeros."""
+    return convolution_constant(node, x, weight, bias)
 
 
 def linear_constant(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -389,7 +352,7 @@ def embedding_constant(node: Node, weight: Tensor, indices: Tensor, *settings: A
 
 OPERATORS = (
     Operator(tuple(CONVOLUTIONS), convolution_channels, convolution_constant),
-    Operator(tuple(TRANSPOSED), transposed_convolution_channels, transposed_convolution_constant),
+    Operator(tuple(TRANSPOSED), transposed_convolution_channels, convolution_constant),
     Operator((DEFORMED,), deformed_convolution_channels, deformed_convolution_constant),
     Operator((aten.linear.default,), linear_channels, linear_constant),
     Operator((aten.embedding.default,), embedding_channels, embedding_constant),

@@ -12,11 +12,6 @@ from .elementwise import broadcast_channels, elementwise_channels
 from .rows import NoRule, Operator, shape_of
 
 aten = torch.ops.aten
-FREE_FACTORIES = {
-    aten.zeros.default, aten.ones.default, aten.full.default, aten.empty.memory_format,
-    aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default,
-}  # fmt: skip
-"""Operators that make a tensor of the sizes that they are called with."""
 
 
 # How channels pass.

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..equations import Equations, RecordedSize, TrackedTensor
 from ..nodes import Node
 from .abstract_values import compress, expand_along, full_shape, is_known, live_like, make_uniform, product
-from .rows import NoRule, NotCovered, Operator, operator_name
+from .rows import NoRule, NotCovered, Operator, argument_of, operator_name
 
 aten = torch.ops.aten
 WEIGHT_NORM = aten._weight_norm_interface.default
@@ -43,37 +43,24 @@ def batch_norm_channels(
         reason = f"{name} over this axis: removing one changes the statistics of the others"
         for ids in (x.ids[0], *x.ids[2:]):
             equations.pin(ids, reason)
-    if not states and node.meta["module"] in equations.layers_of_torch:
-        # Nothing is cut that the module could read its number of channels from, so that number has to be set.
-        equations.sizes.append(RecordedSize(node, (node.meta["module"], "num_features", None), x.ids[1]))
+    if not states:
+        _record_attribute(equations, node, "num_features", x)
     return x
 
 
+def _record_attribute(equations: Equations, node: Node, attribute: str, x: TrackedTensor) -> None:
+    """Have the number of channels set in one of PyTorch's norms: nothing is cut that it could be read from."""
+    if node.meta["module"] in equations.layers_of_torch:
+        equations.sizes.append(RecordedSize(node, (node.meta["module"], attribute, None), x.ids[1]))
+
+
 def layer_norm_channels(
-    equations: Equations,
-    node: Node,
-    x: TrackedTensor,
-    normalized_shape: Sequence[int],
-    weight: State = None,
-    bias: State = None,
-    eps: float | None = None,
-    cudnn_enable: bool = True,
+    equations: Equations, node: Node, x: TrackedTensor, normalized_shape: Sequence[int], *settings: Any
 ) -> TrackedTensor:
     """The statistics are taken over the channels, so these stay, unless a norm that remembers them takes its place."""
     first = len(x.shape) - len(normalized_shape)
-    return _mix(equations, node, x, range(first, len(x.shape)), (weight, bias))
-
-
-def rms_norm_channels(
-    equations: Equations,
-    node: Node,
-    x: TrackedTensor,
-    normalized_shape: Sequence[int],
-    weight: State = None,
-    eps: float | None = None,
-) -> TrackedTensor:
-    """As a layer norm."""
-    return layer_norm_channels(equations, node, x, normalized_shape, weight)
+    states = [setting for setting in settings if isinstance(setting, TrackedTensor)]  # an RMS norm has no bias
+    return _mix(equations, node, x, range(first, len(x.shape)), states)
 
 
 def group_norm_channels(
@@ -93,9 +80,8 @@ def group_norm_channels(
         if state is not None:
             equations.equate(x.ids[1], state.ids[0], "group norm")
     equations.record_size(node, 0, num_groups, x.ids[1])
-    if weight is None and bias is None and node.meta["module"] in equations.layers_of_torch:
-        # Nothing is cut that the module could read its number of channels from, so that number has to be set.
-        equations.sizes.append(RecordedSize(node, (node.meta["module"], "num_channels", None), x.ids[1]))
+    if weight is None and bias is None:
+        _record_attribute(equations, node, "num_channels", x)
     return x
 
 
@@ -164,23 +150,10 @@ def _standardized(node: Node, x: Tensor, weight: Tensor | None, bias: Tensor | N
     return compress(F.batch_norm(x, None, None, weight, bias, True, 0.0, eps))
 
 
-def instance_norm_constant(
-    node: Node,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Any,
-    running_var: Any,
-    own_statistics: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> Tensor:
+def instance_norm_constant(node: Node, x: Tensor, weight: Tensor | None, bias: Tensor | None, *settings: Any) -> Tensor:
     """A channel that is constant over the places has the mean of itself, so it becomes the bias."""
-    if not own_statistics:
-        return batch_norm_constant(
-            node, x, weight, bias, running_mean, running_var, False, momentum, eps, cudnn_enabled
-        )
+    if not argument_of(node, "use_input_stats"):
+        return batch_norm_constant(node, x, weight, bias, *settings)
     return _centered(x, range(2, x.dim()), weight, bias)
 
 
@@ -239,7 +212,7 @@ OPERATORS = (
     Operator((aten.batch_norm.default,), batch_norm_channels, batch_norm_constant),
     Operator((aten.instance_norm.default,), batch_norm_channels, instance_norm_constant),
     Operator((aten.layer_norm.default,), layer_norm_channels, layer_norm_constant),
-    Operator((aten.rms_norm.default,), rms_norm_channels, rms_norm_constant),
+    Operator((aten.rms_norm.default,), layer_norm_channels, rms_norm_constant),
     Operator((aten.group_norm.default,), group_norm_channels, group_norm_constant),
     Operator(
         (WEIGHT_NORM,),

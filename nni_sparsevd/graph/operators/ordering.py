@@ -7,44 +7,22 @@ from torch import Tensor
 
 from ..equations import Equations, TrackedTensor
 from ..nodes import Node
-from .abstract_values import compress, expand_along, live_like, make_uniform
-from .rows import NoRule, Operator, operator_name, shape_of
+from .abstract_values import compress, expand_along, make_uniform, with_live_places
+from .rows import NoRule, Operator, argument_of, operator_name, tracked_results
 
 aten = torch.ops.aten
 
 
-def largest_channels(
-    equations: Equations, node: Node, x: TrackedTensor, count: int, dim: int = -1, *settings: Any
-) -> list[TrackedTensor]:
-    """Some elements along an axis, ordered by value, and where they were; the other axes keep their channels."""
-    return _ordered_channels(equations, node, x, dim)
-
-
-def sort_channels(
-    equations: Equations, node: Node, x: TrackedTensor, dim: int = -1, descending: bool = False
-) -> list[TrackedTensor]:
-    """All elements along an axis, ordered by value, and where they were; the other axes keep their channels."""
-    return _ordered_channels(equations, node, x, dim)
-
-
-def stable_sort_channels(
-    equations: Equations,
-    node: Node,
-    x: TrackedTensor,
-    *,
-    stable: bool | None = None,
-    dim: int = -1,
-    descending: bool = False,
-) -> list[TrackedTensor]:
-    """As `sort`."""
-    return _ordered_channels(equations, node, x, dim)
-
-
-def argsort_channels(
-    equations: Equations, node: Node, x: TrackedTensor, dim: int = -1, descending: bool = False
-) -> TrackedTensor:
-    """As `sort`, without the values."""
-    return _without_order(equations, node, x, shape_of(node), dim)
+def ordered_channels(
+    equations: Equations, node: Node, x: TrackedTensor, *settings: Any, **options: Any
+) -> TrackedTensor | list[TrackedTensor]:
+    """All elements along an axis, or some, in the order of their values, and their places; other axes stay as are."""
+    ids = list(x.ids)
+    if ids:
+        dim = argument_of(node, "dim")
+        equations.pin(ids[dim], f"{operator_name(node)} over the channels")
+        ids[dim] = None
+    return tracked_results(node, ids)
 
 
 def cumulative_channels(equations: Equations, node: Node, x: TrackedTensor, dim: int, **options: Any) -> TrackedTensor:
@@ -54,35 +32,10 @@ def cumulative_channels(equations: Equations, node: Node, x: TrackedTensor, dim:
     return x
 
 
-def _ordered_channels(equations: Equations, node: Node, x: TrackedTensor, dim: int) -> list[TrackedTensor]:
-    return [_without_order(equations, node, x, tuple(value.shape), dim) for value in node.meta["val"]]
-
-
-def _without_order(
-    equations: Equations, node: Node, x: TrackedTensor, shape: tuple[int, ...], dim: int
-) -> TrackedTensor:
-    ids = list(x.ids)
-    if ids:
-        equations.pin(ids[dim], f"{operator_name(node)} over the channels")
-        ids[dim] = None
-    return TrackedTensor(shape, tuple(ids))
-
-
-def largest_constant(node: Node, x: Tensor, count: int, dim: int = -1, *settings: Any) -> list[Tensor]:
-    """Some of equal values are that value; their places are unknown."""
-    return [make_uniform(x, [dim % x.dim()] if x.dim() else ()), live_like(node.meta["val"][1])]
-
-
-def sort_constant(node: Node, x: Tensor, dim: int = -1, descending: bool = False) -> list[Tensor]:
+def ordered_constant(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor | list[Tensor]:
     """Equal values are in any order; their places are unknown."""
-    return largest_constant(node, x, 0, dim)
-
-
-def stable_sort_constant(
-    node: Node, x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
-) -> list[Tensor]:
-    """As `sort`."""
-    return largest_constant(node, x, 0, dim)
+    dims = [argument_of(node, "dim") % x.dim()] if x.dim() else []
+    return with_live_places(node, make_uniform(x, dims))
 
 
 def cumulative_constant(node: Node, x: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
@@ -94,9 +47,7 @@ def cumulative_constant(node: Node, x: Tensor, dim: int, *, dtype: Any = None) -
 PLACES = NoRule("it says where values are, which depends on the input where the values do not")
 
 OPERATORS = (
-    Operator((aten.topk.default,), largest_channels, largest_constant),
-    Operator((aten.sort.default,), sort_channels, sort_constant),
-    Operator((aten.sort.stable,), stable_sort_channels, stable_sort_constant),
-    Operator((aten.argsort.default,), argsort_channels, PLACES),
+    Operator((aten.topk.default, aten.sort.default, aten.sort.stable), ordered_channels, ordered_constant),
+    Operator((aten.argsort.default,), ordered_channels, PLACES),
     Operator((aten.cumsum.default, aten.cumprod.default), cumulative_channels, cumulative_constant),
 )

@@ -11,7 +11,7 @@ from ..equations import Equations, TrackedTensor
 from ..links import IndexIds
 from ..nodes import Node
 from .abstract_values import compress, expand_along, map_tensors
-from .rows import NotCovered, Operator, operator_name, shape_of
+from .rows import NotCovered, Operator, argument_of, operator_name, shape_of, tracked_results
 
 aten = torch.ops.aten
 
@@ -92,29 +92,25 @@ def split_with_sizes_channels(
     equations: Equations, node: Node, x: TrackedTensor, sizes: Sequence[int], dim: int = 0
 ) -> list[TrackedTensor]:
     """Each piece keeps its channels; its size has to follow them."""
-    return _cut_along(equations, node, x, dict(enumerate(sizes)), dim)
+    pieces = _cut_along(node, x, dim)
+    for place, (size, piece) in enumerate(zip(sizes, pieces, strict=True)):
+        equations.record_size(node, place, size, piece.ids[dim])
+    return pieces
 
 
 def split_channels(equations: Equations, node: Node, x: TrackedTensor, size: int, dim: int = 0) -> list[TrackedTensor]:
     """Pieces of one size, which has to follow the channels of all pieces alike."""
-    return _equal_pieces(equations, node, x, size, dim)
+    pieces = chunk_channels(equations, node, x, size, dim)
+    for piece in pieces:
+        equations.record_size(node, 0, piece.shape[dim], piece.ids[dim])
+    return pieces
 
 
 def chunk_channels(
     equations: Equations, node: Node, x: TrackedTensor, chunks: int, dim: int = 0
 ) -> list[TrackedTensor]:
-    """A number of pieces of one size; what that is follows of itself."""
-    return _equal_pieces(equations, node, x, None, dim)
-
-
-def _equal_pieces(
-    equations: Equations, node: Node, x: TrackedTensor, size: int | None, dim: int
-) -> list[TrackedTensor]:
-    """Pieces of one size lose the same channels, so that they stay of one size."""
-    pieces = _cut_along(equations, node, x, {}, dim)
-    if size is not None:
-        for piece in pieces:
-            equations.record_size(node, 0, piece.shape[dim], piece.ids[dim])
+    """Pieces of one size lose the same channels, so that they stay of one size; what that is follows of itself."""
+    pieces = _cut_along(node, x, dim)
     if len({piece.shape[dim] for piece in pieces}) > 1:
         equations.pin(x.ids[dim], f"{operator_name(node)} into unequal pieces")
         return pieces
@@ -125,59 +121,35 @@ def _equal_pieces(
     return pieces
 
 
-def _cut_along(
-    equations: Equations, node: Node, x: TrackedTensor, sizes_in_code: dict[int, int], dim: int
-) -> list[TrackedTensor]:
+def _cut_along(node: Node, x: TrackedTensor, dim: int) -> list[TrackedTensor]:
     pieces, start = [], 0
-    for place, value in enumerate(node.meta["val"]):
+    for value in node.meta["val"]:
         ids, stop = list(x.ids), start + value.shape[dim]
         along = ids[dim]
         ids[dim] = None if along is None else along[start:stop]
-        if place in sizes_in_code:
-            equations.record_size(node, place, sizes_in_code[place], ids[dim])
         pieces.append(TrackedTensor(tuple(value.shape), tuple(ids)))
         start = stop
     return pieces
 
 
-def unbind_channels(equations: Equations, node: Node, x: TrackedTensor, dim: int = 0) -> list[TrackedTensor]:
-    """One tensor for each index, so the axis stays."""
+def select_channels(
+    equations: Equations, node: Node, x: TrackedTensor, *settings: Any
+) -> TrackedTensor | list[TrackedTensor]:
+    """One index of an axis by its number, or each one by itself, so the axis stays."""
     ids = list(x.ids)
-    equations.pin(ids.pop(dim), _at_a_fixed_place(node))
-    return [TrackedTensor(tuple(value.shape), tuple(ids)) for value in node.meta["val"]]
+    equations.pin(ids.pop(argument_of(node, "dim")), _at_a_fixed_place(node))
+    return tracked_results(node, ids)
 
 
-def select_channels(equations: Equations, node: Node, x: TrackedTensor, dim: int, index: int) -> TrackedTensor:
-    """One index of an axis, by its number, so the axis stays."""
-    ids = list(x.ids)
-    equations.pin(ids.pop(dim), _at_a_fixed_place(node))
-    return TrackedTensor(shape_of(node), tuple(ids))
-
-
-def slice_channels(
-    equations: Equations,
-    node: Node,
-    x: TrackedTensor,
-    dim: int = 0,
-    start: int | None = None,
-    end: int | None = None,
-    step: int = 1,
-) -> TrackedTensor:
+def slice_channels(equations: Equations, node: Node, x: TrackedTensor, *settings: Any) -> TrackedTensor:
     """Indices by their numbers, so the axis stays, unless all of it is taken."""
     shape = shape_of(node)
     if shape == x.shape:
         return x
-    ids = list(x.ids)
+    ids, dim = list(x.ids), argument_of(node, "dim")
     equations.pin(ids[dim], _at_a_fixed_place(node))
     ids[dim] = None
     return TrackedTensor(shape, tuple(ids))
-
-
-def narrow_channels(
-    equations: Equations, node: Node, x: TrackedTensor, dim: int, start: int, length: int
-) -> TrackedTensor:
-    """As a slice."""
-    return slice_channels(equations, node, x, dim)
 
 
 def _at_a_fixed_place(node: Node) -> str:
@@ -201,15 +173,9 @@ def triangle_constant(node: Node, x: Tensor, diagonal: int = 0) -> Tensor:
 
 
 def piece_constant(node: Node, x: Tensor, *settings: Any, **options: Any) -> Any:
-    """The operator itself at full size along the axis that is cut; every other axis may stay as it is stored.
-
-    The operator's schema knows at which place the axis is named, and what it is where the call does not name it.
-    """
+    """The operator itself at full size along the axis that is cut; every other axis may stay as it is stored."""
     target: Any = node.target
-    place = [argument.name for argument in target._schema.arguments].index("dim")
-    named_by_place = place - 1 < len(settings)  # x itself is not among the settings
-    dim = settings[place - 1] if named_by_place else options.get("dim", 0)
-    return map_tensors(compress, target(expand_along(node, x, dim), *settings, **options))
+    return map_tensors(compress, target(expand_along(node, x, argument_of(node, "dim")), *settings, **options))
 
 
 OPERATORS = (
@@ -220,9 +186,7 @@ OPERATORS = (
     ),
     Operator((aten.split.Tensor, aten.unsafe_split.Tensor), split_channels, piece_constant),
     Operator((aten.chunk.default,), chunk_channels, piece_constant),
-    Operator((aten.unbind.int,), unbind_channels, piece_constant),
-    Operator((aten.select.int,), select_channels, piece_constant),
-    Operator((aten.slice.Tensor,), slice_channels, piece_constant),
-    Operator((aten.narrow.default,), narrow_channels, piece_constant),
+    Operator((aten.select.int, aten.unbind.int), select_channels, piece_constant),
+    Operator((aten.slice.Tensor, aten.narrow.default), slice_channels, piece_constant),
     Operator((aten.tril.default, aten.triu.default), triangle_channels, triangle_constant),
 )

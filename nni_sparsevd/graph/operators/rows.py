@@ -1,13 +1,15 @@
 """A row of the table of operators: how channels pass through an operator, and how constants do."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from torch import Tensor
 
+from ..equations import TrackedTensor
+from ..links import IndexIds
 from ..nodes import Node
 
 ChannelRule = Callable[..., Any]
@@ -83,3 +85,30 @@ def shape_of(node: Node) -> tuple[int, ...]:
     if not isinstance(value, Tensor):
         raise NotCovered(f"{operator_name(node)} makes something else than one tensor")
     return tuple(int(size) for size in value.shape)
+
+
+def argument_of(node: Node, name: str) -> Any:
+    """What `node` is called with as an argument, by the name in its operator's schema; else the argument's default.
+
+    None where the schema has no such argument.
+    """
+    if name in node.kwargs:
+        return node.kwargs[name]
+    place, default = _find_in_schema(node.target, name)
+    return node.args[place] if place < len(node.args) else default
+
+
+@cache
+def _find_in_schema(target: Any, name: str) -> tuple[int, Any]:
+    """The place of an argument of an operator, and its default; behind the last place where there is none."""
+    arguments = target._schema.arguments
+    found = ((place, argument.default_value) for place, argument in enumerate(arguments) if argument.name == name)
+    return next(found, (len(arguments), None))
+
+
+def tracked_results(node: Node, ids: Sequence[IndexIds | None]) -> TrackedTensor | list[TrackedTensor]:
+    """What `node` makes, one tensor or several, with these ids along the axes of each."""
+    made = node.meta["val"]
+    if isinstance(made, Tensor):
+        return TrackedTensor(tuple(made.shape), tuple(ids))
+    return [TrackedTensor(tuple(value.shape), tuple(ids)) for value in made]

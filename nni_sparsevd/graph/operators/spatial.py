@@ -12,13 +12,12 @@ from torch import Tensor
 from ..equations import Equations, TrackedTensor, repeat_ids
 from ..links import IndexIds
 from ..nodes import Node
-from .abstract_values import LIVE, compress, expand_along, full_shape, keep_zeros, live_like, make_uniform
+from .abstract_values import LIVE, compress, expand_along, full_shape, keep_zeros, make_uniform, with_live_places
 from .contractions import is_padded
 from .reshapes import split_axis
-from .rows import NoRule, NotCovered, Operator, operator_name, shape_of
+from .rows import NoRule, NotCovered, Operator, argument_of, operator_name, shape_of, tracked_results
 
 aten = torch.ops.aten
-PADDED_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
 
 
 # How channels pass.
@@ -26,35 +25,21 @@ PADDED_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3
 
 def spatial_channels(
     equations: Equations, node: Node, x: TrackedTensor, *settings: Any, **options: Any
-) -> TrackedTensor:
+) -> TrackedTensor | list[TrackedTensor]:
     """Axes that keep their size keep their channels; an axis that is resized was none of channels."""
-    return _resized_channels(equations, x, shape_of(node))
-
-
-def _resized_channels(equations: Equations, x: TrackedTensor, shape: tuple[int, ...]) -> TrackedTensor:
+    made = node.meta["val"]
+    shape = (made if isinstance(made, Tensor) else made[0]).shape  # places have the shape of what is found there
     kept: list[IndexIds | None] = []
     for dim, ids in enumerate(x.ids):
         same = shape[dim] == x.shape[dim]
         if not same:
             equations.pin(ids, "resized axis")
         kept.append(ids if same else None)
-    return TrackedTensor(shape, tuple(kept))
-
-
-def pool_with_places_channels(
-    equations: Equations, node: Node, x: TrackedTensor, *settings: Any
-) -> list[TrackedTensor]:
-    """The largest values of each window, and where they were."""
-    return [_resized_channels(equations, x, tuple(value.shape)) for value in node.meta["val"]]
+    return tracked_results(node, kept)
 
 
 def pad_channels(
-    equations: Equations,
-    node: Node,
-    x: TrackedTensor,
-    pad: Sequence[int],
-    mode: str = "constant",
-    value: float | None = None,
+    equations: Equations, node: Node, x: TrackedTensor, pad: Sequence[int], *settings: Any
 ) -> TrackedTensor:
     """Channels with constant ones before or after them, which stay: the code says how many are added.
 
@@ -64,7 +49,7 @@ def pad_channels(
     for dim in _padded_dims(len(x.shape), pad):
         ids = kept[dim]
         before, after = _widths(len(x.shape), pad, dim)
-        if ids is not None and mode == "constant" and before >= 0 and after >= 0:
+        if ids is not None and _pads_a_number(node) and before >= 0 and after >= 0:
             added = equations.new_ids(before + after)
             equations.pin(added, "added by padding")
             kept[dim] = np.concatenate([added[:before], ids, added[before:]])
@@ -74,11 +59,9 @@ def pad_channels(
     return TrackedTensor(shape_of(node), tuple(kept))
 
 
-def constant_pad_channels(
-    equations: Equations, node: Node, x: TrackedTensor, pad: Sequence[int], value: float = 0.0
-) -> TrackedTensor:
-    """As `pad`."""
-    return pad_channels(equations, node, x, pad, "constant", value)
+def _pads_a_number(node: Node) -> bool:
+    """Whether what is padded is one number; `constant_pad_nd` has no other mode."""
+    return argument_of(node, "mode") in ("constant", None)
 
 
 def _padded_dims(rank: int, pad: Sequence[int]) -> list[int]:
@@ -104,28 +87,19 @@ def sampled_channels(
 
 def region_channels(
     equations: Equations, node: Node, x: TrackedTensor, boxes: TrackedTensor, *settings: Any
-) -> TrackedTensor:
+) -> TrackedTensor | list[TrackedTensor]:
     """Each channel is pooled by itself in each box; a box takes the place of an image."""
     for ids in (x.ids[0], *x.ids[2:], *boxes.ids):
         equations.pin(ids, "pooled in boxes")
-    return TrackedTensor(shape_of(node), (None, x.ids[1], None, None))
-
-
-def region_with_places_channels(
-    equations: Equations, node: Node, x: TrackedTensor, boxes: TrackedTensor, *settings: Any
-) -> list[TrackedTensor]:
-    """The largest value of each part of a box, and where it was."""
-    for ids in (x.ids[0], *x.ids[2:], *boxes.ids):
-        equations.pin(ids, "pooled in boxes")
-    return [TrackedTensor(tuple(value.shape), (None, x.ids[1], None, None)) for value in node.meta["val"]]
+    return tracked_results(node, (None, x.ids[1], None, None))
 
 
 def unpool_channels(
     equations: Equations, node: Node, x: TrackedTensor, places: TrackedTensor, *settings: Any
-) -> TrackedTensor:
+) -> TrackedTensor | list[TrackedTensor]:
     """Each channel is put back to the places where its values were found."""
     ids = [equations.equate(a, b, "unpooled to places") for a, b in zip(x.ids, places.ids, strict=True)]
-    return _resized_channels(equations, TrackedTensor(x.shape, tuple(ids)), shape_of(node))
+    return spatial_channels(equations, node, TrackedTensor(x.shape, tuple(ids)))
 
 
 def shuffle_channels(equations: Equations, node: Node, x: TrackedTensor, groups: int) -> TrackedTensor:
@@ -203,31 +177,16 @@ def _make_places_uniform(node: Node, x: Tensor) -> Tensor:
     return make_uniform(x, range(x.dim() - places, x.dim()))
 
 
-def resized_constant(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor:
-    """A window or an interpolation over equal values gives that value."""
-    return _make_places_uniform(node, x)
+def resized_constant(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor | list[Tensor]:
+    """A window or an interpolation over equal values gives that value; the place of the largest is unknown."""
+    return with_live_places(node, _make_places_uniform(node, x))
 
 
-def average_pool_constant(
-    node: Node,
-    x: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
+def average_pool_constant(node: Node, x: Tensor, *settings: Any) -> Tensor:
     """An average over equal values is that value, unless zeros of the padding count or the divisor is another."""
     x = _make_places_uniform(node, x)
-    if divisor_override is not None or (is_padded(padding) and count_include_pad):
-        return keep_zeros(x)
-    return x
-
-
-def pool_with_places_constant(node: Node, x: Tensor, *settings: Any) -> list[Tensor]:
-    """The largest of equal values is that value; its place is unknown."""
-    return [_make_places_uniform(node, x), live_like(node.meta["val"][1])]
+    counts_zeros = is_padded(argument_of(node, "padding")) and argument_of(node, "count_include_pad")
+    return keep_zeros(x) if counts_zeros or argument_of(node, "divisor_override") is not None else x
 
 
 ZEROS = 0
@@ -242,14 +201,9 @@ def sampled_constant(
     return keep_zeros(x) if padding == ZEROS else x
 
 
-def region_constant(node: Node, x: Tensor, boxes: Tensor, *settings: Any) -> Tensor:
+def region_constant(node: Node, x: Tensor, boxes: Tensor, *settings: Any) -> Tensor | list[Tensor]:
     """Zero stays zero; a part of a box that lies outside of the image is zero, whatever the image."""
-    return keep_zeros(make_uniform(x, (0, 2, 3)))
-
-
-def region_with_places_constant(node: Node, x: Tensor, boxes: Tensor, *settings: Any) -> list[Tensor]:
-    """The same; the place of the largest value is unknown."""
-    return [region_constant(node, x, boxes), live_like(node.meta["val"][1])]
+    return with_live_places(node, keep_zeros(make_uniform(x, (0, 2, 3))))
 
 
 def unpool_constant(node: Node, x: Tensor, places: Tensor, *settings: Any) -> Tensor:
@@ -264,17 +218,15 @@ def shuffle_constant(node: Node, x: Tensor, groups: int) -> Tensor:
     return compress(x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2))
 
 
-def pad_constant(
-    node: Node, x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
-) -> Tensor:
+def pad_constant(node: Node, x: Tensor, pad: Sequence[int], *settings: Any) -> Tensor:
     """What equals the padding stays what it is; beside values that vary along an axis, the padding stands."""
     # 1. Where values are uniform along a padded axis, as they are along places, it stays uniform: that the border
     #    differs from the middle is nothing that a layer after it could make use of.
     # 2. Where they vary, as they do along channels, the padding is known channel by channel.
     dims = _padded_dims(x.dim(), pad)
-    if mode != "constant":
+    if not _pads_a_number(node):
         return make_uniform(x, dims)
-    padding = value or 0.0
+    padding = argument_of(node, "value") or 0.0
     varying = [dim for dim in dims if x.shape[dim] > 1]
     if len(varying) < len(dims):
         x = torch.where(x == padding, x, LIVE)
@@ -282,11 +234,6 @@ def pad_constant(
         later = [0, 0] * (x.dim() - 1 - dim)
         x = F.pad(x, [*later, *_widths(x.dim(), pad, dim)], value=padding)
     return compress(x)
-
-
-def constant_pad_constant(node: Node, x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
-    """As `pad`."""
-    return pad_constant(node, x, pad, "constant", value)
 
 
 def pixel_shuffle_constant(node: Node, x: Tensor, factor: int) -> Tensor:
@@ -333,23 +280,20 @@ OPERATORS = (
          aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec, aten.upsample_linear1d.vec,
          aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec, aten.upsample_trilinear3d.vec,
          aten._upsample_nearest_exact1d.vec, aten._upsample_nearest_exact2d.vec, aten._upsample_nearest_exact3d.vec,
-         aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.vec),
+         aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.vec, aten.adaptive_max_pool2d.default,
+         aten.adaptive_max_pool3d.default, aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default),
         spatial_channels, resized_constant,
     ),
-    Operator(PADDED_POOLS, spatial_channels, average_pool_constant),
     Operator(
-        (aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default, aten.max_pool2d_with_indices.default,
-         aten.max_pool3d_with_indices.default),
-        pool_with_places_channels, pool_with_places_constant,
+        (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default),
+        spatial_channels, average_pool_constant,
     ),
     Operator((aten.max_unpool2d.default, aten.max_unpool3d.default), unpool_channels, unpool_constant),
     Operator((aten.grid_sampler_2d.default, aten.grid_sampler_3d.default), sampled_channels, sampled_constant),
-    Operator(("torchvision::roi_align",), region_channels, region_constant),
+    Operator(("torchvision::roi_align", "torchvision::roi_pool"), region_channels, region_constant),
     Operator(("torchvision::nms", "torchvision::ps_roi_align", "torchvision::ps_roi_pool"), BOXES, BOXES),
-    Operator(("torchvision::roi_pool",), region_with_places_channels, region_with_places_constant),
     Operator((aten.channel_shuffle.default, aten.native_channel_shuffle.default), shuffle_channels, shuffle_constant),
-    Operator((aten.pad.default,), pad_channels, pad_constant),
-    Operator((aten.constant_pad_nd.default,), constant_pad_channels, constant_pad_constant),
+    Operator((aten.pad.default, aten.constant_pad_nd.default), pad_channels, pad_constant),
     Operator((aten.pixel_shuffle.default,), pixel_shuffle_channels, pixel_shuffle_constant),
     Operator((aten.pixel_unshuffle.default,), pixel_unshuffle_channels, pixel_unshuffle_constant),
     Operator((aten.im2col.default,), im2col_channels, im2col_constant),

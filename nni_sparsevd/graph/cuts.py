@@ -11,9 +11,8 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
 from .equations import Axis
-from .groups import SizeAttribute
-from .links import Flags
-from .names import list_modules, owner_of
+from .names import list_modules, named_states, owner_of
+from .origins import Origin
 
 HOOKS_THAT_COMPUTE_WEIGHTS = (BasePruningMethod, WeightNorm)
 """torch's pruning, and its weight norm before the days of parametrizations."""
@@ -21,13 +20,13 @@ KeptIndices = dict[tuple[int, tuple[int, ...]], Tensor]
 """The size of an axis and the indices cut from it, the same for all axes of a group -> the indices that stay."""
 
 
-def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[tuple[SizeAttribute, int]]) -> None:
+def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Mapping[Origin, int]) -> None:
     """Remove indices from axes of parameters and buffers in place, and set attributes that hold sizes.
 
     Args:
         model: The network.
         cuts: For an axis the indices to remove.  A tensor with several names may go by any of them.
-        sizes: Attributes, each with its new value.
+        sizes: Attributes that hold sizes, with their new values.
     """
     tensors = dict(named_states(model))
     names_of: dict[int, list[str]] = defaultdict(list)
@@ -36,8 +35,8 @@ def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[t
     cuts_of: dict[str, list[tuple[int, Sequence[int]]]] = defaultdict(list)
     for (name, dim), indices in cuts.items():
         cuts_of[names_of[id(tensors[name])][0]].append((dim, indices))
-    for size, number in sizes:
-        _set_size(model, size, number)
+    for origin, size in sizes.items():
+        _set_size(model, origin, size)
     modules = dict(list_modules(model))
     kept: KeptIndices = {}
     touched: set[str] = set()
@@ -58,19 +57,14 @@ def cut_(model: nn.Module, cuts: Mapping[Axis, Sequence[int]], sizes: Iterable[t
         refresh_attributes_(modules[module])
 
 
-def _set_size(model: nn.Module, size: SizeAttribute, number: int) -> None:
-    module, name, place = size.origin
+def _set_size(model: nn.Module, origin: Origin, size: int) -> None:
+    module, name, place = origin
     owner = model.get_submodule(module)
     if place is None:
-        setattr(owner, name, number)
+        setattr(owner, name, size)
         return
-    numbers = getattr(owner, name)
-    setattr(owner, name, type(numbers)([*numbers[:place], number, *numbers[place + 1 :]]))
-
-
-def remaining_sizes(sizes: Iterable[SizeAttribute], removed: Flags) -> list[tuple[SizeAttribute, int]]:
-    """Each attribute with the number of its channels that stay."""
-    return [(size, int((~removed[size.channels]).sum())) for size in sizes]
+    sizes = getattr(owner, name)
+    setattr(owner, name, type(sizes)([*sizes[:place], size, *sizes[place + 1 :]]))
 
 
 def kept_indices(size: int, cut: Sequence[int]) -> Tensor:
@@ -78,17 +72,6 @@ def kept_indices(size: int, cut: Sequence[int]) -> Tensor:
     stays = np.ones(size, np.bool_)
     stays[np.asarray(cut, np.int64)] = False
     return torch.from_numpy(np.flatnonzero(stays))
-
-
-def named_states(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters and buffers under every name."""
-    # What `named_parameters` and `named_buffers` list, in one walk over the modules instead of two.
-    modules = [(f"{name}." if name else "", module) for name, module in list_modules(model)]
-    states: list[tuple[str, Tensor]] = []
-    for table in ("_parameters", "_buffers"):
-        for prefix, module in modules:
-            states += [(prefix + key, value) for key, value in getattr(module, table).items() if value is not None]
-    return states
 
 
 def remove_indices(
