@@ -211,13 +211,15 @@ def test_one_sample_has_the_gradient_of_its_formula(shape: tuple[int, int]) -> N
 
 @pytest.mark.parametrize("estimator", ["local", "local_bf16", "local_detached", "weight"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_channels_last_is_preserved(estimator: str, training: bool) -> None:
-    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1)).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("channels", [1, 4])
+def test_channels_last_is_preserved(estimator: str, training: bool, channels: int) -> None:
+    model = nn.Sequential(nn.Conv2d(channels, 6, 3, padding=1)).to(memory_format=torch.channels_last)
     svd.sparsify_(model, estimator=estimator).train(training)
     assert model[0].log_sigma2.is_contiguous(memory_format=torch.channels_last)
-    y = model(torch.randn(2, 4, 7, 6).contiguous(memory_format=torch.channels_last))
+    y = model(torch.randn(2, channels, 7, 6).contiguous(memory_format=torch.channels_last))
     assert y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous()
     y.sum().backward()
+    assert model[0].weight.grad is not None and model[0].weight.grad.norm() > 0
     baked = svd.bake_(model)
     assert baked[0].weight.is_contiguous(memory_format=torch.channels_last)
 

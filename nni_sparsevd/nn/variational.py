@@ -149,7 +149,7 @@ class _SampledWeights(torch.autograd.Function):
         noise = sample_standard_normal(theta).mul_((0.5 * log_sigma2).exp_())
         ctx.save_for_backward(noise)
         ctx.shape = log_sigma2.shape
-        return theta + noise
+        return _in_layout_of(theta, theta + noise)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -158,6 +158,26 @@ class _SampledWeights(torch.autograd.Function):
             return grad, None
         (noise,) = ctx.saved_tensors
         return grad, (grad * noise).mul_(0.5).sum_to_size(ctx.shape)
+
+
+def _in_layout_of(weight: Tensor, values: Tensor) -> Tensor:
+    """Give values computed from a weight the strides of that weight.
+
+    A kernel of one input channel lies the same way channels last or not; its strides alone say which. Torch's
+    element-wise functions drop them, and a convolution then answers an image of one channel with contiguous outputs,
+    which everything behind it has to convert.
+
+    Args:
+        weight: The weight.
+        values: One value for each weight, or fewer that are broadcast to it.
+
+    Returns:
+        The values, copied where their strides had been lost.
+    """
+    is_ambiguous = weight.dim() == 4 and weight.shape[1] == 1
+    if not is_ambiguous or values.shape != weight.shape or values.stride() == weight.stride():
+        return values
+    return torch.empty_like(weight).copy_(values)
 
 
 def output_dim(layer: nn.Module) -> int:
@@ -355,11 +375,11 @@ class Variational(nn.Module):
             The output.
         """
         if not self.training:
-            kept = torch.where(self.mask(), self.weight, torch.zeros_like(self.weight))
+            kept = _in_layout_of(self.weight, torch.where(self.mask(), self.weight, torch.zeros_like(self.weight)))
             return operation(x, kept, self.bias)
         if self.settings.estimator == "weight":
             return operation(x, sample_weights(self.weight, self.log_sigma2), self.bias)
-        sigma2 = self.log_sigma2.exp()
+        sigma2 = _in_layout_of(self.weight, self.log_sigma2.exp())
         if output_dim(self) != 0 and sigma2.shape[0] > 1:
             # One variance per row is one per output only where rows are outputs.  Here a tied layer may have made it.
             sigma2 = sigma2.expand_as(self.weight)
