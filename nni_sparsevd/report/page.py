@@ -88,6 +88,7 @@ def _gather_values(folder: Path) -> dict[str, Any]:
             "remarks": [*write_remarks(result), *int8_remarks],
             "networks": _list_networks(result),
             "rows": _comparison_rows(result),
+            "has_channel_costs": any(layer.get("channel_macs") is not None for layer in result["layers"]),
             "curve": curve,
             "pictures": [(name, HEADINGS[name].format(decision=decision.sentence)) for name in drawn],
             "embedded": {name: base64.b64encode(path.read_bytes()).decode() for name, path in drawn.items()},
