@@ -185,8 +185,21 @@ def test_nothing_is_wider_than_a_phone(run):
     """Wide tables scroll in a box of their own, and long paths and commands break."""
     page = write_report(run).read_text()
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
-    assert "overflow-wrap: break-word" in page and ".wide { overflow-x: auto; }" in page
+    assert "overflow-wrap: break-word" in page and ".wide { overflow-x: auto;" in page
+    assert "max-width: min(100vw - 2rem, 80rem)" in page
     assert page.count("<table>") == page.count('<div class="wide"><table>') > 2
+
+
+def test_what_a_channel_costs_is_explained_where_it_is_known(run):
+    result = json.loads((run / "result.json").read_text())
+    for cost in (None, 12.0):
+        for layer in result["layers"]:
+            layer["channel_macs"] = cost
+        (run / "result.json").write_text(json.dumps(result))
+        pages = [write_report(run).read_text(), (run / "report.md").read_text()]
+        assert all(("MACs of one channel" in page) == (cost is not None) for page in pages)
+        header, rule, row = pages[1].partition("| layer | shape")[2].splitlines()[:3]
+        assert header.count("|") + 2 == rule.count("|") == row.count("|")
 
 
 def test_pictures_are_drawn(drawing_run):
