@@ -33,7 +33,7 @@ from .run_folder import check_folder, prepare_folder
 from .stage_context import StageContext
 from .stages import train_stages
 from .starting_network import try_forward, try_recipe
-from .teacher import see_as_trained
+from .teacher import adapt_normalization
 
 logger = get_logger(__name__)  # of several processes, the main one speaks
 
@@ -185,7 +185,7 @@ def _create_teacher(recipe: Recipe, data: datasets.DataSets, example_inputs: Ten
             "weights that were trained on these classes",
             settings.name,
         )
-    return see_as_trained(teacher, data.preprocessing, models.find_requirements(settings).trained)
+    return adapt_normalization(teacher, data.preprocessing, models.find_requirements(settings).trained)
 
 
 def _find_rows_to_keep(recipe: Recipe, start: Checkpoint | None) -> dict[str, int]:

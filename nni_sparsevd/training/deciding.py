@@ -41,7 +41,7 @@ def _decide_level(context: StageContext, level: Level) -> nn.Module:
     read_network_(model, level.folder / "posterior.safetensors")
     has_budget = level.part is not None
     if has_budget:
-        # What the budget has left in multiples stays.
+        # The budget has decided already: no gate closes by its own threshold.
         use_cutoffs_(model, {})
     if context.is_main:
         gate_macs = count_gate_costs(model, context.example_inputs, "macs") if has_budget else None

@@ -16,7 +16,7 @@ from .network_files import read_network_
 from .stage_context import StageContext
 
 
-def finish_levels(context: StageContext, dense_held_out: float) -> tuple[TunedLevel, ...]:
+def finetune_levels(context: StageContext, dense_held_out: float) -> tuple[TunedLevel, ...]:
     """Fine-tune the networks, from large to small; with a tolerance alone, until one is out of it.
 
     Args:
@@ -35,7 +35,7 @@ def finish_levels(context: StageContext, dense_held_out: float) -> tuple[TunedLe
     for level in _list_met_levels(context):
         # The checkpoint holds the network of the last stage.
         in_checkpoint = level is context.levels[-1] and not is_followed
-        tuned.append(_finish_level(context, level, write=not in_checkpoint))
+        tuned.append(_finetune_level(context, level, write=not in_checkpoint))
         best = find_best_accuracy(tuned, dense_held_out)
         if budget.searches and not tuned[-1].is_within(budget.allowed_loss, best):
             break
@@ -54,7 +54,7 @@ def _list_met_levels(context: StageContext) -> Sequence[Level]:
     return met
 
 
-def _finish_level(context: StageContext, level: Level, *, write: bool) -> TunedLevel:
+def _finetune_level(context: StageContext, level: Level, *, write: bool) -> TunedLevel:
     """Fine-tune the network of a level, or read it back where that has been done."""
     # Read back even if the run was not interrupted here, so that a resumed run has the same network.
     masks = unflatten_masks(load_tensors(level.folder / "masks.safetensors")[0])
@@ -63,15 +63,15 @@ def _finish_level(context: StageContext, level: Level, *, write: bool) -> TunedL
         read_network_(masked, level.folder / "tuned.safetensors")
     else:
         read_network_(masked, level.folder / "baked.safetensors")
-        _finetune(context, masked, masks, level)
+        _train(context, masked, masks, level)
         bake_(masked.cpu(), masks, allow_empty=True)
         if write:
             context.write(masked, "tuned", level.stage, level.folder)
     return TunedLevel(level, masked, masks, context.score_held_out(masked.eval()))
 
 
-def _finetune(context: StageContext, model: nn.Module, masks: Masks, level: Level) -> None:
-    """Train what the masks keep, with the noise of its posteriors or without."""
+def _train(context: StageContext, model: nn.Module, masks: Masks, level: Level) -> None:
+    """Train the weights that the masks keep, with the noise of their posteriors or without."""
     recipe = context.run.recipe
     stage = recipe.finetune.of_level(level.place)
     if not stage.epochs:

@@ -307,7 +307,7 @@ class StageTrainer:
     def _follow_sizes(self) -> None:
         """Rebuild what holds the parameters that `shrink_` has replaced: optimizer, DistributedDataParallel."""
         self._optimizer = rebuild_optimizer(self._optimizer, self._learner.model, self._stage)
-        self._learner.resized_()
+        self._learner.wrap_again()
 
     # Saving and stopping.
 

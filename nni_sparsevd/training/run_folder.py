@@ -52,7 +52,7 @@ def check_folder(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool)
 
 
 def _refuse_to_delete_what_is_read(recipe: Recipe, folder: Path) -> None:
-    """Refuse weights or photos that lie in the folder: they would be gone when the run wants them."""
+    """Refuse to delete a folder that holds weights or photos which the run reads."""
     paths = {
         "model.checkpoint": recipe.model.checkpoint,
         "teacher.checkpoint": recipe.teacher.checkpoint,

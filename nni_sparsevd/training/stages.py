@@ -14,7 +14,7 @@ from ..regularize import GradualRemoval, plan_stretches
 from .batches import count_epoch_batches, count_stage_steps
 from .compressed import Compressed
 from .deciding import decide_levels
-from .finetuning import describe_missed, finish_levels
+from .finetuning import describe_missed, finetune_levels
 from .levels import choose_level
 from .log_alpha_history import LogAlphaHistory
 from .network_files import read_network_
@@ -50,7 +50,7 @@ def train_stages(context: StageContext) -> Compressed:
         with run.metrics.show_phase("deciding"):
             decide_levels(context, dense)
     dense_held_out = context.score_held_out(dense)
-    tuned = finish_levels(context, dense_held_out)
+    tuned = finetune_levels(context, dense_held_out)
     if recipe.quantize.aware:
         tuned = tune_for_integers(context, tuned, dense)
     twin = None
