@@ -22,15 +22,13 @@ from .teacher import Teacher
 class StageContext:
     """A run between its stages: which of them are done, who teaches, and how networks are trained, scored and written.
 
-    Attributes:
+    Args:
         run: The recipe under way.
         initial: The network of the recipe as it was created; the stages train copies of it.
         example_inputs: Two normalized training images, shape (2, channels, height, width).
-        teacher: The network whose outputs the stages learn, beside the labels; None: they learn the labels alone.
+        start: Where an interrupted run stood; None: the run begins.
+        teacher: The network that `recipe.teacher.name` asks for, if it does.
         measure_part: Measures a budget of latency, in parts of the dense network's; None without such a budget.
-        levels: The levels of the budget, from large to small; one where there is no budget.
-        dense_weights: Weights of the network before anything was removed, to which compression is relative.
-        is_main: Whether this process writes. All processes hold the same networks: one of them writes for all.
     """
 
     def __init__(
@@ -42,22 +40,16 @@ class StageContext:
         teacher: nn.Module | None,
         measure_part: MeasurePart | None,
     ) -> None:
-        """Begin with the run, or go on where it was interrupted.
-
-        Args:
-            run: The recipe under way.
-            initial: The network of the recipe as it was created.
-            example_inputs: Two normalized training images.
-            start: Where an interrupted run stood.
-            teacher: The network that `recipe.teacher.name` asks for, if it does.
-            measure_part: Measures a budget of latency.
-        """
         self.run, self.initial, self.example_inputs = run, initial, example_inputs
         self.measure_part = measure_part
         self.levels = list_levels(run.recipe, run.folder)
+        """The levels of the budget, from large to small; one where there is no budget."""
         self.dense_weights = count_weights(initial, {})[1]
+        """Weights of the network before anything was removed, to which compression is relative."""
         self.teacher = None if teacher is None else self.make_teacher(teacher)
+        """Whose outputs the stages learn, beside the labels; None: they learn the labels alone."""
         self.is_main = run.accelerator.is_main_process
+        """Whether this process writes. All processes hold the same networks: one of them writes for all."""
         self._start = start
         self._stages = list_stages(run.recipe)
         self._reached = -1 if start is None else self._stages.index(start.place.stage)
