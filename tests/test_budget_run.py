@@ -752,7 +752,7 @@ def test_a_disturbed_turn_does_not_make_the_turns_short(monkeypatch: pytest.Monk
 
 
 def test_a_budget_out_of_reach_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    message = r"budget\.macs = 0\.01 cannot be met: when all channels of lenet5_caffe have left that may, 0\.\d+ of its"
+    message = r"budget\.macs = 0\.01 cannot be met: once every channel of lenet5_caffe that may go has gone, 0\.\d+ of"
     with pytest.raises(SettingError, match=message):
         compress(recipe(budget=BudgetSettings(macs=0.01, cuts=2)), tmp_path / "run", [])
     assert not (tmp_path / "run").exists()

@@ -164,7 +164,7 @@ def test_latency_is_measured_at_every_cut(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_cannot_be_reached_is_said_before_training_and_changes_nothing() -> None:
     model = network()
-    with pytest.raises(SettingError, match=r"0.05 of the macs cannot be reached: when all .* 0.5\d\d is left"):
+    with pytest.raises(SettingError, match=r"0.05 of the macs cannot be reached: once every .* 0.5\d\d is left"):
         make(model, fraction=0.05, round_to=16)
     assert type(model[0]) is nn.Conv2d and not svd.nn.is_variational(model)
 

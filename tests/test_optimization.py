@@ -58,7 +58,7 @@ def test_decay_is_for_weights_and_gates_have_a_rate_of_their_own() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
     svd.sparsify_(model, granularity="both", example_inputs=torch.randn(1, 1, 8, 8))
     model[3].bias.requires_grad_(False)
-    made = build_optimizer(model, Stage(weight_decay=0.1, optimizer="adamw"), gate_rate=7)
+    made = build_optimizer(model, SparseStage(weight_decay=0.1, optimizer="adamw", gate_rate=7))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     group_of = {names[id(p)]: (g["weight_decay"], g["scale"]) for g in made.param_groups for p in g["params"]}
     assert group_of.pop("0.weight") == group_of.pop("3.weight") == (0.1, 1)
@@ -82,7 +82,7 @@ def test_rates_of_layers_are_timms_and_posteriors_have_those_of_their_layer(name
     expected = {names[p]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert len({scale for scale, _ in expected.values()}) > 2
     svd.sparsify_(model, granularity="both", example_inputs=torch.zeros(1, *model.pretrained_cfg["input_size"]))
-    made = build_optimizer(model, Stage(weight_decay=0.1, layer_decay=0.5), gate_rate=7)
+    made = build_optimizer(model, SparseStage(weight_decay=0.1, layer_decay=0.5, gate_rate=7))
     set_learning_rate(made, 2.0)
     names = {parameter: name for name, parameter in model.named_parameters()}
     found = {names[p]: (g["lr"] / 2, g["weight_decay"]) for g in made.param_groups for p in g["params"]}

@@ -137,9 +137,10 @@ def test_gates_keep_their_rate_where_fine_tuning_has_noise(tmp_path: Path, monke
     rates = []
     build = loop.build_optimizer
 
-    def record(model: nn.Module, stage: Stage, gate_rate: float) -> torch.optim.Optimizer:
-        rates.append(gate_rate)
-        return build(model, stage, gate_rate)
+    def record(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+        optimizer = build(model, stage)
+        rates.append(max(group["scale"] for group in optimizer.param_groups))
+        return optimizer
 
     monkeypatch.setattr(loop, "build_optimizer", record)
     settings = recipe(

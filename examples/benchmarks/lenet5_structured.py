@@ -48,7 +48,7 @@ def train_(model: nn.Module, stage: Stage, data: datasets.DataSets, seed: int, n
     model.to(memory_format=torch.channels_last)  # a third less time than torch's own order
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    optim = build_optimizer(model, stage, stage.gate_rate if isinstance(stage, SparseStage) else 1.0)
+    optim = build_optimizer(model, stage)
     crops = DataSettings(augment="crop", margin=FINETUNE_SHIFT if stage is FINETUNE else SHIFT)
     count = len(data.train)
     steps = count // BATCH

@@ -49,7 +49,7 @@ def trained(way: str, data: datasets.DataSets, played: League, stage: SparseStag
     example, dense_macs = ground.example, ground.dense_macs
     if way != "dense":
         svd.sparsify_(model, example_inputs=example, granularity="gate", init_log_sigma2=-6.0)
-    optim = build_optimizer(model, stage, stage.gate_rate)
+    optim = build_optimizer(model, stage)
     total, spent, epochs, small = stage.epochs * ground.per_epoch, 0.0, [], model
     for step in range(total):
         began = time.process_time()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -15,10 +16,12 @@ class Command:
     """Its line in the list of commands."""
     description: str
     """The first paragraph of its own help."""
-    add_arguments: Callable[[ArgumentParser, list[str]], None]
-    """Adds its arguments to a parser; it also gets what the user typed, for defaults that come from a file."""
+    add_arguments: Callable[[ArgumentParser], None]
+    """Adds its arguments to a parser."""
     run: Callable[[Namespace, list[str]], None]
     """Does the work, with the parsed arguments and the command line that is recorded beside results."""
+    read_defaults: Callable[[list[str]], dict[str, Any]] = lambda typed: {}
+    """What the user typed -> defaults that come from a file, by the name of the argument."""
     after_interrupt: str = "stopped; the same command begins again"
     """How to go on after Ctrl-C, where the error does not say it itself."""
 
@@ -32,9 +35,15 @@ class Command:
             A parser that takes no flag for an abbreviation of another.
         """
         parser = self.empty_parser()
-        self.add_arguments(parser, typed)
+        self.add_arguments(parser)
+        parser.set_defaults(self.read_defaults(typed))
         return parser
 
     def empty_parser(self) -> ArgumentParser:
         """Build a parser without arguments, which is enough to list the command."""
         return ArgumentParser(description=self.description, exit_on_error=False, allow_abbrev=False)
+
+
+def add_level(parser: ArgumentParser) -> None:
+    """Add which network of a run is meant."""
+    parser.add_argument("--level", type=float, help="level of the budget; not set: the network that the run has chosen")

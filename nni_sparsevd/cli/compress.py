@@ -14,17 +14,16 @@ from ..settings import make_settings
 from .command import Command
 
 
-def add_arguments(parser: ArgumentParser, typed: list[str]) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the run folder's flags and one flag a setting of the recipe."""
     parser.add_argument("--recipe", type=Path, help="TOML or YAML file of the settings below; flags override it")
     parser.add_argument("--out", type=Path, required=True, help="run folder to make")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run and its settings")
     parser.add_argument("--overwrite", action="store_true", help="delete the run folder first")
     parser.add_class_arguments(Recipe, None)
-    parser.set_defaults(_read_defaults(typed))
 
 
-def _read_defaults(typed: list[str]) -> dict[str, Any]:
+def read_defaults(typed: list[str]) -> dict[str, Any]:
     """Settings of the file that `--recipe` names, under the names of their flags; empty without such a file."""
     path = _recipe_path(typed)
     if path is None:
@@ -151,5 +150,6 @@ COMPRESS = Command(
     summary="settings in, sparse and smaller network out",
     description="Train, sparsify, shrink, check and report: settings in, a run folder out.",
     add_arguments=add_arguments,
+    read_defaults=read_defaults,
     run=run,
 )

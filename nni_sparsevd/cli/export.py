@@ -7,14 +7,15 @@ from jsonargparse.typing import PositiveInt
 
 from ..errors import SettingError
 from ..preprocessing import read_values
-from .command import Command
+from ..recipe import RECIPE_FILE
+from .command import Command, add_level
 
 
-def add_arguments(parser: ArgumentParser, typed: list[str]) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add what to export, where to, and for which inputs."""
     parser.add_argument("source", type=Path, help="run folder of compress, or what nni_sparsevd.load opens")
     parser.add_argument("--to", type=Path, required=True, help="file to write; its suffix says the format")
-    parser.add_argument("--level", type=float, help="level of the budget; not set: the network that the run has chosen")
+    add_level(parser)
     parser.add_argument("--input", type=list[int], help="shape of one input, e.g. [3,224,224]; a run folder knows it")
     parser.add_argument(
         "--fixed_batch", action="store_true", help="batches of one only; .pte and .tflite have no others"
@@ -39,7 +40,7 @@ def run(arguments: Namespace, command_line: list[str]) -> None:
     from ..results import export_run
 
     dynamic_batch = not arguments.fixed_batch
-    if (arguments.source / "recipe.toml").exists():
+    if (arguments.source / RECIPE_FILE).exists():
         exported = export_run(
             arguments.source,
             arguments.to,

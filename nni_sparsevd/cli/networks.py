@@ -6,7 +6,7 @@ from ..errors import SettingError
 from .command import Command
 
 
-def add_arguments(parser: ArgumentParser, typed: list[str]) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the pattern."""
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'resnet*'")
 

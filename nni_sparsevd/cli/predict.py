@@ -4,14 +4,14 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from .command import Command
+from .command import Command, add_level
 
 
-def add_arguments(parser: ArgumentParser, typed: list[str]) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the network and the photos."""
     parser.add_argument("run", type=Path, help="run folder of compress, or what nni_sparsevd.load opens")
     parser.add_argument("photos", type=Path, nargs="+", help="photos")
-    parser.add_argument("--level", type=float, help="level of the budget; not set: the network that the run has chosen")
+    add_level(parser)
 
 
 def run(arguments: Namespace, command_line: list[str]) -> None:

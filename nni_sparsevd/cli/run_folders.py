@@ -6,18 +6,18 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from ..errors import SparseVDError
-from .command import Command
+from .command import Command, add_level
 
 
-def add_folder(parser: ArgumentParser, typed: list[str]) -> None:
+def add_folder(parser: ArgumentParser) -> None:
     """Add the run folder."""
     parser.add_argument("run", type=Path, help="run folder of compress")
 
 
-def add_folder_and_level(parser: ArgumentParser, typed: list[str]) -> None:
+def add_folder_and_level(parser: ArgumentParser) -> None:
     """Add the run folder, and which of its networks."""
-    add_folder(parser, typed)
-    parser.add_argument("--level", type=float, help="level of the budget; not set: the network that the run has chosen")
+    add_folder(parser)
+    add_level(parser)
 
 
 def run_report(arguments: Namespace, command_line: list[str]) -> None:
@@ -37,9 +37,9 @@ def run_check(arguments: Namespace, command_line: list[str]) -> None:
         raise SparseVDError(f"{arguments.run}: small.safetensors does not compute what masked.safetensors does")
 
 
-def add_measuring(parser: ArgumentParser, typed: list[str]) -> None:
+def add_measuring(parser: ArgumentParser) -> None:
     """Add the run folder, and how int8 is calibrated."""
-    add_folder(parser, typed)
+    add_folder(parser)
     parser.add_argument(
         "--calibration", type=PositiveInt, default=200, help="training photos on which the ranges of int8 are measured"
     )

@@ -10,7 +10,7 @@ from .command import Command
 GOES_ON = "stopped; the same command goes on, and does not run again what is done"
 
 
-def add_zoo_arguments(parser: ArgumentParser, typed: list[str]) -> None:
+def add_zoo_arguments(parser: ArgumentParser) -> None:
     """Add which families, and what each may take."""
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the rows; those that it holds are not made again"
@@ -31,7 +31,7 @@ def run_zoo_command(arguments: Namespace, command_line: list[str]) -> None:
     """Run the zoo; raises `SparseVDError` when a shrunk network computes something else than the masked one."""
     from ..files import write_bytes, write_json
     from ..studies.zoo import Limits, format_summary, format_table, run_zoo
-    from ..training.environment import describe_environment
+    from ..training import describe_environment
 
     limits = Limits(arguments.seconds, arguments.gibibytes)
     folder, families, library = arguments.out / "rows", arguments.families, arguments.library
@@ -47,7 +47,7 @@ def run_zoo_command(arguments: Namespace, command_line: list[str]) -> None:
         raise SparseVDError(f"{len(different)} networks compute something else once shrunk; see {page}")
 
 
-def add_reproduce_arguments(parser: ArgumentParser, typed: list[str]) -> None:
+def add_reproduce_arguments(parser: ArgumentParser) -> None:
     """Add which experiment, with which data and seeds."""
     parser.add_argument("name", nargs="?", help="which one; without a name they are listed")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds MNIST/raw and cifar10/*.tar")
@@ -68,7 +68,7 @@ def run_reproduce(arguments: Namespace, command_line: list[str]) -> None:
     print(reproduce_experiment(arguments.name, arguments.data, arguments.out, command_line, arguments.jobs, seeds))
 
 
-def add_bench_arguments(parser: ArgumentParser, typed: list[str]) -> None:
+def add_bench_arguments(parser: ArgumentParser) -> None:
     """Add which league, with which data and rivals, and what each may take."""
     parser.add_argument("name", nargs="?", help="which league; without a name they are listed, with who plays")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds MNIST/raw and cifar10/*.tar")

@@ -1,6 +1,6 @@
 """The recipe of `nni-sparsevd compress`: its sections, and the TOML or YAML file that holds it."""
 
-from .budget import ALLOWED_LOSS, LADDER, BudgetKind, BudgetSettings
+from .budget import LADDER, BudgetSettings
 from .bundled import list_bundled_settings, read_bundled_settings
 from .data import DataSettings
 from .model import ModelSettings, TeacherSettings
@@ -9,10 +9,8 @@ from .recipe_file import RECIPE_FILE, read_recipe, write_recipe
 from .stages import FinetuneStage, QuantizeStage, SparseStage, Stage
 
 __all__ = [
-    "ALLOWED_LOSS",
     "LADDER",
     "RECIPE_FILE",
-    "BudgetKind",
     "BudgetSettings",
     "DataSettings",
     "FinetuneStage",

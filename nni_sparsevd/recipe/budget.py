@@ -45,7 +45,7 @@ class BudgetSettings(Settings):
 
     @property
     def kind(self) -> BudgetKind | None:
-        """What costs; None without a budget."""
+        """What is counted; None without a budget."""
         if self.searches:
             return "macs"
         kinds: tuple[BudgetKind, ...] = ("macs", "parameters", "latency")

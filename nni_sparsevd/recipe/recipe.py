@@ -112,14 +112,24 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _refuse_averages_and_compilation_where_they_cannot_be(self) -> "Recipe":
-        averaged = [name for name, stage in self.stages.items() if stage.ema is not None]
-        if averaged and self.shard:
-            raise ValueError(f"{averaged[0]}.ema does not go together with shard: the average is one of whole networks")
-        if self.quantize.aware and self.shard:
+    def _check_sharding(self) -> "Recipe":
+        if not self.shard:
+            return self
+        for name, stage in self.stages.items():
+            if stage.ema is not None:
+                raise ValueError(f"{name}.ema does not go together with shard: the average is one of whole networks")
+        if self.quantize.aware:
             raise ValueError("quantize.aware does not go together with shard: processes would round differently")
-        if self.compile is not None and self.shard:
+        if self.compile is not None:
             raise ValueError("compile does not go together with shard")
+        if self.precision == "fp16":
+            raise ValueError(
+                "shard with precision = 'fp16': the loss scaler of fp16 needs whole gradients; take 'bf16' or 'no'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_averages_of_changing_sizes(self) -> "Recipe":
         if self.sparse.ema is not None and self.changes_sizes:
             other = "sparse.shrink_at" if self.budget.kind is None else f"budget.{self.budget.kind}"
             raise ValueError(f"sparse.ema does not go together with {other}: the sizes of the network change")
@@ -142,14 +152,6 @@ class Recipe(Settings):
             raise ValueError(
                 f"masks.threshold = 'evidence' cannot decide with posterior.prior = {prior!r}: "
                 f"{REASONS_AGAINST_EVIDENCE[prior]}; give a number, or take posterior.prior = 'log_uniform'"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _refuse_scaled_shards(self) -> "Recipe":
-        if self.shard and self.precision == "fp16":
-            raise ValueError(
-                "shard with precision = 'fp16': the loss scaler of fp16 needs whole gradients; take 'bf16' or 'no'"
             )
         return self
 

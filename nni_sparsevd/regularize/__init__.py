@@ -1,16 +1,16 @@
 """What drives the KL in any training loop: its weight and gradient, the optimizer of the variances, the budget."""
 
-from .budget import Arrival, Budget, BudgetSearch, Cost, best_cutoff, misses
+from .budget import Arrival, Budget, BudgetSearch, Cost, misses
 from .controller import Controller, regularize_under_pressure_
 from .costs import count_gate_costs
-from .cut_schedule import count_steps_needed, plan_stretches
+from .cut_schedule import cost_left_at, count_steps_needed, plan_stretches
 from .gradual_pruner import GradualPruner
 from .gradual_removal import GradualRemoval
 from .natural import start_natural_steps_, take_natural_steps_
 from .objective import add_kl_to_loss, kl_weight_now
 from .reach import Reach, measure_reach
 from .regularizer import Regularizer, count_samples
-from .removal import choose_cutoffs, cost_left_at, use_cutoffs_
+from .removal import choose_cutoffs, use_cutoffs_
 from .settings import SparseVDSettings
 from .variances import RateGroups, VarianceOptimizer
 from .weighing import weigh_by_macs_
@@ -29,7 +29,6 @@ __all__ = [
     "SparseVDSettings",
     "VarianceOptimizer",
     "add_kl_to_loss",
-    "best_cutoff",
     "choose_cutoffs",
     "cost_left_at",
     "count_gate_costs",

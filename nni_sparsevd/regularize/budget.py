@@ -70,42 +70,29 @@ class BudgetSearch:
     def find_cutoff(self, scores: Tensor, cut_at: Callable[[float], nn.Module]) -> tuple[float, float]:
         """Find the score up to which channels must be removed so that the network comes closest to the budget.
 
+        The cost falls as the cutoff rises, so bisection finds the place with about log2(number of scores) cuts.
+
         Args:
             scores: The scores of all channels, any shape; a low score is removed first.
             cut_at: Cutoff -> an ordinary copy of the network, cut there.
 
         Returns:
-            The cutoff, and the cost of the network that is cut there.
+            The cutoff, -inf where it is best to remove nothing, and the cost of the network that is cut there.
         """
-        return best_cutoff(scores, lambda cutoff: self.cost(cut_at(cutoff)), self.budget.fraction * self.dense)
-
-
-def best_cutoff(scores: Tensor, cost_at: Callable[[float], float], target: float) -> tuple[float, float]:
-    """Find the score up to which channels must be removed so that the cost comes closest to the target.
-
-    The cost falls as the cutoff rises, so bisection finds the place with about log2(number of scores) cuts.
-
-    Args:
-        scores: The scores of all channels, any shape.
-        cost_at: Cutoff -> cost of the network that is cut there.
-        target: The cost to come close to.
-
-    Returns:
-        The cutoff, -inf where it is best to remove nothing, and the cost of the network that is cut there.
-    """
-    # 1. Why bisection: each cost is that of a copy of the network, cut and measured, so few must do.
-    # 2. Why only scores as cutoffs: between two scores the same channels are removed.
-    # 3. Why the best of all that were tried, and not the last one: a measured latency is noisy, and the cost may rise a
-    #    little where it should fall; then the bisection may have passed by the best place.
-    cutoffs = [-math.inf, *scores.unique().tolist()]
-    low, high = 0, len(cutoffs) - 1
-    costs = {low: cost_at(cutoffs[low]), high: cost_at(cutoffs[high])}
-    while high - low > 1:
-        middle = (low + high) // 2
-        costs[middle] = cost_at(cutoffs[middle])
-        if costs[middle] > target:
-            low = middle
-        else:
-            high = middle
-    best = min(costs, key=lambda place: abs(costs[place] - target))
-    return cutoffs[best], costs[best]
+        # 1. Why bisection: each cost is that of a copy of the network, cut and measured, so few must do.
+        # 2. Why only scores as cutoffs: between two scores the same channels are removed.
+        # 3. Why the best of all that were tried, and not the last one: a measured latency is noisy, and the cost may
+        #    rise a little where it should fall; then the bisection may have passed by the best place.
+        target = self.budget.fraction * self.dense
+        cutoffs = [-math.inf, *scores.unique().tolist()]
+        low, high = 0, len(cutoffs) - 1
+        costs = {place: self.cost(cut_at(cutoffs[place])) for place in (low, high)}
+        while high - low > 1:
+            middle = (low + high) // 2
+            costs[middle] = self.cost(cut_at(cutoffs[middle]))
+            if costs[middle] > target:
+                low = middle
+            else:
+                high = middle
+        best = min(costs, key=lambda place: abs(costs[place] - target))
+        return cutoffs[best], costs[best]

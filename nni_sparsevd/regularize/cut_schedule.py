@@ -5,10 +5,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .removal import cost_left_at
-
 FEWEST_STEPS = 10
 """Steps between two cuts: from fewer batches the gates do not know which channels are needed."""
+
+
+def cost_left_at(fraction: float, progress: float) -> float:
+    """The part of the cost that may be left: it falls fast at first, while much is idle, and slowly at the end.
+
+    1 - (1 - fraction) * (1 - (1 - progress)^3): Zhu and Gupta 2017, To Prune, or Not to Prune, eq. 1.
+
+    Args:
+        fraction: What is left at the end.
+        progress: The part of the way that is done, from 0 to 1.
+
+    Returns:
+        A part of the cost of the dense network, from 1 down to `fraction`.
+    """
+    return fraction + (1 - fraction) * (1 - progress) ** 3
 
 
 @dataclass(frozen=True)

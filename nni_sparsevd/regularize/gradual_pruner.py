@@ -24,7 +24,7 @@ from .removal import use_cutoffs_
 from .step_hooks import call_before_steps
 
 GATES = PosteriorSettings(granularity="gate")
-"""What decides about a budget: gates alone."""
+"""Only gates: a budget removes whole channels."""
 
 
 @final
@@ -220,18 +220,15 @@ def _refuse_too_few_steps(budget: Budget, steps: int, reached_at: float, cuts: i
 
 
 def _check_reach(model: nn.Module, example_inputs: Inputs, budget: Budget, round_to: int) -> None:
-    """Refuse a budget that the network does not meet when all channels have left that may; latency is not measured.
-
-    Warn of gates that remove nothing.
-    """
+    """Refuse a budget that is out of reach, and warn of gates that remove nothing; a latency is not measured."""
     if budget.kind == "latency":
         return
     gated = sparsify_(copy.deepcopy(model), GATES, example_inputs=example_inputs)
     reach = measure_reach(gated, example_inputs, budget.kind, round_to)
     if misses(reach.least_left, budget.fraction):
         raise SettingError(
-            f"GradualPruner: {budget.fraction:g} of the {budget.kind} cannot be reached: when all channels have left "
-            f"that may, {reach.least_left:.3f} is left. `print(svd.make_plan(model, example_inputs))` says why the "
+            f"GradualPruner: {budget.fraction:g} of the {budget.kind} cannot be reached: once every channel that may "
+            f"go has gone, {reach.least_left:.3f} is left. `print(svd.make_plan(model, example_inputs))` says why the "
             f"others stay{'; ' if reach.held else ''}{reach.describe_held()}"
         )
     if reach.held:

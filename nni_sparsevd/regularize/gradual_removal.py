@@ -75,7 +75,7 @@ class GradualRemoval:
             step: Steps done.
         """
         # 1. The cost of blocks is an estimate: what two gates of one layer cost together is counted twice. The last cut
-        #    is repeated until the level is reached, or nothing is left that may go.
+        #    is repeated until the level is reached, or no channel is left that may go.
         # 2. Latency falls more slowly than MACs, for a part of it is overhead. As many MACs as the latency is to lose
         #    are therefore too few rather than too many, and the next attempt, or cut, removes some more.
         # 3. Where a gate closes channels and they stay, for something else makes them, too, others go in their place.

@@ -1,4 +1,4 @@
-"""How far a budget can go in a network: what is left when all has left that may, and which gates remove nothing."""
+"""The least that a network can cost: once every channel that may go has gone. Also which gates remove nothing."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ from .removal import choose_cutoffs, use_cutoffs_
 
 @dataclass(frozen=True)
 class Reach:
-    """What comes of a network with gates when all channels leave that may."""
+    """What is left of a network with gates once every channel that may go has gone."""
 
     least_left: float
     """A part of the cost of the whole network."""
@@ -37,7 +37,7 @@ class Reach:
 def measure_reach(
     model: nn.Module, example_inputs: Inputs, kind: Literal["macs", "parameters"], round_to: int
 ) -> Reach:
-    """Measure how far the channels of a network can go on the way to a budget.
+    """Measure what is left of a network once every channel that may go has gone.
 
     Args:
         model: A network with gates; it stays as it is.
@@ -46,7 +46,7 @@ def measure_reach(
         round_to: What is left of a gate's channels is a multiple of this.
 
     Returns:
-        What is left at least, and the gates that remove nothing.
+        The least that is left, and the gates that remove nothing.
 
     Raises:
         ShrinkError: The smaller network does not compute the same.

@@ -1,4 +1,4 @@
-"""A budget that is met gradually: which channels leave next, and how much may be left at each moment.
+"""A budget that is met gradually: which channels leave next.
 
 Pressed to die at once, the noise of the channels that a budget asks for breaks a network before they are cut.  A few at
 a time, in the order of what they are worth, they leave a network that heals in between.
@@ -19,21 +19,6 @@ from .costs import count_gate_costs
 
 LARGEST_EXCESS = 0.01
 """Part of the cost of all gates by which a block may save more than was asked for, where other blocks will do."""
-
-
-def cost_left_at(fraction: float, progress: float) -> float:
-    """The part of the cost that may be left: it falls fast at first, while much is idle, and slowly at the end.
-
-    1 - (1 - fraction) * (1 - (1 - progress)^3): Zhu and Gupta 2017, To Prune, or Not to Prune, eq. 1.
-
-    Args:
-        fraction: What is left at the end.
-        progress: The part of the way that is done, from 0 to 1.
-
-    Returns:
-        A part of the cost of the dense network, from 1 down to `fraction`.
-    """
-    return fraction + (1 - fraction) * (1 - progress) ** 3
 
 
 @dataclass(frozen=True)

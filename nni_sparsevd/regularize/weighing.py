@@ -1,4 +1,4 @@
-"""Weighing the KL of each weight and channel by the multiplications that it costs."""
+"""Weigh the KL of each weight and channel by the multiply-accumulates that it costs."""
 
 import math
 

@@ -12,7 +12,7 @@ from ..files import read_json, write_json
 from ..graph import channel_graph
 from ..masks import count_weights
 from ..measure import count_macs, count_parameters, measure_latencies
-from ..recipe import read_recipe
+from ..recipe import RECIPE_FILE, read_recipe
 from ..report import write_remarks
 from ..shrinking import CheckResult, Plan, check, shrink
 from ..storage import save
@@ -46,10 +46,6 @@ class _ShrunkLevel:
     def folder(self) -> Path:
         return self.tuned.level.folder
 
-    def name_among_all(self, network: str) -> str:
-        """A name for the masked or the shrunk network, among those of all levels; the dense one is always the same."""
-        return network if network == "dense" else f"{network} {self.tuned.level.part}"
-
 
 def finish_run(compressed: Compressed, folder: Path) -> str:
     """Shrink each masked network, check the small one, measure all, and write masked, small, plan.json and result.json.
@@ -67,7 +63,7 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
         FileFormatError: A file cannot be written.
     """
     began = time.monotonic()
-    remember_norms = read_recipe(folder / "recipe.toml").masks.remember_norms
+    remember_norms = read_recipe(folder / RECIPE_FILE).masks.remember_norms
     with show_phase("shrinking, and checking what comes out"):
         dense_graph = channel_graph(compressed.dense, compressed.example_inputs, remember_norms=remember_norms)
         channels = {group.name: len(group) for group in dense_graph.groups}
@@ -80,9 +76,9 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
         if compressed.twin is not None:
             scores["twin"] = evaluate(compressed.twin, compressed.data, compressed.data.test)
         common = _describe_run(compressed, folder)
-        results = [
-            {**common, **_describe_level(compressed, level, folder, dense, scores, latencies)} for level in levels
-        ]
+        results = []
+        for level, latency in zip(levels, latencies, strict=True):
+            results.append({**common, **_describe_level(compressed, level, folder, dense, scores, latency)})
     front = _list_front(compressed, results) if compressed.chosen.level.folder != folder else []
     for level, values in zip(levels, results, strict=True):
         values |= {"front": front, "shrinking_seconds": round(time.monotonic() - began, 2)}
@@ -111,7 +107,7 @@ def _describe_run(compressed: Compressed, folder: Path) -> dict[str, Any]:
     """What all networks of the run have in common."""
     data, environment = compressed.data, read_json(folder / "environment.json")
     budget = read_json(folder / "budget.json") if (folder / "budget.json").exists() else None
-    recipe = read_recipe(folder / "recipe.toml")
+    recipe = read_recipe(folder / RECIPE_FILE)
     tolerance = recipe.budget.allowed_loss
     if budget is not None:
         best = find_best_accuracy(compressed.levels, compressed.dense_held_out)
@@ -141,9 +137,8 @@ def _describe_level(
 ) -> dict[str, Any]:
     """What is to be said of one network, beside the dense one."""
     tuned, data, example = shrunk.tuned, compressed.data, compressed.example_inputs[:1]
-    scores = dict(dense_scores)
     answers = classify(shrunk.small, data, data.test)
-    scores |= {"masked": evaluate(tuned.masked, data, data.test), "shrunk": answers.score}
+    scores = {**dense_scores, "masked": evaluate(tuned.masked, data, data.test), "shrunk": answers.score}
     mistakes = find_mistakes(dense_answers, answers, data)
     mistakes.save(shrunk.folder / "mistakes.safetensors")
     sensitivities = read_json(shrunk.folder / SENSITIVITY_FILE)
@@ -179,13 +174,17 @@ def _count_all_weights(dense: nn.Module, tuned: TunedLevel) -> dict[str, float]:
     return {"total": total, "kept": kept, "compression": total / max(kept, 1)}
 
 
-def _measure_latencies(compressed: Compressed, levels: list[_ShrunkLevel]) -> dict[str, float]:
-    """Network, as `name_among_all` calls it -> the latency of one image; all of the run take turns."""
+def _measure_latencies(compressed: Compressed, levels: list[_ShrunkLevel]) -> list[dict[str, float]]:
+    """For each level: network -> the latency of one image; all networks of the run take turns."""
     networks = {"dense": compressed.dense}
-    for level in levels:
-        networks[level.name_among_all("masked")] = level.tuned.masked
-        networks[level.name_among_all("shrunk")] = level.small
-    return measure_latencies(networks, compressed.example_inputs[:1])
+    for place, level in enumerate(levels):
+        networks |= {f"masked {place}": level.tuned.masked, f"shrunk {place}": level.small}
+    measured = measure_latencies(networks, compressed.example_inputs[:1])
+    latencies = []
+    for place in range(len(levels)):
+        of_level = {name: measured[f"{name} {place}"] for name in ("masked", "shrunk")}
+        latencies.append({"dense": measured["dense"], **of_level})
+    return latencies
 
 
 def _measure_sizes(
@@ -200,7 +199,7 @@ def _measure_sizes(
             "parameters": count_parameters(network),
             "macs": count_macs(network, compressed.example_inputs[:1]),
             "file_bytes": path.stat().st_size,
-            "latency_ms": latencies[shrunk.name_among_all(name)],
+            "latency_ms": latencies[name],
         }
     return sizes
 

@@ -9,7 +9,7 @@ from ..data import DataSets, load_data
 from ..errors import DataError
 from ..files import read_json
 from ..preprocessing import Requirements, check_values
-from ..recipe import read_recipe
+from ..recipe import RECIPE_FILE, read_recipe
 
 CALIBRATION = 200
 """Training photos on which the ranges of integers are measured, by default."""
@@ -29,7 +29,7 @@ def read_run_data(folder: Path) -> DataSets:
         FileFormatError: The run is not finished, or a file of it is damaged.
         SettingError: The recipe in the folder is damaged.
     """
-    recipe = read_recipe(folder / "recipe.toml")
+    recipe = read_recipe(folder / RECIPE_FILE)
     expected = check_values(read_json(folder / "preprocessing.json"))
     channels, height, width = expected["input_size"]
     trained = {key: value for key, value in expected.items() if key != "label_names"}

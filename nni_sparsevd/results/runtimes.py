@@ -37,8 +37,10 @@ ROUNDS = 40
 class _Material:
     """What all runtimes are measured with."""
 
+    files: dict[str, Path]
+    """Network -> its file in the run folder, from `_list_files`."""
     networks: dict[str, nn.Module]
-    """The dense network, and the small one of each level, in PyTorch and in float32."""
+    """The same networks, in PyTorch and in float32."""
     data: DataSets
     calibration: Tensor
     example: Tensor
@@ -86,6 +88,7 @@ def measure_run(
     result = read_json(folder / "result.json")
     data = read_run_data(folder)
     material = _Material(
+        _list_files(folder),
         read_networks(folder, data),
         data,
         choose_calibration(data, calibration, result["seed"]),
@@ -95,7 +98,7 @@ def measure_run(
     rows: list[dict[str, Any]] = []
     passed_over: dict[str, str] = {}
     for suffix in (None, *RUNTIMES):
-        made, missed = _measure_runtime(suffix, material, folder)
+        made, missed = _measure_runtime(suffix, material)
         missed_lines = (f"{name}: {reason}" for name, reason in missed.items())
         remarks = list_int8_remarks({}, made, is_tuned=is_tuned)
         for line in [*map(describe_row, made), *remarks, *missed_lines]:
@@ -126,32 +129,32 @@ def read_networks(folder: Path, data: DataSets) -> dict[str, nn.Module]:
     Raises:
         FileFormatError: A file is missing or damaged.
     """
-    settings = read_recipe(folder / "recipe.toml").model
+    settings = read_recipe(folder / RECIPE_FILE).model
     untrained = ModelSettings(name=settings.name, arguments=settings.arguments)
     dense = models.create_model(untrained, data.num_classes, data.in_chans, data.image_size)
     set_values_(dense, data.preprocessing.to_dict())
-    networks = {DENSE: read_network_(dense, folder / FILES["dense"]).eval()}
+    files = _list_files(folder)
+    networks = {DENSE: read_network_(dense, files.pop(DENSE)).eval()}
+    return networks | {name: load(path).eval() for name, path in files.items()}
+
+
+def _list_files(folder: Path) -> dict[str, Path]:
+    """Network -> its file: dense, and shrunk or shrunk PART for each level."""
     # Not what lies in `levels/`: a run that went on with other settings may have left out a level that it had before.
     levels = [f"{row['level']:g}" for row in read_json(folder / "result.json")["front"][1:]]
-    for level in levels:
-        networks[f"shrunk {level}"] = load(folder / "levels" / level / FILES["shrunk"]).eval()
-    if not levels:
-        networks["shrunk"] = load(folder / FILES["shrunk"]).eval()
-    return networks
+    small = {f"shrunk {level}": folder / "levels" / level / FILES["shrunk"] for level in levels}
+    return {DENSE: folder / FILES["dense"], **(small or {"shrunk": folder / FILES["shrunk"]})}
 
 
-def _measure_runtime(
-    suffix: str | None, material: _Material, folder: Path
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _measure_runtime(suffix: str | None, material: _Material) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Rows of one runtime, None being PyTorch, and why others are not there."""
     with tempfile.TemporaryDirectory() as temporary:
-        written = _write_files(suffix, material, Path(temporary)) if suffix else _take_networks(material, folder)
+        written = _write_files(suffix, material, Path(temporary)) if suffix else _take_networks(material)
         if not written.candidates:
             return [], written.passed_over
-        candidates = {f"{name} {precision}": one for (name, precision), one in written.candidates.items()}
-        times = measure_latencies(
-            {key: one.runs for key, one in candidates.items()}, material.example, ROUNDS, 1, time.process_time
-        )
+        candidates = {f"{name} {precision}": value for (name, precision), value in written.candidates.items()}
+        networks = {key: candidate.runs for key, candidate in candidates.items()}
+        times = measure_latencies(networks, material.example, ROUNDS, 1, time.process_time)
         scores = score_candidates(candidates, material.networks, material.data)
     dense = times.get(f"{DENSE} {FLOAT}")
     rows = []
@@ -163,15 +166,12 @@ def _measure_runtime(
     return rows, written.passed_over
 
 
-def _take_networks(material: _Material, folder: Path) -> _Written:
+def _take_networks(material: _Material) -> _Written:
     """The networks as they are, in PyTorch, which has no int8 here."""
     written = _Written(PYTORCH)
     for name, network in material.networks.items():
-        level = name.removeprefix("shrunk").strip()
-        stem = FILES["dense" if name == DENSE else "shrunk"]
-        path = folder / "levels" / level / stem if level and name != DENSE else folder / stem
         written.candidates[name, FLOAT] = Candidate(network, name, single=False)
-        written.sizes[name, FLOAT] = path.stat().st_size
+        written.sizes[name, FLOAT] = material.files[name].stat().st_size
     return written
 
 

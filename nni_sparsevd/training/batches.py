@@ -13,7 +13,7 @@ from .schedule import derive_seed
 
 
 def count_batches(images: int, batch_size: int, processes: int) -> int:
-    """Count the batches of an epoch: at least one, and none for images that do not fill a batch of every process."""
+    """Count the batches of an epoch: at least one; images that do not fill a batch of every process are left out."""
     return max(images // (batch_size * processes), 1)
 
 

@@ -20,6 +20,8 @@ from ..files import load_tensors, save_tensors
 from ..shrinking import Attributes, read_attributes, resize_
 from .sharding import gather_whole, shard_like
 
+CHECKPOINT_FILE = "checkpoint.safetensors"
+"""Name of the file in the run folder."""
 KEY = "nni_sparsevd.checkpoint"
 """Metadata key of the header, a JSON object."""
 
@@ -108,7 +110,7 @@ class Checkpoint:
 
 @contextmanager
 def _naming_the_mismatch() -> Iterator[None]:
-    """Whatever torch says about state that does not fit becomes our error."""
+    """Turn what torch raises about state that does not fit into our own error."""
     try:
         yield
     except (RuntimeError, ValueError, KeyError, IndexError, FileFormatError) as error:

@@ -20,7 +20,7 @@ from ..preprocessing import read_configuration, set_values_
 from ..recipe import Recipe
 from ..regularize import count_steps_needed
 from .batches import count_batches, count_epoch_steps, count_stage_steps
-from .checkpoint import Checkpoint, read_checkpoint
+from .checkpoint import CHECKPOINT_FILE, Checkpoint, read_checkpoint
 from .compiling import check_compiler
 from .compressed import Compressed
 from .gate_travel import warn_of_gates_that_cannot_arrive
@@ -31,9 +31,9 @@ from .recorded_latency import MeasurePart
 from .run import Run
 from .run_folder import check_folder, prepare_folder
 from .stage_context import StageContext
-from .stages import StageSequence
+from .stages import train_stages
 from .starting_network import try_forward, try_recipe
-from .teacher import see_as_trained
+from .teacher import adapt_normalization
 
 logger = get_logger(__name__)  # of several processes, the main one speaks
 
@@ -99,11 +99,10 @@ def compress(
         prepare_folder(recipe, folder, command, resume=resume, overwrite=overwrite)
         write_json(folder / "preprocessing.json", data.preprocessing.to_dict())
     accelerator.wait_for_everyone()
-    start = read_checkpoint(folder / "checkpoint.safetensors")
+    start = read_checkpoint(folder / CHECKPOINT_FILE)
     with Metrics(folder, Console(), _find_rows_to_keep(recipe, start), write=is_main) as metrics:
         run = Run(recipe, folder, data, accelerator, metrics)
-        context = StageContext(run, model, example_inputs, start, teacher)
-        return StageSequence(context, measure_part).train(model)
+        return train_stages(StageContext(run, model, example_inputs, start, teacher, measure_part))
 
 
 def _make_accelerator(recipe: Recipe) -> Accelerator:
@@ -120,13 +119,6 @@ def _make_accelerator(recipe: Recipe) -> Accelerator:
             "environment variable ACCELERATE_USE_CPU=1"
         )
     return accelerator
-
-
-def _create_network(recipe: Recipe, data: datasets.DataSets) -> nn.Module:
-    """The network of the recipe, which says how its inputs are made."""
-    model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
-    set_values_(model, data.preprocessing.to_dict())
-    return model
 
 
 def _check_lengths(recipe: Recipe, images: int, processes: int) -> None:
@@ -171,7 +163,8 @@ def _make_meter(
 
 def _create_and_try(recipe: Recipe, data: datasets.DataSets) -> tuple[nn.Module, Tensor, nn.Module | None]:
     """The network, two images for it, and the teacher, if there is one; what the run will do is tried on copies."""
-    model = _create_network(recipe, data)
+    model = models.create_model(recipe.model, data.num_classes, data.in_chans, data.image_size)
+    set_values_(model, data.preprocessing.to_dict())  # the network says itself how its inputs are made
     example_inputs = data.make_example_inputs()
     try_recipe(model, example_inputs, recipe)
     return model, example_inputs, _create_teacher(recipe, data, example_inputs)
@@ -192,7 +185,7 @@ def _create_teacher(recipe: Recipe, data: datasets.DataSets, example_inputs: Ten
             "weights that were trained on these classes",
             settings.name,
         )
-    return see_as_trained(teacher, data.preprocessing, models.find_requirements(settings).trained)
+    return adapt_normalization(teacher, data.preprocessing, models.find_requirements(settings).trained)
 
 
 def _find_rows_to_keep(recipe: Recipe, start: Checkpoint | None) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """The decision: what is removed from the network of each level, once the sparse stage has trained it."""
 
 import copy
-from collections.abc import Sequence
 
 from torch import nn
 
@@ -11,47 +10,38 @@ from ..masks import Masks, compute_masks, flatten_masks
 from ..regularize import count_gate_costs, use_cutoffs_
 from .levels import Level, account_levels
 from .network_files import read_network_
-from .recorded_latency import MeasurePart
 from .sensitivity import SENSITIVITY_FILE, measure_sensitivities
 from .stage_context import StageContext
 from .threshold import choose_threshold
 
 
-def decide_levels(
-    context: StageContext,
-    levels: Sequence[Level],
-    plain: nn.Module,
-    dense: nn.Module,
-    measure_part: MeasurePart | None,
-) -> None:
+def decide_levels(context: StageContext, dense: nn.Module) -> None:
     """Decide what is removed from the network of each level, and write masks, masked networks and budget.json.
 
     Args:
-        context: The run, after its sparse stage.
-        levels: The levels; the folder of each holds its posterior.
-        plain: The network of the recipe as it was created.
+        context: The run, after its sparse stage; the folder of each level holds its posterior.
         dense: The network before anything was removed.
-        measure_part: Measures a budget of latency, in parts of the dense network's.
     """
     run = context.run
     baked = {}
-    for level in levels:
-        model = _decide_level(context, level, plain)
+    for level in context.levels:
+        model = _decide_level(context, level)
         if level.part is not None:
             baked[level.part] = model
     if baked and context.is_main:
-        account = account_levels(run.recipe.budget, dense, baked, context.example_inputs, measure_part)
+        account = account_levels(run.recipe.budget, dense, baked, context.example_inputs, context.measure_part)
         account.write(run.folder / "budget.json")
     run.accelerator.wait_for_everyone()
 
 
-def _decide_level(context: StageContext, level: Level, plain: nn.Module) -> nn.Module:
+def _decide_level(context: StageContext, level: Level) -> nn.Module:
     """Decide about the network of a level; returns it, ordinary, with zeros where its masks remove."""
-    model = sparsify_(copy.deepcopy(plain), context.run.recipe.posterior, example_inputs=context.example_inputs)
+    model = copy.deepcopy(context.initial)
+    sparsify_(model, context.run.recipe.posterior, example_inputs=context.example_inputs)
     read_network_(model, level.folder / "posterior.safetensors")
     has_budget = level.part is not None
     if has_budget:
-        # What the budget has left in multiples stays.
+        # The budget has decided already: no gate closes by its own threshold.
         use_cutoffs_(model, {})
     if context.is_main:
         gate_macs = count_gate_costs(model, context.example_inputs, "macs") if has_budget else None

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("nni_sparsevd", "torch", "timm", "torch-pruning", "nni", "accelerate", "numpy")
-"""Always named, installed or not."""
+"""Packages that are always listed, even if they are not installed."""
 RUNTIMES = ("onnxruntime", "executorch", "ai-edge-litert")
-"""Named only where they are installed: no result but those of `export` depends on them."""
+"""Listed only if they are installed: only results of `export` depend on them."""
 
 
 def describe_environment(command: list[str], seed: int) -> dict[str, object]:

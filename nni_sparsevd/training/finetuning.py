@@ -13,19 +13,14 @@ from ..recipe import SparseStage
 from .levels import Level, TunedLevel, find_best_accuracy, read_account
 from .masked_posterior import mask_posterior_
 from .network_files import read_network_
-from .scoring import evaluate
 from .stage_context import StageContext
 
 
-def finish_levels(
-    context: StageContext, levels: Sequence[Level], plain: nn.Module, dense_held_out: float
-) -> tuple[TunedLevel, ...]:
+def finetune_levels(context: StageContext, dense_held_out: float) -> tuple[TunedLevel, ...]:
     """Fine-tune the networks, from large to small; with a tolerance alone, until one is out of it.
 
     Args:
-        context: The run, after the decision.
-        levels: The levels, of which those that miss their budget are left out.
-        plain: The network of the recipe as it was created.
+        context: The run, after the decision; levels that miss their budget are left out.
         dense_held_out: Accuracy of the dense network on held-out images.
 
     Returns:
@@ -37,47 +32,46 @@ def finish_levels(
     recipe = context.run.recipe
     budget, is_followed = recipe.budget, recipe.twin or recipe.quantize.aware
     tuned = []
-    for level in _list_met_levels(context, levels):
+    for level in _list_met_levels(context):
         # The checkpoint holds the network of the last stage.
-        in_checkpoint = level is levels[-1] and not is_followed
-        tuned.append(_finish_level(context, plain, level, write=not in_checkpoint))
+        in_checkpoint = level is context.levels[-1] and not is_followed
+        tuned.append(_finetune_level(context, level, write=not in_checkpoint))
         best = find_best_accuracy(tuned, dense_held_out)
         if budget.searches and not tuned[-1].is_within(budget.allowed_loss, best):
             break
     return tuple(tuned)
 
 
-def _list_met_levels(context: StageContext, levels: Sequence[Level]) -> Sequence[Level]:
+def _list_met_levels(context: StageContext) -> Sequence[Level]:
     """The levels whose budget is met; all where there is none."""
     budget = context.run.recipe.budget
     if budget.kind is None:
-        return levels
+        return context.levels
     account = read_account(context.run.folder / "budget.json")
-    met = [level for level in levels if level.part is None or account.is_met(level.part)]
+    met = [level for level in context.levels if level.part is None or account.is_met(level.part)]
     if not met:
         raise TrainingError(account.describe_missed(budget.round_to))
     return met
 
 
-def _finish_level(context: StageContext, plain: nn.Module, level: Level, *, write: bool) -> TunedLevel:
+def _finetune_level(context: StageContext, level: Level, *, write: bool) -> TunedLevel:
     """Fine-tune the network of a level, or read it back where that has been done."""
     # Read back even if the run was not interrupted here, so that a resumed run has the same network.
     masks = unflatten_masks(load_tensors(level.folder / "masks.safetensors")[0])
-    masked = copy.deepcopy(plain)
+    masked = copy.deepcopy(context.initial)
     if context.has_passed(level.stage):
         read_network_(masked, level.folder / "tuned.safetensors")
     else:
         read_network_(masked, level.folder / "baked.safetensors")
-        _finetune(context, masked, masks, level)
+        _train(context, masked, masks, level)
         bake_(masked.cpu(), masks, allow_empty=True)
         if write:
             context.write(masked, "tuned", level.stage, level.folder)
-    held_out = evaluate(masked.eval(), context.run.data, context.run.data.holdout).accuracy
-    return TunedLevel(level, masked, masks, held_out)
+    return TunedLevel(level, masked, masks, context.score_held_out(masked.eval()))
 
 
-def _finetune(context: StageContext, model: nn.Module, masks: Masks, level: Level) -> None:
-    """Train what the masks keep, with the noise of its posteriors or without."""
+def _train(context: StageContext, model: nn.Module, masks: Masks, level: Level) -> None:
+    """Train the weights that the masks keep, with the noise of their posteriors or without."""
     recipe = context.run.recipe
     stage = recipe.finetune.of_level(level.place)
     if not stage.epochs:

@@ -57,8 +57,8 @@ class Learner:
         torch.compiler.reset()
         return cast(nn.Module, torch.compile(wrapped, backend=self._compile_with))
 
-    def resized_(self) -> None:
-        """Follow a change of the sizes of `model`: DistributedDataParallel holds the parameters that were replaced."""
+    def wrap_again(self) -> None:
+        """Renew `forward` after `model` has changed its sizes: DistributedDataParallel holds the old parameters."""
         self.forward = self._wrap()
 
     def gather_(self) -> None:

@@ -151,9 +151,7 @@ def list_levels(recipe: Recipe, folder: Path) -> tuple[Level, ...]:
     Returns:
         At least one.
     """
-    allowed_parts = recipe.budget.levels
-    if not allowed_parts:
-        return (Level(None, folder),)
+    allowed_parts: tuple[float | None, ...] = recipe.budget.levels or (None,)
     if len(allowed_parts) == 1:
         return (Level(allowed_parts[0], folder),)
     levels = []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data import to_memory_format
 from ..errors import TrainingError
 from ..masks import Masks
-from ..nn import is_variational, kl, regularize_
+from ..nn import kl, regularize_
 from ..recipe import QuantizeStage, SparseStage, Stage
 from ..regularize import GradualRemoval, kl_weight_now, start_natural_steps_, take_natural_steps_
 from ..shrinking import shrink_
@@ -36,23 +36,16 @@ OnEpochEnd = Callable[[int], dict[str, float]]
 """Epochs done -> accuracy and held_out_loss of what would ship, sparsity, compression."""
 
 
-def train_stage(
-    run: Run,
-    name: str,
-    model: nn.Module,
-    stage: Stage,
-    on_epoch_end: OnEpochEnd,
-    *,
-    masks: Masks | None = None,
-    teacher: Teacher | None = None,
-    removal: GradualRemoval | None = None,
-    start: Checkpoint | None = None,
-) -> None:
-    """Train `model` in place through `stage`, from the beginning or from a checkpoint.
+@final
+class StageTrainer:
+    """Trains a network in place through one stage, from its beginning or from a checkpoint, in one process.
 
     The objective is the mean cross-entropy, joined by the distance from the teacher where there is one, plus KL weight
-    * KL / N where the network has posteriors and the stage a KL coefficient. Checkpoints are written at the end of each
-    epoch, every `checkpoint_minutes`, and when interrupted.
+    * KL / N in a stage with a KL coefficient. Checkpoints are written at the end of each epoch, every
+    `checkpoint_minutes`, and when interrupted.
+
+    Everything that a step changes is in `_step`, `_sums`, the network and the optimizer, and all four are in the
+    checkpoint. What is random is a function of the step. A resumed run therefore ends with the same bits.
 
     With another number of processes, a resumed stage goes on from the step at which the same part of it is done. In the
     epoch that was interrupted, some images may then be seen twice and others not at all.
@@ -67,20 +60,6 @@ def train_stage(
         teacher: Whose outputs the network learns to give, beside the labels.
         removal: What removes channels on the way to a budget.
         start: The checkpoint of this stage to go on from.
-
-    Raises:
-        TrainingError: The loss or a weight is not finite; the last checkpoint is from before.
-        Interrupted: On Ctrl-C or a termination signal, after the step at hand has been saved.
-    """
-    _StageTrainer(run, name, model, stage, on_epoch_end, masks, teacher, removal, start).train()
-
-
-@final
-class _StageTrainer:
-    """The state of one stage in one process.
-
-    Everything that a step changes is in `_step`, `_sums`, the network and the optimizer, and all four are in the
-    checkpoint. What is random is a function of the step. A resumed run therefore ends with the same bits.
     """
 
     def __init__(
@@ -90,10 +69,11 @@ class _StageTrainer:
         model: nn.Module,
         stage: Stage,
         on_epoch_end: OnEpochEnd,
-        masks: Masks | None,
-        teacher: Teacher | None,
-        removal: GradualRemoval | None,
-        start: Checkpoint | None,
+        *,
+        masks: Masks | None = None,
+        teacher: Teacher | None = None,
+        removal: GradualRemoval | None = None,
+        start: Checkpoint | None = None,
     ) -> None:
         self._run, self._name, self._stage, self._on_epoch_end = run, name, stage, on_epoch_end
         self._recipe, self._accelerator, self._teacher = run.recipe, run.accelerator, teacher
@@ -106,10 +86,8 @@ class _StageTrainer:
         # DistributedDataParallel, in the learner, would wait for the gradient of whatever learned when it was made.
         self._natural_gates = [] if removal is None else start_natural_steps_(model)
         self._learner = Learner(model, run.accelerator, shard=run.recipe.shard, compile_with=self._choose_compiler())
-        self._gate_rate = stage.gate_rate if isinstance(stage, SparseStage) else 1.0
-        self._optimizer = build_optimizer(self._learner.trained, stage, self._gate_rate)
-        self._sparse = stage if isinstance(stage, SparseStage) and is_variational(model) else None
-        self._resized = run.recipe.changes_sizes_by(name)
+        self._optimizer = build_optimizer(self._learner.trained, stage)
+        self._sparse = stage if isinstance(stage, SparseStage) else None
         self._masks = None if masks is None else self._learner.place_masks(masks)
         self._average = None if stage.ema is None else WeightAverage(self._learner.model, stage.ema)
         self._per_epoch = count_epoch_steps(stage, self._batches.per_epoch)
@@ -140,7 +118,12 @@ class _StageTrainer:
             self._sums = start.running.clone()
 
     def train(self) -> None:
-        """Take all steps that are left; every process has to call it."""
+        """Take all steps that are left; every process has to call it.
+
+        Raises:
+            TrainingError: The loss or a weight is not finite; the last checkpoint is from before.
+            Interrupted: On Ctrl-C or a termination signal, after the step at hand has been saved.
+        """
         with (
             closing(self._batches),
             SignalFlag() as signals,
@@ -280,7 +263,7 @@ class _StageTrainer:
         """The epoch's row of metrics.jsonl, over all processes."""
         loss, correct, seen = self._accelerator.reduce(self._sums).tolist()
         epoch = self._step // self._per_epoch
-        coefficient = kl_coefficient_at(self._stage, epoch) if isinstance(self._stage, SparseStage) else 0.0
+        coefficient = 0.0 if self._sparse is None else kl_coefficient_at(self._sparse, epoch)
         return {
             "stage": self._name,
             "epoch": epoch,
@@ -323,8 +306,8 @@ class _StageTrainer:
 
     def _follow_sizes(self) -> None:
         """Rebuild what holds the parameters that `shrink_` has replaced: optimizer, DistributedDataParallel."""
-        self._optimizer = rebuild_optimizer(self._optimizer, self._learner.model, self._stage, self._gate_rate)
-        self._learner.resized_()
+        self._optimizer = rebuild_optimizer(self._optimizer, self._learner.model, self._stage)
+        self._learner.wrap_again()
 
     # Saving and stopping.
 
@@ -358,12 +341,14 @@ class _StageTrainer:
     def _save(self) -> None:
         """Write the checkpoint, unless the network is spoiled: the last update may have done it."""
         self._refuse_unless_finite(self._loss_is_finite() and self._network_is_finite())
-        place = Place(self._name, self._step, self._per_epoch)
-        running = self._accelerator.reduce(self._sums)
-        scaler = self._accelerator.scaler
-        average = None if self._average is None else self._average.state()
         taken = take_checkpoint(
-            place, self._learner.model, self._optimizer, running, scaler, resized=self._resized, average=average
+            Place(self._name, self._step, self._per_epoch),
+            self._learner.model,
+            self._optimizer,
+            self._accelerator.reduce(self._sums),
+            self._accelerator.scaler,
+            resized=self._recipe.changes_sizes_by(self._name),
+            average=None if self._average is None else self._average.state(),
         )
         if self._accelerator.is_main_process:
             write_checkpoint(self._run.checkpoint, taken)

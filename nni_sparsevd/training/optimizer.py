@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import SettingError
 from ..nn import ChannelGate
-from ..recipe import Stage
+from ..recipe import SparseStage, Stage
 
 FUSED = ("adam", "adamw")
 """Optimizers of torch that can take a whole step in one kernel."""
@@ -22,7 +22,7 @@ SET_BY_STAGE = ("params", "weight_decay", "scale")
 """Entries of a group that the network and the stage decide; the rest is settings and counts of the optimizer."""
 
 
-def build_optimizer(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
     """Make the optimizer of `stage`, with up to three groups: weights, gates, and all other parameters.
 
     Only weights decay, except those that the network itself names, as timm's do (`no_weight_decay`). Each group
@@ -30,8 +30,7 @@ def build_optimizer(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> t
 
     Args:
         model: The network; frozen parameters are left out.
-        stage: Names the optimizer and has its learning rate and decay.
-        gate_rate: Learning rate of gates, as a multiple of that of the weights.
+        stage: Names the optimizer, and has its learning rate and decay. Gates learn at the `gate_rate` of a sparse one.
 
     Returns:
         An optimizer of torch or timm.
@@ -42,6 +41,7 @@ def build_optimizer(model: nn.Module, stage: Stage, gate_rate: float = 1.0) -> t
     """
     # Variances and gates do not decay, for the KL decides about them; nor do scale and shift of norms, as in timm.
     weights, others, gated = _sort_parameters(model)
+    gate_rate = stage.gate_rate if isinstance(stage, SparseStage) else 1.0
     layer_scales = _find_layer_scales(model, stage.layer_decay)
     groups = []
     for parameters, decay, scale in ((weights, stage.weight_decay, 1.0), (others, 0.0, 1.0), (gated, 0.0, gate_rate)):
@@ -101,9 +101,7 @@ def _sort_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     return weights, others, gated
 
 
-def rebuild_optimizer(
-    old: torch.optim.Optimizer, model: nn.Module, stage: Stage, gate_rate: float = 1.0
-) -> torch.optim.Optimizer:
+def rebuild_optimizer(old: torch.optim.Optimizer, model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
     """Make the optimizer of a network that was shrunk, with the state that `old` has of its parameters.
 
     Shrinking may add parameters (a bias that takes up constants), which `old` has in no group, or at the end of one.
@@ -113,12 +111,11 @@ def rebuild_optimizer(
         old: The optimizer before; it already holds the smaller parameters (`shrink_` sees to that).
         model: The network after shrinking.
         stage: What `old` was built with.
-        gate_rate: What `old` was built with.
 
     Returns:
         A new optimizer.
     """
-    new = build_optimizer(model, stage, gate_rate)
+    new = build_optimizer(model, stage)
     settings = {key: value for key, value in old.param_groups[0].items() if key not in SET_BY_STAGE}
     for group in new.param_groups:
         # Some optimizers count their steps in their groups, in a tensor: each group needs one of its own.

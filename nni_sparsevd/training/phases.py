@@ -1,4 +1,4 @@
-"""What is under way besides training: reading, tracing, measuring. Something moves, or a line says what it is."""
+"""Progress outside of the training loop, while something is read, traced or measured."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 @contextmanager
 def show_phase(words: str, *, shown: bool = True) -> Iterator[None]:
-    """While entered, a terminal shows a spinner, the words and the seconds; elsewhere the words are a line.
+    """While entered, show a spinner, the words and the seconds in a terminal; print the words as a line elsewhere.
 
     Args:
         words: What is under way.

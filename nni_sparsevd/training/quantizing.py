@@ -10,7 +10,6 @@ from .batches import count_epoch_batches
 from .fake_integers import FakeIntegers
 from .levels import TunedLevel
 from .network_files import read_network_
-from .scoring import evaluate
 from .stage_context import StageContext
 from .teacher import Teacher
 
@@ -50,8 +49,7 @@ def _tune_level(context: StageContext, tuned: TunedLevel, teacher: Teacher, *, w
         bake_(network.cpu(), tuned.masks, allow_empty=True)
         if write:
             context.write(network, "quantized", level.quantize_stage, level.folder)
-    held_out = evaluate(network.eval(), context.run.data, context.run.data.holdout).accuracy
-    return replace(tuned, masked=network, held_out=held_out)
+    return replace(tuned, masked=network, held_out=context.score_held_out(network.eval()))
 
 
 def _train(context: StageContext, tuned: TunedLevel, teacher: Teacher) -> None:

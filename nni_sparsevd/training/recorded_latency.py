@@ -17,10 +17,10 @@ MeasurePart = Callable[[nn.Module], float]
 
 @final
 class RecordedLatency:
-    """Measures once for each place, in one process for all.
+    """Measures a latency once for each place of a run; one process measures for all.
 
-    No two measurements agree, and what is removed depends on them.  A resumed run, which reaches the same place with
-    the same network once more, reads from the file what was measured there.
+    No two measurements agree, and what is removed depends on them.  A resumed run that comes to the same place again,
+    with the same network, reads from the file what was measured there.
 
     Args:
         measure: How to measure.

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from ..data import DataSets
 from ..recipe import Recipe
+from .checkpoint import CHECKPOINT_FILE
 from .metrics import Metrics
 
 
@@ -23,4 +24,4 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """The file that says where the run stands."""
-        return self.folder / "checkpoint.safetensors"
+        return self.folder / CHECKPOINT_FILE

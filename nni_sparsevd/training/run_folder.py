@@ -7,7 +7,7 @@ from ..errors import SettingError
 from ..files import PARTIAL_SUFFIX, delete_partial_files, write_json
 from ..recipe import RECIPE_FILE, Recipe, read_recipe, write_recipe
 from ..settings import Settings
-from .checkpoint import read_checkpoint
+from .checkpoint import CHECKPOINT_FILE, read_checkpoint
 from .environment import describe_environment
 from .recorded_latency import LATENCY_FILE
 
@@ -52,7 +52,7 @@ def check_folder(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool)
 
 
 def _refuse_to_delete_what_is_read(recipe: Recipe, folder: Path) -> None:
-    """Refuse weights or photos that lie in the folder: they would be gone when the run wants them."""
+    """Refuse to delete a folder that holds weights or photos which the run reads."""
     paths = {
         "model.checkpoint": recipe.model.checkpoint,
         "teacher.checkpoint": recipe.teacher.checkpoint,
@@ -70,7 +70,7 @@ def _refuse_changes(recipe: Recipe, folder: Path) -> None:
     changes = _find_changes(read_recipe(folder / RECIPE_FILE), recipe)
     if not changes:
         return
-    checkpoint = read_checkpoint(folder / "checkpoint.safetensors")
+    checkpoint = read_checkpoint(folder / CHECKPOINT_FILE)
     if checkpoint is None:  # nothing that was trained is left
         return
     # Kinds have several stages: finetune_LEVEL, quantize_LEVEL and twin_STAGE.
@@ -93,16 +93,11 @@ def _find_changes(before: Recipe, after: Recipe) -> dict[str, str]:
     }
     if before.sparse.shrink_at is not None:
         first_used_in["masks"] = "sparse"  # blocks of N:M decide how many channels may leave
-    changed = [key for key in find_changed_settings(before, after) if key not in FREE]
+    changed = [key for key in _list_changed_keys(before, after) if key not in FREE]
     return {key: first_used_in.get(key.partition(".")[0], "dense") for key in changed}
 
 
-def _is_used(folder: Path) -> bool:
-    """Whether there is a file in the folder, other than those that a killed run was about to write."""
-    return folder.exists() and any(path.suffix != PARTIAL_SUFFIX for path in folder.iterdir())
-
-
-def find_changed_settings(before: Recipe, after: Recipe) -> list[str]:
+def _list_changed_keys(before: Recipe, after: Recipe) -> list[str]:
     """The keys whose values differ, as a recipe's file spells them: `seed`, `dense.learning_rate`."""
     changed = []
     for key in Recipe.model_fields:
@@ -116,6 +111,11 @@ def find_changed_settings(before: Recipe, after: Recipe) -> list[str]:
             if getattr(old, inner_key) != getattr(new, inner_key):
                 changed.append(f"{key}.{inner_key}")
     return changed
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether there is a file in the folder, other than those that a killed run was about to write."""
+    return folder.exists() and any(path.suffix != PARTIAL_SUFFIX for path in folder.iterdir())
 
 
 def prepare_folder(recipe: Recipe, folder: Path, command: list[str], *, resume: bool, overwrite: bool) -> None:

@@ -69,7 +69,7 @@ def gather_whole(value: Any) -> Any:
 def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
     """Take the shard of `value` that this process holds of `parameter`; `value` itself where nothing is split.
 
-    Every process has all of `value`. One of another shape than `parameter`, such as a count of steps, stays whole.
+    Every process has all of `value`. A value of another shape than `parameter`, such as a count of steps, stays whole.
     """
     mesh = getattr(parameter, "device_mesh", None)
     if mesh is None or value.shape != parameter.shape:

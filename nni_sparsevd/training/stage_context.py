@@ -1,6 +1,5 @@
 """What the stages of a run share: where the run stands, its teacher, and how networks are trained, scored, written."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import final
 
@@ -10,11 +9,12 @@ from ..masks import Masks, count_weights
 from ..recipe import Stage
 from ..regularize import GradualRemoval
 from .checkpoint import Checkpoint
-from .levels import list_stages
-from .loop import train_stage
+from .levels import list_levels, list_stages
+from .loop import OnEpochEnd, StageTrainer
 from .network_files import write_network
+from .recorded_latency import MeasurePart
 from .run import Run
-from .scoring import evaluate_baked
+from .scoring import evaluate, evaluate_baked
 from .teacher import Teacher
 
 
@@ -22,35 +22,34 @@ from .teacher import Teacher
 class StageContext:
     """A run between its stages: which of them are done, who teaches, and how networks are trained, scored and written.
 
-    Attributes:
+    Args:
         run: The recipe under way.
+        initial: The network of the recipe as it was created; the stages train copies of it.
         example_inputs: Two normalized training images, shape (2, channels, height, width).
-        teacher: The network whose outputs the stages learn, beside the labels; None: they learn the labels alone.
-        dense_weights: Weights of the network before anything was removed, to which compression is relative.
-        is_main: Whether this process writes. All processes hold the same networks: one of them writes for all.
+        start: Where an interrupted run stood; None: the run begins.
+        teacher: The network that `recipe.teacher.name` asks for, if it does.
+        measure_part: Measures a budget of latency, in parts of the dense network's; None without such a budget.
     """
 
     def __init__(
         self,
         run: Run,
-        model: nn.Module,
+        initial: nn.Module,
         example_inputs: Tensor,
         start: Checkpoint | None,
         teacher: nn.Module | None,
+        measure_part: MeasurePart | None,
     ) -> None:
-        """Begin with the run, or go on where it was interrupted.
-
-        Args:
-            run: The recipe under way.
-            model: The network of the recipe as it was created.
-            example_inputs: Two normalized training images.
-            start: Where an interrupted run stood.
-            teacher: The network that `recipe.teacher.name` asks for, if it does.
-        """
-        self.run, self.example_inputs = run, example_inputs
-        self.dense_weights = count_weights(model, {})[1]
+        self.run, self.initial, self.example_inputs = run, initial, example_inputs
+        self.measure_part = measure_part
+        self.levels = list_levels(run.recipe, run.folder)
+        """The levels of the budget, from large to small; one where there is no budget."""
+        self.dense_weights = count_weights(initial, {})[1]
+        """Weights of the network before anything was removed, to which compression is relative."""
         self.teacher = None if teacher is None else self.make_teacher(teacher)
+        """Whose outputs the stages learn, beside the labels; None: they learn the labels alone."""
         self.is_main = run.accelerator.is_main_process
+        """Whether this process writes. All processes hold the same networks: one of them writes for all."""
         self._start = start
         self._stages = list_stages(run.recipe)
         self._reached = -1 if start is None else self._stages.index(start.place.stage)
@@ -74,7 +73,7 @@ class StageContext:
         model: nn.Module,
         stage: Stage,
         *,
-        on_epoch_end: Callable[[int], dict[str, float]] | None = None,
+        on_epoch_end: OnEpochEnd | None = None,
         masks: Masks | None = None,
         teacher: Teacher | None = None,
         removal: GradualRemoval | None = None,
@@ -90,7 +89,7 @@ class StageContext:
             teacher: Whose outputs the network learns to give; None: those of the run's teacher, if it has one.
             removal: What removes channels on the way to a budget.
         """
-        train_stage(
+        StageTrainer(
             self.run,
             name,
             model,
@@ -100,7 +99,11 @@ class StageContext:
             teacher=teacher or self.teacher,
             removal=removal,
             start=self.find_start(name),
-        )
+        ).train()
+
+    def score_held_out(self, network: nn.Module) -> float:
+        """The accuracy of an ordinary network on held-out images."""
+        return evaluate(network, self.run.data, self.run.data.holdout).accuracy
 
     def score(self, model: nn.Module, masks: Masks) -> dict[str, float]:
         """How good what would ship is on held-out images, and how small."""

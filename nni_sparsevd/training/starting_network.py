@@ -87,11 +87,8 @@ def _check_snapshots(variational: nn.Module, recipe: Recipe) -> None:
 
 
 def _check_reach(variational: nn.Module, example_inputs: Tensor, budget: BudgetSettings, name: str) -> None:
-    """Refuse a budget of which no level can be met, and warn of single levels that cannot.
-
-    Warn of gates that remove nothing, too.
-    """
-    # A latency would have to be measured, in a runtime, so this is known at the end only.
+    """Refuse a budget if none of its levels can be met. Warn of single levels, and of gates that remove nothing."""
+    # A latency would have to be measured in its runtime, so only the end of the run tells.
     if budget.kind is None or budget.kind == "latency":
         return
     reach = measure_reach(variational, example_inputs, budget.kind, budget.round_to)
@@ -102,7 +99,7 @@ def _check_reach(variational: nn.Module, example_inputs: Tensor, budget: BudgetS
         return
     levels = ", ".join(f"{level:g}" for level in too_small)
     message = (
-        f"budget.{budget.kind} = {levels} cannot be met: when all channels of {name} have left that may, "
+        f"budget.{budget.kind} = {levels} cannot be met: once every channel of {name} that may go has gone, "
         f"{reach.least_left:.3f} of its {budget.kind} is left. `print(svd.make_plan(model, images))` says why the "
         "others stay"
     )

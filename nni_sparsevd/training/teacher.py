@@ -80,20 +80,20 @@ class Renormalization(nn.Module):
         return images * self.get_buffer("scale") + self.get_buffer("shift")
 
 
-def see_as_trained(network: nn.Module, given: Preprocessing, trained: Mapping[str, Any]) -> nn.Module:
-    """Let a network see images by the mean and deviation of its own training, however they are normalized for another.
+def adapt_normalization(network: nn.Module, given: Preprocessing, trained: Mapping[str, Any]) -> nn.Module:
+    """Make a network accept images that are normalized by other means and deviations than those of its own training.
 
     Args:
         network: The network.
-        given: How the images are normalized that it will be called with.
-        trained: How those of its training were, under timm's names; empty for a network that starts from nothing.
+        given: The normalization of the images that it will be called with.
+        trained: That of its training, under timm's names; empty for a network that starts from nothing.
 
     Returns:
         The network, behind a `Renormalization` where the two differ.
     """
     channels = given.input_size[0]
     other_mean, other_std = (tuple(trained.get(key, ())) for key in NUMBERS)
-    # Of colored images, the network may have been made to take gray ones: then there are no numbers for them.
+    # A network that was trained on colored images may have been made to take gray ones: it has no numbers for those.
     if len(other_mean) != channels or len(other_std) != channels:
         return network
     if (other_mean, other_std) == (given.mean, given.std):

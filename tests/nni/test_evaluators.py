@@ -1,5 +1,7 @@
 """NNI's evaluators with today's Lightning and Transformers: each pruner runs on each, and each repair is needed."""
 
+from types import SimpleNamespace
+
 import evaluators
 import pytest
 import torch
@@ -8,8 +10,9 @@ import transformers
 from nni.compression import pruning
 from nni.compression.utils import evaluator as nni_evaluator
 from torch import nn
+from torch.utils.data import DataLoader
 
-from nni_sparsevd.plugins.nni import compatibility
+from nni_sparsevd.plugins.nni import compatibility, learning
 
 MAKERS = [evaluators.torch_evaluator, evaluators.lightning_evaluator, evaluators.transformers_evaluator]
 STEPS = 20
@@ -268,3 +271,12 @@ def test_transformers_bound_optimizer(without):
     without("transformers_bound_optimizer")
     with pytest.raises(AttributeError, match="AcceleratedOptimizer"):
         train_again()
+
+
+def test_a_lightning_loader_without_a_data_set_has_no_known_size():
+    trainer = SimpleNamespace(train_dataloader=[torch.zeros(2, 3)])
+    evaluator = object.__new__(nni_evaluator.LightningEvaluator)
+    evaluator.model = SimpleNamespace(trainer=trainer)
+    assert learning._known_size(evaluator) is None
+    trainer.train_dataloader = DataLoader(range(7))
+    assert learning._known_size(evaluator) == 7

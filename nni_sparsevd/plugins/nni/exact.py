@@ -84,7 +84,7 @@ class ExactSpeedup:
         self.bound_model = model
         self.inputs = _as_inputs(dummy_input)
         if isinstance(masks_or_file, str | Path):
-            self.masks = _read_masks(masks_or_file)
+            self.masks = unflatten_masks(load_tensors(Path(masks_or_file))[0])
         else:
             self.masks = parameter_masks(masks_or_file)
         self._extend_masks = extend_masks
@@ -154,10 +154,6 @@ def save_masks(masks: Any, path: Path | str) -> None:
         MaskError: `masks` is no dictionary, or masks an activation.
     """
     save_tensors(flatten_masks(parameter_masks(masks)), Path(path))
-
-
-def _read_masks(path: str | Path) -> Masks:
-    return unflatten_masks(load_tensors(Path(path))[0])
 
 
 def _as_inputs(dummy_input: Any) -> CallArguments:

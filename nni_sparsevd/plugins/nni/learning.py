@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import SettingError, SparseVDWarning
 from ...graph import name_leaves
-from ...regularize import RateGroups, SparseVDSettings, VarianceOptimizer, add_kl_to_loss
+from ...regularize import RateGroups, SparseVDSettings, VarianceOptimizer, add_kl_to_loss, count_samples
 
 
 class Learning:
@@ -126,12 +126,11 @@ class Learning:
 
 def _known_size(evaluator: Evaluator) -> int | None:
     """Samples in the training set, where the evaluator holds it and it has a length; asked during training."""
-    dataset: Any = None
     if isinstance(evaluator, LightningEvaluator):
-        dataset = evaluator.model.trainer.train_dataloader.dataset
-    if isinstance(evaluator, TransformersEvaluator):
-        dataset = evaluator.trainer.train_dataset
-    return len(dataset) if isinstance(dataset, Sized) else None
+        return count_samples(evaluator.model.trainer.train_dataloader)
+    if isinstance(evaluator, TransformersEvaluator) and isinstance(evaluator.trainer.train_dataset, Sized):
+        return len(evaluator.trainer.train_dataset)
+    return None
 
 
 def _known_steps(evaluator: Evaluator) -> int | None:

@@ -29,7 +29,7 @@ def tie_again_(spaces: Spaces, holders: dict[Tensor, list[str]]) -> None:
         spaces: The targets.
         holders: Parameter -> the names that it has in the network, before NNI has wrapped the layers.
     """
-    by_name = {f"{name}.{target}": space for name, targets in spaces.items() for target, space in targets.items()}
+    by_name = {f"{name}.{target}": space for name, target, space in _walk(spaces)}
     for names in holders.values():
         shared = [by_name[name] for name in names if name in by_name]
         for other in shared[1:]:
@@ -41,16 +41,11 @@ def settle_(spaces: Spaces, threshold: float) -> Members:
 
     A target that has neither takes the ratio of its group, or else `threshold`.
     """
-    prunable: dict[tuple[str, str], PruningTargetSpace] = {}
-    for name, targets in spaces.items():
-        for target, space in targets.items():
-            if _is_prunable(space):
-                prunable[name, target] = space
+    prunable = {(name, target): space for name, target, space in _walk(spaces) if _is_prunable(space)}
     # Only after the prunable targets are listed: a bias that loses its `align` here gets no ratio of its own instead.
-    for targets in spaces.values():
-        for space in targets.values():
-            if space.align is not None and _follows_single_weights(space, targets):
-                space._setting["align"] = None
+    for name, _, space in _walk(spaces):
+        if space.align is not None and _follows_single_weights(space, spaces[name]):
+            space._setting["align"] = None
     _set_missing_ratios_(list(prunable.values()), threshold)
     # Before thresholds take the group ids away: the members still share one metric, so a threshold cuts them alike.
     members = {key: _members_of_group(space, list(prunable.values())) for key, space in prunable.items()}
@@ -62,17 +57,12 @@ def settle_(spaces: Spaces, threshold: float) -> Members:
 
 def has_own_amount(space: PruningTargetSpace, spaces: Spaces) -> bool:
     """Whether a ratio or a threshold says how much of a target is removed, or of its global group, or others decide."""
-    if space.dependency_group_id is not None:
-        return True
-    if _has_amount(space):
+    if space.dependency_group_id is not None or _has_amount(space):
         return True
     if space.global_group_id is None:
         return False
-    for targets in spaces.values():
-        for other in targets.values():
-            if other.global_group_id == space.global_group_id and _has_amount(other):
-                return True
-    return False
+    group = [other for _, _, other in _walk(spaces) if other.global_group_id == space.global_group_id]
+    return any(_has_amount(other) for other in group)
 
 
 def _has_amount(space: PruningTargetSpace) -> bool:
@@ -148,7 +138,11 @@ def count_blocks(space: PruningTargetSpace) -> int:
 
 def active(spaces: Spaces) -> Iterator[tuple[str, str, PruningTargetSpace]]:
     """(module name, target name, space) of each target that a ratio or a threshold cuts."""
+    return (entry for entry in _walk(spaces) if is_active_target(entry[2]))
+
+
+def _walk(spaces: Spaces) -> Iterator[tuple[str, str, PruningTargetSpace]]:
+    """(module name, target name, space) of each target."""
     for name, targets in spaces.items():
         for target, space in targets.items():
-            if is_active_target(space):
-                yield name, target, space
+            yield name, target, space

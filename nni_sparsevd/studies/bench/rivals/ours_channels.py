@@ -11,9 +11,6 @@ from ..arena import Arena, find_classifier
 from .distillation import with_distillation
 from .entry import Prepare, Pruned, Rival, without_preparation
 
-GATE_RATE = SparseStage().gate_rate
-"""Learning rate of gates, as a multiple of that of the weights: the default of `compress`."""
-
 
 def press_to_budget(posterior: PosteriorSettings) -> Prepare:
     """A rival that presses the KL until the network can be cut to the budget, and then cuts it.
@@ -56,6 +53,7 @@ def press_to_budget(posterior: PosteriorSettings) -> Prepare:
 def remove_gradually(arena: Arena, stage: Stage, level: float) -> Pruned:
     """A rival whose channels leave a few at a time while it trains, as `compress` meets a budget."""
     model = arena.network()
+    stage = SparseStage(**stage.model_dump())  # gates learn at the rate that is the default of `compress`
     pruner = GradualPruner(
         model,
         arena.example,
@@ -72,14 +70,14 @@ def remove_gradually(arena: Arena, stage: Stage, level: float) -> Pruned:
     def after_step(steps_done: int, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         if not pruner.remove_(optimizer):
             return optimizer
-        return rebuild_optimizer(optimizer, model, stage, GATE_RATE)
+        return rebuild_optimizer(optimizer, model, stage)
 
     arena.train(
         model,
         stage,
         0,
         arena.prune_steps,
-        optim=build_optimizer(model, stage, GATE_RATE),
+        optim=build_optimizer(model, stage),
         after_backward=after_backward,
         after_step=after_step,
     )
