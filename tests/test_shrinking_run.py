@@ -136,6 +136,7 @@ def test_written_and_read_is_the_same_network(tmp_path: Path) -> None:
     [
         ({"sparse": {"shrink_at": 2.0}}, "sparse.shrink_at = 2 removes channels that the threshold, 3, would keep"),
         ({"sparse": {"shrink_at": 3.5}, "masks": {"threshold": 4.0}}, "the threshold, 4, would keep"),
+        ({"sparse": {"shrink_at": 6.0}, "masks": {"ratio": 0.9}}, "the ratio would be one of what is left"),
         ({"sparse": {"shrink_at": 6.0}, "shard": True}, "does not go together with shard"),
         ({"sparse": {"shrink_at": 6.0, "snapshots": ["fc1"]}}, "does not go together with sparse.snapshots"),
         ({"sparse": {"shrink_at": -1.0}}, "sparse.shrink_at"),

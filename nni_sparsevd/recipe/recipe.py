@@ -164,6 +164,10 @@ class Recipe(Settings):
             raise ValueError(
                 f"sparse.shrink_at = {shrink_at:g} removes channels that the threshold, {threshold:g}, would keep"
             )
+        if self.masks.ratio is not None:
+            raise ValueError(
+                "sparse.shrink_at does not go together with masks.ratio: the ratio would be one of what is left"
+            )
         if self.masks.remember_norms:
             raise ValueError(
                 "sparse.shrink_at does not go together with masks.remember_norms: norms remember at the end"
