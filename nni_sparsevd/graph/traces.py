@@ -28,6 +28,8 @@ class Trace:
     device: str | None
     """Where the network ran: on "meta", or None where it had to see the inputs."""
     inputs: CallArguments
+    written: frozenset[str] = frozenset()
+    """Names of the parameters and buffers that the network writes to: each call finds there what the last one left."""
     runner: nn.Module | None = None
     """The copy without data that ran on "meta", to be run again at other sizes; None where the network had to see the
     inputs."""
