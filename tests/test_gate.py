@@ -243,3 +243,11 @@ def test_code_compiled_without_gates_is_not_run_for_a_network_that_has_them(trai
         if not training:
             svd.bake_(model)
             torch.testing.assert_close(compiled(x), gated)
+
+
+def test_gates_take_the_mode_of_the_network() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    x = torch.randn(3, 4)
+    svd.sparsify_(model, granularity="gate", example_inputs=x)
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(model(x), model(x))
