@@ -55,8 +55,7 @@ def shrink(
 
     Raises:
         ModelError: The network is quantized, scripted, exported, lazy, without parameters or their data, on several
-            devices, or cannot be copied; a copy of it computes with its parameters; it remembers outside of its buffers
-            what it was called with; its parameters, outputs or inputs hold NaN; or an input is empty.
+            devices, or cannot be copied or compared; its parameters, outputs or inputs hold NaN; or an input is empty.
         TraceError: The network cannot be traced, for instance because it does not take the example.
         MaskError: The masks do not fit the network.
         SettingError: `round_to` is below 1.
