@@ -1,6 +1,7 @@
 """The channel gate: what it multiplies, where it sits, and that it leaves no trace."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -219,3 +220,34 @@ def test_places_are_renumbered_when_channels_leave() -> None:
     made.attach_(site, -1, torch.tensor([3, 0, -1, 2, 3, 0]))
     made.renumber_(torch.tensor([0, 2, 3]))
     assert made.read_places(site).tolist() == [2, 0, -1, 1, 2, 0]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_code_compiled_without_gates_is_not_run_for_a_network_that_has_them(training: bool) -> None:
+    config: Any = torch._dynamo.config
+    with config.patch(skip_nnmodule_hook_guards=True):  # the default of torch
+        torch._dynamo.reset()
+        model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).train(training)
+        compiled: Any = torch.compile(model, backend="eager")
+        x = torch.randn(3, 4)
+        dense = compiled(x)
+        svd.sparsify_(model, granularity="gate", example_inputs=x)
+        with torch.no_grad():
+            for gate in (module for module in model.modules() if isinstance(module, ChannelGate)):
+                gate.log_sigma2[:3] = 5.0
+        torch.manual_seed(0)
+        gated = compiled(x)
+        torch.manual_seed(0)
+        torch.testing.assert_close(gated, model(x))
+        assert not torch.equal(gated, dense)
+        if not training:
+            svd.bake_(model)
+            torch.testing.assert_close(compiled(x), gated)
+
+
+def test_gates_take_the_mode_of_the_network() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    x = torch.randn(3, 4)
+    svd.sparsify_(model, granularity="gate", example_inputs=x)
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(model(x), model(x))

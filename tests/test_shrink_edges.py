@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -265,3 +266,95 @@ def test_frozen_parameters_stay_frozen() -> None:
         parameter.requires_grad_(False)
     small, _ = svd.shrink(model, image())
     assert {n for n, p in small.named_parameters() if not p.requires_grad} == {"a.weight", "a.bias"}
+
+
+class UnusedSum(nn.Module):
+    """As a WaveNet, whose last block adds to a residual that nobody reads any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.reader, self.last = nn.Conv1d(2, 6, 1), nn.Conv1d(6, 3, 1), nn.Conv1d(6, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        outputs: Tensor = self.reader(x.relu())
+        x = x + self.last(x.tanh())
+        return outputs
+
+
+def test_both_sides_of_a_sum_that_nobody_uses_lose_the_same_channels() -> None:
+    model = prepared(UnusedSum())
+    with torch.no_grad():
+        model.first.weight[:3] = 0
+    small, plan = assert_shrinks_exactly(model, torch.randn(2, 2, 9).double())
+    assert plan.removed == 3 and small.last.out_channels == 3
+
+
+class ChangesShapes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.reader, self.last = nn.Linear(4, 8), nn.Conv1d(8, 6, 1), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).sigmoid()
+        y.unsqueeze_(-1)
+        y = self.reader(y).relu()
+        y.squeeze_(-1)
+        y.t_()
+        outputs: Tensor = self.last(y.t())
+        return outputs
+
+
+class MapsOverTheBatch(ChangesShapes):
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Tensor = torch.vmap(lambda row: self.first(row).sigmoid())(x)
+        outputs: Tensor = self.last(self.reader(rows.unsqueeze(-1)).squeeze(-1))
+        return outputs
+
+
+@pytest.mark.parametrize("kind", [ChangesShapes, MapsOverTheBatch])
+def test_shapes_that_change_in_place(kind: type[ChangesShapes]) -> None:
+    model = prepared(kind())
+    with torch.no_grad():
+        model.first.weight[:4] = 0
+    _, plan = assert_shrinks_exactly(model, torch.randn(2, 4).double())
+    assert plan.removed == 4
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.spectral = nn.Linear(4, 8), nn.Linear(8, 8, dtype=torch.cfloat)
+        self.hidden, self.last = nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.complex(self.first(x), self.first(x).tanh())
+        z = 1j * self.spectral(z) + 2j
+        z = z.sub(z.conj(), alpha=0.5j)
+        outputs: Tensor = self.last(self.hidden(z.imag).relu())
+        return outputs
+
+
+def test_complex_parameters_and_factors() -> None:
+    model = Complex()
+    with torch.no_grad():
+        model.hidden.weight[:3] = 0
+    x = torch.randn(3, 4)
+    small, plan = svd.shrink(model, x)
+    assert plan.removed == 3 and small.spectral.weight.is_complex()
+    with torch.no_grad():
+        small.spectral.weight.imag[0, 0] += 1
+    assert not svd.check(model, small, x).ok  # imaginary parts are compared, too
+
+
+def test_a_compiled_network_is_not_compiled_again_for_each_size() -> None:
+    torch._dynamo.reset()
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        network[0].weight[:4] = 0
+    model: Any = torch.compile(network, backend="eager")
+    x = torch.randn(3, 4)
+    torch._dynamo.utils.counters.clear()
+    small, plan = svd.shrink(model, x)
+    assert plan.removed == 4 and not torch._dynamo.utils.counters["frames"]
+    torch.testing.assert_close(small(x), model(x))

@@ -129,3 +129,50 @@ def test_what_cannot_be_copied_is_named() -> None:
     model[2].lock = threading.Lock()
     with pytest.raises(ModelError, match=r"Sequential cannot be copied, because of 2\.lock: .*remove that attribute"):
         svd.shrink(model, X)
+
+
+class Averages(nn.Module):
+    """Keeps a moving average of what it has seen, in a buffer or in an attribute."""
+
+    def __init__(self, update: str) -> None:
+        super().__init__()
+        self.layers, self.update = mlp(), update
+        self.register_buffer("average", torch.zeros(12).double())
+        self.kept = torch.zeros(12).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers[0](x)
+        average = self.kept if self.update == "attribute" else self.average
+        if self.update == "in place":
+            average.mul_(0.9).add_(y.mean(0), alpha=0.1)
+        elif self.update == "new buffer":
+            self.average = average = 0.9 * average + 0.1 * y.mean(0)
+        else:
+            self.kept = average = 0.9 * average.to(y) + 0.1 * y.mean(0)
+        return self.layers[1:](y - average)
+
+
+@pytest.mark.parametrize("update", ["in place", "new buffer"])
+def test_what_a_network_writes_to_its_buffers_is_no_constant(update: str) -> None:
+    model = Averages(update)
+    small, plan = svd.shrink(model, X)
+    assert plan.removed == 0  # channels whose weights are 0 move with the average
+    for _ in range(3):
+        torch.testing.assert_close(small(X), model(X))
+
+
+def test_a_network_that_remembers_its_calls_elsewhere_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"again with the same input.*register_buffer"):
+        svd.shrink(Averages("attribute"), X)
+
+
+@pytest.mark.parametrize("where", ["forward", "hook"])
+def test_a_function_that_holds_the_network_is_refused(where: str) -> None:
+    model = mlp()
+    if where == "forward":  # the copy would run the original: nothing could be removed from it
+        forward = model.forward
+        model.forward = lambda x: 2 * forward(x)  # type: ignore[method-assign]
+    else:
+        model[0].register_forward_hook(lambda module, inputs, output: output + model[0].bias)
+    with pytest.raises(ModelError, match=r"computes with 0\.(weight|bias) of the network that was passed in"):
+        svd.shrink(model, X)

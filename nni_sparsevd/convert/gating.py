@@ -156,4 +156,5 @@ def attach_gate_(model: nn.Module, settings: PosteriorSettings, silencing: Silen
         is_plain = list(silencer.places) == list(range(len(group)))
         places = None if is_plain else torch.from_numpy(silencer.places)
         gate.attach_(model.get_submodule(silencer.site), silencer.channel_dim, places)
+    gate.train(model.get_submodule(silencers[0].site).training)  # a network in evaluation mode stays in it
     return gate

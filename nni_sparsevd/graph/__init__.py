@@ -25,7 +25,7 @@ from .equations import Axis
 from .example_inputs import CallArguments, Inputs, as_arguments, take_first_sample, use_other_numbers
 from .groups import ChannelGraph, ChannelGroup, Product, Reader, RememberingNorm, Writer
 from .links import ChannelIds, Flags
-from .modes import clear_caches_, copy_model, evaluation_mode
+from .modes import clear_caches_, copy_model, evaluation_mode, without_compilation
 from .multihead import ShrinkableMultiheadAttention, bind_attentions_, free_attentions_
 from .names import list_modules, named_states
 from .nodes import Node, map_nodes
@@ -135,4 +135,5 @@ __all__ = [
     "trace_other_sizes",
     "use_other_numbers",
     "used_taps",
+    "without_compilation",
 ]

@@ -1,10 +1,12 @@
 """Evaluation mode for a while, and copies without what modules keep from one evaluation to the next."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from .copies import copy_module
@@ -21,6 +23,16 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def without_compilation() -> Iterator[None]:
+    """Let networks of `torch.compile` run as they are written: at each other size they would be compiled anew."""
+    if "torch._dynamo" not in sys.modules:  # to import it takes longer than most networks do
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def clear_caches_(model: nn.Module) -> None:

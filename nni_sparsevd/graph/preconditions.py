@@ -35,8 +35,8 @@ def require_traceable(model: nn.Module, example_inputs: Inputs) -> None:
         example_inputs: What it is called with.
 
     Raises:
-        ModelError: What `require_convertible` raises; or a module is a ScriptModule, a parameter or buffer has no data,
-            parameters are on several devices, or an input is empty or holds NaN.
+        ModelError: What `require_convertible` raises; or a module is a ScriptModule or a DistributedDataParallel, a
+            parameter or buffer has no data, parameters are on several devices, or an input is empty or holds NaN.
     """
     require_convertible(model)
     for name, module in model.named_modules():
@@ -44,6 +44,11 @@ def require_traceable(model: nn.Module, example_inputs: Inputs) -> None:
             raise ModelError(
                 f"{name or 'the network itself'} is a ScriptModule, whose code cannot be followed: work on the module "
                 "that torch.jit.script or torch.jit.trace was given, and compile the smaller network afterwards"
+            )
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise ModelError(
+                f"{name or 'the network itself'} is a DistributedDataParallel, which goes on to hold the parameters "
+                "that it was made of: work on its `.module`, and wrap the smaller one anew"
             )
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if value.is_meta:

@@ -62,6 +62,7 @@ class Recorder(TorchDispatchMode):
         self._seen: list[Tensor] = []
         self._by_storage: dict[int, list[Tensor]] = {}
         self._stale: dict[int, Node] = {}  # id of a tensor -> the operator that wrote to a part of its memory
+        self.written: set[str] = set()
         self._live: set[Node] = set()
         self._convolutions = names.convolutions
         self._names = names.state_of
@@ -118,6 +119,8 @@ class Recorder(TorchDispatchMode):
         live = any(source in self._live for source in find_nodes((arguments, options)))
         if live and _shows_values(target, args):
             raise ValueDependenceError(f"its way depends on the values of the input ({target})")
+        if torch.Tag.inplace_view in target.tags:
+            self._fix_shape(args[0])
         self.in_operator = True  # stays so where the operator fails
         outputs = make_result(target, args, kwargs)
         if outputs is None:
@@ -175,10 +178,19 @@ class Recorder(TorchDispatchMode):
         node.meta |= {"val": described, "module": call.module, "step": call.nodes}
         call.nodes += 1
 
+    def _fix_shape(self, value: Tensor) -> None:
+        """Keep a tensor's shape for the operators before one that changes it in place, as `squeeze_` does."""
+        before = value.detach()
+        for node in self.graph.nodes:
+            if node.meta.get("val") is value:
+                node.meta["val"] = before
+
     def _mark_stale(self, written: Tensor, node: Node) -> None:
         """Whatever else shows the memory that an operator wrote to no longer has a node that describes it."""
         self._stale.pop(id(written), None)
         for other in self._by_storage.get(written.untyped_storage()._cdata, []):
+            if id(other) in self._names:
+                self.written.add(self._names[id(other)])
             if other is not written:
                 self._stale[id(other)] = node
 

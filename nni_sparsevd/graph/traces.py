@@ -28,6 +28,8 @@ class Trace:
     on_meta: bool
     """Whether the network ran without data, on PyTorch's meta device; else it had to see the inputs."""
     inputs: CallArguments
+    written: frozenset[str] = frozenset()
+    """Names of the parameters and buffers that the network writes to: each call finds there what the last one left."""
     runner: nn.Module | None = None
     """The copy that ran without data, to be run again at other sizes; None where the network had to see the inputs."""
 

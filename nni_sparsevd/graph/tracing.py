@@ -12,9 +12,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from ..errors import TraceError, describe_error
 from .culprits import find_failing_module
 from .example_inputs import CallArguments, Inputs, as_arguments
-from .modes import copy_model
+from .modes import copy_model, without_compilation
 from .multihead import free_attentions_
-from .names import Names, find_names
+from .names import Names, find_names, named_states
 from .nodes import Graph
 from .origins import name_numbers_
 from .pytrees import PLAIN, name_leaves
@@ -171,7 +171,7 @@ def _record_once(model: nn.Module, inputs: CallArguments, on_meta: bool, names: 
     error = None
     try:
         # Inference mode, because then PyTorch shows operators whole that it would take apart for autograd.
-        with torch.inference_mode(), recorder.origins, recorder:
+        with torch.inference_mode(), without_compilation(), recorder.origins, recorder:
             outputs = inputs.call(model)
         recorder.graph.add("output", "output", (tuple(recorder.node(value) for value in _find_tensors(outputs)),))
     except Exception as raised:  # whatever a user's forward raises
@@ -179,7 +179,8 @@ def _record_once(model: nn.Module, inputs: CallArguments, on_meta: bool, names: 
     finally:
         enter.remove()
         leave.remove()
-    recorded = Trace(recorder.graph, names.layers, on_meta, inputs)
+    replaced = {name for name, value in named_states(model) if id(value) not in names.state_of}
+    recorded = Trace(recorder.graph, names.layers, on_meta, inputs, frozenset(recorder.written | replaced))
     return Attempt(recorded, error, recorder.place, recorder.in_operator)
 
 

@@ -211,13 +211,14 @@ def _find_without_need(recorded: Trace) -> set[Node]:
     """The operators that nobody uses and that need no channels, as the weights of an attention that returns none.
 
     A layer whose result nobody uses still runs: its weight has to fit what enters it.  So does a look-up: its places
-    have to be there.
+    have to be there.  And so does a sum, as the residual that the last block of a WaveNet makes: its sides have to fit.
     """
     unused = find_unused(recorded)
     needed: set[Node] = set()
     for node in reversed(recorded.graph.nodes):
-        has_state = any(recorded.state(source) for source in node.all_input_nodes)
-        if node in unused and (has_state or node.target in LOOKUPS or not needed.isdisjoint(node.users)):
+        inputs = node.all_input_nodes
+        has_to_fit = len(inputs) > 1 or any(recorded.state(source) for source in inputs) or node.target in LOOKUPS
+        if node in unused and (has_to_fit or not needed.isdisjoint(node.users)):
             needed.add(node)
     return set(unused) - needed
 

@@ -287,6 +287,7 @@ class ChannelGate(nn.Module):
         if places is not None:
             key = f"places_{len(self._buffers)}"
             self.register_buffer(key, places.to(self.mu.device, torch.int64))
+        _let_compiled_code_heed_hooks()
         number = 1
         while hasattr(site, _gate_name(number)):
             number += 1
@@ -312,6 +313,20 @@ class ChannelGate(nn.Module):
         """The forward hook."""
         gated: Tensor = self(output, dim, None if places is None else self.get_buffer(places))
         return gated
+
+
+def _let_compiled_code_heed_hooks() -> None:
+    """Make `torch.compile` look at the hooks of modules before it takes code that it has made earlier.
+
+    By default it does not, so a network would run without its gates, silently, if its modules had been compiled before
+    they got them, or a twin without gates had.
+    """
+    import torch._dynamo  # not at the top: it takes seconds, and only those who train have gates
+
+    config: Any = torch._dynamo.config
+    if config.skip_nnmodule_hook_guards:
+        config.skip_nnmodule_hook_guards = False
+        torch._dynamo.reset()  # what was made before does not look
 
 
 def gates_on(site: nn.Module) -> Iterator[ChannelGate]:

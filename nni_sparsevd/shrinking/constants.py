@@ -116,13 +116,15 @@ def find_constants(
     """What is computed from an input, whether or not it is constant."""
     not_covered = set() if not_covered is None else not_covered
     only = others.values[0] if len(others.values) == 1 else None
-    own_rounding = max((_rounding(state.dtype) for state in states.values() if state.is_floating_point()), default=0.0)
+    own_rounding = max((_rounding(state.dtype) for state in states.values() if _has_rounding(state)), default=0.0)
     for node in trace.graph.nodes:
         if node.op == "output":
             continue
         name = trace.state(node)
         if name is not None:
-            values[node] = _read_state(node, states[name])
+            # What a network writes to is the result of all the inputs that it has seen.
+            is_written = name in trace.written
+            values[node] = live_like(node.meta["val"]) if is_written else _read_state(node, states[name])
             continue
         known = only.known_to_agree(node) if only else None
         if known is not None:
@@ -160,13 +162,13 @@ def _read_held_tensor(node: Node) -> Tensor:
 
 
 def _evaluate(node: Node, values: dict[Node, Any], not_covered: set[Node]) -> Any:
-    """The value of an operator: by its rule; without one, by running it if nothing that enters it is live."""
+    """The value of an operator: by its rule; without one that fits, by running it if nothing that enters it is live."""
     target: Any = node.target
     if target is getitem:
         sequence: Any = node.args[0]
         return values[sequence][node.args[1]]
     rule = find_constant_rule(target)
-    if rule is not None:
+    if rule is not None and not _has_complex_factor(node):
         try:
             arguments, options = _look_up_arguments(node, values)
             value = call_rule(rule, operator_name(node), node, *arguments, **options)
@@ -178,6 +180,11 @@ def _evaluate(node: Node, values: dict[Node, Any], not_covered: set[Node]) -> An
     if is_known((arguments, options)) and isinstance(target, OpOverload) and _is_repeatable(target):
         return _compute(node, values)
     return map_tensors(live_like, node.meta["val"])
+
+
+def _has_complex_factor(node: Node) -> bool:
+    """Whether an operator is given a complex number, which no rule knows: abstract values are real."""
+    return any(isinstance(argument, complex) for argument in (*node.args, *node.kwargs.values()))
 
 
 def _without_complex_numbers(value: Tensor) -> Tensor:
@@ -194,6 +201,10 @@ def _without_rounded(value: Any, like: Any, own_rounding: float) -> Any:
     if not isinstance(value, Tensor) or not like.is_floating_point() or _rounding(like.dtype) <= own_rounding:
         return value
     return torch.where(value.to(like.dtype).double() == value, value, torch.nan)
+
+
+def _has_rounding(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def _rounding(dtype: torch.dtype) -> float:

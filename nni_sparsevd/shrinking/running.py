@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ShrinkError
-from ..graph import PLAIN, CallArguments, copy_model, name_leaves
+from ..graph import PLAIN, CallArguments, copy_model, name_leaves, without_compilation
 
 Outputs = dict[str, Any]
 """Tensors and plain values, by their places in the output of a network; see `name_leaves`."""
@@ -38,15 +38,28 @@ def copy_as(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        if type(parameter) is nn.Parameter and parameter.is_floating_point():
-            memo[id(parameter)] = nn.Parameter(parameter.detach().to("cpu", dtype), parameter.requires_grad)
+        if type(parameter) is nn.Parameter and _is_number(parameter):
+            kind = _type_for(parameter, dtype)
+            memo[id(parameter)] = nn.Parameter(parameter.detach().to("cpu", kind), parameter.requires_grad)
     for buffer in model.buffers():  # a network may write to them
-        if type(buffer) is Tensor and buffer.is_floating_point():
-            memo[id(buffer)] = buffer.detach().to("cpu", dtype, copy=True)
+        if type(buffer) is Tensor and _is_number(buffer):
+            memo[id(buffer)] = buffer.detach().to("cpu", _type_for(buffer, dtype), copy=True)
     copied = copy_model(model, memo)
     if not all(_holds_only(module, dtype) for module in copied.modules()):
-        copied.to("cpu", dtype)
+        # Not `to`, which makes complex numbers real.
+        copied._apply(lambda value: value.to("cpu", _type_for(value, dtype)))
     return copied.eval()
+
+
+def _is_number(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _type_for(value: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """A type of real numbers, or the complex one of the same precision; whole numbers stay what they are."""
+    if value.is_complex():
+        return dtype.to_complex()
+    return dtype if value.is_floating_point() else value.dtype
 
 
 def _holds_only(module: nn.Module, dtype: torch.dtype) -> bool:
@@ -57,8 +70,7 @@ def _holds_only(module: nn.Module, dtype: torch.dtype) -> bool:
     for value in (*module._parameters.values(), *module._buffers.values()):
         if value is None:
             continue
-        is_number = value.is_floating_point() or value.is_complex()
-        if value.device.type != "cpu" or (is_number and value.dtype != dtype):
+        if value.device.type != "cpu" or value.dtype != _type_for(value, dtype):
             return False
     return True
 
@@ -86,10 +98,28 @@ def run_copy(model: nn.Module, inputs: CallArguments, *, uniform_draws: bool = F
     Raises:
         ShrinkError: An output can be compared with nothing.
     """
-    with torch.no_grad(), _same_draws(uniform_draws):
+    with torch.no_grad(), _same_draws(uniform_draws), _same_buffers(model), without_compilation():
         before = torch.get_rng_state()
         output = as_numbers_of(model, inputs).call(model)
         return Run(name_outputs(output), not torch.equal(before, torch.get_rng_state()))
+
+
+def remembers_calls(model: nn.Module, inputs: CallArguments) -> bool:
+    """Whether a network gives other outputs when it is called again: what it keeps is not in its buffers.
+
+    Args:
+        model: The network.
+        inputs: Its arguments.
+
+    Returns:
+        Whether the second of two calls differs, with the same random numbers and buffers.
+    """
+    copied = copy_as(model, torch.float64)
+    first, second = (run_copy(copied, inputs).outputs for _ in range(2))
+    return any(
+        isinstance(value, Tensor) and not torch.equal(value, torch.as_tensor(second.get(name)))
+        for name, value in first.items()
+    )
 
 
 def to_type(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -102,9 +132,7 @@ def to_type(value: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         A copy: some networks write to their inputs.
     """
-    if value.is_complex():
-        return value.to(dtype.to_complex(), copy=True)
-    return value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
+    return value.to(_type_for(value, dtype), copy=True)
 
 
 def as_numbers_of(model: nn.Module, inputs: CallArguments) -> CallArguments:
@@ -117,8 +145,8 @@ def as_numbers_of(model: nn.Module, inputs: CallArguments) -> CallArguments:
     Returns:
         The copy: some networks write to their inputs.
     """
-    types = (parameter.dtype for parameter in model.parameters())
-    dtype = next((dtype for dtype in types if dtype.is_floating_point), torch.float64)
+    types = (parameter.dtype.to_real() for parameter in model.parameters() if _is_number(parameter))
+    dtype = next(types, torch.float64)
     return inputs.map_tensors(lambda value: to_type(value, dtype))
 
 
@@ -144,6 +172,22 @@ def name_outputs(output: Any) -> Outputs:
         is_number = isinstance(leaf, int | float | complex) and not isinstance(leaf, bool)
         outputs[name] = torch.as_tensor(leaf) if is_number else leaf
     return outputs
+
+
+@contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    """Give a network its buffers back afterwards: some count their calls, or average their inputs."""
+    before = []
+    for module in model.modules():
+        for key, value in module._buffers.items():
+            before.append((module._buffers, key, value, None if value is None else value.clone()))
+    try:
+        yield
+    finally:
+        for buffers, key, value, numbers in before:
+            buffers[key] = value
+            if value is not None and value.shape == numbers.shape:
+                value.copy_(numbers)
 
 
 @contextmanager

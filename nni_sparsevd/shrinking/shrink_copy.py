@@ -11,6 +11,7 @@ from ..graph import (
     channel_graph,
     copy_model,
     find_source_of_nan,
+    named_states,
     require_numbers,
     require_parameters,
     require_traceable,
@@ -20,7 +21,7 @@ from .apply import apply_plan
 from .comparison import CheckResult, check, find_half_type
 from .plan import Plan
 from .planning import plan_removal
-from .running import as_numbers_of
+from .running import as_numbers_of, remembers_calls
 
 
 def shrink(
@@ -54,7 +55,7 @@ def shrink(
 
     Raises:
         ModelError: The network is quantized, scripted, exported, lazy, without parameters or their data, on several
-            devices, or cannot be copied; its parameters, outputs or inputs hold NaN; or an input is empty.
+            devices, or cannot be copied or compared; its parameters, outputs or inputs hold NaN; or an input is empty.
         TraceError: The network cannot be traced, for instance because it does not take the example.
         MaskError: The masks do not fit the network.
         SettingError: `round_to` is below 1.
@@ -82,7 +83,26 @@ def shrink(
     require_parameters(model)
     masked = bake_(copy_model(model), masks)
     graph = channel_graph(masked, example_inputs, remember_norms=remember_norms)
+    _require_own_numbers(model, graph)
     return shrink_masked(masked, graph, example_inputs, round_to)[:2]
+
+
+def _require_own_numbers(model: nn.Module, graph: ChannelGraph) -> None:
+    """Refuse a network of which a copy goes on to compute with the original's parameters.
+
+    A copy shares every function with the original, and what the function holds: a `forward` that is a closure of the
+    network, or a hook that is.  Masks would not reach such a parameter, and nothing could be cut from it.
+    """
+    names = {id(value): name for name, value in named_states(model)}
+    for node in graph.trace.graph.nodes:
+        name = names.get(id(node.meta.get("constant")))
+        if name is not None:
+            place = next((user.meta["module"] for user in node.users), "")
+            raise ModelError(
+                f"{place or 'the network itself'}: a copy of it computes with {name} of the network that was passed "
+                "in, because its forward or a hook is a function that holds that network: make it a method, or let a "
+                "hook use the module that it is called with"
+            )
 
 
 def shrink_masked(
@@ -120,7 +140,7 @@ def _compare(masked: nn.Module, small: nn.Module, example_inputs: Inputs, plan: 
     """Compare two networks.
 
     Raises:
-        ModelError: The masked network itself fails on the example, or gives NaN there.
+        ModelError: The masked network itself fails on the example, gives NaN there, or something else at each call.
         ShrinkError: The two do not compute the same.
     """
     try:
@@ -136,5 +156,11 @@ def _compare(masked: nn.Module, small: nn.Module, example_inputs: Inputs, plan: 
         raise ModelError(
             f"{type(masked).__name__} gives NaN on the example, so nothing can be compared with it: {source}; pass an "
             "example on which its outputs are numbers"
+        )
+    if remembers_calls(masked, as_arguments(example_inputs)):
+        raise ModelError(
+            f"{type(masked).__name__} gives other outputs when it is called again with the same input, so nothing can "
+            "be compared with it: it keeps what it has computed in an attribute of a module; keep it in a buffer "
+            "(register_buffer), or clear it at the start of each call"
         )
     raise ShrinkError(f"the shrunk {type(masked).__name__} gives other outputs, {result}; the plan was:\n{plan}")
