@@ -76,7 +76,6 @@ def shrink(
         small, plan = svd.shrink(model, images)
         assert plan.removed == 4 and small[3].in_channels == 4
         torch.testing.assert_close(small(images), model(images))
-        print(plan)
         ```
     """
     require_traceable(model, example_inputs)
