@@ -59,10 +59,8 @@ from nni_sparsevd.training import (
     TunedLevel,
     compress,
     evaluate,
-    finetuning,
     loop,
     stage_context,
-    stages,
 )
 from nni_sparsevd.training.levels import Level, choose_level
 from nni_sparsevd.training.network_files import write_network
@@ -585,8 +583,7 @@ SHORT = {
 
 def let_be_scored_by(score: Callable[..., Score], monkeypatch: pytest.MonkeyPatch) -> None:
     """Make up the accuracy of the dense network and of the levels."""
-    for module in (stages, finetuning):
-        monkeypatch.setattr(module, "evaluate", score)
+    monkeypatch.setattr(stage_context, "evaluate", score)
 
 
 def test_a_tolerance_finds_the_smallest_network_within_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import cli
-from nni_sparsevd.data import load_data
+from nni_sparsevd.data import DataSets, load_data
 from nni_sparsevd.errors import DataError, ModelError, SettingError
 from nni_sparsevd.export import FORMATS, Quantization, export
 from nni_sparsevd.preprocessing import set_values_
@@ -303,6 +303,7 @@ def test_a_runtime_that_lacks_a_package_of_its_own_is_passed_over(
 
     monkeypatch.setattr(runtimes, "export", lack)
     monkeypatch.setattr(runtimes.FORMATS[".onnx"].__class__, "list_missing", lambda *_: [])
-    material = runtimes._Material({"dense": nn.Linear(2, 2)}, None, torch.zeros(2, 2), torch.zeros(1, 2))  # type: ignore[arg-type]
+    networks, data = {"dense": nn.Linear(2, 2)}, cast(DataSets, None)
+    material = runtimes._Material({}, networks, data, torch.zeros(2, 2), torch.zeros(1, 2))
     written = runtimes._write_files(".onnx", material, tmp_path)
     assert not written.candidates and set(written.passed_over.values()) == {"net.onnx: ONNX lacks sympy"}
