@@ -81,8 +81,7 @@ def shrink(
     """
     _require_shrinkable(model, example_inputs)
     masked = bake_(copy_model(model), masks)
-    graph = channel_graph(masked, example_inputs, remember_norms=remember_norms)
-    _require_own_numbers(model, graph)
+    graph = _require_own_numbers(model, channel_graph(masked, example_inputs, remember_norms=remember_norms))
     small, plan, _ = shrink_masked(masked, graph, example_inputs, round_to)
     return small, plan
 
@@ -92,8 +91,8 @@ def _require_shrinkable(model: nn.Module, example_inputs: Inputs) -> None:
     require_parameters(model)
 
 
-def _require_own_numbers(model: nn.Module, graph: ChannelGraph) -> None:
-    """Refuse a network of which a copy goes on to compute with the original's parameters.
+def _require_own_numbers(model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
+    """The graph of a copy.  Refuse a network of which a copy goes on to compute with the original's parameters.
 
     A copy shares every function with the original, and what the function holds: a `forward` that is a closure of the
     network, or a hook that is.  Masks would not reach such a parameter, and nothing could be cut from it.
@@ -108,6 +107,7 @@ def _require_own_numbers(model: nn.Module, graph: ChannelGraph) -> None:
                 "in, because its forward or a hook is a function that holds that network: make it a method, or let a "
                 "hook use the module that it is called with"
             )
+    return graph
 
 
 def shrink_masked(
