@@ -153,11 +153,20 @@ def test_a_league_is_run_once_and_shown_again(tmp_path: Path, quick: League, cap
         path.name: path.read_text() for path in rows
     }
 
+    known = f"--known={folder / 'digits.json'}"
+    more = ["bench", "digits", f"--out={tmp_path / 'more'}", known, "--rivals=[magnitude]"]
+    assert cli.main([*more, "--seeds=[7]"]) == 0
+    assert [path.name for path in (tmp_path / "more" / "digits").glob("start-*")] == ["start-7.safetensors"]
+    added = json.loads((tmp_path / "more" / "digits" / "digits.json").read_text())["rows"]
+    assert {row["seed"] for row in added if row["rival"] == "magnitude"} == {0, 1, 7}
+    assert cli.main([*more, "--seeds=[-1]"]) == 2
+    assert "found [-1]" in capsys.readouterr().err
+
     changed = quick.model_copy(update={"tune_epochs": 1})
     monkeypatch.setattr(page, "read_league", lambda name: changed)
     assert cli.main(command) == 2
     assert "tune_epochs" in capsys.readouterr().err
-    assert cli.main([*command[:2], f"--out={tmp_path / 'new'}", f"--known={folder / 'digits.json'}"]) == 2
+    assert cli.main([*command[:2], f"--out={tmp_path / 'new'}", known]) == 2
     assert "run under another tune_epochs" in capsys.readouterr().err
 
 

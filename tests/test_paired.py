@@ -272,7 +272,7 @@ def test_the_page_has_the_verdicts_and_how_they_are_reached(tmp_path: Path) -> N
 
 def test_the_table_of_a_level_has_the_difference_of_everyone() -> None:
     path = next(path for path in RESULTS if path.stem == "bench_photos_channels")
-    rows = json.loads(path.read_text())["rows"]
+    rows = [row for row in json.loads(path.read_text())["rows"] if row["seed"] == 0]
     head, _, first, second, *_ = format_level(read_league("photos_channels"), rows, 4)
     column = head.split("|").index(" difference to the lowest ")
     assert [line.split("|")[column] for line in (first, second)] == [" 0, one seed ", " +7.59, one seed "]

@@ -75,6 +75,7 @@ def add_bench_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for the rows and pages")
     parser.add_argument("--jobs", type=int, default=1, help="rivals at once, one thread each")
     parser.add_argument("--rivals", type=list[str], help="only these, e.g. [vd_weight,magnitude]")
+    parser.add_argument("--seeds", type=list[int], help="with these seeds, any from 0, e.g. [1,2]")
     parser.add_argument("--known", type=Path, help="results of an earlier call, e.g. docs/results/bench_NAME.json")
     parser.add_argument("--seconds", type=float, default=3600.0, help="what one rival with one seed may take")
     parser.add_argument("--gibibytes", type=float, default=16.0, help="memory that it may take")
@@ -93,9 +94,16 @@ def run_bench(arguments: Namespace, command_line: list[str]) -> None:
                 print(f"    {key:20} {rival.title} ({rival.host})")
         return
     limits = Limits(arguments.seconds, arguments.gibibytes)
-    rivals = tuple(arguments.rivals or ())
     page = run_league(
-        arguments.name, arguments.data, arguments.out, command_line, arguments.jobs, limits, rivals, arguments.known
+        arguments.name,
+        arguments.data,
+        arguments.out,
+        command_line,
+        arguments.jobs,
+        limits,
+        rivals=tuple(arguments.rivals or ()),
+        known=arguments.known,
+        seeds=tuple(arguments.seeds or ()),
     )
     print(page)
 

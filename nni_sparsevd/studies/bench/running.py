@@ -30,7 +30,9 @@ GRACE = 120.0
 T = TypeVar("T")
 
 
-def run_trials(league: League, data: Path, folder: Path, at_once: int, limits: Limits) -> list[dict[str, Any]]:
+def run_trials(
+    league: League, data: Path, folder: Path, at_once: int, limits: Limits, seeds: Sequence[int] = ()
+) -> list[dict[str, Any]]:
     """Run the trials of which `folder` has no rows yet.
 
     Under torchrun each process runs its share and waits for the others; all of them must see the same `folder`.
@@ -41,6 +43,7 @@ def run_trials(league: League, data: Path, folder: Path, at_once: int, limits: L
         folder: Folder of the league.
         at_once: Number of trials that run at the same time.
         limits: What each trial may take.
+        seeds: Seeds that are run; empty for those of the league.  Rates are chosen with the league's first in any case.
 
     Returns:
         All rows, those of the sweep included.
@@ -52,7 +55,6 @@ def run_trials(league: League, data: Path, folder: Path, at_once: int, limits: L
         TrainingError: A dense start could not be trained, or another process of the torchrun has ended.
     """
     _claim_folder(league, folder)
-    _train_starts(league, data, folder, at_once, limits)
     sweep = [
         Trial(league, rival, league.seeds[0], rate, (league.sweep_level,), data, folder)
         for rival in rivals_of(league)
@@ -62,7 +64,7 @@ def run_trials(league: League, data: Path, folder: Path, at_once: int, limits: L
     _run_missing(sweep, at_once, limits)
     rates = choose_rates(league, read_rows(folder))
     trials = []
-    for seed in league.seeds:
+    for seed in seeds or league.seeds:
         for name in rivals_of(league):
             if name in rates:
                 trials.append(Trial(league, name, seed, rates[name], _levels(league, name), data, folder))
@@ -165,26 +167,27 @@ def _levels(league: League, name: str) -> tuple[float | None, ...]:
     return (*league.levels, None) if rivals_of(league)[name].automatic else league.levels
 
 
-def _train_starts(league: League, data: Path, folder: Path, at_once: int, limits: Limits) -> None:
-    """Train the dense starts that are missing, each in a process of its own."""
-    missing = [seed for seed in _share_of_this_process(league.seeds) if not start_file(folder, seed).exists()]
-    if missing:
-        check_material(league, data)
-    tasks = [(league, seed, data, folder) for seed in missing]
-    for (_, seed, *_), ending in run_isolated(_train_start, tasks, at_once, limits, PRELOAD):
-        print(f"dense start, seed {seed}: {ending or 'done'}", flush=True)
-        if ending:
-            raise TrainingError(f"the dense start of seed {seed} {ending}; the reason is printed above")
+def _train_starts(trials: list[Trial], at_once: int, limits: Limits) -> None:
+    """Train the dense starts that trials without rows need, each in a process of its own."""
+    starts = {trial.seed: trial for trial in trials}
+    needed = [seed for seed in starts if any(trial.missing for trial in trials if trial.seed == seed)]
 
     def missing_files() -> list[Path]:
-        paths = [start_file(folder, seed) for seed in league.seeds]
+        paths = [start_file(starts[seed].folder, seed) for seed in needed]
         return [path for path in paths if not path.exists()]
 
+    missing = missing_files()
+    shared = _share_of_this_process(list(starts.values()))
+    tasks = [trial for trial in shared if start_file(trial.folder, trial.seed) in missing]
+    for trial, ending in run_isolated(_train_start, tasks, at_once, limits, PRELOAD):
+        print(f"dense start, seed {trial.seed}: {ending or 'done'}", flush=True)
+        if ending:
+            raise TrainingError(f"the dense start of seed {trial.seed} {ending}; the reason is printed above")
     _wait_for_other_processes(missing_files, limits)
 
 
-def _train_start(task: tuple[League, int, Path, Path]) -> None:
-    prepare_arena(*task)
+def _train_start(trial: Trial) -> None:
+    prepare_arena(trial.league, trial.seed, trial.data, trial.folder)
 
 
 def _run_missing(trials: list[Trial], at_once: int, limits: Limits) -> None:
@@ -192,6 +195,7 @@ def _run_missing(trials: list[Trial], at_once: int, limits: Limits) -> None:
     tasks = [trial for trial in _share_of_this_process(trials) if trial.missing]
     if tasks:
         check_material(tasks[0].league, tasks[0].data)
+    _train_starts(trials, at_once, limits)
     for trial, ending in run_isolated(run_trial, tasks, at_once, limits, PRELOAD):
         # A process that was ended has written no row for the levels that it did not reach.
         for level in trial.missing:
