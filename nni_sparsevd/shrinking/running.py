@@ -186,7 +186,7 @@ def _same_buffers(model: nn.Module) -> Iterator[None]:
     finally:
         for buffers, key, value, numbers in before:
             buffers[key] = value
-            if value is not None and value.shape == numbers.shape:
+            if value is not None and numbers is not None and value.shape == numbers.shape:
                 value.copy_(numbers)
 
 
