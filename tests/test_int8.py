@@ -71,6 +71,10 @@ def test_weights_are_rounded_to_the_nearest_of_their_channel(tmp_path: Path) -> 
 
 
 @ONNX
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "AVX2",
+    reason="without VNNI, ONNX Runtime adds pairs of products of bytes in 16 bits, where they saturate",
+)
 def test_a_linear_layer_is_off_by_no_more_than_its_scales_allow(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     torch.manual_seed(0)
