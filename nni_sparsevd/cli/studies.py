@@ -103,7 +103,7 @@ def run_bench(arguments: Namespace, command_line: list[str]) -> None:
         limits,
         rivals=tuple(arguments.rivals or ()),
         known=arguments.known,
-        seeds=tuple(arguments.seeds or ()),
+        seeds=None if arguments.seeds is None else tuple(arguments.seeds),
     )
     print(page)
 

@@ -49,6 +49,12 @@ def check_jobs(jobs: int) -> None:
         raise SettingError(f"jobs: 1 or more, found {jobs}")
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise `SettingError` unless there are seeds, whole numbers from 0."""
+    if not seeds or min(seeds) < 0:
+        raise SettingError(f"seeds: give whole numbers from 0, found {list(seeds)}")
+
+
 def run_isolated(
     work: Callable[[T], None], tasks: Sequence[T], at_once: int, limits: Limits, preload: str
 ) -> Iterator[tuple[T, str]]:

@@ -6,10 +6,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ...errors import SettingError
 from ...files import read_json, write_bytes, write_json
 from ...training.environment import describe_environment
-from ..processes import Limits
+from ..processes import Limits, check_seeds
 from .league import League, read_league
 from .paired_tables import format_paired_champions_table, format_paired_table
 from .pictures import draw_all
@@ -39,7 +38,7 @@ def run_league(
     limits: Limits,
     rivals: tuple[str, ...] = (),
     known: Path | None = None,
-    seeds: tuple[int, ...] = (),
+    seeds: tuple[int, ...] | None = None,
 ) -> Path:
     """Run what is missing of a league, and make its page anew.
 
@@ -52,14 +51,14 @@ def run_league(
         limits: What each trial may take.
         rivals: Names of the rivals that take part; empty for those of the league.
         known: Results file of an earlier call, whose rows are not run again.
-        seeds: Seeds that are run; empty for those of the league.
+        seeds: Seeds that are run, any whole numbers from 0; None for those of the league.
 
     Returns:
         The path of the HTML page.
 
     Raises:
-        SettingError: The league or a rival is unknown, a seed is below 0, or `known` or the folder is of another
-            protocol.
+        SettingError: The league or a rival is unknown, there is no seed or a negative one, or `known` or the folder is
+            of another protocol.
         TrainingError: A dense start could not be trained, or another process of a torchrun has ended.
         FileFormatError: A file cannot be read or written.
     """
@@ -67,12 +66,13 @@ def run_league(
     if rivals:
         league = league.model_copy(update={"rivals": rivals})
     rivals_of(league)  # unknown names are refused before anything is trained
-    if any(seed < 0 for seed in seeds):
-        raise SettingError(f"seeds: give whole numbers from 0, found {list(seeds)}")
+    if seeds is not None:
+        check_seeds(seeds)
+        seeds = tuple(dict.fromkeys(seeds))
     folder = out / name
     if known is not None:
         restore_rows(league, known, folder)
-    rows = run_trials(league, data, folder, at_once, limits, tuple(dict.fromkeys(seeds)))
+    rows = run_trials(league, data, folder, at_once, limits, seeds)
     results = {
         "league": name,
         "protocol": protocol_of(league),

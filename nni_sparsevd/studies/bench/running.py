@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def run_trials(
-    league: League, data: Path, folder: Path, at_once: int, limits: Limits, seeds: Sequence[int] = ()
+    league: League, data: Path, folder: Path, at_once: int, limits: Limits, seeds: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """Run the trials of which `folder` has no rows yet.
 
@@ -43,7 +43,7 @@ def run_trials(
         folder: Folder of the league.
         at_once: Number of trials that run at the same time.
         limits: What each trial may take.
-        seeds: Seeds that are run; empty for those of the league.  Rates are chosen with the league's first in any case.
+        seeds: Seeds that are run; None for those of the league, with whose first the rates are chosen in any case.
 
     Returns:
         All rows, those of the sweep included.
@@ -54,22 +54,34 @@ def run_trials(
         FileFormatError: The checkpoint of the network is missing or damaged.
         TrainingError: A dense start could not be trained, or another process of the torchrun has ended.
     """
+    seeds = league.seeds if seeds is None else seeds
     _claim_folder(league, folder)
     sweep = [
         Trial(league, rival, league.seeds[0], rate, (league.sweep_level,), data, folder)
         for rival in rivals_of(league)
         for rate in league.rates
     ]
+    # All processes find the same seeds here: none goes on to trials before these starts are there.
+    if any(trial.missing for trial in sweep):
+        needed = list(dict.fromkeys((league.seeds[0], *seeds)))
+    else:
+        needed = [seed for seed in seeds if any(trial.missing for trial in _list_trials(league, [seed], data, folder))]
+    _train_starts(league, needed, data, folder, at_once, limits)
     # Every process waits for the whole sweep here, because all of them choose the rates from its rows.
     _run_missing(sweep, at_once, limits)
+    _run_missing(_list_trials(league, seeds, data, folder), at_once, limits)
+    return read_rows(folder)
+
+
+def _list_trials(league: League, seeds: Sequence[int], data: Path, folder: Path) -> list[Trial]:
+    """The trials after the sweep, at the rates that its rows have chosen, whether or not they have rows."""
     rates = choose_rates(league, read_rows(folder))
     trials = []
-    for seed in seeds or league.seeds:
+    for seed in seeds:
         for name in rivals_of(league):
             if name in rates:
                 trials.append(Trial(league, name, seed, rates[name], _levels(league, name), data, folder))
-    _run_missing(trials, at_once, limits)
-    return read_rows(folder)
+    return trials
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -167,27 +179,26 @@ def _levels(league: League, name: str) -> tuple[float | None, ...]:
     return (*league.levels, None) if rivals_of(league)[name].automatic else league.levels
 
 
-def _train_starts(trials: list[Trial], at_once: int, limits: Limits) -> None:
-    """Train the dense starts that trials without rows need, each in a process of its own."""
-    starts = {trial.seed: trial for trial in trials}
-    needed = [seed for seed in starts if any(trial.missing for trial in trials if trial.seed == seed)]
+def _train_starts(league: League, seeds: Sequence[int], data: Path, folder: Path, at_once: int, limits: Limits) -> None:
+    """Train the dense starts of these seeds that are missing, each in a process of its own."""
+    missing = [seed for seed in _share_of_this_process(seeds) if not start_file(folder, seed).exists()]
+    if missing:
+        check_material(league, data)
+    tasks = [(league, seed, data, folder) for seed in missing]
+    for (_, seed, *_), ending in run_isolated(_train_start, tasks, at_once, limits, PRELOAD):
+        print(f"dense start, seed {seed}: {ending or 'done'}", flush=True)
+        if ending:
+            raise TrainingError(f"the dense start of seed {seed} {ending}; the reason is printed above")
 
     def missing_files() -> list[Path]:
-        paths = [start_file(starts[seed].folder, seed) for seed in needed]
+        paths = [start_file(folder, seed) for seed in seeds]
         return [path for path in paths if not path.exists()]
 
-    missing = missing_files()
-    shared = _share_of_this_process(list(starts.values()))
-    tasks = [trial for trial in shared if start_file(trial.folder, trial.seed) in missing]
-    for trial, ending in run_isolated(_train_start, tasks, at_once, limits, PRELOAD):
-        print(f"dense start, seed {trial.seed}: {ending or 'done'}", flush=True)
-        if ending:
-            raise TrainingError(f"the dense start of seed {trial.seed} {ending}; the reason is printed above")
     _wait_for_other_processes(missing_files, limits)
 
 
-def _train_start(trial: Trial) -> None:
-    prepare_arena(trial.league, trial.seed, trial.data, trial.folder)
+def _train_start(task: tuple[League, int, Path, Path]) -> None:
+    prepare_arena(*task)
 
 
 def _run_missing(trials: list[Trial], at_once: int, limits: Limits) -> None:
@@ -195,7 +206,6 @@ def _run_missing(trials: list[Trial], at_once: int, limits: Limits) -> None:
     tasks = [trial for trial in _share_of_this_process(trials) if trial.missing]
     if tasks:
         check_material(tasks[0].league, tasks[0].data)
-    _train_starts(trials, at_once, limits)
     for trial, ending in run_isolated(run_trial, tasks, at_once, limits, PRELOAD):
         # A process that was ended has written no row for the levels that it did not reach.
         for level in trial.missing:

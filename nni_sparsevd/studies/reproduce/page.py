@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from ...errors import SettingError, SparseVDError
+from ...errors import SparseVDError
 from ...files import write_bytes, write_json
 from ...training.environment import describe_environment
+from ..processes import check_seeds
 from .experiments import Experiment, read_experiment
 from .gathering import gather_runs
 from .measures import MEASURES
@@ -39,9 +40,9 @@ def reproduce_experiment(
     """
     experiment = read_experiment(name)
     folder = out / name
+    if seeds is not None:
+        check_seeds(seeds)
     jobs = jobs_of(experiment, folder, seeds)
-    if not jobs or jobs[0].seed < 0:
-        raise SettingError(f"seeds: give whole numbers from 0, found {list(seeds or ())}")
     # The runs of other seeds included, because the page shows them, too.
     check_recipes(experiment, find_jobs(experiment, folder))
     failed = run_jobs(experiment, jobs, data, at_once)
