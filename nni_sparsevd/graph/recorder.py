@@ -119,8 +119,6 @@ class Recorder(TorchDispatchMode):
         live = any(source in self._live for source in find_nodes((arguments, options)))
         if live and _shows_values(target, args):
             raise ValueDependenceError(f"its way depends on the values of the input ({target})")
-        if torch.Tag.inplace_view in target.tags:
-            self._fix_shape(args[0])
         self.in_operator = True  # stays so where the operator fails
         outputs = make_result(target, args, kwargs)
         if outputs is None:
@@ -178,13 +176,6 @@ class Recorder(TorchDispatchMode):
         node.meta |= {"val": described, "module": call.module, "step": call.nodes}
         call.nodes += 1
 
-    def _fix_shape(self, value: Tensor) -> None:
-        """Keep a tensor's shape for the operators before one that changes it in place, as `squeeze_` does."""
-        before = value.detach()
-        for node in self.graph.nodes:
-            if node.meta.get("val") is value:
-                node.meta["val"] = before
-
     def _mark_stale(self, written: Tensor, node: Node) -> None:
         """Whatever else shows the memory that an operator wrote to no longer has a node that describes it."""
         self._stale.pop(id(written), None)
@@ -222,10 +213,10 @@ def _depends_on_data(target: Any) -> bool:
 
 
 def _without_data(value: Any) -> Any:
-    """Shape and type of a tensor, without its memory."""
-    if isinstance(value, Tensor) and not value.is_meta:
-        return torch.empty_like(value, device="meta")
-    return value
+    """Shape and type of a tensor, without its memory; they stay if its shape is changed in place, as by `squeeze_`."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach() if value.is_meta else torch.empty_like(value, device="meta")
 
 
 @cache

@@ -42,6 +42,7 @@ from ..graph import (
     to_double,
 )
 from .agreement import OtherValues
+from .running import is_inexact
 
 aten = torch.ops.aten
 SUMS = {
@@ -116,7 +117,7 @@ def find_constants(
     """What is computed from an input, whether or not it is constant."""
     not_covered = set() if not_covered is None else not_covered
     only = others.values[0] if len(others.values) == 1 else None
-    own_rounding = max((_rounding(state.dtype) for state in states.values() if _has_rounding(state)), default=0.0)
+    own_rounding = max((_rounding(state.dtype) for state in states.values() if is_inexact(state)), default=0.0)
     for node in trace.graph.nodes:
         if node.op == "output":
             continue
@@ -201,10 +202,6 @@ def _without_rounded(value: Any, like: Any, own_rounding: float) -> Any:
     if not isinstance(value, Tensor) or not like.is_floating_point() or _rounding(like.dtype) <= own_rounding:
         return value
     return torch.where(value.to(like.dtype).double() == value, value, torch.nan)
-
-
-def _has_rounding(value: Tensor) -> bool:
-    return value.is_floating_point() or value.is_complex()
 
 
 def _rounding(dtype: torch.dtype) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..graph import CallArguments, InputDim, Sizes, resize_inputs
+from .running import is_inexact
 
 STRIDE = 32
 """Pixels of a side: a multiple of most strides.  Images are also tried larger by as much, and in sizes of so many."""
@@ -52,7 +53,7 @@ def draw_inputs(
 
 
 def _draw_tensor(like: Tensor, generator: torch.Generator, values: Values) -> Tensor:
-    if not (like.is_floating_point() or like.is_complex()):
+    if not is_inexact(like):
         if not values.picks_integers:
             return like.clone()
         return like.flatten()[torch.randint(like.numel(), like.shape, generator=generator)]

@@ -38,11 +38,11 @@ def copy_as(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        if type(parameter) is nn.Parameter and _is_number(parameter):
+        if type(parameter) is nn.Parameter and is_inexact(parameter):
             kind = _type_for(parameter, dtype)
             memo[id(parameter)] = nn.Parameter(parameter.detach().to("cpu", kind), parameter.requires_grad)
     for buffer in model.buffers():  # a network may write to them
-        if type(buffer) is Tensor and _is_number(buffer):
+        if type(buffer) is Tensor and is_inexact(buffer):
             memo[id(buffer)] = buffer.detach().to("cpu", _type_for(buffer, dtype), copy=True)
     copied = copy_model(model, memo)
     if not all(_holds_only(module, dtype) for module in copied.modules()):
@@ -51,7 +51,8 @@ def copy_as(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copied.eval()
 
 
-def _is_number(value: Tensor) -> bool:
+def is_inexact(value: Tensor) -> bool:
+    """Whether the numbers of a tensor are rounded: real or complex ones, as NumPy's `inexact`."""
     return value.is_floating_point() or value.is_complex()
 
 
@@ -116,10 +117,11 @@ def remembers_calls(model: nn.Module, inputs: CallArguments) -> bool:
     """
     copied = copy_as(model, torch.float64)
     first, second = (run_copy(copied, inputs).outputs for _ in range(2))
-    return any(
-        isinstance(value, Tensor) and not torch.equal(value, torch.as_tensor(second.get(name)))
-        for name, value in first.items()
-    )
+    for name, value in first.items():
+        again = second.get(name)
+        if isinstance(value, Tensor) and not (isinstance(again, Tensor) and torch.equal(value, again)):
+            return True
+    return False
 
 
 def to_type(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -145,7 +147,7 @@ def as_numbers_of(model: nn.Module, inputs: CallArguments) -> CallArguments:
     Returns:
         The copy: some networks write to their inputs.
     """
-    types = (parameter.dtype.to_real() for parameter in model.parameters() if _is_number(parameter))
+    types = (parameter.dtype.to_real() for parameter in model.parameters() if is_inexact(parameter))
     dtype = next(types, torch.float64)
     return inputs.map_tensors(lambda value: to_type(value, dtype))
 
