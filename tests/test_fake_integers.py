@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from integers import run_integers
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -54,7 +55,7 @@ def test_with_the_ranges_of_onnx_runtime_a_network_computes_what_its_file_does(i
     steps = [(float(values[scale]), int(values[zero])) for scale, zero in rounded]
     ranges = torch.tensor([[-zero * step, (255 - zero) * step] for step, zero in steps])
     with torch.no_grad():
-        floats, file = network(INPUTS), svd.load(tmp_path / "net.onnx")(INPUTS)
+        floats, file = network(INPUTS), run_integers(tmp_path / "net.onnx", INPUTS)
         integers = FakeIntegers(network, EXAMPLE, batches=1)
         # The file rounds the stem's output once; here the depthwise layer and the sum both take it.
         image, stem, middle, end, total, output = ranges

@@ -266,3 +266,24 @@ def test_heads_leave_one_by_one_and_neurons_in_multiples() -> None:
     cutoffs = choose_cutoffs(model, TOKENS, "parameters", 1.0, 2)
     for gate, cutoff in cutoffs.items():
         assert int((gate.log_alpha() >= cutoff).sum()) == (1 if gate in heads else 2)
+
+
+class Offset(nn.Module):
+    """Adds a tensor that no buffer holds, so that a network with it cannot run without data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = [torch.ones(1, 3, 1, 1, dtype=torch.float64)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.held[0]
+
+
+def test_gates_stand_behind_depthwise_layers_also_where_a_network_has_to_see_its_input() -> None:
+    depthwise = nn.Conv2d(9, 9, 3, groups=9, bias=False)
+    layers = [nn.Conv2d(3, 9, 1), nn.BatchNorm2d(9), nn.ReLU(), depthwise, nn.BatchNorm2d(9)]
+    for first in (nn.Identity(), Offset()):
+        model = prepared(nn.Sequential(first, *copy.deepcopy(layers), nn.Conv2d(9, 4, 1)))
+        assert channel_graph(model, image()).trace.on_meta == isinstance(first, nn.Identity)
+        svd.sparsify_(model, granularity="gate", example_inputs=image())
+        assert [name for name, _, _ in gate_sites(model)] == ["5"]

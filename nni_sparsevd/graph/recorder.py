@@ -6,7 +6,7 @@ from operator import getitem
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -93,6 +93,7 @@ class Recorder(TorchDispatchMode):
         if id(value) not in self._nodes:
             name = self._names.get(id(value))
             node = self.graph.add("get_attr", name or "constant")
+            node.meta["is_parameter"] = isinstance(value, nn.Parameter)
             if name is None:
                 node.meta["constant"] = value
             self._bind(value, node)

@@ -12,8 +12,8 @@ from .nodes import Graph, Node
 class Trace:
     """The operators of one forward pass in evaluation mode, at the shapes of the example inputs.
 
-    - A `placeholder` is an input.  A `get_attr` is a parameter, a buffer, or a tensor that the code holds otherwise,
-      which is then in `meta["constant"]`.
+    - A `placeholder` is an input.  A `get_attr` is a parameter, as `meta["is_parameter"]` says, a buffer, or a tensor
+      that the code holds otherwise, which is then in `meta["constant"]`.
     - `meta["val"]` has shape and type of every value.
     - `meta["module"]` is the name of the innermost module that ran the operator, `meta["step"]` how many nodes that
       call of the module had made before, `meta["returned_by"]`, if any module returns the value, the names of these

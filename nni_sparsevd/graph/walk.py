@@ -197,7 +197,7 @@ def _passes_channels_on(node: Node) -> bool:
         return False
     weight: Any = node.args[1]
     source = _find_source(weight)
-    return source.op == "get_attr" and not isinstance(source.meta["val"], nn.Parameter)
+    return source.op == "get_attr" and not source.meta["is_parameter"]
 
 
 def _find_source(node: Node) -> Node:
