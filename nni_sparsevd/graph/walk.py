@@ -6,7 +6,7 @@ from operator import getitem
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .equations import Axis, Equations, TrackedTensor
