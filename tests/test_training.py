@@ -25,6 +25,7 @@ from nni_sparsevd.settings import MaskSettings, PosteriorSettings, make_settings
 from nni_sparsevd.training import build_optimizer, choose_threshold, compress, evaluate, finetuning, loop, threshold
 from nni_sparsevd.training.checkpoint import Place, read_checkpoint, take_checkpoint, write_checkpoint
 from nni_sparsevd.training.gate_travel import warn_of_gates_that_cannot_arrive
+from nni_sparsevd.training.memory_format import lay_out
 from nni_sparsevd.training.metrics import Metrics
 
 FILES_PAGE = Path(__file__).parents[1] / "docs" / "files.md"
@@ -317,8 +318,7 @@ def test_channels_last_is_a_layout_and_nothing_else(channels: int) -> None:
 
 
 def test_training_channels_last_ends_where_training_channels_first_does(tmp_path: Path) -> None:
-    # Not fewer channels: without AVX-512, PyTorch 2.14 writes past its memory in the backward pass of a convolution of
-    # one pixel with stride 2 and fewer than 8 input channels that lie channels last.
+    # Not fewer channels: without AVX-512 the layout would be left alone.
     model = ModelSettings(name="resnet18_small", arguments={"channels": [8, 8, 8, 8]})
     ended = []
     dense = Stage(epochs=1, optimizer="sgd", learning_rate=0.002)  # Adam turns rounding into whole steps
@@ -331,6 +331,24 @@ def test_training_channels_last_ends_where_training_channels_first_does(tmp_path
         ended.append(load_tensors(tmp_path / str(last) / "dense.safetensors")[0])
     for name, value in ended[0].items():
         torch.testing.assert_close(ended[1][name], value, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("processor", ["AVX2", "AVX512"])
+def test_where_pytorch_would_crash_images_do_not_lie_channels_last(
+    processor: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    PartialState()  # `compress` has it: of several processes, one warns
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    images = torch.randn(2, 3, 8, 8)
+    cut = nn.Sequential(nn.Conv2d(3, 7, 3), nn.Conv2d(7, 9, 1, stride=2))
+    svd.sparsify_(cut)
+    others = [nn.Conv2d(8, 9, 1, stride=2), nn.Conv2d(3, 9, 2, stride=2), nn.Conv2d(3, 9, 1)]
+    for harmless in others:
+        assert lay_out(images, harmless, channels_last=True).is_contiguous(memory_format=torch.channels_last)
+    crashes = processor == "AVX2"
+    for _ in range(2):
+        assert (lay_out(images, cut, channels_last=True) is images) == crashes
+    assert capsys.readouterr().err.count("in the backward pass of 1, a strided convolution") == crashes
 
 
 def test_snapshots_are_what_would_ship_after_each_epoch(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import to_memory_format
 from ..errors import TrainingError
 from ..masks import Masks
 from ..nn import kl, regularize_
@@ -22,6 +21,7 @@ from .averaging import WeightAverage
 from .batches import Batches, count_epoch_steps, count_stage_steps
 from .checkpoint import Checkpoint, Place, take_checkpoint, write_checkpoint
 from .learner import Learner
+from .memory_format import lay_out
 from .optimizer import build_optimizer, rebuild_optimizer, set_learning_rate
 from .run import Run
 from .schedule import kl_coefficient_at, learning_rate_at
@@ -173,7 +173,7 @@ class StageTrainer:
         """Add the gradient of one batch, counted from the beginning of the stage; returns its mean loss."""
         images, labels = self._batches.draw(batch)
         self._batches.seed_noise(batch)
-        images = to_memory_format(images, self._recipe.channels_last)
+        images = lay_out(images, self._learner.trained, channels_last=self._recipe.channels_last)
         with self._accelerator.autocast():
             logits = self._learner.forward(images)
         loss = F.cross_entropy(logits.float(), labels)

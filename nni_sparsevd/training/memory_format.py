@@ -1,0 +1,52 @@
+"""Where images may not lie channels last in memory, because PyTorch would crash."""
+
+import torch
+from accelerate.logging import get_logger
+from torch import Tensor, nn
+
+from ..data import to_memory_format
+
+logger = get_logger(__name__)  # of several processes, the main one speaks
+
+
+def lay_out(images: Tensor, model: nn.Module, *, channels_last: bool) -> Tensor:
+    """Lay images out as a network should be trained on them, and warn once where that is not as wanted.
+
+    Args:
+        images: Images, shape (count, channels, height, width).
+        model: The network; channels may have been removed from it since the last step.
+        channels_last: Whether images are wanted channels last.
+
+    Returns:
+        The same images.
+    """
+    if not channels_last:
+        return images
+    layer = find_layer_against_channels_last(model)
+    if layer is not None:
+        logger.warning_once(
+            f"channels_last is off: with it, PyTorch crashes on this processor in the backward pass of {layer}, a "
+            "strided convolution of one pixel with fewer than 8 input channels"
+        )
+        return images
+    return to_memory_format(images, channels_last=True)
+
+
+def find_layer_against_channels_last(model: nn.Module) -> str | None:
+    """The name of a layer whose backward pass writes past its memory where channels lie last, None if there is none.
+
+    Seen with PyTorch 2.14.1 on processors with AVX2 and without AVX-512: strided convolutions of one pixel with fewer
+    than 8 input channels in a group (docs/scale.md).
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return None
+    for name, module in model.named_modules():
+        if (
+            isinstance(module, nn.Conv2d)
+            and set(module.kernel_size) == {1}
+            and max(module.stride) > 1
+            and module.in_channels // module.groups < 8
+            and module.weight.device.type == "cpu"
+        ):
+            return name
+    return None
