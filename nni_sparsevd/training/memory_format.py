@@ -5,6 +5,7 @@ from accelerate.logging import get_logger
 from torch import Tensor, nn
 
 from ..data import to_memory_format
+from ..graph import list_modules
 
 logger = get_logger(__name__)  # of several processes, the main one speaks
 
@@ -40,13 +41,14 @@ def find_layer_against_channels_last(model: nn.Module) -> str | None:
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return None
-    for name, module in model.named_modules():
-        if (
-            isinstance(module, nn.Conv2d)
-            and set(module.kernel_size) == {1}
-            and max(module.stride) > 1
-            and module.in_channels // module.groups < 8
-            and module.weight.device.type == "cpu"
-        ):
-            return name
-    return None
+    return next((name for name, module in list_modules(model) if _writes_past_its_memory(module)), None)
+
+
+def _writes_past_its_memory(layer: nn.Module) -> bool:
+    return (
+        isinstance(layer, nn.Conv2d)
+        and set(layer.kernel_size) == {1}
+        and max(layer.stride) > 1
+        and layer.in_channels // layer.groups < 8
+        and layer.weight.device.type == "cpu"
+    )
