@@ -193,6 +193,34 @@ def test_a_convolution_over_tokens_passes_their_channels_on_where_it_sees_one_at
     assert ("over the channels" in plan.groups[0].reason) == (removed == 0)
 
 
+HIDING: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "mul": (lambda x, hidden: x * hidden, "mul"),
+    "masked_fill": (lambda x, hidden: x.masked_fill(hidden, 0.0), "masked_fill"),
+    "where": (lambda x, hidden: torch.where(hidden, x, -1e9), "where"),
+    "add": (lambda x, hidden: x + hidden, "add"),
+}
+"""What a mask among the inputs does to values, and the operator that it does it by."""
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_a_constant_that_an_input_hides_at_some_places_is_told(name: str) -> None:
+    hide, operator = HIDING[name]
+    model = half_constant(nn.Conv2d(5, 4, 3))
+    model.what = lambda m, x: m.reader(hide(m.first(x).sigmoid(), x[:, :1] > 0))
+    _, plan = assert_shrinks_exactly(model, image())
+    group = plan.groups[0]
+    assert (plan.removed, group.dead) == (0, 1)
+    assert group.reason == f"1 constant, but what {operator} makes of that is no constant"
+
+
+def test_a_constant_in_one_branch_of_a_sum_is_not_told() -> None:
+    model = half_constant(nn.Conv2d(5, 4, 3))
+    model.add_module("other", nn.Conv2d(3, 5, 1).double())
+    model.what = lambda m, x: m.reader(m.first(x).sigmoid() + m.other(x))
+    _, plan = assert_shrinks_exactly(model, image())
+    assert (plan.removed, plan.groups[0].dead, plan.groups[0].reason) == (0, 0, "")
+
+
 def test_layer_norm_keeps_its_channels_but_not_those_inside_a_block() -> None:
     _, plan = assert_shrinks_exactly(prepared(SMALL["tokens"](), "rows"), image())
     groups = {group.name: group for group in plan.groups}
