@@ -94,6 +94,28 @@ def test_a_type_as_fine_as_that_of_the_network_rounds_nothing() -> None:
     assert plan.removed == 4
 
 
+class CastingInput(nn.Module):
+    """Layers in half precision that get their numbers in no other type."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layers, self.type = sigmoids()[0].to(dtype), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x.to(self.type))
+        return y.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_that_runs_in_half_precision_alone_is_compared_in_it(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = CastingInput(dtype).eval(), torch.randn(1, 3, 12, 12)
+    with torch.no_grad():
+        model.layers[0].weight[::3] = 0
+    small, plan = svd.shrink(model, x)
+    assert plan.removed == 3 and svd.check(model, small, x).ok
+
+
 def test_a_mistake_that_rounding_would_hide_is_found() -> None:
     torch.manual_seed(0)
     model, x = sigmoids()

@@ -145,13 +145,80 @@ def test_a_grouped_convolution_may_be_left_with_one_channel_a_group() -> None:
         (nn.GroupNorm(2, 6), "group_norm over the channels"),
         (nn.GroupNorm(1, 6), "group_norm over the channels"),
         (nn.Softmax2d(), "softmax over the channels"),
-        (nn.LocalResponseNorm(2), "resized axis"),  # a mean over neighboring channels
+        (nn.LocalResponseNorm(2), "avg_pool3d over the channels"),  # a mean over neighboring channels
     ],
 )
 def test_norms_over_channels_keep_them(norm: nn.Module, reason: str) -> None:
     model = prepared(nn.Sequential(nn.Conv2d(3, 6, 1), norm, nn.Conv2d(6, 4, 1)), "rows")
     _, plan = assert_shrinks_exactly(model, image())
     assert plan.groups[0].removed == 0 and reason in plan.groups[0].reason
+
+
+TOKENS = torch.zeros(2, 5, 8, dtype=torch.float64)
+"""A batch of five tokens of eight values each."""
+OVER_TOKENS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "max_pool": (lambda x: F.max_pool1d(x, 3, 1, 1), "max_pool1d"),
+    "avg_pool": (lambda x: F.avg_pool2d(x, 3, 1, 1), "avg_pool2d"),
+    "adaptive": (lambda x: F.adaptive_avg_pool1d(x, 6), "adaptive_avg_pool1d"),
+    "resized": (lambda x: F.interpolate(x, size=6, mode="linear"), "upsample_linear1d"),
+    "group_norm": (lambda x: F.group_norm(x, 5), "group_norm"),
+    "unfold": (lambda x: F.unfold(x.unsqueeze(1), 3, padding=1).unflatten(2, (5, -1)).mean(1), "im2col"),
+    "pixel_unshuffle": (lambda x: F.pixel_unshuffle(x[:, None, :4], 2).flatten(2).unflatten(2, (2, -1)).mean(1),
+                        "pixel_unshuffle"),
+}  # fmt: skip
+"""Operators for places, of an image for instance, that are given channels in the last dimension."""
+
+
+@pytest.mark.parametrize("name", OVER_TOKENS)
+def test_what_takes_channels_for_places_keeps_them(name: str) -> None:
+    mix, operator = OVER_TOKENS[name]
+    first = nn.Linear(8, 6)
+    model = Net(lambda m, x: m.head(mix(m.first(x))), first=first, head=nn.LazyLinear(4))
+    model(TOKENS.float())
+    _, plan = assert_shrinks_exactly(prepared(model, "columns"), TOKENS)
+    assert plan.groups[0].removed == 0 and f"{operator} over the channels" in plan.groups[0].reason
+
+
+@pytest.mark.parametrize(
+    ("mixing", "removed"),
+    [(nn.Conv1d(5, 5, 1), 2), (nn.Conv1d(5, 5, 3, padding=1), 0), (nn.ConvTranspose1d(5, 5, 3, padding=1), 0)],
+)
+def test_a_convolution_over_tokens_passes_their_channels_on_where_it_sees_one_at_a_time(
+    mixing: nn.Module, removed: int
+) -> None:
+    # As in a MLP-Mixer that mixes tokens by convolutions.
+    model = Net(lambda m, x: m.head(m.mixing(m.first(x))), first=nn.Linear(8, 6), mixing=mixing, head=nn.Linear(6, 4))
+    _, plan = assert_shrinks_exactly(prepared(model, "columns"), TOKENS)
+    assert plan.groups[0].removed == removed
+    assert ("over the channels" in plan.groups[0].reason) == (removed == 0)
+
+
+HIDING: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "mul": (lambda x, hidden: x * hidden, "mul"),
+    "masked_fill": (lambda x, hidden: x.masked_fill(hidden, 0.0), "masked_fill"),
+    "where": (lambda x, hidden: torch.where(hidden, x, -1e9), "where"),
+    "add": (lambda x, hidden: x + hidden, "add"),
+}
+"""What a mask among the inputs does to values, and the operator that it does it by."""
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_a_constant_that_an_input_hides_at_some_places_is_told(name: str) -> None:
+    hide, operator = HIDING[name]
+    model = half_constant(nn.Conv2d(5, 4, 3))
+    model.what = lambda m, x: m.reader(hide(m.first(x).sigmoid(), x[:, :1] > 0))
+    _, plan = assert_shrinks_exactly(model, image())
+    group = plan.groups[0]
+    assert (plan.removed, group.dead) == (0, 1)
+    assert group.reason == f"1 constant, but what {operator} makes of that is no constant"
+
+
+def test_a_constant_in_one_branch_of_a_sum_is_not_told() -> None:
+    model = half_constant(nn.Conv2d(5, 4, 3))
+    model.add_module("other", nn.Conv2d(3, 5, 1).double())
+    model.what = lambda m, x: m.reader(m.first(x).sigmoid() + m.other(x))
+    _, plan = assert_shrinks_exactly(model, image())
+    assert (plan.removed, plan.groups[0].dead, plan.groups[0].reason) == (0, 0, "")
 
 
 def test_layer_norm_keeps_its_channels_but_not_those_inside_a_block() -> None:

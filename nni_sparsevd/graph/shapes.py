@@ -3,7 +3,7 @@
 PyTorch computes the result of most operators on that device in Python, through several layers of its reference
 implementations: a batch norm takes milliseconds.  A network is traced a few times for a plan, so that is nearly all of
 the plan's time.  Each function here covers the plain case of an operator, and returns None for every other one, errors
-included: PyTorch itself is asked then.
+included: PyTorch itself is asked then.  What PyTorch does not look at without data, `_transposed_convolution` does.
 """
 
 import itertools
@@ -126,6 +126,17 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | N
     return _empty(x, (*x.shape[:-1], weight.shape[0]))
 
 
+def _transposed_convolution(x: Tensor, weight: Tensor, *_: Any) -> None:
+    """PyTorch has to be asked, but for what it refuses only where there are data.
+
+    Raises:
+        RuntimeError: The input has another number of channels than the weight.
+    """
+    channels = x.shape[-weight.dim() + 1] if x.dim() >= weight.dim() - 1 else 0
+    if channels != weight.shape[0]:
+        raise RuntimeError(f"a weight for {weight.shape[0]} channels cannot read {channels}")
+
+
 def _convolution(
     x: Tensor,
     weight: Tensor,
@@ -235,6 +246,9 @@ _RESULTS: dict[Any, Callable[..., Tensor | None]] = {
     **{packet.Tensor: _broadcast_in_place for packet in (aten.add_, aten.sub_, aten.mul_, aten.div_)},
     aten.linear.default: _linear,
     aten.conv2d.default: _convolution,
+    aten.conv_transpose1d.default: _transposed_convolution,
+    aten.conv_transpose2d.input: _transposed_convolution,
+    aten.conv_transpose3d.input: _transposed_convolution,
     aten.batch_norm.default: _batch_norm,
     aten.layer_norm.default: _layer_norm,
     aten.softmax.int: _softmax,

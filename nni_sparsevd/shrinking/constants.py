@@ -242,15 +242,15 @@ def find_stopped_constants(
             reason = f"what {operator_name(node)} makes of that depends on the size of the input"
         elif node in not_covered and _is_live(values[node]):
             reason = f"{operator_name(node)} has no rule for constants"
-        elif _is_the_only_one_to_blame(node):
+        elif not is_reader(node):  # the plan says of readers what they cannot do without
             reason = f"what {operator_name(node)} makes of that is no constant"
         else:
             continue
-        before = []
-        for source in node.all_input_nodes:
-            if isinstance(values[source], Tensor):
-                before += _constant_channels(values[source], value_channels[source])
+        sources = [source for source in node.all_input_nodes if isinstance(values[source], Tensor)]
+        before = [part for source in sources for part in _constant_channels(values[source], value_channels[source])]
         lost = _without(before, _all_constant_channels(values[node], value_channels[node]))
+        if lost.size and node not in disagreeing and not _is_the_only_one_to_blame(node):
+            lost = np.intersect1d(lost, _channels_made_live(node, sources, values, value_channels))
         if lost.size and node not in disagreeing:
             # Not what was lost because another step of a loop, at another size, has another value.
             lost = _without([lost], _all_constant_channels(_evaluate(node, values, set()), value_channels[node]))
@@ -262,6 +262,20 @@ def _is_live(value: Any) -> bool:
     """Whether all that an operator makes depends on the input."""
     results = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
     return all(bool(result.isnan().all()) for result in results)
+
+
+def _channels_made_live(
+    node: Node, sources: list[Node], values: dict[Node, Any], value_channels: dict[Node, Any]
+) -> ChannelIds:
+    """The channels that are live in what an operator makes, but in nothing that it takes: it met no live one of them.
+
+    A constant that is multiplied by a mask, for instance, and not one that is added to the same channel of another
+    branch.
+    """
+    if not isinstance(values[node], Tensor):
+        return np.empty(0, np.int64)
+    met = [part for source in sources for part in _channels(values[source], value_channels[source], live=True)]
+    return _without(_channels(values[node], value_channels[node], live=True), met)
 
 
 def _is_the_only_one_to_blame(node: Node) -> bool:
@@ -290,13 +304,18 @@ def _without(channels: list[ChannelIds], others: list[ChannelIds]) -> ChannelIds
 
 def _constant_channels(value: Tensor, axes: Any) -> list[ChannelIds]:
     """The channels along each axis of a value that carry a constant everywhere."""
-    constant = []
+    return _channels(value, axes, live=False)
+
+
+def _channels(value: Tensor, axes: Any, *, live: bool) -> list[ChannelIds]:
+    """The channels along each axis of a value that are live anywhere, or those that are live nowhere."""
+    chosen = []
     for dim, channels in enumerate(axes):
         if channels is not None:
             other_dims = tuple(other for other in range(value.dim()) if other != dim)
-            is_constant = ~value.isnan().numpy().any(other_dims)
-            constant.append(channels[np.broadcast_to(is_constant, channels.shape)])
-    return constant
+            is_live = value.isnan().numpy().any(other_dims)
+            chosen.append(channels[np.broadcast_to(is_live == live, channels.shape)])
+    return chosen
 
 
 def _is_repeatable(target: OpOverload) -> bool:

@@ -105,6 +105,23 @@ def run_copy(model: nn.Module, inputs: CallArguments, *, uniform_draws: bool = F
         return Run(name_outputs(output), not torch.equal(before, torch.get_rng_state()))
 
 
+def runs_on(model: nn.Module, inputs: CallArguments) -> bool:
+    """Whether a network runs on inputs whose numbers have the type of its own.
+
+    Args:
+        model: The network.
+        inputs: Its arguments.
+    """
+    own_type = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
+    try:
+        run_copy(copy_as(model, own_type), inputs)
+    except ShrinkError:  # it runs, and the comparison says what is the matter with its outputs
+        return True
+    except Exception:  # whatever a user's forward raises
+        return False
+    return True
+
+
 def remembers_calls(model: nn.Module, inputs: CallArguments) -> bool:
     """Whether a network gives other outputs when it is called again: what it keeps is not in its buffers.
 

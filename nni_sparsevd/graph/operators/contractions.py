@@ -90,13 +90,35 @@ def convolution_channels(
         _grouped_channels(equations, node, inputs, weight, groups)
     if bias is not None:
         equations.equate(weight.ids[0], bias.ids[0], "bias")
-    return _written_channels(node, x, weight.ids[0])
+    return _written_channels(equations, node, x, weight.ids[0])
 
 
-def _written_channels(node: Node, x: TrackedTensor, outputs: IndexIds | None) -> TrackedTensor:
-    """The result of a convolution: the axis before the channels stays, places are computed anew."""
+def _written_channels(equations: Equations, node: Node, x: TrackedTensor, outputs: IndexIds | None) -> TrackedTensor:
+    """The result of a convolution: the axis before the channels stays, places are made of their neighbors.
+
+    A convolution that sees one place at a time leaves them alone, as one over tokens does with the tokens' channels.
+    """
     dim = channel_dim(node)
-    return TrackedTensor(shape_of(node), (*x.ids[:dim], outputs, *(None,) * (len(x.shape) - dim - 1)))
+    places = x.ids[dim + 1 :]
+    if not _sees_one_place(node):
+        pin_places(equations, node, x, dim + 1)
+        places = (None,) * len(places)
+    return TrackedTensor(shape_of(node), (*x.ids[:dim], outputs, *places))
+
+
+def _sees_one_place(convolution: Node) -> bool:
+    """Whether what a convolution makes at a place is made of what is at that place alone."""
+    kernel = full_shape(convolution, argument=1)[2:]
+    if pads_zeros(convolution) or any(size > 1 for size in kernel):
+        return False
+    stride = argument_of(convolution, "stride")
+    return all(step == 1 for step in (stride if isinstance(stride, list | tuple) else [stride]))
+
+
+def pin_places(equations: Equations, node: Node, x: TrackedTensor, first: int) -> None:
+    """Pin what an operator takes for places, from dimension `first` on: where they are channels, it mixes them."""
+    for ids in x.ids[first:]:
+        equations.pin(ids, f"{operator_name(node)} over the channels")
 
 
 def _grouped_channels(
@@ -160,7 +182,7 @@ def transposed_convolution_channels(
         outputs = _grouped_transposed_outputs(equations, node, inputs, weight, groups)
     if bias is not None:
         equations.equate(outputs, bias.ids[0], "bias")
-    return _written_channels(node, x, outputs)
+    return _written_channels(equations, node, x, outputs)
 
 
 def _grouped_transposed_outputs(

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..equations import Equations, RecordedSize, TrackedTensor
 from ..nodes import Node
 from .abstract_values import compress, expand_along, full_shape, is_known, live_like, make_uniform, product
+from .contractions import pin_places
 from .rows import NoRule, NotCovered, Operator, argument_of, operator_name
 
 aten = torch.ops.aten
@@ -73,7 +74,8 @@ def group_norm_channels(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> TrackedTensor:
-    """With one channel in each group nothing is mixed; otherwise the statistics of a group hold its channels."""
+    """With one channel in each group only places are mixed; otherwise the statistics of a group hold its channels."""
+    pin_places(equations, node, x, 2)
     if num_groups != x.shape[1]:
         return _mix(equations, node, x, (1,), (weight, bias))
     for state in (weight, bias):

@@ -13,7 +13,7 @@ from ..equations import Equations, TrackedTensor, repeat_ids
 from ..links import IndexIds
 from ..nodes import Node
 from .abstract_values import LIVE, compress, expand_along, full_shape, keep_zeros, make_uniform, with_live_places
-from .contractions import is_padded
+from .contractions import is_padded, pin_places
 from .reshapes import split_axis
 from .rows import NoRule, NotCovered, Operator, argument_of, operator_name, shape_of, tracked_results
 
@@ -23,19 +23,18 @@ aten = torch.ops.aten
 # How channels pass.
 
 
+def _count_places(node: Node) -> int:
+    """How many dimensions the places have, the last one, two or three: the operator's name says so."""
+    return next(int(digit) for digit in operator_name(node) if digit.isdigit())
+
+
 def spatial_channels(
     equations: Equations, node: Node, x: TrackedTensor, *settings: Any, **options: Any
 ) -> TrackedTensor | list[TrackedTensor]:
-    """Axes that keep their size keep their channels; an axis that is resized was none of channels."""
-    made = node.meta["val"]
-    shape = (made if isinstance(made, Tensor) else made[0]).shape  # places have the shape of what is found there
-    kept: list[IndexIds | None] = []
-    for dim, ids in enumerate(x.ids):
-        same = shape[dim] == x.shape[dim]
-        if not same:
-            equations.pin(ids, "resized axis")
-        kept.append(ids if same else None)
-    return tracked_results(node, kept)
+    """Batch and channels stay; places are made of their neighbors, even where there are as many of them as before."""
+    first = len(x.ids) - _count_places(node)
+    pin_places(equations, node, x, first)
+    return tracked_results(node, (*x.ids[:first], *(None,) * (len(x.ids) - first)))
 
 
 def pad_channels(
@@ -115,6 +114,7 @@ def shuffle_channels(equations: Equations, node: Node, x: TrackedTensor, groups:
 
 def pixel_shuffle_channels(equations: Equations, node: Node, x: TrackedTensor, factor: int) -> TrackedTensor:
     """Blocks of factor^2 channels become one channel each: all of a block leave with it, none alone."""
+    pin_places(equations, node, x, len(x.ids) - 2)
     shape = shape_of(node)
     outputs: IndexIds | None = None
     if (inputs := x.ids[-3]) is not None:
@@ -126,6 +126,7 @@ def pixel_shuffle_channels(equations: Equations, node: Node, x: TrackedTensor, f
 
 def pixel_unshuffle_channels(equations: Equations, node: Node, x: TrackedTensor, factor: int) -> TrackedTensor:
     """Each channel becomes factor^2 channels that live and die together."""
+    pin_places(equations, node, x, len(x.ids) - 2)
     return TrackedTensor(shape_of(node), (*x.ids[:-3], repeat_ids(x.ids[-3], factor**2), None, None))
 
 
@@ -133,6 +134,7 @@ def im2col_channels(
     equations: Equations, node: Node, x: TrackedTensor, kernel: Sequence[int], dilation: Any, padding: Any, stride: Any
 ) -> TrackedTensor:
     """Each channel becomes one row for each place of the kernel."""
+    pin_places(equations, node, x, len(x.ids) - 2)
     return TrackedTensor(shape_of(node), (*x.ids[:-3], repeat_ids(x.ids[-3], prod(kernel)), None))
 
 
@@ -147,6 +149,7 @@ def col2im_channels(
     stride: Any,
 ) -> TrackedTensor:
     """Rows are channels times places of the kernel; the places are summed up."""
+    pin_places(equations, node, x, len(x.ids) - 1)
     shape = shape_of(node)
     channels: IndexIds | None = None
     if (rows := x.ids[-2]) is not None:
@@ -171,10 +174,8 @@ def unfold_channels(
 
 
 def _make_places_uniform(node: Node, x: Tensor) -> Tensor:
-    """Size 1 along the places, which are the last one, two or three dimensions, as the operator's name says."""
-    name = operator_name(node)
-    places = next(int(digit) for digit in name if digit.isdigit())
-    return make_uniform(x, range(x.dim() - places, x.dim()))
+    """Size 1 along the places."""
+    return make_uniform(x, range(x.dim() - _count_places(node), x.dim()))
 
 
 def resized_constant(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor | list[Tensor]:
