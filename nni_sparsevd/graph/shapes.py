@@ -3,7 +3,8 @@
 PyTorch computes the result of most operators on that device in Python, through several layers of its reference
 implementations: a batch norm takes milliseconds.  A network is traced a few times for a plan, so that is nearly all of
 the plan's time.  Each function here covers the plain case of an operator, and returns None for every other one, errors
-included: PyTorch itself is asked then.  What PyTorch does not look at without data, `_transposed_convolution` does.
+included: PyTorch itself is asked then.  A transposed convolution is also checked here, as PyTorch checks it only where
+there are data.
 """
 
 import itertools
@@ -127,7 +128,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | N
 
 
 def _transposed_convolution(x: Tensor, weight: Tensor, *_: Any) -> None:
-    """PyTorch has to be asked, but for what it refuses only where there are data.
+    """Check the number of channels, which PyTorch does only where there are data; the result is left to PyTorch.
 
     Raises:
         RuntimeError: The input has another number of channels than the weight.
