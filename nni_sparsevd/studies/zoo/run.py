@@ -8,7 +8,7 @@ import torch
 
 from ...errors import summarize_error
 from ...files import read_json, write_json
-from ...training.environment import find_commit
+from ...training import find_commit
 from ..processes import Limits, run_isolated
 from .libraries import find_library, mask_kinds_for
 from .trials import Row
