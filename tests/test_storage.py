@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -462,3 +463,17 @@ def test_arguments_that_no_file_can_hold_are_named(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"arguments: act_layer = .*ReLU.* cannot be written"):
         save(model, tmp_path / "net.safetensors", arguments=arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_leaves_of_files_and_folders_is_deleted(tmp_path: Path) -> None:
+    """A kill while others make a file leaves the folder that they make it in."""
+    for path in (tmp_path / "net.safetensors", tmp_path / "pictures" / "net.onnx"):
+        with pytest.raises(SystemExit), files.replace_when_whole(path) as unfinished:
+            unfinished.write_bytes(b"half")
+            shutil.copytree(unfinished.parent, tmp_path / "left")  # all that a kill would leave
+            raise SystemExit
+        shutil.move(tmp_path / "left", unfinished.parent)
+    (tmp_path / f".metrics.jsonl.1{files.PARTIAL_SUFFIX}").write_bytes(b"half")
+    files.delete_partial_files(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "pictures"]
