@@ -63,8 +63,8 @@ def save(
     """Write a network to a .safetensors file, whole or not at all; `load` makes a working module of it.
 
     Args:
-        model: An ordinary network, masked, shrunk or neither.  The wrappers of `torch.compile` and of data parallelism are
-            left out.
+        model: An ordinary network, masked, shrunk or neither.  The wrappers of `torch.compile` and of data parallelism
+            are left out.
         path: The file to write.  Missing folders are made.
         name: timm's name of the network before it was shrunk.  Networks that timm made know their name.  A network of
             your own is saved without: `load(path, model=...)` then wants a fresh instance.
