@@ -67,6 +67,40 @@ def test_flags(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert word in said, said
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_one_prints_an_error(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others leave theirs for torchrun's report: it may have met them alone."""
+    report = tmp_path / "error.json"
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(report))
+    for command in (["compress", "--outt=x"], ["report", str(tmp_path / "nowhere")]):
+        code, said = run(command, capsys)
+        assert code in (1, 2)
+        assert said.count("nni-sparsevd: ") == (rank == 0)
+        assert report.exists() == (rank == 1)
+    assert rank == 0 or "result.json: no such file" in json.loads(report.read_text())["message"]["message"]
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
+    assert run(["compress", "--outt=x"], capsys)[1].count("did you mean --out?") == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_one_prints_an_interruption(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr("nni_sparsevd.report.write_report", interrupt)
+    code, said = run(["report", str(tmp_path)], capsys)
+    assert code == 130
+    assert said.count("stopped") == (rank == 0)
+    assert not (tmp_path / "error.json").exists()
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])
