@@ -193,7 +193,6 @@ def cost_function(kind: CostKind, example_inputs: Inputs) -> Callable[[nn.Module
 
     Returns:
         A function: network -> cost.
-
     """
     example = take_first_sample(example_inputs)
     if kind == "parameters":
@@ -216,5 +215,5 @@ def _measure_seconds(model: nn.Module, arguments: CallArguments, repeats: int, c
     """Mean seconds of a forward pass."""
     began = clock()
     for _ in range(repeats):
-        model(*arguments.args, **arguments.kwargs)
+        model(*arguments.args, **arguments.kwargs)  # not `call`, which takes time of its own to copy containers
     return (clock() - began) / repeats

@@ -6,6 +6,7 @@ import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -259,6 +260,35 @@ def test_damaged_result(done: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert code == 1
     assert "result.json" in said
     assert "size" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"front": None, "input": None}, ["lacks front, input"]),
+        ({"front": 3}, ["front is 3"]),
+        ({"front": [{}, {}]}, ["front is"]),
+        ([], ["holds a list"]),
+    ],
+    ids=["keys", "front", "row", "kind"],
+)
+@pytest.mark.parametrize("command", ["check", "measure", "export"])
+def test_a_damaged_result_is_named_by_every_command(
+    command: str, change: Any, words: list[str], done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`None` takes a key out."""
+    folder = copied(done, tmp_path)
+    values: Any = change
+    if isinstance(change, dict):
+        values = json.loads((folder / "result.json").read_text()) | change
+        values = {key: value for key, value in values.items() if key not in change or value is not None}
+    (folder / "result.json").write_text(json.dumps(values))
+    flags = [f"--to={tmp_path / 'small.pt2'}"] if command == "export" else []
+    code, said = run([command, str(folder), *flags], capsys)
+    assert code == 1
+    assert "result.json" in said
+    for word in words:
+        assert word in said, said
 
 
 @pytest.mark.parametrize(

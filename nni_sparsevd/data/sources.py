@@ -150,8 +150,10 @@ def open_sources(settings: DataSettings) -> tuple[Source, Source]:
     train = _open(settings.resolved_name, train_root, settings.train_split)
     test = _open(settings.resolved_name, test_root, settings.test_split)
     if train.class_names != test.class_names:
-        differ = ", ".join(sorted(set(train.class_names) ^ set(test.class_names)))
-        raise DataError(f"data.test: the classes of {test_root} are not those of {train_root}: {differ}")
+        differ = ", ".join(sorted(set(train.class_names) ^ set(test.class_names))) or "they have another order"
+        # A library that needs no root has splits instead.
+        train_place, test_place = train_root or settings.train_split, test_root or settings.test_split
+        raise DataError(f"data.test: the classes of {test_place} are not those of {train_place}: {differ}")
     return train, test
 
 

@@ -63,8 +63,7 @@ def save(
     """Write a network to a .safetensors file, whole or not at all; `load` makes a working module of it.
 
     Args:
-        model: An ordinary network, masked, shrunk or neither.  The wrappers of `torch.compile` and of data parallelism
-            are left out.
+        model: An ordinary network, masked, shrunk or neither.  Wrappers, as that of `torch.compile`, are left out.
         path: The file to write.  Missing folders are made.
         name: timm's name of the network before it was shrunk.  Networks that timm made know their name.  A network of
             your own is saved without: `load(path, model=...)` then wants a fresh instance.
@@ -108,8 +107,7 @@ def save(
         header = _make_header(network, name, arguments, path, check_values(preprocessing or {}))
         # Measured before the file is written: the file is whole, or it is not there.
         if measure is not None:
-            as_loaded = network if coding is None else _copy_as_packed(network, coding, steps)
-            header["measured"] = _measure(as_loaded, measure)
+            header["measured"] = _measure(network, measure, coding, steps)
         _write(network.state_dict(), path, header, coding, steps)
 
 
@@ -198,10 +196,16 @@ def _describe_remembering_norms(model: nn.Module) -> dict[str, dict[str, int]]:
     return norms
 
 
-def _measure(model: nn.Module, measure: Callable[[nn.Module], Mapping[str, float]]) -> dict[str, float]:
-    """What is measured of a network in evaluation mode, as numbers that JSON can hold."""
-    with evaluation_mode(model):
-        return {name: float(value) for name, value in measure(model).items()}
+def _measure(
+    model: nn.Module,
+    measure: Callable[[nn.Module], Mapping[str, float]],
+    coding: Coding | None,
+    steps: dict[str, float],
+) -> dict[str, float]:
+    """What is measured of a network as its file gives it back, in evaluation mode, as numbers that JSON can hold."""
+    as_loaded = model if coding is None else _copy_as_packed(model, coding, steps)
+    with evaluation_mode(as_loaded):
+        return {name: float(value) for name, value in measure(as_loaded).items()}
 
 
 def _copy_as_packed(model: nn.Module, coding: Coding, steps: dict[str, float]) -> nn.Module:
