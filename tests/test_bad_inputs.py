@@ -102,6 +102,18 @@ def test_of_several_processes_one_prints_an_interruption(
     assert not (tmp_path / "error.json").exists()
 
 
+def test_an_output_that_nobody_reads_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in `nni-sparsevd reproduce | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        code, said = run(["reproduce"], capsys)
+        assert (code, said) == (141, "")
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])

@@ -31,12 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: What the user typed after the name of the program; by default that of this process.
 
     Returns:
-        The exit code: 0 done, 1 failed with a message, 2 bad usage, 130 interrupted.
+        The exit code: 0 done, 1 failed with a message, 2 bad usage, 130 interrupted, 141 where nobody reads the output.
     """
     typed = sys.argv[1:] if arguments is None else arguments
     try:
         parsed = _build_parser(typed).parse_args(typed)
         COMMANDS[parsed.subcommand].run(parsed[parsed.subcommand], ["nni-sparsevd", *typed])
+        sys.stdout.flush()  # here, where an error can still be told
     except (ArgumentError, SettingError) as error:
         return _fail(suggest(shorten(str(error)), COMMANDS, typed), 2, error)
     except SparseVDError as error:
@@ -44,8 +45,21 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _fail(str(error) or _say_how_to_go_on(typed), 130, error)
     except OSError as error:  # disk, memory, permissions: the user needs the file's name, not a traceback
+        if isinstance(error, BrokenPipeError) and _drop_unread_output():
+            return 141
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1, error)
     return 0
+
+
+def _drop_unread_output() -> bool:
+    """Whether the reader of the output, such as `head`, has gone; what Python holds of the output is then dropped."""
+    try:
+        print(flush=True)  # the error may be of another pipe
+    except BrokenPipeError:
+        # Else Python would try again as it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _say_how_to_go_on(typed: list[str]) -> str:

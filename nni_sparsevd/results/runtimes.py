@@ -153,7 +153,7 @@ def _measure_runtime(suffix: str | None, material: _Material) -> tuple[list[dict
             return [], written.passed_over
         candidates = {f"{name} {precision}": value for (name, precision), value in written.candidates.items()}
         networks = {key: candidate.runs for key, candidate in candidates.items()}
-        times = measure_latencies(networks, material.example, ROUNDS, 1, time.process_time)
+        times = measure_latencies(networks, material.example, ROUNDS, threads=1, clock=time.process_time)
         scores = score_candidates(candidates, material.networks, material.data)
     dense = times.get(f"{DENSE} {FLOAT}")
     rows = []
