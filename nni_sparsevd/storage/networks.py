@@ -356,12 +356,11 @@ def _put_remembering_norms_(model: nn.Module, norms: Any, path: Path) -> None:
     modules = dict(model.named_modules())
     for name, settings in norms.items():
         norm = modules.get(name)
-        is_inside = norm is not None and norm is not model
         # Only the number of removed channels counts here: the file's own tensors bring what they were.
-        if is_inside and _is_padded(settings):
+        if norm is not None and norm is not model and _is_padded(settings):
             removed = torch.zeros(settings["removed"])
             pad_norm_(norm, settings["channel_dim"], settings["channels"], range(len(removed)), removed)
-        elif is_inside and isinstance(norm, nn.LayerNorm) and _is_remembering(settings):
+        elif isinstance(norm, nn.LayerNorm) and norm is not model and _is_remembering(settings):
             removed = torch.zeros(min(max(settings["removed"], 0), MAX_REMEMBERED))
             owner, _, key = name.rpartition(".")
             setattr(modules[owner], key, RememberingLayerNorm(norm, settings["channel_dim"], removed))
