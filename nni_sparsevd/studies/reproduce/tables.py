@@ -90,7 +90,7 @@ def format_table(experiment: Experiment, runs: list[Run]) -> list[str]:
         Lines of Markdown; our cells are mean ± standard deviation over seeds.
     """
     columns = [COLUMNS[key] for key in experiment.columns]
-    lines = [format_row(["", *(column.title for column in columns)]), "|---|" + "--:|" * len(columns)]
+    lines = [f"| | {' | '.join(column.title for column in columns)} |", "|---|" + "--:|" * len(columns)]
     runs_by_variant = group_by_variant(experiment, runs)
     for name, variant in experiment.variants.items():
         for paper in variant.published:
