@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
@@ -17,7 +18,7 @@ from torch import Tensor
 from .errors import FileFormatError, describe_error
 
 PARTIAL_SUFFIX = ".part"
-"""Suffix of files that are being written."""
+"""Suffix of temporary files, and of folders for them, while something is written."""
 DIGEST = "nni_sparsevd.digest"
 """Metadata key of the digest of all tensors: safetensors checks its header, but no byte inside a tensor."""
 
@@ -66,7 +67,8 @@ def replace_when_whole(path: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         with _name_unwritable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}."))
+            place = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
+            folder = stack.enter_context(place)
         unfinished = Path(folder) / path.name
         yield unfinished
         with _name_unwritable(path):
@@ -85,9 +87,13 @@ def _name_unwritable(path: Path) -> Iterator[None]:
 
 
 def delete_partial_files(folder: Path) -> None:
-    """Delete the temporary files that a kill in the middle of `write_bytes` has left in a folder and those below."""
-    for path in folder.rglob(f".*{PARTIAL_SUFFIX}"):
-        path.unlink(missing_ok=True)
+    """Delete what a kill in the middle of writing has left in a folder and those below: temporary files and folders."""
+    # A list, because what lies in a temporary folder goes with it, before a walk would come there.
+    for path in list(folder.rglob(f".*{PARTIAL_SUFFIX}")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:

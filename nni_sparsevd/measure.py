@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, final
@@ -38,6 +39,17 @@ def count_macs(model: nn.Module, example_inputs: Inputs) -> int:
     return sum(flops.get("Global", {}).values()) // 2
 
 
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Have torch compute on so many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass(frozen=True)
 class LayerCost:
     """What a layer costs in a forward pass of its network."""
@@ -64,17 +76,14 @@ def measure_layers(
         that of the modules in it included.  A layer that runs several times costs their sum.
     """
     arguments = as_arguments(example_inputs)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     timers = {name: _LayerTimer(model) for name, model in models.items()}
     try:
-        with evaluation_mode(*models.values()), torch.inference_mode():
+        with use_threads(threads), evaluation_mode(*models.values()), torch.inference_mode():
             # The first round warms the caches up, and is not counted.
             for _ in range(rounds + 1):
                 for name, model in models.items():
                     timers[name].time(model, arguments)
     finally:
-        torch.set_num_threads(before)
         for timer in timers.values():
             timer.remove_hooks()
     costs: dict[str, dict[str, LayerCost]] = {}
@@ -167,20 +176,15 @@ def measure_latencies(
         Name -> median milliseconds of a forward pass.
     """
     arguments = as_arguments(example_inputs)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     times: dict[str, list[float]] = {name: [] for name in models}
     repeats: dict[str, int] = {}
-    try:
-        with evaluation_mode(*models.values()), torch.inference_mode():
+    with use_threads(threads), evaluation_mode(*models.values()), torch.inference_mode():
+        for name, model in models.items():
+            arguments.call(model)
+            repeats[name] = _count_repeats(model, arguments, clock)
+        for _ in range(rounds):
             for name, model in models.items():
-                arguments.call(model)
-                repeats[name] = _count_repeats(model, arguments, clock)
-            for _ in range(rounds):
-                for name, model in models.items():
-                    times[name].append(_measure_seconds(model, arguments, repeats[name], clock))
-    finally:
-        torch.set_num_threads(before)
+                times[name].append(_measure_seconds(model, arguments, repeats[name], clock))
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
@@ -193,7 +197,6 @@ def cost_function(kind: CostKind, example_inputs: Inputs) -> Callable[[nn.Module
 
     Returns:
         A function: network -> cost.
-
     """
     example = take_first_sample(example_inputs)
     if kind == "parameters":
@@ -216,5 +219,5 @@ def _measure_seconds(model: nn.Module, arguments: CallArguments, repeats: int, c
     """Mean seconds of a forward pass."""
     began = clock()
     for _ in range(repeats):
-        model(*arguments.args, **arguments.kwargs)
+        model(*arguments.args, **arguments.kwargs)  # not `call`, which takes time of its own to copy containers
     return (clock() - began) / repeats

@@ -118,8 +118,9 @@ def predict(model: nn.Module, inputs: Inputs, samples: int = 20, masks: Masks | 
             # Copies, because a network may write into its inputs, and all networks are to see the same.
             own_arguments = arguments.map_tensors(torch.clone)
             logits = _find_logits(own_arguments.call(sample_network(model, masks).eval())).double()
-            probabilities = probabilities + logits.softmax(-1) / samples
-            own_entropy = own_entropy + _entropy(logits.softmax(-1)) / samples
+            own_probabilities = logits.softmax(-1)
+            probabilities = probabilities + own_probabilities / samples
+            own_entropy = own_entropy + _entropy(own_probabilities) / samples
     entropy = _entropy(probabilities)
     # Rounding may leave a mutual information of 0 slightly below 0.
     return Prediction(probabilities, entropy, (entropy - own_entropy).clamp_min(0))

@@ -6,6 +6,7 @@ import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +66,52 @@ def test_flags(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "Traceback" not in said
     for word in words:
         assert word in said, said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_one_prints_an_error(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others leave theirs for torchrun's report: it may have met them alone."""
+    report = tmp_path / "error.json"
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(report))
+    for command in (["compress", "--outt=x"], ["report", str(tmp_path / "nowhere")]):
+        code, said = run(command, capsys)
+        assert code in (1, 2)
+        assert said.count("nni-sparsevd: ") == (rank == 0)
+        assert report.exists() == (rank == 1)
+    assert rank == 0 or "result.json: no such file" in json.loads(report.read_text())["message"]["message"]
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
+    assert run(["compress", "--outt=x"], capsys)[1].count("did you mean --out?") == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_one_prints_an_interruption(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr("nni_sparsevd.report.write_report", interrupt)
+    code, said = run(["report", str(tmp_path)], capsys)
+    assert code == 130
+    assert said.count("stopped") == (rank == 0)
+    assert not (tmp_path / "error.json").exists()
+
+
+def test_an_output_that_nobody_reads_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in `nni-sparsevd reproduce | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        code, said = run(["reproduce"], capsys)
+        assert (code, said) == (141, "")
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,6 +272,35 @@ def test_damaged_result(done: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert code == 1
     assert "result.json" in said
     assert "size" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"front": None, "input": None}, ["lacks front, input"]),
+        ({"front": 3}, ["front is 3"]),
+        ({"front": [{}, {}]}, ["front is"]),
+        ([], ["holds a list"]),
+    ],
+    ids=["keys", "front", "row", "kind"],
+)
+@pytest.mark.parametrize("command", ["check", "measure", "export"])
+def test_a_damaged_result_is_named_by_every_command(
+    command: str, change: Any, words: list[str], done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`None` takes a key out."""
+    folder = copied(done, tmp_path)
+    values: Any = change
+    if isinstance(change, dict):
+        values = json.loads((folder / "result.json").read_text()) | change
+        values = {key: value for key, value in values.items() if key not in change or value is not None}
+    (folder / "result.json").write_text(json.dumps(values))
+    flags = [f"--to={tmp_path / 'small.pt2'}"] if command == "export" else []
+    code, said = run([command, str(folder), *flags], capsys)
+    assert code == 1
+    assert "result.json" in said
+    for word in words:
+        assert word in said, said
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_bad_data_is_named(tmp_path: Path) -> None:
         (DataSettings(name="", train=first, test=good), "ant/0.png"),
         (DataSettings(name="", train=uneven, test=good), "data.image_size"),
         (DataSettings(name="", train=tmp_path / "words.tar", test=good), "words.tar"),
-        (DataSettings(limit=1), "too few|holdout"),
+        (DataSettings(limit=1), "1 training and 360 test images are too few: 2 for training"),
     ]
     for settings, says in cases:
         try:

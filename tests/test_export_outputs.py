@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.errors import ModelError, SettingError
-from nni_sparsevd.export import FORMATS, export, open_file, torch_export
+from nni_sparsevd.export import FORMATS, Comparison, OutputDifference, export, open_file, torch_export
 
 ONNX = pytest.mark.skipif(bool(FORMATS[".onnx"].missing), reason="ONNX is not installed")
 EXECUTORCH = pytest.mark.skipif(bool(FORMATS[".pte"].missing), reason="ExecuTorch is not installed")
@@ -190,3 +190,9 @@ def test_a_dataclass_goes_in_as_tensors_in_a_row(tmp_path: Path) -> None:
     assert export(Opens(), tmp_path / "net.pt2", inputs).batches == (1, 2, 3)
     output = torch.export.load(tmp_path / "net.pt2").module()(inputs[0].logits, inputs[0].hidden[0])
     assert output[0].shape == (2, 3)
+
+
+@pytest.mark.parametrize(("batches", "end"), [((1, 2), "(relative 0.25), batches of 1, 2"), ((), "(relative 0.25)")])
+def test_batches_are_told_where_there_are_any(batches: tuple[int, ...], end: str) -> None:
+    difference = OutputDifference("output", 0.5, 0.25, 0.3)
+    assert str(Comparison("ONNX", 0.5, 0.25, batches, 10, (difference,))).endswith(end)

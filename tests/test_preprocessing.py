@@ -245,6 +245,16 @@ def test_a_classifier_for_other_classes_is_made_anew_and_said(
     torch.testing.assert_close(probabilities, torch.full((4, 2), 0.5), atol=0.1, rtol=0)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_one_says_that_a_classifier_is_made_anew(
+    weights: Path, rank: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: rank)
+    models.create_model(ModelSettings(name=NAME, checkpoint=weights), 2, 3, 24)
+    assert capsys.readouterr().err.count("anew") == (rank == 0)
+
+
 def test_a_classifier_that_timm_leaves_out_starts_small_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.creation, "build_model", lambda name, arguments, _: timm.create_model(name, **arguments))
     weight = models.create_model(ModelSettings(name=NAME, pretrained=True), 2, 3, 24).get_parameter("fc.weight")

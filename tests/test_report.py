@@ -1,7 +1,9 @@
 """The report of a run says what its result.json says, and refuses a run that is not whole."""
 
+import errno
 import html
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -215,6 +217,25 @@ def test_pictures_are_drawn(drawing_run):
     assert not re.search(r"(src|href)=\"(?!data:)", text), "the page must stand alone"
 
 
+def test_a_picture_is_whole_or_what_it_was_before(tmp_path, monkeypatch):
+    """A page may be read, and sent, while its pictures are drawn anew."""
+    path = tmp_path / "pictures" / "layers.png"
+    layers = [{"name": "head", "sparsity": 0.5}]
+    pictures.draw_layer_sparsity(layers, path)
+    before = path.read_bytes()
+
+    def save_half(self, target, **options):
+        cut = before[: len(before) // 2]
+        target.write(cut) if hasattr(target, "write") else target.write_bytes(cut)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pictures.Figure, "savefig", save_half)
+    with pytest.raises(OSError, match="No space left"):
+        pictures.draw_layer_sparsity(layers, path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     ("masks", "chosen", "said", "threshold"),
     [
@@ -247,7 +268,7 @@ def test_the_histogram_says_what_decided(masks, chosen, said, threshold, run, mo
 
 
 def test_names_of_near_networks_do_not_cover_each_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures.Figure, "savefig", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda figure, file, format: figures.append(figure))
     figures: list[pictures.Figure] = []
     macs = {0.5: 500, 0.49: 495, 0.48: 490, 0.1: 100}
     values = {"network": "shrunk", "test": 0.9, "held_out": 0.91, "chosen": False}

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,52 @@ def test_no_negative_zeros_are_stored(tmp_path: Path) -> None:
     assert not torch.signbit(load_file(tmp_path / "a.safetensors")["weight"]).any()
 
 
+def wrap_network(network: nn.Module) -> nn.Module:
+    return torch.compile(network)  # type: ignore[return-value]
+
+
+def wrap_layers(network: nn.Module) -> nn.Module:
+    network.deep, network.head = nn.DataParallel(network.deep), wrap_network(network.head)
+    return network
+
+
+WRAPPED = {
+    "compiled": wrap_network,
+    "data parallel": nn.DataParallel,
+    "compiled, data parallel": lambda network: wrap_network(nn.DataParallel(network)),
+    "layers": wrap_layers,
+}
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_wrappers_of_a_network_are_not_saved(tmp_path: Path, case: str) -> None:
+    """The names that `torch.compile` and data parallelism put before those of the tensors are of no use in a file."""
+    saved = own()
+    wrapped = WRAPPED[case](copy.deepcopy(saved))
+    names = list(wrapped.state_dict())
+    save(wrapped, tmp_path / "wrapped.safetensors")
+    save(saved, tmp_path / "net.safetensors")
+    assert list(wrapped.state_dict()) == names
+    (_, metadata), (_, expected) = (files.load_tensors(tmp_path / f"{name}.safetensors") for name in ("wrapped", "net"))
+    assert metadata == expected
+    assert_same(saved, load(tmp_path / "wrapped.safetensors", model=Net()), image())
+    fresh = WRAPPED[case](Net())
+    assert load(tmp_path / "net.safetensors", model=fresh) is fresh
+    assert list(fresh.state_dict()) == names
+    for name, tensor in wrapped.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], tensor)
+
+
+def test_a_wrapped_network_of_timm_knows_its_name(tmp_path: Path) -> None:
+    model = randomize_(timm.create_model("test_resnet"))
+    compiled = wrap_network(model)
+    save(compiled, tmp_path / "net.safetensors")
+    assert_same(model, load(tmp_path / "net.safetensors"), image())
+    svd.save_folder(compiled, tmp_path / "folder")
+    assert_same(model, load(tmp_path / "folder" / "model.safetensors"), image())
+    assert svd.timm_structure(compiled, image()) == svd.timm_structure(model, image())
+
+
 def test_posteriors_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="Net still has posteriors"):
         save(svd.sparsify_(Net()), tmp_path / "a.safetensors")
@@ -293,6 +340,10 @@ HOSTILE: dict[str, tuple[Callable[..., object], str]] = {
     "word for number": (put("attributes", "first", "in_channels", value="3"), r"sets first\.in_channels to '3'"),
     "table for number": (put("attributes", "first", "in_channels", value={"a": 1}), r"sets first\.in_channels"),
     "number for tuple": (put("attributes", "first", "stride", value=1), r"sets first\.stride to 1"),
+    "norms a list": (put("remembering", value=["norm"]), "header is damaged: remembering is .* not a table"),
+    "norm of another kind": (put("remembering", "norm", value={"channel_dim": 1, "removed": 1}), "remembers of 'norm'"),
+    "attentions a word": (put("attentions", value="head"), "header is damaged: attentions is 'head', not a list"),
+    "attention of another kind": (put("attentions", value=["head"]), "a smaller attention of 'head'"),
     "missing tensor": (tensor("first.weight", None), r"lacks first\.weight"),
     "tensor of nobody": (tensor("third.weight", torch.ones(2)), r"holds third\.weight, but Net has no third"),
     "tensor of no use": (tensor("first.wait", torch.ones(2)), r"holds first\.wait, but first has no wait"),
@@ -462,3 +513,17 @@ def test_arguments_that_no_file_can_hold_are_named(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"arguments: act_layer = .*ReLU.* cannot be written"):
         save(model, tmp_path / "net.safetensors", arguments=arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_leaves_of_files_and_folders_is_deleted(tmp_path: Path) -> None:
+    """A kill while others make a file leaves the folder that they make it in."""
+    for path in (tmp_path / "net.safetensors", tmp_path / "pictures" / "net.onnx"):
+        with files.replace_when_whole(path) as unfinished:
+            unfinished.write_bytes(b"half")
+            shutil.copytree(unfinished.parent, tmp_path / "left")
+        path.unlink()
+        shutil.move(tmp_path / "left", unfinished.parent)  # all that a kill would have left
+    (tmp_path / f".metrics.jsonl.1{files.PARTIAL_SUFFIX}").write_bytes(b"half")
+    files.delete_partial_files(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "pictures"]

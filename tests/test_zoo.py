@@ -11,12 +11,13 @@ import torch
 import torchvision
 
 from nni_sparsevd import cli
+from nni_sparsevd.errors import FileFormatError
 from nni_sparsevd.files import read_json, write_json
 from nni_sparsevd.studies.zoo import Limits, format_summary, format_table, run_zoo, torchvision_networks, trials
 from nni_sparsevd.studies.zoo.families import find_smallest, list_families
 from nni_sparsevd.studies.zoo.libraries import find_library
 from nni_sparsevd.studies.zoo.trials import Row
-from nni_sparsevd.training.environment import find_commit
+from nni_sparsevd.training import find_commit
 
 Printed = pytest.CaptureFixture[str]
 
@@ -65,6 +66,13 @@ def test_a_large_network_stays_in_float32_and_is_compared_in_float64(monkeypatch
 def test_what_exceeds_a_limit_is_a_row_that_says_so(tmp_path: Path, limits: Limits, verdict: str) -> None:
     (row,) = run_zoo(tmp_path, "starnet", 1, limits)
     assert row.verdict == verdict and "**" in format_table([row.to_dict()])[-1]
+
+
+@pytest.mark.parametrize("rows", [[{"kept": 3}], [3], 3])
+def test_rows_of_something_else_are_named(tmp_path: Path, rows: Any) -> None:
+    write_json(tmp_path / "starnet.json", rows)
+    with pytest.raises(FileFormatError, match=r"starnet\.json: not rows of the zoo"):
+        run_zoo(tmp_path, "starnet")
 
 
 @pytest.mark.parametrize(

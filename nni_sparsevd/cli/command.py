@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ class Command:
     def empty_parser(self) -> ArgumentParser:
         """Build a parser without arguments, which is enough to list the command."""
         return ArgumentParser(description=self.description, exit_on_error=False, allow_abbrev=False)
+
+
+def add_calibration(parser: ArgumentParser) -> None:
+    """Add how many photos int8 is calibrated with."""
+    # `results.CALIBRATION` is the same number: to import it would take longer than the rest of the program's start.
+    parser.add_argument(
+        "--calibration", type=PositiveInt, default=200, help="training photos on which the ranges of int8 are measured"
+    )
 
 
 def add_level(parser: ArgumentParser) -> None:

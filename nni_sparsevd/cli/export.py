@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
 
 from ..errors import SettingError
 from ..preprocessing import read_values
 from ..recipe import RECIPE_FILE
-from .command import Command, add_level
+from .command import Command, add_calibration, add_level
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -23,12 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--int8", action="store_true", help="integers of eight bits, for .onnx, .pte and .tflite of a run folder"
     )
-    parser.add_argument(
-        "--calibration",
-        type=PositiveInt,
-        default=200,
-        help="training photos on which the ranges of --int8 are measured",
-    )
+    add_calibration(parser)
 
 
 def run(arguments: Namespace, command_line: list[str]) -> None:

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
 
 from ..errors import SparseVDError
-from .command import Command, add_level
+from .command import Command, add_calibration, add_level
 
 
 def add_folder(parser: ArgumentParser) -> None:
@@ -40,9 +39,7 @@ def run_check(arguments: Namespace, command_line: list[str]) -> None:
 def add_measuring(parser: ArgumentParser) -> None:
     """Add the run folder, and how int8 is calibrated."""
     add_folder(parser)
-    parser.add_argument(
-        "--calibration", type=PositiveInt, default=200, help="training photos on which the ranges of int8 are measured"
-    )
+    add_calibration(parser)
 
 
 def run_measure(arguments: Namespace, command_line: list[str]) -> None:

@@ -230,8 +230,10 @@ def _cut(sources: tuple[Source, Source], settings: DataSettings, seed: int) -> t
 def _refuse_too_few(parts: Sequence[Part], settings: DataSettings) -> None:
     counts = [len(part.rows) for part in parts]
     if min(counts) < 1:
+        found = f"{counts[0] + counts[1]} training and {counts[2]} test images"
         raise DataError(
-            f"data {settings.resolved_name!r}: {counts[0] + counts[1]} training and {counts[2]} test images are too few"
+            f"data {settings.resolved_name!r}: {found} are too few: 2 for training, of which 1 is held out, and 1 for "
+            "testing are the least; data.limit may be too low"
         )
 
 

@@ -24,6 +24,7 @@ from .splits import (
     Split,
     StreamedSplit,
     count_workers,
+    describe_sizes,
     load,
     refuse_bad,
     split_range,
@@ -41,7 +42,7 @@ class Part:
         source: Where they come from.
         rows: Their places in the source.
         labels: Their classes.
-        images: They, decoded and resized; None where they are streamed.
+        images: The photos, decoded and resized; None where they are streamed.
         bad: What is wrong with those that cannot be decoded, and are left out.
         colored: Whether any of them has color.
     """
@@ -107,20 +108,20 @@ def _probe_size(part: Part, usual_size: int | None) -> tuple[int, int]:
     """(height, width) of photos that are all alike, as far as some of them tell; else the network's usual side."""
     photos = Photos(part.source, part.rows, None, None)
     places = np.linspace(0, len(part.rows) - 1, min(PROBED, len(part.rows))).astype(np.int64)
-    sizes, bad = set(), []
+    sizes: set[tuple[int, int]] = set()
+    bad: list[str] = []
     for place in places.tolist():
         decoded = photos[[(place, None)]]
         bad += decoded.bad
         if decoded.good:
-            sizes.add(tuple(decoded.images.shape[2:]))
+            sizes.add((decoded.images.shape[2], decoded.images.shape[3]))
     if not sizes:
         refuse_bad(bad)
     if len(sizes) == 1:
         height, width = sizes.pop()
         return height, width
     if usual_size is None:
-        named = ", ".join(f"{width}x{height}" for height, width in sorted(sizes)[:3])
-        raise DataError(f"data: the images differ in size ({named}); set data.image_size")
+        raise DataError(describe_sizes(sizes))
     return usual_size, usual_size
 
 

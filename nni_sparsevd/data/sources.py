@@ -150,8 +150,10 @@ def open_sources(settings: DataSettings) -> tuple[Source, Source]:
     train = _open(settings.resolved_name, train_root, settings.train_split)
     test = _open(settings.resolved_name, test_root, settings.test_split)
     if train.class_names != test.class_names:
-        differ = ", ".join(sorted(set(train.class_names) ^ set(test.class_names)))
-        raise DataError(f"data.test: the classes of {test_root} are not those of {train_root}: {differ}")
+        differ = ", ".join(sorted(set(train.class_names) ^ set(test.class_names))) or "they have another order"
+        # A library that needs no root has splits instead.
+        train_place, test_place = train_root or settings.train_split, test_root or settings.test_split
+        raise DataError(f"data.test: the classes of {test_place} are not those of {train_place}: {differ}")
     return train, test
 
 
@@ -172,19 +174,23 @@ def _find_roots(settings: DataSettings) -> tuple[Path | None, Path | None]:
 
 
 def _find_folders(root: Path, test: Path | None) -> tuple[Path, Path]:
-    """Both folders below one root, or two roots as they are."""
-    train_folder, test_folder = _find_child(root, TRAIN_FOLDERS), _find_child(root, TEST_FOLDERS)
-    # A class may be called train: only a root that holds both parts is split that way.
-    has_both = train_folder is not None and test_folder is not None
+    """Where the training and the test photos are: in two parts of one root, or of a root each, or in two roots."""
+    parts = _find_parts(root)
     if test is None:
-        if train_folder is None or test_folder is None:
+        if parts is None:
             raise DataError(
                 f"data.test: images from a folder or tar need a test folder or tar of their own; {root} does not hold "
                 f"both a folder {' or '.join(TRAIN_FOLDERS)} and one of {', '.join(TEST_FOLDERS)}"
             )
-        return train_folder, test_folder
-    own_test = _find_child(test, TEST_FOLDERS) if _find_child(test, TRAIN_FOLDERS) else None
-    return (train_folder if has_both and train_folder else root), own_test or test
+        return parts
+    test_parts = _find_parts(test)
+    return (parts[0] if parts else root), (test_parts[1] if test_parts else test)
+
+
+def _find_parts(root: Path) -> tuple[Path, Path] | None:
+    """The training and the test part of a root; None for a root that lacks one, as a class may be called train."""
+    train, test = _find_child(root, TRAIN_FOLDERS), _find_child(root, TEST_FOLDERS)
+    return None if train is None or test is None else (train, test)
 
 
 def _find_child(root: Path, names: Iterable[str]) -> Path | None:

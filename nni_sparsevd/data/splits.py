@@ -199,17 +199,19 @@ class Photos(Dataset[Decoded]):
 
 
 def _stack(images: list[Tensor]) -> Tensor:
-    """Images as one tensor; an empty one where they are of several sizes, or where there are none."""
-    if len({image.shape for image in images}) != 1:
-        sizes = {tuple(image.shape[1:]) for image in images}
-        if not sizes:
-            return torch.empty(0, 1, 0, 0, dtype=torch.uint8)
-        raise DataError(f"data: the images differ in size ({_write_sizes(sizes)}); set data.image_size")
+    """Images as one tensor, an empty one where there are none; raises `DataError` where they differ in size."""
+    if not images:
+        return torch.empty(0, 1, 0, 0, dtype=torch.uint8)
+    sizes = {(image.shape[1], image.shape[2]) for image in images}
+    if len(sizes) > 1:
+        raise DataError(describe_sizes(sizes))
     return torch.stack(images)
 
 
-def _write_sizes(sizes: set[tuple[int, ...]]) -> str:
-    return ", ".join(f"{width}x{height}" for height, width in sorted(sizes)[:3])
+def describe_sizes(sizes: set[tuple[int, int]]) -> str:
+    """Say that images differ in size, and what to do; each size is (height, width)."""
+    named = ", ".join(f"{width}x{height}" for height, width in sorted(sizes)[:3])
+    return f"data: the images differ in size ({named}); set data.image_size"
 
 
 @final
@@ -293,6 +295,6 @@ def refuse_bad(bad: Sequence[str]) -> None:
     more = f"\n  and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
     listed = "".join(f"\n  {line}" for line in bad[:LISTED])
     raise DataError(
-        f"data: {len(bad)} image{'s' if len(bad) > 1 else ''} cannot be decoded; delete or mend, or go on without by "
-        f"data.skip_bad:{listed}{more}"
+        f"data: {len(bad)} image{'s' if len(bad) > 1 else ''} cannot be decoded; delete or mend them, or go on without "
+        f"them by data.skip_bad=true:{listed}{more}"
     )

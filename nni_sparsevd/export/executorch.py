@@ -73,8 +73,11 @@ def _make_quantizer() -> Any:
                     or Q_ANNOTATION_KEY not in layer.meta
                 ):
                     continue
-                scale, layer.meta[Q_ANNOTATION_KEY].output_qspec = layer.meta[Q_ANNOTATION_KEY].output_qspec, None
-                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(output_qspec=scale, _annotated=True)
+                # The scale of the layer's output becomes that of the clamp's, and the layer itself is left without.
+                of_layer = layer.meta[Q_ANNOTATION_KEY]
+                of_clamp = QuantizationAnnotation(output_qspec=of_layer.output_qspec, _annotated=True)
+                node.meta[Q_ANNOTATION_KEY] = of_clamp
+                of_layer.output_qspec = None
             return model
 
     settings = get_symmetric_quantization_config(is_per_channel=True)

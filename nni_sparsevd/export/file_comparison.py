@@ -67,10 +67,10 @@ class Comparison:
         return {**asdict(self), "ok": self.ok}
 
     def __str__(self) -> str:
-        sizes = ", ".join(str(size) for size in self.batches)
+        sizes = f", batches of {', '.join(str(size) for size in self.batches)}" if self.batches else ""
         worst = max(self.outputs, key=lambda output: output.max_rel - output.tolerance)
         place = f" in {worst.name}" if len(self.outputs) > 1 else ""
-        difference = f"largest difference {self.max_abs:.2g} (relative {worst.max_rel:.2g}{place}), batches of {sizes}"
+        difference = f"largest difference {self.max_abs:.2g} (relative {worst.max_rel:.2g}{place}){sizes}"
         same = "" if self.agreement is None else f"{100 * self.agreement:.1f} % of calibration in the same class, "
         return f"{self.format}: {self.bytes:,} bytes; {same}{difference}"
 

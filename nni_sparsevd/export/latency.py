@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import SettingError
 from ..graph import CallArguments, Inputs, as_arguments, evaluation_mode
+from ..measure import use_threads
 from .exporting import export
 from .quantization import Quantization
 from .runtime import open_exported
@@ -82,17 +83,12 @@ def _compare(network: nn.Module, reference: nn.Module, arguments: CallArguments)
     # 1. The processor's time, because what other programs take of the machine shall not count.
     # 2. Sums and long turns, because that time may be counted in ticks of a millisecond: a median of short turns then
     #    is one tick for either network.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     totals = [0.0, 0.0]
-    try:
-        with evaluation_mode(network, reference), torch.inference_mode():
-            calls = [_count_calls(each, arguments) for each in (network, reference)]
-            for _ in range(ROUNDS):
-                for index, each in enumerate((network, reference)):
-                    totals[index] += _run(each, arguments, calls[index]) / calls[index]
-    finally:
-        torch.set_num_threads(threads)
+    with use_threads(1), evaluation_mode(network, reference), torch.inference_mode():
+        calls = [_count_calls(each, arguments) for each in (network, reference)]
+        for _ in range(ROUNDS):
+            for index, each in enumerate((network, reference)):
+                totals[index] += _run(each, arguments, calls[index]) / calls[index]
     return totals[0] / totals[1]
 
 

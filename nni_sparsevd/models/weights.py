@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import FileFormatError, ModelError
@@ -83,7 +84,8 @@ def replace_other_head_(model: nn.Module, tensors: dict[str, Tensor], where: Pat
     head = [key for key in find_head(model) if key in tensors]
     if all(tensors[key].shape == own[key].shape for key in head):
         return tensors
-    logger.warning("%s: has a classifier for other classes; %s are made anew", where, ", ".join(head))
+    if not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0:  # once for all processes
+        logger.warning("%s: has a classifier for other classes; %s are made anew", where, ", ".join(head))
     start_new_head_(model)
     return tensors | {key: own[key] for key in head}
 

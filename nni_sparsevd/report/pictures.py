@@ -4,6 +4,7 @@ Every picture is a `Figure` of its own: neither pyplot nor a backend is touched,
 imports this package appear as they did.
 """
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
+from ..files import write_bytes
 from .decision import Decision
 
 Point = tuple[float, float]
@@ -39,18 +41,22 @@ LABEL_OFFSETS = ((0, 13), (0, -13), (0, 24), (0, -24), (18, 9), (-18, 9), (18, -
 
 @contextmanager
 def styled_figure(path: Path, width: float = 7.0, height: float = 3.2) -> Iterator[Figure]:
-    """Give an empty figure in our style, and save it when the block ends.
+    """Give an empty figure in our style, and save it when the block ends, whole or not at all.
 
     Args:
-        path: The picture's file; its folder is made.
+        path: The picture's file; its folder is made, and its suffix says the format.
         width: Of the figure, in inches.
         height: Of the figure, in inches.
+
+    Raises:
+        FileFormatError: The file cannot be written.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         yield figure
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        content = io.BytesIO()
+        figure.savefig(content, format=path.suffix.removeprefix("."))
+    write_bytes(path, content.getvalue())
 
 
 @contextmanager
@@ -119,7 +125,7 @@ def draw_progress(rows: list[dict[str, Any]], path: Path) -> None:
         compression.plot(epochs, [row["compression"] for row in rows], color=ORANGE)
         if _need_log_scale([row["compression"] for row in rows]):
             compression.set_yscale("log")
-            _write_plain_numbers(compression.yaxis)
+            write_plain_numbers(compression.yaxis)
         compression.grid(visible=False)
         compression.set_ylabel("weights in all / kept", color=ORANGE)
         beginnings = {}
@@ -134,9 +140,14 @@ def _need_log_scale(values: list[float]) -> bool:
     return max(values) > 4 * min(values)
 
 
-def _write_plain_numbers(axis: Axis) -> None:
-    """Write 1, 2, 5, 10 at a logarithmic axis, in the place of powers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def write_plain_numbers(axis: Axis, digits: tuple[float, ...] = (1, 2, 5)) -> None:
+    """Write numbers at a logarithmic axis, in the place of powers: 1, 2, 5, 10, 20, and so on.
+
+    Args:
+        axis: The axis.
+        digits: Numbers from 1 to below 10; these and their products with powers of ten are written.
+    """
+    axis.set_major_locator(LogLocator(subs=digits))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
@@ -188,9 +199,7 @@ def draw_front(front: list[dict[str, Any]], path: Path) -> None:
                 axes.plot(*point, "o", color=ORANGE, markersize=10, label="network of the run")
         axes.set_xscale("log")
         # Numbers at all places of matplotlib's own choice would run into each other before each power of ten.
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        write_plain_numbers(axes.xaxis, (1, 1.5, 2, 3, 5, 7))
         axes.margins(0.08, 0.18)
         axes.set_xlabel("million multiply-accumulates, one image (log scale)")
         axes.set_ylabel("accuracy, %")
@@ -244,7 +253,7 @@ def draw_threshold_curve(curve: dict[str, Any], decision: Decision, path: Path) 
             axes.plot(*chosen, "o", color=ORANGE, markersize=9, label=f"chosen: log α < {decision.threshold:g}")
         if _need_log_scale(curve["compression"]):
             axes.set_xscale("log")
-            _write_plain_numbers(axes.xaxis)
+            write_plain_numbers(axes.xaxis)
         axes.set_xlabel("weights in all / kept")
         axes.set_ylabel("held-out accuracy, %")
         axes.legend(frameon=False)

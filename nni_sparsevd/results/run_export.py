@@ -12,7 +12,7 @@ from ..recipe import RECIPE_FILE, read_recipe
 from ..report import write_int8_remark, write_report
 from ..storage import load
 from .run_data import CALIBRATION, choose_calibration, read_run_data
-from .run_files import FILES, find_network_folder
+from .run_files import FILES, find_network_folder, read_result
 from .runtime_scores import Candidate, RuntimeScore, score_candidates
 
 
@@ -77,7 +77,7 @@ def export_run(
         DataError: The photos of the run, which int8 needs, are no longer there.
     """
     network_folder = find_network_folder(folder, level)
-    result = read_json(network_folder / "result.json")
+    result = read_result(network_folder)
     small = load(network_folder / FILES["shrunk"])
     example = torch.zeros(1, *result["input"])
     if int8:
@@ -85,7 +85,7 @@ def export_run(
         exported = _export_int8(folder, small, path, example, dynamic_batch, calibration, result["seed"])
     else:
         exported = RunExport(export(small, path, example, dynamic_batch=dynamic_batch))
-    exported = replace(exported, level=result.get("level"))
+    exported = replace(exported, level=result["level"])
     record = folder / "exports.json"
     rows = read_json(record) if record.exists() else {}
     write_json(record, {**rows, path.name: exported.to_dict()})

@@ -14,7 +14,7 @@ from .. import models
 from ..data import DataSets
 from ..errors import ModelError, SettingError
 from ..export import FORMATS, Quantization, export, open_exported
-from ..files import read_json, write_json
+from ..files import write_json
 from ..measure import measure_latencies
 from ..preprocessing import set_values_
 from ..recipe import RECIPE_FILE, ModelSettings, read_recipe
@@ -22,7 +22,7 @@ from ..report import DENSE, FLOAT, INT8, list_int8_remarks, write_report
 from ..storage import load
 from ..training import describe_environment, read_network_
 from .run_data import CALIBRATION, choose_calibration, read_run_data
-from .run_files import FILES
+from .run_files import FILES, list_levels, read_result
 from .runtime_scores import Candidate, score_candidates
 
 RUNTIMES = {".onnx": "ONNX Runtime", ".pte": "ExecuTorch", ".tflite": "LiteRT"}
@@ -85,7 +85,7 @@ def measure_run(
         DataError: The photos of the run are no longer there.
         SettingError: The recipe in the folder is damaged.
     """
-    result = read_json(folder / "result.json")
+    result = read_result(folder)
     data = read_run_data(folder)
     material = _Material(
         _list_files(folder),
@@ -140,8 +140,7 @@ def read_networks(folder: Path, data: DataSets) -> dict[str, nn.Module]:
 
 def _list_files(folder: Path) -> dict[str, Path]:
     """Network -> its file: dense, and shrunk or shrunk PART for each level."""
-    # Not what lies in `levels/`: a run that went on with other settings may have left out a level that it had before.
-    levels = [f"{row['level']:g}" for row in read_json(folder / "result.json")["front"][1:]]
+    levels = list_levels(folder)
     small = {f"shrunk {level}": folder / "levels" / level / FILES["shrunk"] for level in levels}
     return {DENSE: folder / FILES["dense"], **(small or {"shrunk": folder / FILES["shrunk"]})}
 
@@ -154,7 +153,7 @@ def _measure_runtime(suffix: str | None, material: _Material) -> tuple[list[dict
             return [], written.passed_over
         candidates = {f"{name} {precision}": value for (name, precision), value in written.candidates.items()}
         networks = {key: candidate.runs for key, candidate in candidates.items()}
-        times = measure_latencies(networks, material.example, ROUNDS, 1, time.process_time)
+        times = measure_latencies(networks, material.example, ROUNDS, threads=1, clock=time.process_time)
         scores = score_candidates(candidates, material.networks, material.data)
     dense = times.get(f"{DENSE} {FLOAT}")
     rows = []

@@ -17,6 +17,7 @@ from ..preprocessing import check_values, read_values
 from ..settings import Argument
 from . import networks
 from .packing import Coding
+from .wrappers import without_wrappers
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -40,7 +41,7 @@ def save_folder(
     """Write a network as a new folder: model.safetensors, config.json and README.md; all of them, or nothing.
 
     Args:
-        model: An ordinary network, masked, shrunk or neither.
+        model: An ordinary network, masked, shrunk or neither; see `save`.
         folder: The folder to make.  It may exist if it is empty.
         name: timm's name of the network before it was shrunk.  Networks that timm made know their name.
         arguments: The arguments that timm builds it with, such as {"num_classes": 10}.
@@ -74,9 +75,9 @@ def save_folder(
     folder = Path(folder)
     _require_empty(folder)
     checked = check_values(preprocessing or {})
-    with replace_when_whole(folder) as unfinished:
+    with without_wrappers(model) as network, replace_when_whole(folder) as unfinished:
         networks.save(
-            model,
+            network,
             unfinished / WEIGHTS,
             name=name,
             arguments=arguments,
@@ -85,7 +86,7 @@ def save_folder(
             measure=measure,
             preprocessing=checked,
         )
-        _describe_folder(unfinished, model, checked)
+        _describe_folder(unfinished, network, checked)
 
 
 def push(folder: Path | str, repository: str, *, private: bool = False, revision: str | None = None) -> str:

@@ -32,6 +32,7 @@ from ..shrinking import (
 )
 from .packing import Coding, pack, unpack
 from .precision import choose_steps
+from .wrappers import without_wrappers
 
 FORMAT = "nni_sparsevd.model"
 """Metadata key of the header."""
@@ -62,7 +63,7 @@ def save(
     """Write a network to a .safetensors file, whole or not at all; `load` makes a working module of it.
 
     Args:
-        model: An ordinary network, masked, shrunk or neither.
+        model: An ordinary network, masked, shrunk or neither.  Wrappers, as that of `torch.compile`, are left out.
         path: The file to write.  Missing folders are made.
         name: timm's name of the network before it was shrunk.  Networks that timm made know their name.  A network of
             your own is saved without: `load(path, model=...)` then wants a fresh instance.
@@ -99,15 +100,15 @@ def save(
         ```
     """
     path = Path(path)
-    if is_variational(model):
-        raise ModelError(f"{type(model).__name__} still has posteriors; save what bake_ or shrink gives back")
-    steps = _choose_steps(model, coding, posterior)
-    header = _make_header(model, name, arguments, path, check_values(preprocessing or {}))
-    # Measured before the file is written: the file is whole, or it is not there.
-    if measure is not None:
-        as_loaded = model if coding is None else _copy_as_packed(model, coding, steps)
-        header["measured"] = _measure(as_loaded, measure)
-    _write(model.state_dict(), path, header, coding, steps)
+    with without_wrappers(model) as network:
+        if is_variational(network):
+            raise ModelError(f"{type(network).__name__} still has posteriors; save what bake_ or shrink gives back")
+        steps = _choose_steps(network, coding, posterior)
+        header = _make_header(network, name, arguments, path, check_values(preprocessing or {}))
+        # Measured before the file is written: the file is whole, or it is not there.
+        if measure is not None:
+            header["measured"] = _measure(network, measure, coding, steps)
+        _write(network.state_dict(), path, header, coding, steps)
 
 
 def _write(
@@ -130,7 +131,10 @@ def _choose_steps(model: nn.Module, coding: Coding | None, posterior: nn.Module 
                 "none: pass posterior=, the variational network that it was baked from"
             )
         raise SettingError(f"posterior: counts only with coding='posterior', found coding={coding!r}")
-    return {} if posterior is None else choose_steps(model, posterior)
+    if posterior is None:
+        return {}
+    with without_wrappers(posterior) as variational:
+        return choose_steps(model, variational)
 
 
 def _make_header(
@@ -192,10 +196,16 @@ def _describe_remembering_norms(model: nn.Module) -> dict[str, dict[str, int]]:
     return norms
 
 
-def _measure(model: nn.Module, measure: Callable[[nn.Module], Mapping[str, float]]) -> dict[str, float]:
-    """What is measured of a network in evaluation mode, as numbers that JSON can hold."""
-    with evaluation_mode(model):
-        return {name: float(value) for name, value in measure(model).items()}
+def _measure(
+    model: nn.Module,
+    measure: Callable[[nn.Module], Mapping[str, float]],
+    coding: Coding | None,
+    steps: dict[str, float],
+) -> dict[str, float]:
+    """What is measured of a network as its file gives it back, in evaluation mode, as numbers that JSON can hold."""
+    as_loaded = model if coding is None else _copy_as_packed(model, coding, steps)
+    with evaluation_mode(as_loaded):
+        return {name: float(value) for name, value in measure(as_loaded).items()}
 
 
 def _copy_as_packed(model: nn.Module, coding: Coding, steps: dict[str, float]) -> nn.Module:
@@ -249,24 +259,28 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     """
     path = Path(path)
     header, tensors = read_file(path)
-    class_name, name, arguments, attributes = (header[key] for key in HEADER)
     if model is None:
-        if name is None:
-            raise FileFormatError(f"{path}: holds a {class_name} that timm cannot build; load(path, model=fresh)")
-        model = _build_original(name, arguments, path)
-    # A file without this key has no such norms.
+        if header["name"] is None:
+            raise FileFormatError(f"{path}: holds a {header['class']} that timm cannot build; load(path, model=fresh)")
+        model = _build_original(header["name"], header["arguments"], path)
+    with without_wrappers(model) as network:
+        _fill_(network, header, tensors, path)
+    return model.eval()
+
+
+def _fill_(model: nn.Module, header: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:
+    """Make a network what a file says, in place; older files lack the keys that have a default here."""
     _put_remembering_norms_(model, header.get("remembering", {}), path)
     _free_attentions_(model, header.get("attentions", []), path)
     _match_buffer_types_(model, tensors)
-    resize_(model, tensors, attributes, path)
-    set_possible_attributes_(model, header.get("possible_attributes", {}), path)  # older files do not have this key
+    resize_(model, tensors, header["attributes"], path)
+    set_possible_attributes_(model, header.get("possible_attributes", {}), path)
     try:
-        inputs = check_values(header.get("preprocessing", {}))  # older files do not have this key
+        inputs = check_values(header.get("preprocessing", {}))
     except SettingError as error:
         raise FileFormatError(f"{path}: {error}") from None
     if inputs:
         set_values_(model, inputs)
-    return model.eval()
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -337,26 +351,29 @@ def _build_original(name: Any, arguments: Any, path: Path) -> nn.Module:
 
 def _put_remembering_norms_(model: nn.Module, norms: Any, path: Path) -> None:
     """Make norms remember removed channels: the file names them, and brings what they remember as tensors."""
+    if not isinstance(norms, dict):
+        raise FileFormatError(f"{path}: its header is damaged: remembering is {norms!r}, not a table of norms")
     modules = dict(model.named_modules())
-    for name, settings in norms.items() if isinstance(norms, dict) else ():
+    for name, settings in norms.items():
         norm = modules.get(name)
+        # Only the number of removed channels counts here: the file's own tensors bring what they were.
         if norm is not None and norm is not model and _is_padded(settings):
-            # Only the numbers count here, as below.
-            constants = torch.zeros(settings["removed"])
-            pad_norm_(norm, settings["channel_dim"], settings["channels"], range(settings["removed"]), constants)
-            continue
-        if not (isinstance(norm, nn.LayerNorm) and _is_remembering(settings)):
+            removed = torch.zeros(settings["removed"])
+            pad_norm_(norm, settings["channel_dim"], settings["channels"], range(len(removed)), removed)
+        elif isinstance(norm, nn.LayerNorm) and norm is not model and _is_remembering(settings):
+            removed = torch.zeros(min(max(settings["removed"], 0), MAX_REMEMBERED))
+            owner, _, key = name.rpartition(".")
+            setattr(modules[owner], key, RememberingLayerNorm(norm, settings["channel_dim"], removed))
+        else:
             raise FileFormatError(f"{path}: makes a norm that remembers of {name!r}: {settings!r}")
-        owner, _, key = name.rpartition(".")
-        # Only the number counts here: the file's own tensors bring the sums of the removed constants.
-        removed = torch.zeros(min(max(settings["removed"], 0), MAX_REMEMBERED))
-        setattr(modules[owner], key, RememberingLayerNorm(norm, settings["channel_dim"], removed))
 
 
 def _free_attentions_(model: nn.Module, names: Any, path: Path) -> None:
     """Give attentions of PyTorch's, and nothing else, the form that has fewer heads or dimensions."""
+    if not isinstance(names, list):
+        raise FileFormatError(f"{path}: its header is damaged: attentions is {names!r}, not a list of names")
     modules = dict(model.named_modules())
-    for name in names if isinstance(names, list) else ():
+    for name in names:
         if not isinstance(name, str) or not isinstance(modules.get(name), nn.MultiheadAttention):
             raise FileFormatError(f"{path}: makes a smaller attention of {name!r}, which is none")
         free_attentions_(model, [name])

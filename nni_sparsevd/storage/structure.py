@@ -7,6 +7,7 @@ from ..errors import ModelError, describe_error
 from ..graph import CallArguments, Inputs, as_arguments, evaluation_mode
 from ..settings import Argument
 from ..shrinking import batch_sizes, draw_inputs
+from .wrappers import without_wrappers
 
 SEPARATOR = "***"
 TOLERANCE = 1e-4
@@ -54,13 +55,21 @@ def timm_structure(
         assert text.startswith("conv1.0.weight:[")
         ```
     """
+    with without_wrappers(model) as network:
+        return _write_checked(network, as_arguments(example_inputs), name, arguments)
+
+
+def _write_checked(
+    model: nn.Module, example: CallArguments, name: str | None, arguments: dict[str, Argument] | None
+) -> str:
+    """Write the text, and see that timm gives the network back."""
     from .. import models  # timm takes seconds to import
 
     name, arguments = models.resolve_origin(model, name, arguments)
     if name is None:
         raise ModelError(f"timm does not know {type(model).__name__}: pass the name that it is built by")
     text = SEPARATOR.join(f"{key}:{list(tensor.shape)}" for key, tensor in model.state_dict().items())
-    inputs = _draw_typed_inputs(as_arguments(example_inputs))
+    inputs = _draw_typed_inputs(example)
     try:
         rebuilt = _rebuild(models.build_model(name, arguments), text, model.state_dict())
         with torch.no_grad(), evaluation_mode(model):

@@ -2,7 +2,7 @@
 
 from .compressed import Compressed
 from .compression import compress
-from .environment import describe_environment
+from .environment import describe_environment, find_commit
 from .heap import keep_freed_memory
 from .levels import TunedLevel, find_best_accuracy
 from .masked_posterior import mask_posterior_
@@ -37,6 +37,7 @@ __all__ = [
     "evaluate",
     "evaluate_baked",
     "find_best_accuracy",
+    "find_commit",
     "find_mistakes",
     "keep_freed_memory",
     "kl_coefficient_at",

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ...files import read_json, write_bytes, write_json
-from ...training.environment import describe_environment
+from ...training import describe_environment
 from ..processes import Limits, check_seeds
 from .league import League, read_league
 from .paired_tables import format_paired_champions_table, format_paired_table

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ...files import load_tensors
+from ...files import load_tensors, replace_when_whole
 from ...report.pictures import STYLE
 
 FRAMES = 60
@@ -39,8 +39,7 @@ def animate_weights(run: Path, path: Path) -> Path:
     # All frames must have one size, which a tight bounding box would not give them.
     with matplotlib.rc_context({**STYLE, "axes.grid": False, "savefig.bbox": "standard"}):
         picture, panels = _draw_first_frame(frames[0][1])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with writer.saving(picture, str(path), dpi=100):
+        with replace_when_whole(path) as unfinished, writer.saving(picture, str(unfinished), dpi=100):
             for epoch, matrices in frames + held:
                 _update_panels(panels, epoch, matrices)
                 writer.grab_frame()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from ...predictive import predict
+from ...report.tables import format_row
 from .finished import FinishedRun
 
 IMAGES = 2000
@@ -71,10 +72,9 @@ def format_calibration(runs: list[dict[str, Any]]) -> list[str]:
             by_predictor = groups.setdefault(row["condition"], {})
             by_predictor.setdefault(row["predictor"], []).append(row)
     predictors = list(dict.fromkeys(name for by_predictor in groups.values() for name in by_predictor))
-    lines = [f"| images | {' | '.join(predictors)} |", "|---|" + "--:|" * len(predictors)]
+    lines = [format_row(["images", *predictors]), "|---|" + "--:|" * len(predictors)]
     for condition, by_predictor in groups.items():
-        cells = [_format_means(by_predictor[predictor]) for predictor in predictors]
-        lines.append(f"| {condition} | {' | '.join(cells)} |")
+        lines.append(format_row([condition, *(_format_means(by_predictor[predictor]) for predictor in predictors)]))
     return lines
 
 

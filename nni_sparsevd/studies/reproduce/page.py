@@ -5,7 +5,7 @@ from typing import Any
 
 from ...errors import SparseVDError
 from ...files import write_bytes, write_json
-from ...training.environment import describe_environment
+from ...training import describe_environment
 from ..processes import check_seeds
 from .experiments import Experiment, read_experiment
 from .gathering import gather_runs

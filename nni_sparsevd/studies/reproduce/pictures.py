@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from ...files import read_json
 from ...posterior import DEFAULT_THRESHOLD
-from ...report.pictures import BLUE, GRAY, ORANGE, styled_axes, styled_figure
+from ...report.pictures import BLUE, GRAY, ORANGE, styled_axes, styled_figure, write_plain_numbers
 from .animation import animate_weights
 from .experiments import Experiment, Published
 from .method import draw_kl, draw_posteriors
@@ -93,9 +92,7 @@ def _panels(titles: list[str], path: Path) -> Iterator[list[Axes]]:
 def _draw_compression_axis(axes: Axes, condition: str = "") -> None:
     """A logarithmic horizontal axis with ticks at 1, 2, 5, 10, and so on."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    write_plain_numbers(axes.xaxis)
     axes.set_xlabel(f"weights in all / kept{condition}")
 
 

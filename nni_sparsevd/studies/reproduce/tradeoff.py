@@ -8,6 +8,7 @@ from typing import Any
 
 from ...masks import compute_masks, count_weights
 from ...posterior import DEFAULT_THRESHOLD
+from ...report.tables import format_row
 from ...training import THRESHOLD_GRID, evaluate_baked
 from .finished import FinishedRun
 
@@ -34,5 +35,5 @@ def format_tradeoff(runs: list[dict[str, Any]]) -> list[str]:
         rows = [row for run in runs for row in run["tradeoff"] if row["threshold"] == threshold]
         compression = statistics.mean(row["compression"] for row in rows)
         error = statistics.mean(row["error"] for row in rows)
-        lines.append(f"| {threshold:g} | {compression:.0f} | {error:.2f} |")
+        lines.append(format_row([f"{threshold:g}", f"{compression:.0f}", f"{error:.2f}"]))
     return lines

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ...errors import summarize_error
+from ...errors import FileFormatError, summarize_error
 from ...files import read_json, write_json
-from ...training.environment import find_commit
+from ...training import find_commit
 from ..processes import Limits, run_isolated
 from .libraries import find_library, mask_kinds_for
 from .trials import Row
@@ -55,7 +55,12 @@ def run_zoo(
 
 
 def _read_rows(path: Path) -> list[Row]:
-    return [Row.from_dict(values) for values in read_json(path)]
+    try:
+        return [Row.from_dict(values) for values in read_json(path)]
+    except (AttributeError, TypeError) as error:
+        raise FileFormatError(
+            f"{path}: not rows of the zoo ({error}); delete it, and its family is tried again"
+        ) from error
 
 
 def _write_rows(task: Task) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ...report.tables import format_row
 from ...shrinking import TOLERANCE_32
 from .trials import LARGEST_IN_64, Row
 
@@ -137,7 +138,7 @@ def _format_exact(family: str, rows: list[Row]) -> str:
         f"{max(row.seconds for row in rows):.1f}",
         _format_reasons(first),
     ]
-    return f"| {' | '.join(cells)} |"
+    return format_row(cells)
 
 
 def _format_difference(rows: list[Row]) -> str:
