@@ -237,3 +237,17 @@ def test_an_optimizer_that_was_made_before_the_gates_is_named() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.warns(SparseVDWarning, match="make the optimizer of .* after the pruner"):
         pruner(model).attach_(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Budget(fraction=1.0), "fraction: Input should be less than 1"),
+        (lambda: Budget(fractoin=0.5), "did you mean fraction?"),  # type: ignore[call-arg]
+        (lambda: SparseVDSettings(n_train=0), "n_train: Input should be greater than 0"),
+        (lambda: SparseVDSettings(posterior={"granularty": "gate"}), "did you mean posterior.granularity?"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings_that_cannot_be_are_errors_of_ours(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        make()

@@ -84,8 +84,8 @@ class VarianceOptimizer:
             FileFormatError: A place, a key or a shape is not that of these parameters, or a part is missing.
         """
         shapes: dict[str, dict[str, torch.Size]] = {}
-        for place, parameter in enumerate(self._parameters()):
-            shapes[str(place)] = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        for number, parameter in enumerate(self._parameters()):
+            shapes[str(number)] = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
         memory: dict[int, dict[str, Tensor]] = {}
         for name, value in state.items():
             place, _, key = name.partition(".")
@@ -95,8 +95,8 @@ class VarianceOptimizer:
                     "load a state that was saved from this network with these settings"
                 )
             memory.setdefault(int(place), {})[key] = value
-        for place, values in memory.items():
-            missing = [f"{place}.{key}" for key in shapes[str(place)] if key not in values]
+        for number, values in memory.items():
+            missing = [f"{number}.{key}" for key in shapes[str(number)] if key not in values]
             if missing:
                 raise FileFormatError(f"the state of the variances has no {', '.join(missing)}; load a whole one")
         # The groups are those of this optimizer: rates are set at each step, and nothing else in them changes.
