@@ -63,8 +63,8 @@ class SparseVDCallback(Callback):
         if optimizer is not trainer.optimizers[0]:  # a module with several optimizers comes here with each of them
             return
         progress = trainer.global_step / _count_steps(trainer)
-        # With float16 Lightning has divided the gradients by the factor of its loss scaler, but not those of an optimizer
-        # that does it by itself: a fused one.
+        # With float16 Lightning has divided the gradients by the factor of its loss scaler, but not those of a fused
+        # optimizer, which does it by itself.
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         is_scaled = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
         loss_scale = scaler.get_scale() if is_scaled else 1.0

@@ -48,7 +48,10 @@ def check_options(options: Mapping[str, Any]) -> Options:
     if unknown:
         known = ", ".join(Options.__annotations__)
         raise SettingError(f"SparseVDPruner: {', '.join(sorted(unknown))} is no option; known are {known}")
-    return cast(Options, {name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(given.get("ignored_layers"), Iterator):
+        given["ignored_layers"] = list(given["ignored_layers"])  # it is walked through several times
+    return cast(Options, given)
 
 
 def check_numbers(pruning_ratio: object, training_steps: object, options: Options) -> None:
@@ -107,9 +110,11 @@ def check_decision(has_ratio: bool, options: Options, budget: Budget | None, imp
     """Refuse arguments that contradict each other about who decides: a ratio, the posterior or a budget.
 
     Raises:
-        SettingError: A budget comes with a ratio, a ratio of heads comes without one of channels, or the posterior is
-            to decide by an importance that is no share of the signal.
+        SettingError: `budget` is something else or comes with a ratio, a ratio of heads comes without one of channels,
+            or the posterior is to decide by an importance that is no share of the signal.
     """
+    if budget is not None and not isinstance(budget, Budget):
+        raise SettingError(f"SparseVDPruner: budget has to be a Budget(...), found {budget!r}")
     if has_ratio:
         if budget is not None:
             raise SettingError("SparseVDPruner: a budget goes without a pruning_ratio")

@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Unpack
 
 import torch
@@ -111,8 +112,6 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         options = check_options(options)
         check_numbers(pruning_ratio, training_steps, options)
         check_layers(options, model)
-        if budget is not None and not isinstance(budget, Budget):
-            raise SettingError(f"SparseVDPruner: budget has to be a Budget(...), found {budget!r}")
         if type(example_inputs) is list:  # in Torch-Pruning, a list of arguments
             example_inputs = tuple(example_inputs)
         importance = importance or SparseVDImportance()
@@ -130,16 +129,9 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         # Before the host's constructor: it traces the network, and must meet the layers and gates that are pruned.
         options = fill_options(options, self._attentions, model, example_inputs)
         _add_posteriors_(model, self.settings.posterior, example_inputs, find_ignored(options))
-        try:
-            # Torch-Pruning leaves a network that it has traced in evaluation mode, and traces by autograd.
-            with evaluation_mode(model), torch.enable_grad():
-                super().__init__(model, example_inputs, importance, pruning_ratio=pruning_ratio or 0.0, **options)
-        except Exception as error:  # whatever Torch-Pruning or the network's forward raises
-            remove_posteriors_(model)
-            if isinstance(error, SparseVDError):
-                raise
-            name = type(model).__name__
-            raise TraceError(f"SparseVDPruner: Torch-Pruning cannot trace {name}: {describe_error(error)}") from error
+        # Torch-Pruning leaves a network that it has traced in evaluation mode, and traces by autograd.
+        with _undone_on_error(model), evaluation_mode(model), torch.enable_grad():
+            super().__init__(model, example_inputs, importance, pruning_ratio=pruning_ratio or 0.0, **options)
         self._variances = VarianceOptimizer.for_model(self.model, self.settings)
         self._example_inputs, self._options = example_inputs, options
         self._controller = Controller(self.settings.posterior.threshold)
@@ -405,6 +397,19 @@ def _add_posteriors_(
     sparsify_(model, posterior, example_inputs=example_inputs)
     if posterior.granularity != "weight":
         attach_gates_(attentions, posterior)
+
+
+@contextmanager
+def _undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Take the posteriors away again where Torch-Pruning, or the network that it runs, raises an error."""
+    try:
+        yield
+    except Exception as error:  # whatever a forward of the user's own raises
+        remove_posteriors_(model)
+        if isinstance(error, SparseVDError):
+            raise
+        name = type(model).__name__
+        raise TraceError(f"SparseVDPruner: Torch-Pruning cannot trace {name}: {describe_error(error)}") from error
 
 
 def _log_alpha(share: float) -> float:
