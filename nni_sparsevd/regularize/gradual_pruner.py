@@ -233,7 +233,7 @@ class GradualPruner:
 
 def _refuse_wrong_numbers(kl_coefficient: float, **counts: object) -> None:
     for name, count in counts.items():
-        if not isinstance(count, Integral) or count < 1:
+        if not isinstance(count, Integral) or int(count) < 1:
             raise SettingError(f"GradualPruner: {name} = {count!r} has to be a whole number of at least 1")
     # The variances rest where the KL and the data hold the balance: without the KL they would fall to 0.
     if not 0 < kl_coefficient < math.inf:

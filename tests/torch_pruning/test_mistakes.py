@@ -58,6 +58,7 @@ def widths(model):
         ({"pruning_ratio_dict": {network()[0]: 0.5}}, r"pruning_ratio_dict: Conv2d\(.* is no layer"),
         ({"pruning_ratio_dict": {nn.Conv2d: 0.5}}, "pruning_ratio_dict: .*Conv2d'> is no layer"),
         ({"num_heads": {network()[7]: 2}}, r"num_heads: Linear\(.* is no layer"),
+        ({"num_heads": 2}, "num_heads has to be a dictionary of layers, found 2"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_changes(options, message):

@@ -370,7 +370,7 @@ def _check_arguments(
 
 def _check_lengths(**lengths: object) -> None:
     for name, length in lengths.items():
-        if length is not None and not (isinstance(length, Integral) and length >= 1):
+        if length is not None and not (isinstance(length, Integral) and int(length) >= 1):
             raise SettingError(f"SparseVDPruner: {name} = {length!r} has to be a whole number of at least 1")
 
 

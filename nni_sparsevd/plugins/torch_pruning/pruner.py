@@ -110,8 +110,8 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         **options: Unpack[Options],
     ) -> None:
         options = check_options(options)
-        check_numbers(pruning_ratio, training_steps, options)
         check_layers(options, model)
+        check_numbers(pruning_ratio, training_steps, options)
         if type(example_inputs) is list:  # in Torch-Pruning, a list of arguments
             example_inputs = tuple(example_inputs)
         importance = importance or SparseVDImportance()
