@@ -4,7 +4,7 @@ The docstring below a field is its only description: documentation, table of set
 """
 
 import difflib
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
 
 from annotated_types import Ge, Lt
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, ValidationError, model_validator
@@ -19,9 +19,26 @@ UNKNOWN = "extra_forbidden"
 Argument = int | float | str | bool | list[int]
 """A value that the constructor of a network takes."""
 
+S = TypeVar("S", bound="Settings")
 
-class Settings(BaseModel):
-    """Base of all settings: immutable, and an unknown key is an error."""
+
+if TYPE_CHECKING:
+    _Model = BaseModel  # a call of ours takes any keyword, and mypy would no longer compare them with the fields
+else:
+
+    class _ModelType(type(BaseModel)):
+        """The class of our models as classes: a call of one raises our error, and not pydantic's."""
+
+        # Why not an `__init__`: pydantic calls that for tables in tables, too, and would lose the keys above them.
+        def __call__(cls, **values: object) -> "Settings":
+            return make_settings(cls, values)
+
+    class _Model(BaseModel, metaclass=_ModelType):
+        """A pydantic model whose constructor raises SettingErrors."""
+
+
+class Settings(_Model):
+    """Base of all settings: immutable, and an unknown key or a wrong value is a SettingError."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
@@ -141,9 +158,6 @@ def describe_validation_error(error: ValidationError) -> str:
             # A problem without a key comes from one of our own validators, whose message names the keys itself.
             lines.append(problem["msg"].removeprefix("Value error, "))
     return "\n".join(lines)
-
-
-S = TypeVar("S", bound=Settings)
 
 
 def make_settings(kind: type[S], values: dict[str, object]) -> S:

@@ -6,6 +6,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -281,3 +282,50 @@ def test_a_missing_host_gives_the_command(monkeypatch: pytest.MonkeyPatch, host:
     monkeypatch.delitem(sys.modules, f"nni_sparsevd.plugins.{host}")
     with pytest.raises(SettingError, match=rf"{package}.*pip install 'nni_sparsevd\[evaluators\]'"):
         importlib.import_module(f"nni_sparsevd.plugins.{host}")
+
+
+@pytest.mark.parametrize("host", ["lightning", "huggingface"])
+def test_a_callback_for_another_network_is_named(host: str, tmp_path: Path) -> None:
+    if host == "lightning":
+        _, trainer = lightning(tmp_path)
+        with pytest.warns(SparseVDWarning, match="train the very network that has the posteriors"):
+            trainer.fit(Module(), loader(Points()))
+    else:
+        _, other = huggingface(tmp_path)
+        other.model = other.model_wrapped = Network()
+        with pytest.warns(SparseVDWarning, match="train the very network that has the posteriors"):
+            other.train()
+
+
+@pytest.mark.parametrize(("clips", "expected"), [(0.0, 1024.0), (1.0, 1.0)])
+def test_the_kl_is_scaled_where_the_trainer_leaves_gradients_scaled(clips: float, expected: float) -> None:
+    callback, seen = for_transformers.SparseVDCallback(Network(), SETTINGS), []
+    callback._regularizer.regularize = lambda *_, loss_scale: seen.append(loss_scale)  # type: ignore[method-assign]
+    optimizer = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    optimizer.scaler.scale(torch.ones(()))
+    arguments: Any = SimpleNamespace(max_grad_norm=clips)
+    state: Any = SimpleNamespace(global_step=1, max_steps=2)
+    control: Any = None
+    callback.on_pre_optimizer_step(arguments, state, control, train_dataloader=None, optimizer=optimizer)
+    assert seen == [expected]
+
+
+@pytest.mark.parametrize(("fused", "expected"), [(True, 1024.0), (False, 1.0)])
+def test_the_kl_is_scaled_where_lightning_leaves_gradients_scaled(fused: bool, expected: float) -> None:
+    network, seen = Network(), []
+    callback = for_lightning.SparseVDCallback(network, SETTINGS)
+    callback._regularizer.regularize = lambda *_, loss_scale: seen.append(loss_scale)  # type: ignore[method-assign]
+    optimizer = torch.optim.Adam(network.parameters(), fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.ones(()))
+    trainer: Any = SimpleNamespace(
+        optimizers=[optimizer],
+        global_step=0,
+        max_steps=-1,
+        estimated_stepping_batches=4,
+        train_dataloader=None,
+        precision_plugin=SimpleNamespace(scaler=scaler),
+    )
+    module: Any = None
+    callback.on_before_optimizer_step(trainer, module, optimizer)
+    assert seen == [expected]

@@ -75,10 +75,19 @@ def _convert_or_undo_(model: nn.Module, settings: PosteriorSettings, example_inp
     try:
         return _convert_(model, settings, example_inputs)
     except SparseVDError:
-        for _, site, gate in list(gate_sites(model)):
-            gate.detach_(site)  # first, or their means would be baked
-        to_plain_network_(model)
+        remove_posteriors_(model)
         raise
+
+
+def remove_posteriors_(model: nn.Module) -> None:
+    """Undo `sparsify_` before anything is learned: the means of gates are dropped, and not baked.
+
+    Args:
+        model: The network, changed in place.
+    """
+    for _, site, gate in list(gate_sites(model)):
+        gate.detach_(site)
+    to_plain_network_(model)
 
 
 def _convert_(model: nn.Module, settings: PosteriorSettings, example_inputs: Inputs | None) -> dict[str, str]:

@@ -63,7 +63,12 @@ class SparseVDCallback(Callback):
         if optimizer is not trainer.optimizers[0]:  # a module with several optimizers comes here with each of them
             return
         progress = trainer.global_step / _count_steps(trainer)
-        self._regularizer.regularize(progress, count_samples(trainer.train_dataloader))
+        # With float16 Lightning has divided the gradients by the factor of its loss scaler, but not those of a fused
+        # optimizer, which does it by itself.
+        unscales_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
+        scaler = getattr(trainer.precision_plugin, "scaler", None) if unscales_itself else None
+        loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        self._regularizer.regularize(progress, count_samples(trainer.train_dataloader), loss_scale=loss_scale)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log KL and sparsity."""

@@ -77,7 +77,10 @@ class SparseVDCallback(TrainerCallback):
     ) -> None:
         """Add the KL's gradient and move the variances."""
         progress = state.global_step / state.max_steps
-        self._regularizer.regularize(progress, count_samples(kwargs["train_dataloader"]))
+        # With float16 the gradients carry the factor of a loss scaler, unless the Trainer has clipped them.
+        scaler = getattr(kwargs.get("optimizer"), "scaler", None)
+        loss_scale = 1.0 if scaler is None or args.max_grad_norm > 0 else scaler.get_scale()
+        self._regularizer.regularize(progress, count_samples(kwargs["train_dataloader"]), loss_scale=loss_scale)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add KL and sparsity to what is logged of a training."""

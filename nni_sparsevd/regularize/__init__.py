@@ -4,6 +4,7 @@ from .budget import Arrival, Budget, BudgetSearch, Cost, misses
 from .controller import Controller, regularize_under_pressure_
 from .costs import count_gate_costs
 from .cut_schedule import cost_left_at, count_steps_needed, plan_stretches
+from .first_step import have_learned, warn_before_first_step, warn_of_half_precision
 from .gradual_pruner import GradualPruner
 from .gradual_removal import GradualRemoval
 from .natural import start_natural_steps_, take_natural_steps_
@@ -11,7 +12,7 @@ from .objective import add_kl_to_loss, kl_weight_now
 from .reach import Reach, measure_reach
 from .regularizer import Regularizer, count_samples
 from .removal import choose_cutoffs, use_cutoffs_
-from .settings import SparseVDSettings
+from .settings import SparseVDSettings, settings_or_defaults
 from .variances import RateGroups, VarianceOptimizer
 from .weighing import weigh_by_macs_
 
@@ -34,13 +35,17 @@ __all__ = [
     "count_gate_costs",
     "count_samples",
     "count_steps_needed",
+    "have_learned",
     "kl_weight_now",
     "measure_reach",
     "misses",
     "plan_stretches",
     "regularize_under_pressure_",
+    "settings_or_defaults",
     "start_natural_steps_",
     "take_natural_steps_",
     "use_cutoffs_",
+    "warn_before_first_step",
+    "warn_of_half_precision",
     "weigh_by_macs_",
 ]

@@ -21,6 +21,9 @@ from ..graph import (
 from ..masks import find_group_gates
 from ..nn import ChannelGate, find_gates, make_plain_copy, output_dim
 
+CountedCost = Literal["macs", "parameters"]
+"""The costs that are counted layer by layer; a latency is measured."""
+
 
 def count_layer_macs(model: nn.Module, example_inputs: Inputs) -> dict[nn.Module, float]:
     """Count what each linear layer and convolution spends.
@@ -50,9 +53,7 @@ def count_layer_macs(model: nn.Module, example_inputs: Inputs) -> dict[nn.Module
     return macs
 
 
-def count_gate_costs(
-    model: nn.Module, example_inputs: Inputs, kind: Literal["macs", "parameters"]
-) -> dict[ChannelGate, float]:
+def count_gate_costs(model: nn.Module, example_inputs: Inputs, kind: CountedCost) -> dict[ChannelGate, float]:
     """Count what is spent on the channels of each gate: by layers that write or read them, and by products of tensors.
 
     Args:
@@ -83,9 +84,7 @@ def count_gate_costs(
     return costs
 
 
-def _count_layer_costs(
-    model: nn.Module, example_inputs: Inputs, kind: Literal["macs", "parameters"]
-) -> dict[str, float]:
+def _count_layer_costs(model: nn.Module, example_inputs: Inputs, kind: CountedCost) -> dict[str, float]:
     """Name of each linear layer and convolution -> what it costs."""
     macs = count_layer_macs(model, example_inputs)
     costs = {}

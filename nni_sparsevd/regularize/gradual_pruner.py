@@ -1,7 +1,9 @@
 """A budget met in any training loop: gates, their variances, the KL and the removal of channels in one object."""
 
 import copy
+import math
 import warnings
+from numbers import Integral
 from typing import Any, final
 
 import torch
@@ -9,10 +11,10 @@ from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..convert import bake_, sparsify_
-from ..errors import SettingError, SparseVDWarning
+from ..errors import SettingError, SparseVDWarning, TrainingError
 from ..graph import Inputs, name_leaves
 from ..measure import cost_function
-from ..nn import make_plain_copy, regularize_
+from ..nn import find_gates, make_plain_copy, regularize_
 from ..settings import PosteriorSettings
 from .budget import Budget, misses
 from .cut_schedule import count_steps_needed, plan_stretches
@@ -21,7 +23,7 @@ from .natural import start_natural_steps_, take_natural_steps_
 from .objective import kl_weight_now
 from .reach import measure_reach
 from .removal import use_cutoffs_
-from .step_hooks import call_before_steps
+from .step_hooks import call_before_steps, holds_any
 
 GATES = PosteriorSettings(granularity="gate")
 """Only gates: a budget removes whole channels."""
@@ -95,9 +97,9 @@ class GradualPruner:
         cuts: int = 24,
         kl_coefficient: float = 1.0,
     ) -> None:
-        for name, count in (("n_train", n_train), ("round_to", round_to), ("cuts", cuts)):
-            if count < 1:
-                raise SettingError(f"GradualPruner: {name} = {count} has to be at least 1")
+        if not isinstance(budget, Budget):
+            raise SettingError(f"GradualPruner: budget has to be a Budget(...), found {budget!r}")
+        _refuse_wrong_numbers(kl_coefficient, n_train=n_train, steps=steps, round_to=round_to, cuts=cuts)
         _refuse_too_few_steps(budget, steps, reached_at, cuts)
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             raise SettingError(
@@ -124,7 +126,12 @@ class GradualPruner:
 
         Args:
             batch_size: Samples in the batch.
+
+        Raises:
+            SettingError: `batch_size` is below 1.
         """
+        if batch_size < 1:
+            raise SettingError(f"GradualPruner.learn: batch_size = {batch_size} has to be at least 1")
         take_natural_steps_(self._gates, batch_size, self._n_train, self._kl_coefficient, self._batches_done)
         self._batches_done += 1
 
@@ -143,10 +150,12 @@ class GradualPruner:
 
         Raises:
             ShrinkError: The smaller network does not compute the same; nothing has changed.
+            TrainingError: The gates have learned nothing yet, and say nothing about their channels.
         """
         self._steps_done += 1
         if self._steps_done > self._steps or not self._removal.is_due(self._steps_done):
             return False
+        _refuse_ignorant_gates(self.model)
         self._removal.cut_(self.model, optimizer, self._steps_done)
         self._gates = start_natural_steps_(self.model)
         return True
@@ -154,13 +163,23 @@ class GradualPruner:
     def attach_(self, optimizer: torch.optim.Optimizer) -> None:
         """Do all of this at each step of `optimizer`, for a training loop that is not to be changed.
 
+        A second call takes the place of the first.
+
         Args:
-            optimizer: The optimizer of the network's parameters.
+            optimizer: The optimizer of the network's parameters; a warning says where it has no gate.
 
         Raises:
             SettingError: At a step before which the network was called several times, as gradient accumulation does:
                 such a loop calls `learn`, `regularize` and `remove_` itself; or at a step with a closure.
         """
+        if self._gates and not holds_any(optimizer, [gate.mu for gate in self._gates]):
+            warnings.warn(
+                f"GradualPruner.attach_: this {type(optimizer).__name__} does not move the gates, so their means stay "
+                "as they are: make the optimizer of model.parameters() after the pruner",
+                SparseVDWarning,
+                stacklevel=2,
+            )
+        self._detach_()
         counter = _SampleCounter()
 
         def learn_and_regularize() -> None:
@@ -172,11 +191,16 @@ class GradualPruner:
         def remove(*_: object) -> None:
             self.remove_(optimizer)
 
-        self._hooks += [
+        self._hooks = [
             self.model.register_forward_pre_hook(counter, with_kwargs=True),
             call_before_steps(optimizer, learn_and_regularize),
             optimizer.register_step_post_hook(remove),
         ]
+
+    def _detach_(self) -> None:
+        """Undo `attach_`."""
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def part_left(self) -> float:
         """What the network costs now, as a part of what it cost at the start."""
@@ -193,8 +217,7 @@ class GradualPruner:
         Returns:
             The network.
         """
-        for hook in self._hooks:
-            hook.remove()
+        self._detach_()
         bake_(self.model)
         left = self.part_left()
         if misses(left, self._budget.fraction):
@@ -206,6 +229,25 @@ class GradualPruner:
                 stacklevel=2,
             )
         return self.model
+
+
+def _refuse_wrong_numbers(kl_coefficient: float, **counts: object) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or int(count) < 1:
+            raise SettingError(f"GradualPruner: {name} = {count!r} has to be a whole number of at least 1")
+    # The variances rest where the KL and the data hold the balance: without the KL they would fall to 0.
+    if not 0 < kl_coefficient < math.inf:
+        raise SettingError(f"GradualPruner: kl_coefficient = {kl_coefficient!r} has to be above 0, and finite")
+
+
+def _refuse_ignorant_gates(model: nn.Module) -> None:
+    """Refuse to remove channels by gates none of which has learned: all their channels are worth the same."""
+    gates = find_gates(model)
+    if gates and all(bool((gate.log_sigma2 == GATES.init_log_sigma2).all()) for gate in gates):
+        raise TrainingError(
+            "GradualPruner: channels are to leave, and the gates have learned nothing about them. Train in training "
+            "mode (model.train()), and call `attach_` once, or `learn` after each backward pass"
+        )
 
 
 def _refuse_too_few_steps(budget: Budget, steps: int, reached_at: float, cuts: int) -> None:

@@ -1,7 +1,7 @@
 """A budget that is met while a network trains: a few channels leave at a time, and the network heals."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from ..graph import Inputs
 from ..measure import CostKind, cost_function
 from ..nn import ChannelGate, make_plain_copy
 from ..shrinking import shrink_
+from .costs import CountedCost
 from .cut_schedule import Stretch
 from .removal import choose_cutoffs, use_cutoffs_
 
@@ -53,7 +54,7 @@ class GradualRemoval:
         self._stretches, self._example_inputs, self._round_to = stretches, example_inputs, round_to
         self._on_level, self._latency = on_level, latency
         # Where latency is what counts, channels leave in the order of their worth over their MACs.
-        self._kind: Literal["macs", "parameters"] = "parameters" if kind == "parameters" else "macs"
+        self._kind: CountedCost = "parameters" if kind == "parameters" else "macs"
         self._cost = cost_function(self._kind, example_inputs)
         self._dense_cost = self._cost(dense)
 

@@ -3,7 +3,6 @@
 import copy
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from ..graph import Inputs
 from ..measure import cost_function
 from ..nn import find_gates, make_plain_copy
 from ..shrinking import shrink_
+from .costs import CountedCost
 from .removal import choose_cutoffs, use_cutoffs_
 
 
@@ -34,9 +34,7 @@ class Reach:
         )
 
 
-def measure_reach(
-    model: nn.Module, example_inputs: Inputs, kind: Literal["macs", "parameters"], round_to: int
-) -> Reach:
+def measure_reach(model: nn.Module, example_inputs: Inputs, kind: CountedCost, round_to: int) -> Reach:
     """Measure what is left of a network once every channel that may go has gone.
 
     Args:

@@ -8,14 +8,13 @@ import itertools
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..graph import Inputs
 from ..nn import ChannelGate, find_gates
-from .costs import count_gate_costs
+from .costs import CountedCost, count_gate_costs
 
 LARGEST_EXCESS = 0.01
 """Part of the cost of all gates by which a block may save more than was asked for, where other blocks will do."""
@@ -34,7 +33,7 @@ class _Block:
 def choose_cutoffs(
     model: nn.Module,
     example_inputs: Inputs,
-    kind: Literal["macs", "parameters"],
+    kind: CountedCost,
     saving: float,
     round_to: int,
     held: Collection[ChannelGate] = (),

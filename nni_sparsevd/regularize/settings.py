@@ -4,6 +4,7 @@ import math
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
+from ..errors import SettingError
 from ..settings import Fraction, PosteriorSettings, Settings
 from .objective import kl_weight_now
 
@@ -46,14 +47,35 @@ class SparseVDSettings(Settings):
             return 1.0
         return min(1.0, progress / self.warmup)
 
-    def kl_weight_now(self, progress: float | None, n_train: int) -> float:
-        """Weight of the KL beside the mean loss: kl_coefficient * ramp / N.
+    def kl_weight_now(self, progress: float | None, n_train: int, *, loss_scale: float = 1.0) -> float:
+        """Weight of the KL beside the mean loss: kl_coefficient * ramp / N * loss_scale.
 
         Args:
             progress: The part of the training that is done, from 0 to 1; None where the end is not known.
             n_train: The number N of training samples.
+            loss_scale: The factor of a loss scaler (float16) that the gradients still carry, else 1.
 
         Returns:
             The weight, in units of the loss per nat.
         """
-        return kl_weight_now(self.kl_coefficient, n_train, ramp=self.ramp(progress))
+        return kl_weight_now(self.kl_coefficient, n_train, ramp=self.ramp(progress), loss_scale=loss_scale)
+
+
+def settings_or_defaults(caller: str, settings: object) -> SparseVDSettings:
+    """The `settings` of a call.
+
+    Args:
+        caller: What is called, as the message names it.
+        settings: A `SparseVDSettings`; None: the defaults.
+
+    Raises:
+        SettingError: It is anything else.
+    """
+    if settings is None:
+        return SparseVDSettings()
+    if not isinstance(settings, SparseVDSettings):
+        hint = "posterior=..., n_train=..." if isinstance(settings, PosteriorSettings) else "n_train=..., ..."
+        raise SettingError(
+            f"{caller}: settings has to be a SparseVDSettings({hint}), found a {type(settings).__name__}"
+        )
+    return settings

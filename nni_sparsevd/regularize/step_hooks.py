@@ -1,12 +1,28 @@
 """Hooks before the steps of an optimizer, for a training loop that is not to be changed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import SettingError
+
+
+def holds_any(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> bool:
+    """Whether an optimizer moves at least one of these parameters."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return any(id(parameter) in held for parameter in parameters)
+
+
+def read_loss_scale(optimizer: torch.optim.Optimizer) -> float:
+    """The factor of a loss scaler (float16) that the gradients still carry at a step of an optimizer, else 1.
+
+    A scaler divides gradients before the step, except those of an optimizer that does it by itself, a fused one: that
+    optimizer gets the factor.
+    """
+    return float(getattr(optimizer, "grad_scale", None) or 1.0)
 
 
 def call_before_steps(optimizer: torch.optim.Optimizer, action: Callable[[], None]) -> RemovableHandle:

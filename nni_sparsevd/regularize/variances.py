@@ -36,14 +36,19 @@ class VarianceOptimizer:
             model: A network with posteriors.
             settings: The learning rates.
         """
-        variances: list[nn.Parameter] = []
-        gates: list[nn.Parameter] = []
-        for _, module in named_posteriors(model):
-            if isinstance(module, ChannelGate):
-                gates.extend(module.parameters())
-            else:
-                variances.append(module.log_sigma2)
+        variances, gates = _find_parameters(model)
         return VarianceOptimizer([(variances, 1.0), (gates, settings.gate_rate)], settings.learning_rate)
+
+    def holds_those_of(self, model: nn.Module) -> bool:
+        """Whether it moves all variances and gates that `model` has at this moment.
+
+        A cut puts smaller parameters in the place of those before, and so does `load_state_dict(assign=True)`.
+
+        Args:
+            model: A network with posteriors.
+        """
+        variances, gates = _find_parameters(model)
+        return set(self._parameters()).issuperset([*variances, *gates])
 
     def step(self, progress: float | None) -> None:
         """Take one step, then set the gradients to None.
@@ -76,18 +81,24 @@ class VarianceOptimizer:
             state: "place.key" -> tensor.
 
         Raises:
-            FileFormatError: A place or a shape is not that of these parameters.
+            FileFormatError: A place, a key or a shape is not that of these parameters, or a part is missing.
         """
-        shapes = {str(place): parameter.shape for place, parameter in enumerate(self._parameters())}
+        shapes: dict[str, dict[str, torch.Size]] = {}
+        for number, parameter in enumerate(self._parameters()):
+            shapes[str(number)] = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
         memory: dict[int, dict[str, Tensor]] = {}
         for name, value in state.items():
             place, _, key = name.partition(".")
-            if place not in shapes or value.shape not in (shapes[place], ()):
+            if value.shape != shapes.get(place, {}).get(key):
                 raise FileFormatError(
                     f"the state of other variances: {name} of shape {tuple(value.shape)} belongs to no parameter here; "
                     "load a state that was saved from this network with these settings"
                 )
             memory.setdefault(int(place), {})[key] = value
+        for number, values in memory.items():
+            missing = [f"{number}.{key}" for key in shapes[str(number)] if key not in values]
+            if missing:
+                raise FileFormatError(f"the state of the variances has no {', '.join(missing)}; load a whole one")
         # The groups are those of this optimizer: rates are set at each step, and nothing else in them changes.
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": memory, "param_groups": groups})
@@ -95,3 +106,15 @@ class VarianceOptimizer:
     def _parameters(self) -> list[nn.Parameter]:
         """All parameters, in the order of the places in `state`."""
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+
+def _find_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(the variances of the weights, all parameters of the gates)."""
+    variances: list[nn.Parameter] = []
+    gates: list[nn.Parameter] = []
+    for _, module in named_posteriors(model):
+        if isinstance(module, ChannelGate):
+            gates.extend(module.parameters())
+        else:
+            variances.append(module.log_sigma2)
+    return variances, gates

@@ -46,6 +46,7 @@ def test_it_is_found_where_nnis_pruners_are():
 @pytest.mark.parametrize("granularity", ["weight", "gate", "both"])
 @pytest.mark.parametrize("kind", [AGPPruner, LinearPruner])
 @pytest.mark.parametrize(("keys", "final"), [({"sparse_ratio": 0.5}, 0.5), ({}, None)])
+@pytest.mark.filterwarnings("ignore:.*the masks remove nothing:nni_sparsevd.errors.SparseVDWarning")
 def test_schedules_raise_the_sparsity_step_by_step(granularity, kind, keys, final):
     model, evaluator = torch_evaluator(network())
     pruner = SparseVDPruner(model, [{"op_types": ["Conv2d"], **keys}], evaluator, settings=settings(granularity))

@@ -48,7 +48,11 @@ def untouched():
 def network(sparse: bool = True) -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    return svd.sparsify_(model, granularity="both", example_inputs=X) if sparse else model
+    if sparse:
+        svd.sparsify_(model, granularity="both", example_inputs=X)
+        with torch.no_grad():
+            model[0].log_sigma2 += 1.0  # as if it had been trained
+    return model
 
 
 def host_pruner(model: nn.Sequential, importance: object) -> tp.pruner.BasePruner:
@@ -70,6 +74,7 @@ def use_everything() -> list[nn.Module]:
     host_pruner(by_importance, SparseVDImportance()).step()
     settings = SparseVDSettings(n_train=10, posterior={"granularity": "both"})
     pruner = SparseVDPruner(by_pruner, X, settings=settings, pruning_ratio=0.5, iterative_steps=2)
+    by_pruner(X).sum().backward()
     pruner.regularize()
     pruner.step()
     graph = tp.DependencyGraph().build_dependency(by_hand, X)

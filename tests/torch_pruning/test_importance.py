@@ -209,11 +209,16 @@ def test_a_network_without_posteriors_is_ranked_by_magnitude_and_says_so(reducti
 
 
 def test_a_group_without_posterior_is_left_alone():
-    model = Residual()
-    svd.sparsify_(model, include=["last"])
+    def learn(model):
+        svd.sparsify_(model, include=["last"])
+        with torch.no_grad():
+            model.last.log_sigma2 += 1.0
+        return model
+
+    model = learn(Residual())
     assert SparseVDImportance()(group_of(model)) is not None
     assert SparseVDImportance(target_types=[nn.Linear])(group_of(model)) is None
-    model = svd.sparsify_(Grouped(), include=["last"])
+    model = learn(Grouped())
     pruner = tp.pruner.BasePruner(model, X, SparseVDImportance(), in_channel_groups={}, out_channel_groups={})
     pruner.step()
     assert model.first.out_channels == 8 and model.second.out_channels == 4

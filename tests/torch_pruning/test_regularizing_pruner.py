@@ -1,5 +1,6 @@
 """`SparseVDPruner` of Torch-Pruning: what it learns, cuts and leaves behind."""
 
+import contextlib
 import copy
 
 import pytest
@@ -84,6 +85,7 @@ def vision_transformer():
 @pytest.mark.parametrize(
     ("granularity", "variance"), [("weight", "weight"), ("gate", "weight"), ("both", "weight"), ("both", "channel")]
 )
+@pytest.mark.filterwarnings("ignore:.*nothing was removed:nni_sparsevd.errors.SparseVDWarning")
 def test_it_learns_and_leaves_an_ordinary_network(granularity, variance):
     model = network()
     keys, kinds = sorted(model.state_dict()), [type(module) for module in model.modules()]
@@ -101,6 +103,7 @@ def test_it_learns_and_leaves_an_ordinary_network(granularity, variance):
     model(images).sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:.*no gradient at any variance:nni_sparsevd.errors.SparseVDWarning")
 def test_the_regularizer_is_the_gradient_of_kl_over_n_after_a_warm_up():
     model = network()
     chosen = settings("both").model_copy(update={"warmup": 0.5})
@@ -154,10 +157,11 @@ def test_the_best_channel_stays_and_rounding_keeps_more():
     assert model[0].out_channels == model[3].out_channels == 1
     model = network()
     pruner = made(model, round_to=8, settings=settings(threshold=1.0))
-    drawn(model)
+    drawn(model, low=-2.0, high=4.0)
     kept = below(model, 1.0)
     pruner.step()
     assert [model[0].out_channels, model[3].out_channels] == [-(-count // 8) * 8 for count in kept]
+    assert model[0].out_channels < 24
 
 
 def test_a_ratio_and_steps_go_as_with_every_pruner():
@@ -242,15 +246,17 @@ def test_what_the_caller_has_cut_goes_on_learning():
         group.prune()
     gates = gates_of(model)
     before = [gate.log_sigma2.detach().clone() for gate in gates]
+    model(batch()[0]).sum().backward()
     pruner.regularize(model)
     assert all(not torch.equal(gate.log_sigma2, value) for gate, value in zip(gates, before, strict=True))
 
 
 def test_groups_can_be_cut_by_the_caller():
     model = network()
-    pruner = made(model)
+    pruner = made(model, settings=settings(threshold=1.0))
     drawn(model)
-    kept = below(model, 3.0)
+    kept = below(model, 1.0)
+    assert kept[0] < 24
     for group in pruner.step(interactive=True):
         group.prune()
     pruner.finish()
@@ -271,6 +277,7 @@ def test_a_budget_is_met(kind, fraction):
     assert left / dense == pytest.approx(fraction, rel=0.03)
 
 
+@pytest.mark.filterwarnings("ignore:.*the latency is missed:nni_sparsevd.errors.SparseVDWarning")  # on a busy machine
 def test_a_latency_is_met_by_measuring():
     model = network(96)
     budget = Budget(kind="latency", fraction=0.5)
@@ -407,7 +414,8 @@ def test_limits_hold_where_no_ratio_is_given(budget):
     model = network()
     pruner = made(model, max_pruning_ratio=0.25, budget=budget)
     drawn(model, low=5, high=6)
-    pruner.step()
+    with pytest.warns(SparseVDWarning, match="is missed") if budget else contextlib.nullcontext():
+        pruner.step()
     assert model[0].out_channels == model[3].out_channels == 18
 
 
@@ -516,9 +524,10 @@ def test_what_is_pruned_is_saved_and_loaded_without_torch_pruning(tmp_path):
     torch.manual_seed(0)
     model = randomize_(timm.create_model("resnet18", num_classes=10))
     x = torch.randn(2, 3, 64, 64)
-    pruner = SparseVDPruner(model, x, ignored_layers=[model.fc], settings=settings())
+    pruner = SparseVDPruner(model, x, ignored_layers=[model.fc], settings=settings(threshold=1.0))
     drawn(model)
     pruner.step()
+    assert model.layer1[0].conv1.out_channels < 64
     svd.save(model, tmp_path / "small.safetensors", name="resnet18", arguments={"num_classes": 10})
     torch.testing.assert_close(svd.load(tmp_path / "small.safetensors")(x), model.eval()(x))
 

@@ -5,6 +5,7 @@ NNI's own checks name neither entry nor key, and let through what selects nothin
 
 import difflib
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from nni.compression.base.setting import PruningSetting
 from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
 
-from ...errors import SettingError
+from ...errors import SettingError, SparseVDWarning
 from .entries import Entry, Target, parse_entry, places_and_targets
 
 ACTIVATIONS = ("_input_", "_output_")
@@ -76,6 +77,8 @@ def check_config(model: nn.Module, config_list: Any) -> None:
     """
     if not isinstance(config_list, list | tuple):
         raise SettingError(f"config_list: a list of dictionaries, found {type(config_list).__name__}")
+    if not config_list:
+        raise SettingError("config_list: no entry selects anything")
     ratios: Ratios = {}
     selected: list[Selected] = []
     for index, raw_entry in enumerate(config_list):
@@ -133,6 +136,12 @@ def _check_selection(where: str, entry: Entry, model: nn.Module) -> None:
                 re.compile(pattern)
             except re.error as error:
                 raise SettingError(f"{where}.{key}: {pattern!r} is no regular expression: {error}") from None
+            if not any(re.match(pattern, name) for name in module_names):
+                warnings.warn(
+                    f"{where}.{key}: {pattern!r} matches no module of {type(model).__name__}",
+                    SparseVDWarning,
+                    stacklevel=5,
+                )
 
 
 def _select_targets(

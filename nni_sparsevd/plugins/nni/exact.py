@@ -1,6 +1,7 @@
 """`ExactSpeedup`: the arguments of `ModelSpeedup`, the masks of any pruner, and the same function afterwards."""
 
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from torch.fx import GraphModule
 
 from ... import shrinking
 from ...convert import bake_
-from ...errors import MaskError, ModelError, SettingError
+from ...errors import MaskError, ModelError, SettingError, SparseVDWarning
 from ...files import load_tensors, save_tensors
 from ...graph import CallArguments, channel_graph, copy_module
 from ...masks import Masks, flatten_masks, unflatten_masks
+from ...nn import is_variational
 from ...shrinking import CheckResult, Plan, shrink_masked
 from .dummy_input import read_dummy_input
 
@@ -46,7 +48,7 @@ class ExactSpeedup:
             as by `ModelSpeedup`, and the small model computes exactly what the model with extended masks computes.
 
     Raises:
-        ModelError: The model is still wrapped.
+        ModelError: The model is still wrapped, or has posteriors.
         MaskError: A mask prunes an activation, or is no mask.
         FileFormatError: The file is missing, or holds no tensors in safetensors format.
         SettingError: An argument replaces a part of `ModelSpeedup`, or `dummy_input` has no tensor.
@@ -81,6 +83,8 @@ class ExactSpeedup:
         wrapped = [name for name, module in model.named_modules() if hasattr(module, "_nni_wrapper")]
         if wrapped:
             raise ModelError(f"{wrapped[0]} is still wrapped by NNI: call unwrap_model() of the pruner first")
+        if is_variational(model):
+            raise ModelError(f"{type(model).__name__} has posteriors: bake_ it first, which gives ordinary layers")
         self.bound_model = model
         self.inputs = _as_inputs(dummy_input)
         if isinstance(masks_or_file, str | Path):
@@ -95,7 +99,7 @@ class ExactSpeedup:
         """The largest differences between the masked and the small model; after `speedup_model`."""
 
     def speedup_model(self) -> nn.Module:
-        """Make the model smaller, in place.
+        """Make the model smaller, in place; a warning says where no channel can be removed.
 
         Returns:
             The model.
@@ -112,6 +116,13 @@ class ExactSpeedup:
         masked = bake_(copy_module(self.bound_model), masks)
         small, self.plan, self.check = shrink_masked(masked, graph, self.inputs)
         self._logger.info("ExactSpeedup: %d channels removed; %s", self.plan.removed, self.check)
+        if not self.plan.removed:
+            warnings.warn(
+                "ExactSpeedup: no channel was removed. The masks leave no channel that is zero as a whole, or those "
+                "that are cannot leave: print(speedup.plan)",
+                SparseVDWarning,
+                stacklevel=2,
+            )
         # The caller and NNI hold this very object, so it becomes the small model instead of being replaced by it.
         vars(self.bound_model).clear()
         vars(self.bound_model).update(vars(small))
@@ -125,15 +136,20 @@ def parameter_masks(masks: Any) -> Masks:
         masks: {module name: {target name: tensor of 0 and 1, or None}}.
 
     Raises:
-        MaskError: `masks` is no dictionary, or masks an activation, which a layer's weights alone cannot say.
+        MaskError: `masks` is no dictionary of dictionaries of tensors, or masks an activation, which a layer's weights
+            alone cannot say.
     """
     if not isinstance(masks, dict):
         raise MaskError(f"masks: {{module: {{target: tensor}}}} or a path, found {type(masks).__name__}")
     parameters: Masks = {}
     for name, targets in masks.items():
+        if not isinstance(targets, dict):
+            raise MaskError(f"masks: {name}: {{target: tensor}}, found {type(targets).__name__}")
         for target, mask in targets.items():
             if mask is None:
                 continue
+            if not isinstance(mask, Tensor):
+                raise MaskError(f"masks: {name}.{target}: a tensor of 0 and 1, found {type(mask).__name__}")
             if not target.startswith(("_input_", "_output_")):
                 parameters.setdefault(name, {})[target] = mask.detach()
             elif not bool((mask == 1).all()):

@@ -18,7 +18,7 @@ from torch.fx.proxy import Attribute
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ...errors import TraceError
+from ...errors import SettingError, TraceError
 from ...graph import evaluation_mode
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -191,6 +191,7 @@ def trace(model: nn.Module, dummy_input: Any) -> GraphModule:
         The graph as a module, in the training mode of `model`.
 
     Raises:
+        SettingError: `dummy_input` is anything else.
         TraceError: The network fails on the input, or makes something that no graph can hold.  The message names the
             line.
     """
@@ -200,8 +201,10 @@ def trace(model: nn.Module, dummy_input: Any) -> GraphModule:
         named = dummy_input
     elif isinstance(dummy_input, Tensor):
         positional = (dummy_input,)
-    else:
+    elif isinstance(dummy_input, list | tuple):
         positional = tuple(dummy_input)
+    else:
+        raise SettingError(f"trace: dummy_input has to hold tensors, found {dummy_input!r}")
     attributes = set(vars(model))
     try:
         inputs = tree_map_only(Tensor, Tensor.clone, (positional, named))  # forward may write to them

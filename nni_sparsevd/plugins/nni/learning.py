@@ -10,7 +10,17 @@ from torch import Tensor
 
 from ...errors import SettingError, SparseVDWarning
 from ...graph import name_leaves
-from ...regularize import RateGroups, SparseVDSettings, VarianceOptimizer, add_kl_to_loss, count_samples
+from ...regularize import (
+    RateGroups,
+    SparseVDSettings,
+    VarianceOptimizer,
+    add_kl_to_loss,
+    count_samples,
+    warn_of_half_precision,
+)
+
+ENOUGH = 0.9
+"""The part of its steps that a training may take where their number is worked out from epochs: loaders round."""
 
 
 class Learning:
@@ -54,6 +64,7 @@ class Learning:
         self._n_train: int | None = None
         self._estimated = self._interval < 1  # the number of steps will be worked out from the epochs
         self._variances = VarianceOptimizer(rated, settings.learning_rate)
+        warn_of_half_precision("SparseVDPruner", [variance for variances, _ in rated for variance in variances])
         evaluator.patch_loss(self._add_kl)
         evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
 
@@ -71,7 +82,19 @@ class Learning:
             return loss
         if self._n_train is None:
             self._n_train = self._count_samples(batch)
+            self._warn_of_evaluation_mode()
         return add_kl_to_loss(loss, self._kl(), self._kl_weight_now(self._n_train))
+
+    def _warn_of_evaluation_mode(self) -> None:
+        model: Any = self._evaluator.model
+        wrapped = [module for module in model.modules() if hasattr(module, "_nni_wrapper")]
+        if wrapped and not any(module.training for module in wrapped):
+            warnings.warn(
+                "SparseVDPruner: the network trains in evaluation mode, so it computes without noise, and the loss "
+                "says nothing about the variances: call model.train() in the training function",
+                SparseVDWarning,
+                stacklevel=2,
+            )
 
     def _count_samples(self, batch: Any) -> int:
         """N of KL / N.  Where only the number of epochs is known, this also counts the steps until the masks."""
@@ -114,11 +137,23 @@ class Learning:
             self._renew_masks(self._step == self._last_step)
 
     def warn_if_cut_short(self) -> None:
-        """A trainer's own limit may end the training before the steps that were asked for; no host says so."""
-        if self._step < self._last_step and not self._estimated:
+        """Warn where the KL had no part in the training, or only in its beginning; no host says so.
+
+        A trainer's own limit may end a training before the steps that were asked for.  A training function may take
+        fewer steps in an epoch than there are batches, or compute the loss by itself.
+        """
+        if self._n_train is None:
+            warnings.warn(
+                "SparseVDPruner: the training has never called the training_step that it was given, so the posterior "
+                "has learned nothing, and the masks come from magnitudes",
+                SparseVDWarning,
+                stacklevel=2,
+            )
+        elif self._step < self._last_step * (ENOUGH if self._estimated else 1):
             warnings.warn(
                 f"SparseVDPruner: the training ended after {self._step} of {self._last_step} steps, so the masks come "
-                "from a posterior that has not settled; check the limits of the trainer itself",
+                "from a posterior that has not settled; check the limits of the trainer itself, or pass "
+                "training_steps=",
                 SparseVDWarning,
                 stacklevel=2,
             )

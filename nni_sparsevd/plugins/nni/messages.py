@@ -48,6 +48,18 @@ def warn_of_earlier_masks(names: list[str]) -> None:
         )
 
 
+def warn_of_nothing(spaces: Spaces, masks: Values) -> None:
+    """Warn where the masks remove nothing at all, though no ratio or threshold of 0 asks for that."""
+    targets = [entry for entry in active(spaces) if entry[2].sparse_ratio != 0 and entry[2].sparse_threshold != 0]
+    if targets and all(bool((masks[name][target] == 1).all()) for name, target, _ in targets):
+        warnings.warn(
+            "SparseVDPruner: the masks remove nothing. No block has reached its threshold, or its ratio rounds to "
+            "none: train for longer, raise kl_coefficient, or give a larger sparse_ratio",
+            SparseVDWarning,
+            stacklevel=2,
+        )
+
+
 def check_finite(log_alpha: Values) -> None:
     """Refuse a posterior that is not finite.
 

@@ -1,6 +1,7 @@
 """Sparse variational dropout as a pruner of NNI: its config_list, evaluators, schedules and chains."""
 
 import warnings
+from numbers import Integral
 from typing import Any
 
 import nni.compression.pruning
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from ...convert import check_patterns, find_kl_weight, settle_estimator
 from ...errors import ModelError, SettingError, SparseVDWarning
 from ...masks import find_holders
-from ...regularize import SparseVDSettings
+from ...nn import is_variational
+from ...regularize import SparseVDSettings, have_learned, settings_or_defaults
 from ..patching import Patch
 from .compatibility import addition, enable_once
 from .config import check_config, to_current_keys
 from .gates import Gates, find_places
 from .learning import Learning
-from .messages import UNTRAINED, check_finite, log_defaults, warn_of_collapse, warn_of_earlier_masks
+from .messages import UNTRAINED, check_finite, log_defaults, warn_of_collapse, warn_of_earlier_masks, warn_of_nothing
 from .posteriors import TargetPosterior
 from .targets import Spaces, Values, active, has_own_amount, in_model_order, settle_, tie_again_
 
@@ -57,6 +59,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
     Raises:
         SettingError: The config_list or the settings cannot mean what they say.  The message names the entry and the
             key.
+        ModelError: The network has posteriors already, or is still wrapped by another pruner.
         TraceError: Gates are asked for, and the network cannot be traced.
     """
 
@@ -72,12 +75,14 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
     ) -> None:
         # The repairs come first: nearly everything below runs NNI's code.
         enable_once()
-        self.settings = settings or SparseVDSettings()
+        self.settings = settings_or_defaults("SparseVDPruner", settings)
+        _check_arguments(model, evaluator, existed_wrappers or {}, training_steps=training_steps)
         posterior = self.settings.posterior
         if posterior.include or posterior.exclude:
             raise SettingError("posterior.include, posterior.exclude: in NNI the config_list selects; use its keys")
         check_patterns(model, (*posterior.kl_weights, *posterior.estimators))
         config_list = to_current_keys(config_list)
+        check_config(model, config_list)
         # Places for gates are found before NNI wraps the layers: a wrapped layer hides its operator from the trace.
         places = None
         if posterior.granularity != "weight":
@@ -101,6 +106,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         self._posteriors = self._attach_posteriors()
         self._epochs: int | None = None
         self._decided: Values | None = None
+        self._kl_was_asked = False
         self._learning: Learning | None = None
 
     @classmethod
@@ -161,6 +167,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         Raises:
             ModelError: The masks are made, and no posterior is left.
         """
+        self._kl_was_asked = True
         terms = [posterior.kl() for posterior in self._posteriors.values()]
         terms += [gate.kl() for gate in self.gates.all()]
         if not terms:
@@ -229,10 +236,16 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
             returns the same masks.
 
         Raises:
-            SettingError: Nothing says how long to train, or how many steps an epoch has, or a chain of compressors has
-                no evaluator.
+            SettingError: Nothing says how long to train, or how many steps an epoch has, a number is below 1, or a
+                chain of compressors has no evaluator.
+            ModelError: The model is unwrapped, and no masks are made yet.
             TrainingError: A posterior is not finite.
         """
+        _check_lengths(max_steps=max_steps, max_epochs=max_epochs)
+        if self._decided is None and not self._is_wrapped:
+            raise ModelError(
+                "SparseVDPruner: the model is unwrapped, and no masks are made yet; call wrap_model() first"
+            )
         # Here and not below, since a chain of compressors comes here only: NNI then trains for all of them at once.
         if self.evaluator is not None:
             if self._decided is None:
@@ -301,6 +314,7 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         masks = self._generate_sparsity(self._calculate_metrics(log_alpha))
         self.update_masks(masks)
         self._decided = log_alpha
+        warn_of_nothing(self._target_spaces, masks)
         # A gate's mean goes into the weights, so it has to be folded while the masks say which channels it closes.
         kept = {}
         for name, target, space in active(self._target_spaces):
@@ -325,16 +339,39 @@ class SparseVDPruner(Pruner):  # type: ignore[misc]
         start = self.settings.posterior.init_log_sigma2
         learned = [posterior.log_sigma2 for posterior in self._posteriors.values()]
         learned += [gate.log_sigma2 for gate in self.gates.all()]
-        return any(bool((value != start).any()) for value in learned)
+        return not learned or have_learned(learned, start, with_kl=self._kl_was_asked)
 
     # ---- targets
 
     def _validate_config(self) -> None:
-        check_config(self.bound_model, self.config_list)
+        """Nothing is left for NNI's constructor to check."""
 
     def _module(self, name: str) -> nn.Module:
         module: nn.Module = self._module_wrappers[name].module
         return module
+
+
+def _check_arguments(
+    model: nn.Module, evaluator: object, existed_wrappers: dict[str, ModuleWrapper], *, training_steps: object
+) -> None:
+    """Refuse what NNI fails on without a word, and networks whose layers have something in their way."""
+    _check_lengths(training_steps=training_steps)
+    if evaluator is not None and not isinstance(evaluator, Evaluator):
+        raise SettingError(f"SparseVDPruner: evaluator has to be an Evaluator of NNI, found {evaluator!r}")
+    if is_variational(model):
+        raise ModelError(f"{type(model).__name__} has posteriors already; bake_ it first")
+    for name, module in model.named_modules():
+        if hasattr(module, "_nni_wrapper") and name not in existed_wrappers:
+            raise ModelError(
+                f"{name} is still wrapped by an earlier pruner: call its unwrap_model() first, or go on with "
+                "SparseVDPruner.from_compressor"
+            )
+
+
+def _check_lengths(**lengths: object) -> None:
+    for name, length in lengths.items():
+        if length is not None and not (isinstance(length, Integral) and int(length) >= 1):
+            raise SettingError(f"SparseVDPruner: {name} = {length!r} has to be a whole number of at least 1")
 
 
 @addition

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_pruning.pruner import function
 
 from ...errors import SettingError, SparseVDWarning
-from ...nn import ChannelGate, Variational, is_variational, output_dim
+from ...nn import ChannelGate, Variational, is_variational, named_posteriors, output_dim
 from .cutting import enable, find_gates
 
 CUTS_INPUTS = (function.prune_conv_in_channels, function.prune_linear_in_channels)
@@ -34,7 +34,7 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
     It takes the place of Torch-Pruning's importances in any of its pruners, for networks to which `sparsify_` has given
     posteriors. Variances and gates are cut along with their weights (see `enable`). After pruning, `bake_` makes the
     layers ordinary. A group without posteriors is left alone. In a network that has none at all, channels are ranked by
-    magnitude, with a warning.
+    magnitude, with a warning. So they are where each variance is what it was at the start.
 
     Shares are comparable between groups, because alpha is a ratio: 0.5 is as much noise as signal (log alpha 0), and
     0.0474 is log alpha 3, the default threshold. Alpha as the measure of relevance is from Molchanov et al. 2017.
@@ -67,7 +67,8 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
             normalizer=normalizer or "mean",
             target_types=list(target_types),
         )
-        self._has_warned = False
+        self.has_warned = False
+        """Whether it has been said that the network has no posterior, or one that has learned nothing."""
         enable()
 
     @property
@@ -84,10 +85,12 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
         Returns:
             Shape (channels of the group,), or None where the group has no posterior, though others have.
         """
-        if group._DG is not None and not is_variational(group._DG.model):
-            self._warn_of_magnitude()
-            magnitudes: Tensor | None = self._magnitude(group)
-            return magnitudes
+        if group._DG is not None:
+            model: nn.Module = group._DG.model
+            self._warn_of_magnitude(model)
+            if not is_variational(model):
+                magnitudes: Tensor | None = self._magnitude(group)
+                return magnitudes
         scores = self.scores(group)
         return None if scores is None else scores.float()
 
@@ -122,13 +125,18 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
         normalized: Tensor = self._normalize(scores.float(), self.normalizer)  # Torch-Pruning's know float32 alone
         return normalized
 
-    def _warn_of_magnitude(self) -> None:
-        if self._has_warned:
+    def _warn_of_magnitude(self, model: nn.Module) -> None:
+        """Warn once where there is no posterior, or each variance is what it was at the start."""
+        if self.has_warned:
             return
-        self._has_warned = True
+        posteriors = [module for _, module in named_posteriors(model)]
+        if any(bool((module.log_sigma2 != module.settings.init_log_sigma2).any()) for module in posteriors):
+            return
+        self.has_warned = True
+        lacking = "the posterior has not been trained" if posteriors else "the network has no posterior"
         warnings.warn(
-            "SparseVDImportance: the network has no posterior, so its channels are ranked by magnitude. Call sparsify_ "
-            "and train with the KL before the pruner is made, and bake_ after the cut",
+            f"SparseVDImportance: {lacking}, so its channels are ranked by magnitude. Call sparsify_ and train with "
+            "the KL before the pruner is made, and bake_ after the cut",
             SparseVDWarning,
             stacklevel=3,
         )

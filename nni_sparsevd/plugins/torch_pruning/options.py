@@ -1,6 +1,7 @@
 """The options that `SparseVDPruner` hands to Torch-Pruning's own pruner, and those that it fills in."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Integral, Real
 from typing import Any, TypedDict, cast
 
 from torch import Tensor, nn
@@ -10,6 +11,15 @@ from ...graph import Inputs, as_arguments, name_leaves
 from ...regularize import Budget
 from .attention import Attention
 from .importance import SparseVDImportance
+
+KEYED_BY_LAYERS = (
+    "pruning_ratio_dict",
+    "head_pruning_ratio_dict",
+    "num_heads",
+    "in_channel_groups",
+    "out_channel_groups",
+)
+"""The options that are dictionaries of layers, or of tuples of layers."""
 
 
 class Options(TypedDict, total=False):
@@ -47,16 +57,71 @@ def check_options(options: Mapping[str, Any]) -> Options:
     if unknown:
         known = ", ".join(Options.__annotations__)
         raise SettingError(f"SparseVDPruner: {', '.join(sorted(unknown))} is no option; known are {known}")
-    return cast(Options, {name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(given.get("ignored_layers"), Iterator):
+        given["ignored_layers"] = list(given["ignored_layers"])  # it is walked through several times
+    return cast(Options, given)
+
+
+def check_layers(options: Mapping[str, Any], model: nn.Module) -> None:
+    """Refuse layers that are not in the network: Torch-Pruning passes over them, and prunes those that were meant.
+
+    Raises:
+        SettingError: One is not in the network, or is named where Torch-Pruning wants the layer itself.
+    """
+    ignored = options.get("ignored_layers", ())
+    if not isinstance(ignored, Iterable) or isinstance(ignored, str):
+        raise SettingError(f"SparseVDPruner: ignored_layers has to be a list of layers, found {ignored!r}")
+    layers = [("ignored_layers", entry) for entry in ignored if not isinstance(entry, type)]
+    for name in KEYED_BY_LAYERS:
+        entries = options.get(name, {})
+        if not isinstance(entries, Mapping):
+            raise SettingError(f"SparseVDPruner: {name} has to be a dictionary of layers, found {entries!r}")
+        for key in entries:
+            layers += [(name, layer) for layer in (key if isinstance(key, tuple) else (key,))]
+    known = {id(part) for part in (*model.modules(), *model.parameters())}
+    for name, layer in layers:
+        if id(layer) not in known:
+            raise SettingError(
+                f"SparseVDPruner: {name}: {layer!r} is no layer of this {type(model).__name__}; pass the layers "
+                "themselves, of the very network that is pruned"
+            )
+
+
+def check_numbers(pruning_ratio: object, training_steps: object, options: Mapping[str, Any]) -> None:
+    """Refuse numbers that Torch-Pruning fails on, or takes and does nothing with; `check_layers` comes first.
+
+    Raises:
+        SettingError: One is of another type or out of range; the message names it.
+    """
+    ratios = [("pruning_ratio", pruning_ratio), ("head_pruning_ratio", options.get("head_pruning_ratio"))]
+    for name in ("pruning_ratio_dict", "head_pruning_ratio_dict"):
+        ratios += [(f"a ratio of {name}", ratio) for ratio in options.get(name, {}).values()]
+    for name, ratio in ratios:
+        if ratio is not None and not (isinstance(ratio, Real) and 0 <= float(ratio) < 1):
+            raise SettingError(f"SparseVDPruner: {name} = {ratio!r} has to be a part of the channels, 0 to below 1")
+    largest = options.get("max_pruning_ratio", 1.0)
+    if not (isinstance(largest, Real) and 0 <= float(largest) <= 1):
+        raise SettingError(f"SparseVDPruner: max_pruning_ratio = {largest!r} has to be a part of the channels, 0 to 1")
+    counts = [
+        ("training_steps", training_steps, 1),
+        ("iterative_steps", options.get("iterative_steps"), 1),
+        ("round_to", options.get("round_to"), 0),  # 0 rounds nothing, in Torch-Pruning
+    ]
+    for name, count, least in counts:
+        if count is not None and not (isinstance(count, Integral) and int(count) >= least):
+            raise SettingError(f"SparseVDPruner: {name} = {count!r} has to be a whole number of at least {least}")
 
 
 def check_decision(has_ratio: bool, options: Options, budget: Budget | None, importance: object) -> None:
     """Refuse arguments that contradict each other about who decides: a ratio, the posterior or a budget.
 
     Raises:
-        SettingError: A budget comes with a ratio, a ratio of heads comes without one of channels, or the posterior is
-            to decide by an importance that is no share of the signal.
+        SettingError: `budget` is something else or comes with a ratio, a ratio of heads comes without one of channels,
+            or the posterior is to decide by an importance that is no share of the signal.
     """
+    if budget is not None and not isinstance(budget, Budget):
+        raise SettingError(f"SparseVDPruner: budget has to be a Budget(...), found {budget!r}")
     if has_ratio:
         if budget is not None:
             raise SettingError("SparseVDPruner: a budget goes without a pruning_ratio")

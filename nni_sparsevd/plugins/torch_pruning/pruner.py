@@ -4,14 +4,15 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Unpack
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from ...convert import bake_, sparsify_
-from ...errors import SettingError, SparseVDWarning
+from ...convert import bake_, remove_posteriors_, sparsify_
+from ...errors import SettingError, SparseVDError, SparseVDWarning, TraceError, describe_error
 from ...graph import Inputs, evaluation_mode
 from ...measure import cost_function
 from ...nn import find_gates, is_variational, kl, named_posteriors, to_plain_network_
@@ -22,14 +23,27 @@ from ...regularize import (
     Controller,
     SparseVDSettings,
     VarianceOptimizer,
+    have_learned,
+    misses,
     regularize_under_pressure_,
+    settings_or_defaults,
+    warn_before_first_step,
     weigh_by_macs_,
 )
 from ...settings import PosteriorSettings
 from .attention import attach_gates_, find_attentions, update_attentions_
 from .cutting import enable
 from .importance import SparseVDImportance
-from .options import Options, check_decision, check_options, fill_options, find_ignored, graph_options_for
+from .options import (
+    Options,
+    check_decision,
+    check_layers,
+    check_numbers,
+    check_options,
+    fill_options,
+    find_ignored,
+    graph_options_for,
+)
 from .scored_group import Cut, Limits, ScoredGroup
 
 LOOKS = 24
@@ -62,8 +76,8 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
 
     Args:
         model: The network, changed in place.
-        example_inputs: What the network is called with, for tracing: a tensor, a tuple of arguments, a dict of keyword
-            arguments, or a pair (args, kwargs), in any nesting.
+        example_inputs: What the network is called with, for tracing: a tensor, a tuple or list of arguments, a dict of
+            keyword arguments, or a pair (args, kwargs), in any nesting.
         importance: Ranks channels; None: a `SparseVDImportance`. Without a ratio it must be one that gives shares.
         pruning_ratio: The part of channels to remove; None: the posterior decides, or the budget. Beside a
             `pruning_ratio_dict`, None is 0: layers that the dict does not name keep their channels.
@@ -76,9 +90,11 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             `prune_head_dims=False` keep heads and their dimensions.
 
     Raises:
-        SettingError: Torch-Pruning does not have an option, a budget comes with a ratio, a ratio of heads without one
-            of channels, or the importance gives no shares though the posterior is to decide.
+        SettingError: Torch-Pruning does not have an option, a number is out of range, a layer is not in the network, a
+            budget comes with a ratio, a ratio of heads without one of channels, or the importance gives no shares
+            though the posterior is to decide.
         ModelError: No layer can have a posterior.
+        TraceError: Torch-Pruning cannot trace the network; it is then what it was.
     """
 
     def __init__(
@@ -94,19 +110,27 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         **options: Unpack[Options],
     ) -> None:
         options = check_options(options)
+        check_layers(options, model)
+        check_numbers(pruning_ratio, training_steps, options)
+        if type(example_inputs) is list:  # in Torch-Pruning, a list of arguments
+            example_inputs = tuple(example_inputs)
         importance = importance or SparseVDImportance()
         has_ratio = pruning_ratio is not None or bool(options.get("pruning_ratio_dict"))
         check_decision(has_ratio, options, budget, importance)
         enable()
-        self.settings = settings or SparseVDSettings()
+        self.settings = settings_or_defaults("SparseVDPruner", settings)
         self._posterior_decides = not has_ratio
         self._training_steps = training_steps
         self._steps_done = 0
+        self._groups_cut = 0
+        self._is_untrained = False
+        """Whether a warning has said that the posterior knows nothing."""
         self._attentions = find_attentions(model)
         # Before the host's constructor: it traces the network, and must meet the layers and gates that are pruned.
         options = fill_options(options, self._attentions, model, example_inputs)
         _add_posteriors_(model, self.settings.posterior, example_inputs, find_ignored(options))
-        with evaluation_mode(model):  # in which Torch-Pruning leaves a network that it has traced
+        # Torch-Pruning leaves a network that it has traced in evaluation mode, and traces by autograd.
+        with _undone_on_error(model), evaluation_mode(model), torch.enable_grad():
             super().__init__(model, example_inputs, importance, pruning_ratio=pruning_ratio or 0.0, **options)
         self._variances = VarianceOptimizer.for_model(self.model, self.settings)
         self._example_inputs, self._options = example_inputs, options
@@ -162,7 +186,11 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             self._look()
         progress = self._progress()
         weight = self.settings.kl_weight_now(progress, self.settings.n_train)
+        if not self._steps_done:
+            warn_before_first_step("SparseVDPruner", self.model)
         regularize_under_pressure_(self.model, weight, self._controller.pressure)
+        if not self._variances.holds_those_of(self.model):  # a cut, or a loaded state, has replaced them
+            self._variances = VarianceOptimizer.for_model(self.model, self.settings)
         self._variances.step(progress)
         self._steps_done += 1
 
@@ -197,16 +225,17 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         return None
 
     def _cut_by_caller(self) -> Iterator[Any]:
-        """The groups to be pruned; after the last one, what remembers parameters and sizes is brought up to date."""
-        yield from self._prune()
+        """The groups to be pruned; after the last one, the sizes of attentions are brought up to date."""
+        for group in self._prune():
+            self._groups_cut += 1
+            yield group
         self._attentions = update_attentions_(self._attentions, self.num_heads)
-        # The cut has put smaller parameters in the place of those that the optimizer held.
-        self._variances = VarianceOptimizer.for_model(self.model, self.settings)
 
     def finish(self) -> nn.Module:
         """Make the layers ordinary: masked as in evaluation mode, and with the gates folded in.
 
-        A dead channel that stays, for the sake of rounding or of other heads, is zero.
+        A dead channel that stays, for the sake of rounding or of other heads, is zero. A warning says where no step has
+        removed anything.
 
         Returns:
             The model.
@@ -215,6 +244,8 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             ModelError: The sizes of an attention do not fit its heads any more.
         """
         self._attentions = update_attentions_(self._attentions, self.num_heads)
+        if not self._groups_cut and not self._is_untrained and is_variational(self.model):
+            self._warn_of_nothing()
         if self.arrival is not None:  # the budget's threshold is the one that counts
             for gate in find_gates(self.model):
                 gate.threshold = self.arrival.log_alpha + 1e-4  # scores are rounded to float32
@@ -223,11 +254,32 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     def _steps_between_looks(self) -> int:
         return STEPS_BETWEEN_LOOKS if self._training_steps is None else max(1, self._training_steps // LOOKS)
 
+    def _warn_of_nothing(self) -> None:
+        """Warn that no channel has left, and say why."""
+        if self._search is not None:
+            reason = "no cut comes closer to the budget"
+        elif self._posterior_decides:
+            reason = (
+                f"no channel that may leave has a log alpha of {self.settings.posterior.threshold:g}: train for "
+                "longer, raise kl_coefficient, or set a pruning_ratio or a budget"
+            )
+        else:
+            reason = "the ratio, rounded for each layer, leaves every channel, or no step was made"
+        warnings.warn(
+            f"SparseVDPruner: nothing was removed. {reason[0].upper()}{reason[1:]}. Layers that are ignored or frozen "
+            "stay, and those that share channels with them",
+            SparseVDWarning,
+            stacklevel=4,
+        )
+
     def _warn_if_untrained(self) -> None:
-        """Warn where every variance is what it was at the start."""
+        """Warn where the variances are what they were at the start, or have moved without the KL."""
+        variances = [module.log_sigma2 for _, module in named_posteriors(self.model)]
         start = self.settings.posterior.init_log_sigma2
-        posteriors = [module for _, module in named_posteriors(self.model)]
-        if posteriors and all(bool((posterior.log_sigma2 == start).all()) for posterior in posteriors):
+        if not have_learned(variances, start, with_kl=self._steps_done > 0):
+            self._is_untrained = True
+            if isinstance(self.importance, SparseVDImportance):
+                self.importance.has_warned = True
             what = "no channel has reached the threshold" if self._posterior_decides else "channels go by magnitude"
             if self._search is not None:
                 what = "the budget is met by channels that nothing says are dispensable"
@@ -288,6 +340,14 @@ class SparseVDPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         cost_at_threshold = search.cost(self._cut_copy(groups, at_threshold))
         cutoff, reached = self._find_cutoff(groups, search)
         self.arrival = Arrival(search.budget, search.dense, cost_at_threshold, reached, _log_alpha(cutoff))
+        if misses(reached, search.budget.fraction * search.dense):
+            warnings.warn(
+                f"SparseVDPruner: the budget of {search.budget.fraction:g} of the {search.budget.kind} is missed: "
+                f"{reached / search.dense:.3f} is left. Ignored layers, the best channel of each group and what fills "
+                "a multiple of round_to always stay",
+                SparseVDWarning,
+                stacklevel=2,
+            )
         return cutoff
 
     def _find_cutoff(self, groups: list[ScoredGroup], search: BudgetSearch) -> tuple[float, float]:
@@ -337,6 +397,19 @@ def _add_posteriors_(
     sparsify_(model, posterior, example_inputs=example_inputs)
     if posterior.granularity != "weight":
         attach_gates_(attentions, posterior)
+
+
+@contextmanager
+def _undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Take the posteriors away again where Torch-Pruning, or the network that it runs, raises an error."""
+    try:
+        yield
+    except Exception as error:  # whatever a forward of the user's own raises
+        remove_posteriors_(model)
+        if isinstance(error, SparseVDError):
+            raise
+        name = type(model).__name__
+        raise TraceError(f"SparseVDPruner: Torch-Pruning cannot trace {name}: {describe_error(error)}") from error
 
 
 def _log_alpha(share: float) -> float:
