@@ -225,9 +225,14 @@ def test_a_weight_that_is_used_without_its_layer_gets_no_gate() -> None:
 
 
 def test_a_gate_is_not_baked_into_a_weight_that_other_code_uses() -> None:
-    model = prepared(Net(
-        lambda m, x: m.head(F.linear(torch.relu(m.first(x)), m.first.weight.T) + m.other(x).relu()),
-        first=nn.Linear(12, 8), other=nn.Linear(12, 12), head=nn.Linear(12, 3)))  # fmt: skip
+    model = prepared(
+        Net(
+            lambda m, x: m.head(F.linear(torch.relu(m.first(x)), m.first.weight.T) + m.other(x).relu()),
+            first=nn.Linear(12, 8),
+            other=nn.Linear(12, 12),
+            head=nn.Linear(12, 3),
+        )
+    )
     with pytest.raises(ModelError, match=r"first: 8 channels have no gate: the code of Net uses first\.weight, too"):
         svd.sparsify_(model, granularity="gate", example_inputs=TOKENS, exclude=["other"])
 
