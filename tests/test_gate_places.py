@@ -224,6 +224,57 @@ def test_a_weight_that_is_used_without_its_layer_gets_no_gate() -> None:
         svd.sparsify_(model, granularity="gate", example_inputs=TOKENS)
 
 
+def test_a_gate_is_not_baked_into_a_weight_that_other_code_uses() -> None:
+    model = prepared(
+        Net(
+            lambda m, x: m.head(F.linear(torch.relu(m.first(x)), m.first.weight.T) + m.other(x).relu()),
+            first=nn.Linear(12, 8),
+            other=nn.Linear(12, 12),
+            head=nn.Linear(12, 3),
+        )
+    )
+    with pytest.raises(ModelError, match=r"first: 8 channels have no gate: the code of Net uses first\.weight, too"):
+        svd.sparsify_(model, granularity="gate", example_inputs=TOKENS, exclude=["other"])
+
+
+def test_hooks_of_others_see_what_a_gate_has_scaled() -> None:
+    model = prepared(nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)))
+    model[0].register_forward_hook(lambda module, inputs, output: output + 1)
+    svd.sparsify_(model, granularity="gate", example_inputs=TOKENS)
+    (gate,) = find_gates(model)
+    with torch.no_grad():
+        gate.mu.copy_(torch.linspace(0.7, 1.4, 8))
+        gate.log_sigma2[1::3] = 9.0
+    expected = outputs(model, TOKENS)
+    assert (outputs(svd.bake_(model), TOKENS) - expected).abs().max() < 1e-12 * expected.abs().max()
+
+
+@pytest.mark.parametrize("keys_first", [False, True])
+def test_queries_and_keys_of_one_layer_have_one_gate(keys_first: bool) -> None:
+    def attend(m: nn.Module, x: Tensor) -> Tensor:
+        calls = [m.first(other) for other in (x, x.flip(1))]
+        keys, queries = calls if keys_first else calls[::-1]
+        return m.head((0.3 * queries @ keys.mT).softmax(-1) @ m.values(x)).mean(1)
+
+    layers = {"first": nn.Linear(12, 8), "values": nn.Linear(12, 6), "head": nn.Linear(6, 3)}
+    model = svd.sparsify_(prepared(Net(attend, **layers)), granularity="gate", example_inputs=TOKENS)
+    with torch.no_grad():
+        for gate in find_gates(model):
+            gate.log_sigma2[1::3] = 9.0
+    expected = outputs(model, TOKENS)
+    small, plan = assert_shrinks_exactly(svd.bake_(model), TOKENS)
+    assert plan.removed == 3 + 2 and len(small.first.weight) == 5
+    assert (outputs(small, TOKENS) - expected).abs().max() < 1e-12 * expected.abs().max()
+
+
+def test_the_cross_attention_of_a_decoder_has_no_gate_and_is_named() -> None:
+    decoder = nn.TransformerDecoderLayer(12, 2, 16, batch_first=True)
+    model = prepared(Net(lambda m, x: m.decoder(x, x.flip(1)), decoder=decoder))
+    with pytest.warns(SparseVDWarning, match=r"no module returns what decoder\.self_attn\.in_proj_weight writes"):
+        svd.sparsify_(model, granularity="gate", example_inputs=TOKENS)
+    assert [name for name, _ in named_posteriors(model)] == ["decoder.linear1.gate"]
+
+
 def test_what_is_left_without_a_gate_is_named_once() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.GELU(), Bounded(6, 9, 1), nn.GELU(), nn.Conv2d(9, 4, 1)).double()
     expected = {"2": "9 channels have no gate: no parameter of 2 (Bounded) scales its outputs"}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
-from nni_sparsevd.errors import ModelError
+from nni_sparsevd.errors import ModelError, ShrinkError
 from nni_sparsevd.shrinking import CheckResult
 
 
@@ -114,6 +114,21 @@ def test_a_network_that_runs_in_half_precision_alone_is_compared_in_it(dtype: to
         model.layers[0].weight[::3] = 0
     small, plan = svd.shrink(model, x)
     assert plan.removed == 3 and svd.check(model, small, x).ok
+
+
+def test_what_rounds_coarsely_inside_is_refused_by_an_error_of_ours() -> None:
+    class Autocast(Casting):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = self.first(x).sigmoid()
+            return self.second(y.float())  # so that the network does not run in float64
+
+    torch.manual_seed(0)
+    model = Autocast(torch.float32, 1.0).eval()
+    with torch.no_grad():
+        model.first.weight[:4] = 0
+    with pytest.raises(ShrinkError, match="gives other outputs"):
+        svd.shrink(model, torch.zeros(2, 3, 8, 8))
 
 
 def test_a_mistake_that_rounding_would_hide_is_found() -> None:

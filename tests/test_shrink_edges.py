@@ -221,6 +221,31 @@ def test_a_constant_in_one_branch_of_a_sum_is_not_told() -> None:
     assert (plan.removed, plan.groups[0].dead, plan.groups[0].reason) == (0, 0, "")
 
 
+@pytest.mark.parametrize("reader", [nn.Conv2d(6, 5, 3), nn.Conv2d(6, 6, 3, groups=6), nn.ConvTranspose2d(6, 5, 2, 2)])
+def test_convolutions_lose_channels_inside_of_vmap(reader: nn.Module) -> None:
+    model = Net(
+        lambda m, x: m.head(torch.vmap(lambda sample: m.reader(m.first(sample[None]).relu())[0])(x)),
+        first=nn.Conv2d(3, 6, 1),
+        reader=reader,
+        head=nn.Conv2d(reader.out_channels, 4, 1),
+    )
+    _, plan = assert_shrinks_exactly(prepared(model, "columns"), image())
+    assert plan.removed > 0 and plan.groups[0].name == "first"
+
+
+def test_a_layer_stands_in_the_plan_where_all_that_it_owns_is_pinned() -> None:
+    def pool(m: nn.Module, x: Tensor) -> Tensor:  # as NetVLAD does
+        y = m.first(x)
+        sums = m.second(y).softmax(1).flatten(2) @ y.flatten(2).mT
+        return m.head(F.normalize(F.normalize(sums, dim=2).flatten(1)))
+
+    model = prepared(Net(pool, first=nn.Conv2d(3, 6, 1), second=nn.Conv2d(6, 5, 1), head=nn.Linear(30, 4)), "rows")
+    _, plan = assert_shrinks_exactly(model, image())
+    reasons = {group.name: group.reason for group in plan.groups}
+    assert reasons["first"] == "linalg_vector_norm over the channels"
+    assert reasons["second"] == "softmax over the channels"
+
+
 def test_layer_norm_keeps_its_channels_but_not_those_inside_a_block() -> None:
     _, plan = assert_shrinks_exactly(prepared(SMALL["tokens"](), "rows"), image())
     groups = {group.name: group for group in plan.groups}

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from shrinking import prepared
 from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd import nn as variational
-from nni_sparsevd.errors import SettingError, SparseVDWarning
+from nni_sparsevd.errors import ModelError, SettingError, SparseVDWarning
 from nni_sparsevd.files import load_tensors, save_tensors
-from nni_sparsevd.masks import count_weights
+from nni_sparsevd.masks import count_weights, mask_group_channels_
+from nni_sparsevd.testing import assert_shrinks_exactly
 
 IDS = torch.randint(0, 20, (4, 6), generator=torch.Generator().manual_seed(0))
 X = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
@@ -213,6 +215,44 @@ def test_half_of_a_tie_is_refused_by_both_names() -> None:
         svd.sparsify_(model, exclude=["head"])
     assert list(model.state_dict()) == keys and type(model.table) is nn.Embedding
     svd.bake_(svd.sparsify_(LanguageModel(), exclude=["head", "table"]))
+
+
+class TiedByCode(LanguageModel):
+    """The code itself multiplies with the table, and computes queries, keys and values as BEiT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.head
+        self.qkv = nn.Linear(12, 12)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = F.linear(self.table(ids), self.qkv.weight).to(self.hidden.weight)
+        return F.linear(torch.tanh(self.hidden(x)), self.table.weight)
+
+
+def test_weights_that_the_code_takes_from_their_layers_get_no_posterior() -> None:
+    torch.manual_seed(0)
+    model = TiedByCode()
+    passed_over = svd.find_passed_over(model, example_inputs=IDS)
+    assert passed_over == dict.fromkeys(
+        ["table.weight", "qkv.weight"], "the code of TiedByCode uses it beside the layer"
+    )
+    with pytest.warns(SparseVDWarning, match=r"table\.weight \(the code of TiedByCode uses it"):
+        svd.sparsify_(model, example_inputs=IDS)
+    assert [name for name, _ in variational.named_posteriors(model)] == ["hidden"]
+    with pytest.raises(ModelError, match=r"no layer to convert: table\.weight"):
+        svd.sparsify_(TiedByCode(), example_inputs=IDS, include=["table"])
+
+
+def test_masks_of_a_tied_convolution_reach_the_weight() -> None:
+    model = prepared(AutoEncoder())
+    graph = svd.channel_graph(model, IMAGES.double())
+    masks: svd.Masks = {}
+    group = graph.groups[0]
+    mask_group_channels_(masks, model, graph, group, group.channels[1::3])
+    assert sorted(masks["encode"]) == ["bias", "weight"]
+    _, plan = assert_shrinks_exactly(svd.bake_(model, masks), IMAGES.double())
+    assert plan.removed == 3
 
 
 def test_a_tie_has_no_gate_of_one_side() -> None:

@@ -8,7 +8,7 @@ from ..masks import Masks, apply_masks_, compute_masks, validate_masks
 from ..nn import gate_sites, is_variational, share_posterior_, to_plain_network_, to_variational_
 from ..settings import PosteriorSettings, choose_settings
 from .gating import attach_gates_
-from .passed_over import find_passed_over_weights, warn_of_passed_over
+from .passed_over import find_passed_over_weights, find_used_by_code, warn_of_passed_over
 from .selection import find_kl_weight, group_by_weight, require_whole_ties, select_layers, settle_estimator
 
 
@@ -36,7 +36,8 @@ def sparsify_(
         model: Any network.
         settings: What is learned, and about which layers; None: the defaults.
         example_inputs: What the network is called with: a tensor, a tuple of arguments, a dict of keyword arguments, or
-            a pair (args, kwargs), in any nesting; needed for gates only.
+            a pair (args, kwargs), in any nesting; needed for gates. With them, layers are found whose weight other code
+            computes with, as `F.linear(x, self.table.weight)`; these get no posterior.
         keywords: Fields of `PosteriorSettings`, instead of `settings`: `sparsify_(model, exclude=["head"])`.
 
     Returns:
@@ -97,12 +98,21 @@ def _convert_(model: nn.Module, settings: PosteriorSettings, example_inputs: Inp
     passed_over: dict[str, str] = {}
     if settings.granularity in ("weight", "both"):
         passed_over |= find_passed_over_weights(model, settings, layers)
+        used = find_used_by_code(model, layers, example_inputs)
+        passed_over |= used
+        layers = [name for name in layers if f"{name}.weight".removeprefix(".") not in used]
+        if used and not layers:
+            raise ModelError(f"{type(model).__name__} has no layer to convert: {_list_reasons(used)}")
     if settings.granularity in ("gate", "both"):
         passed_over |= attach_gates_(model, settings, example_inputs)
     if settings.granularity in ("weight", "both"):
         for names in group_by_weight(model, layers):
             _add_posterior_(model, names, settings)
     return passed_over
+
+
+def _list_reasons(passed_over: dict[str, str]) -> str:
+    return "; ".join(f"{name} ({reason})" for name, reason in passed_over.items())
 
 
 def _add_posterior_(model: nn.Module, names: list[str], settings: PosteriorSettings) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, SettingError
-from ..graph import ChannelGraph, Inputs, Silencer, Silencing, channel_graph, find_silencing
+from ..graph import ChannelGraph, Inputs, Silencer, Silencing, channel_graph, find_silencing, find_users
 from ..masks import find_holders
 from ..nn import VARIATIONAL, ChannelGate, find_parameter, is_convertible, scales_outputs, scaling_keys
 from ..settings import PosteriorSettings
@@ -68,6 +68,7 @@ def find_gateable_groups(model: nn.Module, graph: ChannelGraph, settings: Poster
         or why nothing can.
     """
     holders = find_holders(model)
+    users = find_users(graph.trace)
     scales: dict[str, bool] = {}
     silencings = []
     for group in graph.groups:
@@ -76,7 +77,7 @@ def find_gateable_groups(model: nn.Module, graph: ChannelGraph, settings: Poster
             continue
         silencing = find_silencing(graph, group)
         for silencer in silencing.silencers:
-            obstacle = _find_obstacle(model, silencer, holders, scales)
+            obstacle = _find_obstacle(model, silencer, holders, scales) or _find_other_user(model, silencer, users)
             if obstacle:
                 silencing = Silencing(group, obstacle=obstacle)
                 break
@@ -111,6 +112,16 @@ def _find_obstacle(
         scales[silencer.scaled] = _takes_up_scale(scaled, silencer)
     if not scales[silencer.scaled]:
         return f"no parameter of {silencer.scaled} ({type(scaled).__name__}) scales its outputs"
+    return ""
+
+
+def _find_other_user(model: nn.Module, silencer: Silencer, users: dict[str, frozenset[str]]) -> str:
+    """Which other code uses a parameter that a gate would be baked into, and would find it scaled; empty for none."""
+    scaled = model.get_submodule(silencer.scaled)
+    for key in scaling_keys(scaled):
+        for module in users.get(f"{silencer.scaled}.{key}", ()):
+            if not f"{module}.".startswith(f"{silencer.scaled}."):
+                return f"the code of {type(model.get_submodule(module)).__name__} uses {silencer.scaled}.{key}, too"
     return ""
 
 

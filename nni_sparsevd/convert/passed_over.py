@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from ..errors import SparseVDWarning
-from ..graph import Inputs
+from ..errors import SparseVDError, SparseVDWarning
+from ..graph import Inputs, find_users, trace
 from ..settings import PosteriorSettings, choose_settings
 from .gating import find_silencings, name_passed_over_groups
-from .selection import is_selected, select_layers
+from .selection import group_by_weight, is_selected, select_layers
 
 ADDED = ("bias", "embed", "pos", "token", "table", "cls", "prompt")
 """Parts of the names of parameters that are added or looked up, and multiply nothing."""
@@ -57,7 +57,9 @@ def find_passed_over(
     passed_over: dict[str, str] = {}
     layers = select_layers(model, chosen)
     if chosen.granularity in ("weight", "both"):
-        passed_over |= find_passed_over_weights(model, chosen, layers)
+        passed_over |= find_passed_over_weights(model, chosen, layers) | find_used_by_code(
+            model, layers, example_inputs
+        )
     if chosen.granularity in ("gate", "both"):
         passed_over |= name_passed_over_groups(find_silencings(model, chosen, example_inputs))
     return passed_over
@@ -84,6 +86,41 @@ def find_passed_over_weights(model: nn.Module, settings: PosteriorSettings, laye
                 kind = type(module).__name__
                 passed_over[f"{name}.{key}".removeprefix(".")] = f"no posterior fits what {kind} does with this weight"
     return passed_over
+
+
+def find_used_by_code(model: nn.Module, layers: list[str], example_inputs: Inputs | None) -> dict[str, str]:
+    """Find the layers whose weight other code computes with, beside the layer or in its place.
+
+    That code would see neither noise nor zeros, and what is baked would compute something else: the queries, keys and
+    values of BEiT, and a table of words that the code multiplies with.
+
+    Args:
+        model: The network, still ordinary.
+        layers: Names of the layers that are converted.
+        example_inputs: What the network is called with; without them, or where it cannot be traced, nothing is found.
+
+    Returns:
+        Name of a weight -> the reason.
+    """
+    if example_inputs is None:
+        return {}
+    try:
+        users = find_users(trace(model, example_inputs))
+    except SparseVDError:  # for gates it has to be traced; weights get along without
+        return {}
+    used = {}
+    for names in group_by_weight(model, layers):
+        keys = [f"{name}.weight".removeprefix(".") for name in names]
+        others = {user for key in keys for user in users.get(key, ()) if not _is_inside(user, names)}
+        for key in keys if others else ():
+            code = type(model.get_submodule(min(others))).__name__
+            used[key] = f"the code of {code} uses it beside the layer"
+    return used
+
+
+def _is_inside(module: str, names: list[str]) -> bool:
+    """Whether a module is one of those named, or inside one."""
+    return any(f"{module}.".startswith(f"{name}." if name else "") for name in names)
 
 
 def _find_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -60,6 +60,8 @@ from .preconditions import require_convertible, require_numbers, require_paramet
 from .pytrees import PLAIN, map_leaves, name_leaves, to_plain
 from .silencers import Silencer, Silencing, find_silencing
 from .traces import Trace
+from .tracing import trace
+from .users import find_users
 
 __all__ = [
     "ATTENTION",
@@ -105,6 +107,7 @@ __all__ = [
     "find_failing_module",
     "find_silencing",
     "find_source_of_nan",
+    "find_users",
     "free_attentions_",
     "is_known",
     "is_reader",
@@ -132,6 +135,7 @@ __all__ = [
     "tighten_graph",
     "to_double",
     "to_plain",
+    "trace",
     "trace_other_sizes",
     "use_other_numbers",
     "used_taps",

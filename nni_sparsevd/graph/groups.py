@@ -257,7 +257,7 @@ def _find_groups(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
     #    a link and each reason has a random number of 64 bits, and a channel's fingerprint is the sum of its own.
     #    Different kinds agree by accident with a probability of about 2^-62 for each pair.
     # 4. Members have no group: they leave with their owners only.  A pinned owner has a group only if it is worth a
-    #    word, because some of its members can leave without it.
+    #    word, because some of its members can leave without it, or because an operator writes the owner itself.
     # 5. What no operator writes, such as the channels of an input, has no group.
     axes = list(graph.axes)
     first_writer_of: dict[Axis, int] = {}
@@ -324,13 +324,16 @@ def _fingerprints(graph: ChannelGraph, touched: csr_array) -> NDArray[np.int64]:
 
 
 def _channels_with_a_group(graph: ChannelGraph) -> Flags:
-    """Flag free channels that are no members, and pinned ones that own nothing, or something that is free."""
+    """Flag free channels that are no members, and pinned ones that are written, own nothing, or own what is free."""
     pinned = graph.pins.pinned()
+    written = np.zeros(graph.num_channels, np.bool_)
+    for writer in graph.writers:
+        written[graph.axes[writer.axis]] = True
     member, owner, owner_of_free = (np.zeros(graph.num_channels, np.bool_) for _ in range(3))
     for link in graph.links:
         owners, members = link.pairs
         member[link.members] = True
         owner[owners] = True
         owner_of_free[owners[~pinned[members]]] = True
-    flags: Flags = np.where(pinned, ~owner | owner_of_free, ~member)
+    flags: Flags = np.where(pinned, ~owner | owner_of_free | (written & ~member), ~member)
     return flags

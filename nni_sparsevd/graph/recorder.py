@@ -22,6 +22,12 @@ SUMS_OF_PRODUCTS = {
     torch.ops.aten.baddbmm.default: torch.ops.aten.bmm.default,
 }
 """Operators that add a product to a tensor; they are recorded as the product and the sum."""
+CONVOLUTIONS = {
+    3: (torch.ops.aten.conv1d.default, torch.ops.aten.conv_transpose1d.default),
+    4: (torch.ops.aten.conv2d.default, torch.ops.aten.conv_transpose2d.input),
+    5: (torch.ops.aten.conv3d.default, torch.ops.aten.conv_transpose3d.input),
+}
+"""Dimensions of a weight -> the convolution and the transposed one, as which the nameless one of `vmap` is recorded."""
 DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -110,6 +116,9 @@ class Recorder(TorchDispatchMode):
         if target in SUMS_OF_PRODUCTS:
             with self:
                 return _add_product(target, *args, **kwargs)
+        if target == torch.ops.aten.convolution.default:
+            with self:
+                return _convolve(*args)
         if find_channel_rule(target) is None and not target._schema.is_mutable:
             with self:  # an operator that consists of others comes back here as these
                 parts = target.decompose(*args, **kwargs)
@@ -193,6 +202,26 @@ def _add_product(target: Any, x: Tensor, *factors: Tensor, beta: float = 1, alph
     if alpha != 1:
         product = product * alpha
     return (x if beta == 1 else x * beta) + product
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Tensor:
+    """The convolution by its name."""
+    plain, transposing = CONVOLUTIONS[weight.dim()]
+    if transposed:
+        result: Tensor = transposing(x, weight, bias, stride, padding, output_padding, groups, dilation)
+    else:
+        result = plain(x, weight, bias, stride, padding, dilation, groups)
+    return result
 
 
 def partial_write(before: Tensor, writing: Tensor) -> Tensor:

@@ -59,7 +59,19 @@ def find_silencing(graph: ChannelGraph, group: ChannelGroup) -> Silencing:
     if not group.writers:
         owner = group.axes[0][0]
         return Silencing(group, obstacle=f"what {owner} writes reaches a reader through a factor alone")
-    spared = _find_spared_rows(graph, group)
+    silencing = _silence_writers(graph, group, _find_spared_rows(graph, group))
+    if silencing.silencers or silencing.obstacle:
+        return silencing
+    # One weight writes what is spared and what is not, in two calls, and stands for both among the writers.  Where the
+    # code gives it piece by piece, as in a cross-attention of PyTorch, the writer may have none of the channels.
+    silencing = _silence_writers(graph, group, {})
+    if silencing.silencers or silencing.obstacle:
+        return silencing
+    return Silencing(group, obstacle=f"no module returns what {group.writers[0].axis[0]} writes")
+
+
+def _silence_writers(graph: ChannelGraph, group: ChannelGroup, spared: Rows) -> Silencing:
+    """The modules behind the writers of a group, but for outputs that are spared."""
     silencers = []
     for writer in group.writers:
         places = graph.positions_of(_written_channels(graph, writer), group)

@@ -129,7 +129,9 @@ def mask_group_channels_(
         group: The channel group.
         removed: The channels to remove, from `group.channels`.
     """
-    reading_axes = {(reader.weight, reader.input_dim) for reader in graph.readers}
+    # An encoder may share its weight with the decoder, which then reads along the axis that the encoder writes along.
+    written_axes = {writer.axis for writer in graph.writers}
+    reading_axes = {(reader.weight, reader.input_dim) for reader in graph.readers} - written_axes
     for name, dim in group.axes:
         module_name, _, key = name.rpartition(".")
         parameter = model.get_submodule(module_name)._parameters.get(key)

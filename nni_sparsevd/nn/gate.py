@@ -292,7 +292,8 @@ class ChannelGate(nn.Module):
         while hasattr(site, _gate_name(number)):
             number += 1
         site.register_module(_gate_name(number), self)
-        site.register_forward_hook(partial(self._scale_output, dim=dim, places=key))
+        # Before the hooks of others: they see what the module itself returns once the gate is baked into it.
+        site.register_forward_hook(partial(self._scale_output, dim=dim, places=key), prepend=True)
 
     def detach_(self, site: nn.Module) -> None:
         """Undo `attach_`.

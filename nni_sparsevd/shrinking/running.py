@@ -105,16 +105,19 @@ def run_copy(model: nn.Module, inputs: CallArguments, *, uniform_draws: bool = F
         return Run(name_outputs(output), not torch.equal(before, torch.get_rng_state()))
 
 
-def runs_on(model: nn.Module, inputs: CallArguments) -> bool:
-    """Whether a network runs on inputs whose numbers have the type of its own.
+def runs_as(model: nn.Module, dtype: torch.dtype, inputs: CallArguments) -> bool:
+    """Find out whether a network runs in a type of numbers: its own code may insist on another one.
 
     Args:
         model: The network.
+        dtype: A type of real numbers.
         inputs: Its arguments.
+
+    Returns:
+        Whether it does.
     """
-    own_type = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
     try:
-        run_copy(copy_as(model, own_type), inputs)
+        run_copy(copy_as(model, dtype), inputs)
     except ShrinkError:  # it runs, and the comparison says what is the matter with its outputs
         return True
     except Exception:  # whatever a user's forward raises
@@ -132,7 +135,8 @@ def remembers_calls(model: nn.Module, inputs: CallArguments) -> bool:
     Returns:
         Whether the second of two calls differs, with the same random numbers and buffers.
     """
-    copied = copy_as(model, torch.float64)
+    own_type = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float64)
+    copied = copy_as(model, torch.float64 if runs_as(model, torch.float64, inputs) else own_type)
     first, second = (run_copy(copied, inputs).outputs for _ in range(2))
     for name, value in first.items():
         again = second.get(name)

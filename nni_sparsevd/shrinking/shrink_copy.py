@@ -1,5 +1,6 @@
 """Masked network in, smaller network out, compared before it is handed over."""
 
+import torch
 from torch import nn
 
 from ..convert import bake_
@@ -21,7 +22,7 @@ from .apply import apply_plan
 from .comparison import CheckResult, check, find_half_type
 from .plan import Plan
 from .planning import plan_removal
-from .running import as_numbers_of, remembers_calls, runs_on
+from .running import as_numbers_of, remembers_calls, runs_as
 
 
 def shrink(
@@ -132,7 +133,7 @@ def shrink_masked(
         # be rounded more than that allows.  And not where the code gives its layers numbers of half precision, as
         # `self.layer(x.half())` does: such a network runs in no other type.
         widened = copy_model(masked).float()
-        if runs_on(widened, as_arguments(example_inputs)):
+        if runs_as(widened, torch.float32, as_arguments(example_inputs)):
             _compare(widened, apply_plan(widened, plan), example_inputs, plan)
     return small, plan, _compare(masked, small, example_inputs, plan)
 
