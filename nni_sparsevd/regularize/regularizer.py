@@ -48,7 +48,10 @@ class Regularizer:
         self._variances: VarianceOptimizer | None = None
         self._has_begun = False
         self._attachments = 0
-        """How often `attach_` was called: the hook of the last call alone does anything."""
+        """How often `attach_` was called: the hook of the last call alone does anything.
+
+        A handle, to remove the hook of the call before, could not be pickled.
+        """
 
     def _current_variances(self) -> VarianceOptimizer:
         """The optimizer of the variances that the network has at this moment."""
