@@ -234,7 +234,7 @@ def test_progress_ends_with_the_training_of_several_optimizers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], last: float
 ) -> None:
     seen: list[float] = []
-    monkeypatch.setattr(Regularizer, "regularize", lambda self, progress, n_train: seen.append(progress))
+    monkeypatch.setattr(Regularizer, "regularize", lambda self, progress, n_train, **_: seen.append(progress))
     module, trainer = lightning(tmp_path, TwoOptimizers, **options)
     trainer.fit(module, loader(Points()))
     assert seen[0] == 0 and seen[-1] == pytest.approx(last)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ShrinkError
-from ..graph import READERS, TRANSPOSED, Inputs, channel_graph, copy_model
+from ..graph import READERS, TRANSPOSED, Inputs, as_arguments, channel_graph, copy_model
 from .comparison import check
-from .running import copy_as
+from .running import as_numbers_of, copy_as
 
 aten = torch.ops.aten
 
@@ -66,7 +66,8 @@ def fuse(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         raise ShrinkError(f"the fused {type(model).__name__} gives other outputs, {result}")
     # Every fused weight is rounded once to the type in which it is stored, and the roundings of many layers add up.
     # Stored in float64, the same network has to be fused exactly.
-    fuse(copy_as(model, torch.float64), example_inputs)
+    exact = copy_as(model, torch.float64)
+    fuse(exact, as_numbers_of(exact, as_arguments(example_inputs)))
     return fused
 
 
