@@ -297,8 +297,8 @@ def test_a_callback_for_another_network_is_named(host: str, tmp_path: Path) -> N
             other.train()
 
 
-@pytest.mark.parametrize(("clips", "expected"), [(0.0, 1024.0), (1.0, 1.0)])
-def test_the_kl_is_scaled_where_the_trainer_leaves_gradients_scaled(clips: float, expected: float) -> None:
+@pytest.mark.parametrize(("clips", "expected"), [(0.0, 1024.0), (None, 1024.0), (1.0, 1.0)])
+def test_the_kl_is_scaled_where_the_trainer_leaves_gradients_scaled(clips: float | None, expected: float) -> None:
     callback, seen = for_transformers.SparseVDCallback(Network(), SETTINGS), []
     callback._regularizer.regularize = lambda *_, loss_scale: seen.append(loss_scale)  # type: ignore[method-assign]
     optimizer = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))

@@ -79,7 +79,8 @@ class SparseVDCallback(TrainerCallback):
         progress = state.global_step / state.max_steps
         # With float16 the gradients carry the factor of a loss scaler, unless the Trainer has clipped them.
         scaler = getattr(kwargs.get("optimizer"), "scaler", None)
-        loss_scale = 1.0 if scaler is None or args.max_grad_norm > 0 else scaler.get_scale()
+        clips = args.max_grad_norm is not None and args.max_grad_norm > 0
+        loss_scale = 1.0 if scaler is None or clips else scaler.get_scale()
         self._regularizer.regularize(progress, count_samples(kwargs["train_dataloader"]), loss_scale=loss_scale)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
