@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
@@ -164,6 +165,30 @@ def test_what_a_network_writes_to_its_buffers_is_no_constant(update: str) -> Non
 def test_a_network_that_remembers_its_calls_elsewhere_is_refused() -> None:
     with pytest.raises(ModelError, match=r"again with the same input.*register_buffer"):
         svd.shrink(Averages("attribute"), X)
+
+
+class Window(nn.Module):
+    """Pools in windows that become smaller at the first small image, and stay so, as those of Hugging Face's Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.size = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1), 24
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.size = min(self.size, x.shape[-1] // 2)
+        return self.last(F.avg_pool2d(self.first(x).relu(), self.size, 1))
+
+
+def test_a_network_that_changes_a_setting_of_its_own_is_compared_from_the_same_setting() -> None:
+    model = Window().double().eval()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        model.first.weight[::2] = 0
+        model.first.bias[::2] = 0
+    small, plan = svd.shrink(model, images)
+    assert plan.removed == 3 and model.size == small.size == 24
+    for side in (64, 16, 64):
+        torch.testing.assert_close(small(images[..., :side, :side]), model(images[..., :side, :side]))
 
 
 @pytest.mark.parametrize("where", ["forward", "hook"])

@@ -23,6 +23,8 @@ DRAWS = (
     "aten::exponential", "aten::exponential_",
 )  # fmt: skip
 """Operators that draw random numbers and do nothing else."""
+SETTINGS = (bool, int, float, str, tuple, type(None))
+"""Types of the attributes that a forward pass may change for the next one, and that are easily put back."""
 
 
 def copy_as(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -99,7 +101,7 @@ def run_copy(model: nn.Module, inputs: CallArguments, *, uniform_draws: bool = F
     Raises:
         ShrinkError: An output can be compared with nothing.
     """
-    with torch.no_grad(), _same_draws(uniform_draws), _same_buffers(model), without_compilation():
+    with torch.no_grad(), _same_draws(uniform_draws), _same_state(model), without_compilation():
         before = torch.get_rng_state()
         output = as_numbers_of(model, inputs).call(model)
         return Run(name_outputs(output), not torch.equal(before, torch.get_rng_state()))
@@ -198,16 +200,25 @@ def name_outputs(output: Any) -> Outputs:
 
 
 @contextmanager
-def _same_buffers(model: nn.Module) -> Iterator[None]:
-    """Give a network its buffers back afterwards: some count their calls, or average their inputs."""
-    before = []
+def _same_state(model: nn.Module) -> Iterator[None]:
+    """Give a network its buffers and settings back afterwards.
+
+    Some networks count their calls or average their inputs. Hugging Face's Swin makes its windows smaller at the first
+    small image, and leaves them so.
+    """
+    buffers_before, settings_before = [], []
     for module in model.modules():
+        attributes = vars(module)
+        values = {key: value for key, value in attributes.items() if type(value) in SETTINGS}
+        settings_before.append((attributes, values))
         for key, value in module._buffers.items():
-            before.append((module._buffers, key, value, None if value is None else value.clone()))
+            buffers_before.append((module._buffers, key, value, None if value is None else value.clone()))
     try:
         yield
     finally:
-        for buffers, key, value, numbers in before:
+        for attributes, values in settings_before:
+            attributes.update(values)
+        for buffers, key, value, numbers in buffers_before:
             buffers[key] = value
             if value is not None and numbers is not None and value.shape == numbers.shape:
                 value.copy_(numbers)
