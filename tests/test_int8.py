@@ -18,7 +18,7 @@ import nni_sparsevd as svd
 from nni_sparsevd import cli
 from nni_sparsevd.data import DataSets, load_data
 from nni_sparsevd.errors import DataError, ModelError, SettingError
-from nni_sparsevd.export import FORMATS, Quantization, export
+from nni_sparsevd.export import FORMATS, Quantization, export, quantization
 from nni_sparsevd.preprocessing import set_values_
 from nni_sparsevd.recipe import read_recipe
 from nni_sparsevd.report import write_report
@@ -27,6 +27,7 @@ from nni_sparsevd.results.run_data import choose_calibration, read_run_data
 from nni_sparsevd.results.runtime_scores import RuntimeScore
 
 ONNX = pytest.mark.skipif(bool(FORMATS[".onnx"].missing), reason="ONNX is not installed")
+CALIBRATION_ROWS = torch.randn(40, 24, generator=torch.Generator().manual_seed(2))
 CALIBRATION = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -69,6 +70,19 @@ def test_weights_are_rounded_to_the_nearest_of_their_channel(tmp_path: Path) -> 
     export(network, tmp_path / "again.onnx", IMAGE, quantization=Quantization(CALIBRATION.clone()))
     assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["again.onnx", "float.onnx", "net.onnx"]
+
+
+@ONNX
+@pytest.mark.parametrize("processor", ["AVX2", "AVX512"])
+def test_a_file_that_is_off_is_not_written_and_the_processor_may_be_the_reason(
+    processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    monkeypatch.setattr(quantization, "TOLERANCE", 0.0)
+    with pytest.raises(ModelError, match="computes something else than Linear: ONNX int8") as caught:
+        export(nn.Linear(24, 6), tmp_path / "net.onnx", torch.randn(1, 24), quantization=Quantization(CALIBRATION_ROWS))
+    assert ("try it on another one" in str(caught.value)) == (processor == "AVX2")
+    assert not list(tmp_path.iterdir())
 
 
 @ONNX

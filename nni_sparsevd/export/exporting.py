@@ -155,9 +155,19 @@ def export(
         else:
             comparison = _compare_int8(network, split_calibration(quantization, tracing), written, chosen)
         if not comparison.ok:
-            raise ModelError(f"{path}: the file computes something else than {type(model).__name__}: {comparison}")
+            hint = "" if quantization is None else _suggest_another_processor(path)
+            raise ModelError(
+                f"{path}: the file computes something else than {type(model).__name__}: {comparison}{hint}"
+            )
         write_beside(inputs, path)
     return comparison
+
+
+def _suggest_another_processor(path: Path) -> str:
+    """What may be the matter with a file of integers, other than the file; see docs/export.md."""
+    if path.suffix != ".onnx" or torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return ""
+    return "; on processors without VNNI, as this one may be, integers overflow in ONNX Runtime: try it on another one"
 
 
 def open_file(path: Path | str) -> Run:
