@@ -298,9 +298,11 @@ def test_a_callback_for_another_network_is_named(host: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("clips", "expected"), [(0.0, 1024.0), (None, 1024.0), (1.0, 1.0)])
-def test_the_kl_is_scaled_where_the_trainer_leaves_gradients_scaled(clips: float | None, expected: float) -> None:
+def test_the_kl_is_scaled_where_the_trainer_leaves_gradients_scaled(
+    clips: float | None, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     callback, seen = for_transformers.SparseVDCallback(Network(), SETTINGS), []
-    callback._regularizer.regularize = lambda *_, loss_scale: seen.append(loss_scale)  # type: ignore[method-assign]
+    monkeypatch.setattr(callback._regularizer, "regularize", lambda *_, loss_scale: seen.append(loss_scale))
     optimizer = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
     optimizer.scaler.scale(torch.ones(()))
     arguments: Any = SimpleNamespace(max_grad_norm=clips)
@@ -311,10 +313,12 @@ def test_the_kl_is_scaled_where_the_trainer_leaves_gradients_scaled(clips: float
 
 
 @pytest.mark.parametrize(("fused", "expected"), [(True, 1024.0), (False, 1.0)])
-def test_the_kl_is_scaled_where_lightning_leaves_gradients_scaled(fused: bool, expected: float) -> None:
+def test_the_kl_is_scaled_where_lightning_leaves_gradients_scaled(
+    fused: bool, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network, seen = Network(), []
     callback = for_lightning.SparseVDCallback(network, SETTINGS)
-    callback._regularizer.regularize = lambda *_, loss_scale: seen.append(loss_scale)  # type: ignore[method-assign]
+    monkeypatch.setattr(callback._regularizer, "regularize", lambda *_, loss_scale: seen.append(loss_scale))
     optimizer = torch.optim.Adam(network.parameters(), fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     scaler.scale(torch.ones(()))

@@ -240,14 +240,16 @@ def test_an_optimizer_that_was_made_before_the_gates_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("kind", "values", "message"),
     [
-        (lambda: Budget(fraction=1.0), "fraction: Input should be less than 1"),
-        (lambda: Budget(fractoin=0.5), "did you mean fraction?"),  # type: ignore[call-arg]
-        (lambda: SparseVDSettings(n_train=0), "n_train: Input should be greater than 0"),
-        (lambda: SparseVDSettings(posterior={"granularty": "gate"}), "did you mean posterior.granularity?"),  # type: ignore[arg-type]
+        (Budget, {"fraction": 1.0}, "fraction: Input should be less than 1"),
+        (Budget, {"fractoin": 0.5}, "did you mean fraction?"),
+        (SparseVDSettings, {"n_train": 0}, "n_train: Input should be greater than 0"),
+        (SparseVDSettings, {"posterior": {"granularty": "gate"}}, "did you mean posterior.granularity?"),
     ],
 )
-def test_settings_that_cannot_be_are_errors_of_ours(make: Callable[[], object], message: str) -> None:
+def test_settings_that_cannot_be_are_errors_of_ours(
+    kind: Callable[..., object], values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(SettingError, match=message):
-        make()
+        kind(**values)

@@ -8,7 +8,7 @@ from ..masks import Masks, apply_masks_, compute_masks, validate_masks
 from ..nn import gate_sites, is_variational, share_posterior_, to_plain_network_, to_variational_
 from ..settings import PosteriorSettings, choose_settings
 from .gating import attach_gates_
-from .passed_over import find_passed_over_weights, find_used_by_code, warn_of_passed_over
+from .passed_over import find_passed_over_weights, find_used_by_code, list_reasons, warn_of_passed_over
 from .selection import find_kl_weight, group_by_weight, require_whole_ties, select_layers, settle_estimator
 
 
@@ -102,17 +102,13 @@ def _convert_(model: nn.Module, settings: PosteriorSettings, example_inputs: Inp
         passed_over |= used
         layers = [name for name in layers if f"{name}.weight".removeprefix(".") not in used]
         if used and not layers:
-            raise ModelError(f"{type(model).__name__} has no layer to convert: {_list_reasons(used)}")
+            raise ModelError(f"{type(model).__name__} has no layer to convert: {list_reasons(used.items())}")
     if settings.granularity in ("gate", "both"):
         passed_over |= attach_gates_(model, settings, example_inputs)
     if settings.granularity in ("weight", "both"):
         for names in group_by_weight(model, layers):
             _add_posterior_(model, names, settings)
     return passed_over
-
-
-def _list_reasons(passed_over: dict[str, str]) -> str:
-    return "; ".join(f"{name} ({reason})" for name, reason in passed_over.items())
 
 
 def _add_posterior_(model: nn.Module, names: list[str], settings: PosteriorSettings) -> None:

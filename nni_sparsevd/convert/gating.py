@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, SettingError
-from ..graph import ChannelGraph, Inputs, Silencer, Silencing, channel_graph, find_silencing, find_users
+from ..graph import ChannelGraph, Inputs, Silencer, Silencing, channel_graph, find_silencing, find_users, is_inside
 from ..masks import find_holders
 from ..nn import VARIATIONAL, ChannelGate, find_parameter, is_convertible, scales_outputs, scaling_keys
 from ..settings import PosteriorSettings
@@ -120,7 +120,7 @@ def _find_other_user(model: nn.Module, silencer: Silencer, users: dict[str, froz
     scaled = model.get_submodule(silencer.scaled)
     for key in scaling_keys(scaled):
         for module in users.get(f"{silencer.scaled}.{key}", ()):
-            if not f"{module}.".startswith(f"{silencer.scaled}."):
+            if not is_inside(module, silencer.scaled):
                 return f"the code of {type(model.get_submodule(module)).__name__} uses {silencer.scaled}.{key}, too"
     return ""
 

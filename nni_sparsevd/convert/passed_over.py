@@ -1,12 +1,12 @@
 """What `sparsify_` leaves without a posterior, and why."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
 from ..errors import SparseVDError, SparseVDWarning
-from ..graph import Inputs, find_users, trace
+from ..graph import Inputs, find_users, is_inside, trace
 from ..settings import PosteriorSettings, choose_settings
 from .gating import find_silencings, name_passed_over_groups
 from .selection import group_by_weight, is_selected, select_layers
@@ -111,16 +111,13 @@ def find_used_by_code(model: nn.Module, layers: list[str], example_inputs: Input
     used = {}
     for names in group_by_weight(model, layers):
         keys = [f"{name}.weight".removeprefix(".") for name in names]
-        others = {user for key in keys for user in users.get(key, ()) if not _is_inside(user, names)}
+        others = {
+            user for key in keys for user in users.get(key, ()) if not any(is_inside(user, name) for name in names)
+        }
         for key in keys if others else ():
             code = type(model.get_submodule(min(others))).__name__
             used[key] = f"the code of {code} uses it beside the layer"
     return used
-
-
-def _is_inside(module: str, names: list[str]) -> bool:
-    """Whether a module is one of those named, or inside one."""
-    return any(f"{module}.".startswith(f"{name}." if name else "") for name in names)
 
 
 def _find_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -136,6 +133,11 @@ def _find_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield key, parameter
 
 
+def list_reasons(passed_over: Iterable[tuple[str, str]]) -> str:
+    """Write names of weights or channel groups, each with the reason in parentheses."""
+    return "; ".join(f"{name} ({reason})" for name, reason in passed_over)
+
+
 def warn_of_passed_over(model: nn.Module, passed_over: dict[str, str]) -> None:
     """Warn once of what is left without a posterior.
 
@@ -145,11 +147,10 @@ def warn_of_passed_over(model: nn.Module, passed_over: dict[str, str]) -> None:
     """
     if not passed_over:
         return
-    lines = [f"{name} ({reason})" for name, reason in list(passed_over.items())[:SHOWN]]
+    shown = list_reasons(list(passed_over.items())[:SHOWN])
     rest = f" and {len(passed_over) - SHOWN} more" if len(passed_over) > SHOWN else ""
     warnings.warn(
-        f"{type(model).__name__}: left without a posterior: {'; '.join(lines)}{rest}; exclude them, or see "
-        "find_passed_over",
+        f"{type(model).__name__}: left without a posterior: {shown}{rest}; exclude them, or see find_passed_over",
         SparseVDWarning,
         stacklevel=3,
     )

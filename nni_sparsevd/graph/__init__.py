@@ -27,7 +27,7 @@ from .groups import ChannelGraph, ChannelGroup, Product, Reader, RememberingNorm
 from .links import ChannelIds, Flags
 from .modes import clear_caches_, copy_model, evaluation_mode, without_compilation
 from .multihead import ShrinkableMultiheadAttention, bind_attentions_, free_attentions_
-from .names import list_modules, named_states
+from .names import is_inside, list_modules, named_states
 from .nodes import Node, map_nodes
 from .operators import (
     ATTENTION,
@@ -109,6 +109,7 @@ __all__ = [
     "find_source_of_nan",
     "find_users",
     "free_attentions_",
+    "is_inside",
     "is_known",
     "is_reader",
     "keep_zeros",

@@ -52,6 +52,11 @@ def owner_of(state: str) -> str:
     return (owner if is_parametrized else path.rpartition(".")[0]).removeprefix(".")
 
 
+def is_inside(module: str, outer: str) -> bool:
+    """Whether the module of one name is that of the other, or inside it; all are inside the network itself, ""."""
+    return not outer or f"{module}.".startswith(f"{outer}.")
+
+
 def find_names(model: nn.Module) -> Names:
     """Name what a network holds."""
     modules = list_modules(model)

@@ -128,14 +128,14 @@ def runs_as(model: nn.Module, dtype: torch.dtype, inputs: CallArguments) -> bool
 
 
 def remembers_calls(model: nn.Module, inputs: CallArguments) -> bool:
-    """Whether a network gives other outputs when it is called again: what it keeps is not in its buffers.
+    """Whether a network gives other outputs when it is called again: what it keeps is in no buffer or plain setting.
 
     Args:
         model: The network.
         inputs: Its arguments.
 
     Returns:
-        Whether the second of two calls differs, with the same random numbers and buffers.
+        Whether the second of two calls differs, with the same random numbers, buffers and settings.
     """
     own_type = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float64)
     copied = copy_as(model, torch.float64 if runs_as(model, torch.float64, inputs) else own_type)
