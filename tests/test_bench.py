@@ -59,6 +59,22 @@ def test_batches_depend_on_seed_and_step_alone(tmp_path: Path, name: str) -> Non
     assert len(seen.unique(dim=0)) > 0.95 * len(seen)  # an epoch shows each image once; a few digits are twins
 
 
+@pytest.mark.parametrize("processor", ["AVX2", "AVX512"])
+def test_where_pytorch_would_crash_a_rival_gets_its_images_channels_first(
+    tmp_path: Path, processor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rival may leave fewer than 8 channels to a shortcut, whose backward pass then writes past its memory."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    league = short("digits_channels").model_copy(update={"channels_last": True})
+    arena = prepare_arena(league, 0, HERE, tmp_path)
+    batch = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
+    seen = {}
+    for width in (7, 8):
+        network = nn.Sequential(nn.Conv2d(3, width, 3), nn.Conv2d(width, 10, 1, stride=2))
+        seen[width] = arena.lay_out(batch, network)[0].is_contiguous(memory_format=torch.channels_last)
+    assert seen == {7: processor != "AVX2", 8: True}
+
+
 def test_the_start_is_trained_once(tmp_path: Path) -> None:
     chosen = short("digits")
     first = prepare_arena(chosen, 0, HERE, tmp_path).start.state_dict()

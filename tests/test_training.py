@@ -309,9 +309,8 @@ def test_metrics_on_a_full_disk_say_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_channels_last_is_a_layout_and_nothing_else(channels: int) -> None:
     images = torch.randn(4, channels, 8, 8)
-    laid = datasets.to_memory_format(images, channels_last=True)
+    laid = datasets.to_channels_last(images)
     assert torch.equal(laid, images) and laid.permute(0, 2, 3, 1).is_contiguous()
-    assert datasets.to_memory_format(images, channels_last=False) is images
     layer = nn.Conv2d(channels, 6, 3)
     assert layer(laid).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(layer(laid), layer(images))

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from jsonargparse import auto_cli
+from torch import Tensor, nn
 
 from nni_sparsevd import training
 from nni_sparsevd.errors import SparseVDError
@@ -169,7 +170,11 @@ def killed_writing(folder: Path, dice: Dice) -> int:
 def spoilt(folder: Path, dice: Dice) -> int:
     """NaN in all images of one step."""
     at = dice.randint(1, STEPS)
-    return ended(*run(folder, lambda: on_call(loop, "to_memory_format", at, lambda images, _: images * float("nan"))))
+
+    def spoil(images: Tensor, model: nn.Module, *, channels_last: bool) -> Tensor:
+        return images * float("nan")
+
+    return ended(*run(folder, lambda: on_call(loop, "lay_out", at, spoil)))
 
 
 def jumping(folder: Path, dice: Dice) -> int:
@@ -217,10 +222,10 @@ def on_call(room: Any, name: str, at: int, instead: Callable[..., Any]) -> None:
     """Have the `at`th call of a function do something else."""
     real, seen = getattr(room, name), 0
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **named: Any) -> Any:
         nonlocal seen
         seen += 1
-        return instead(*arguments) if seen == at else real(*arguments)
+        return (instead if seen == at else real)(*arguments, **named)
 
     setattr(room, name, counted)
 

@@ -1,7 +1,7 @@
 """Images and their labels: held in memory where they fit, streamed otherwise."""
 
 from .augmentation import BatchAugmentation, augment
-from .datasets import DataSets, load_data, to_memory_format
+from .datasets import DataSets, load_data, to_channels_last
 from .photos import decode_photo, make_transform
 from .splits import Pick, Split
 
@@ -14,5 +14,5 @@ __all__ = [
     "decode_photo",
     "load_data",
     "make_transform",
-    "to_memory_format",
+    "to_channels_last",
 ]

@@ -87,21 +87,18 @@ class DataSets:
             yield self.normalize(images), split.labels[places.start : places.stop]
 
 
-def to_memory_format(images: Tensor, channels_last: bool) -> Tensor:
-    """Lay images out channels last in memory, if wanted; the outputs of convolutions then follow.
+def to_channels_last(images: Tensor) -> Tensor:
+    """Lay images out channels last in memory; the outputs of convolutions then follow.
 
     The strides of gray images fit both formats, and torch then takes them for channels first. So the images are copied
     into memory with the strides of colored ones.
 
     Args:
         images: Images, shape (count, channels, height, width).
-        channels_last: Whether to change the layout.
 
     Returns:
         The same images.
     """
-    if not channels_last:
-        return images
     count, channels, height, width = images.shape
     return images.new_empty(count, height, width, channels).permute(0, 3, 1, 2).copy_(images)
 

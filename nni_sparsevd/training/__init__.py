@@ -6,6 +6,7 @@ from .environment import describe_environment, find_commit
 from .heap import keep_freed_memory
 from .levels import TunedLevel, find_best_accuracy
 from .masked_posterior import mask_posterior_
+from .memory_format import find_layer_against_channels_last
 from .mistakes import Mistakes, find_mistakes
 from .network_files import read_network_
 from .optimizer import build_optimizer, rebuild_optimizer, set_learning_rate
@@ -38,6 +39,7 @@ __all__ = [
     "evaluate_baked",
     "find_best_accuracy",
     "find_commit",
+    "find_layer_against_channels_last",
     "find_mistakes",
     "keep_freed_memory",
     "kl_coefficient_at",

@@ -4,7 +4,7 @@ import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 
-from ..data import to_memory_format
+from ..data import to_channels_last
 from ..graph import list_modules
 
 logger = get_logger(__name__)  # of several processes, the main one speaks
@@ -30,7 +30,7 @@ def lay_out(images: Tensor, model: nn.Module, *, channels_last: bool) -> Tensor:
             "strided convolution of one pixel with fewer than 8 input channels"
         )
         return images
-    return to_memory_format(images, channels_last=True)
+    return to_channels_last(images)
 
 
 def find_layer_against_channels_last(model: nn.Module) -> str | None:

@@ -19,7 +19,16 @@ from ...files import load_tensors, save_tensors
 from ...masks import Masks, apply_masks_
 from ...measure import count_macs
 from ...recipe import Stage, TeacherSettings
-from ...training import Score, Teacher, build_optimizer, derive_seed, evaluate, learning_rate_at, set_learning_rate
+from ...training import (
+    Score,
+    Teacher,
+    build_optimizer,
+    derive_seed,
+    evaluate,
+    find_layer_against_channels_last,
+    learning_rate_at,
+    set_learning_rate,
+)
 from .league import League
 
 Batch = tuple[Tensor, Tensor]
@@ -147,7 +156,14 @@ class Arena:
         inputs, labels = self._augment_batch(
             self.data.normalize(images), self.data.train.labels[rows], derive_seed(self.seed, "mix", step)
         )
-        return datasets.to_memory_format(inputs, self.league.channels_last), labels
+        return inputs, labels
+
+    def lay_out(self, batch: Batch, model: nn.Module) -> Batch:
+        """Lay the images of a batch out as the league wants them for the training of `model`."""
+        if not self.league.channels_last or find_layer_against_channels_last(model) is not None:
+            return batch
+        images, labels = batch
+        return datasets.to_channels_last(images), labels
 
     @cached_property
     def _augment_batch(self) -> datasets.BatchAugmentation:
@@ -188,7 +204,7 @@ class Arena:
         loss = self.loss if loss is None else self.in_precision(loss)
         model.train()
         for step in range(first, last):
-            batch = self.batch(step)
+            batch = self.lay_out(self.batch(step), model)
             # Noise and dropout of a step depend on seed and step alone: what a rival draws in its own code between
             # two steps does not change what it, or another rival, sees afterwards.
             torch.manual_seed(derive_seed(self.seed, "noise", step))

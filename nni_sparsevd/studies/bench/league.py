@@ -26,7 +26,8 @@ class League(Settings):
     data: DataSettings
     """Which data; its paths are relative to the folder that `--data` names."""
     channels_last: bool = False
-    """Lay images out channels last, for every rival: convolutions are then faster on a CPU."""
+    """Lay images out channels last, for every rival: convolutions are then faster on a CPU. Networks in whose backward
+    pass PyTorch would crash get them channels first (docs/scale.md)."""
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of all training, for every rival; scores are computed in float32."""
     dense: Stage

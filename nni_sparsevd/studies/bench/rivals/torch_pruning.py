@@ -87,7 +87,7 @@ class Method:
             small = copy.deepcopy(model)  # the search tries many ratios on the same network
             pruner, importance = self.make(arena, small, ratio)
             for batch_step in range(step, step + self.batches):
-                self.gather_data(small, arena.batch(batch_step), pruner, importance)
+                self.gather_data(small, arena.lay_out(arena.batch(batch_step), small), pruner, importance)
             pruner.step()
             small.zero_grad()  # gradients that the importance has gathered are not those of training
             return small
