@@ -8,8 +8,8 @@ from mkdocs.structure.files import File, Files
 import notebooks
 
 ROOT = notebooks.NOTEBOOKS.parents[1]
-WIDE = ("league.md", "zoo.md")
-"""Pages whose tables take the place of the table of contents."""
+WIDE = ("league", "zoo")
+"""Beginnings of the names of pages whose tables take the place of the table of contents."""
 
 
 def on_files(files: Files, *, config: Any) -> Files:
@@ -26,7 +26,7 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Put the README in the place of the first page (called by mkdocs for every page)."""
-    if page.file.src_uri in WIDE:
+    if page.file.src_uri.startswith(WIDE):
         page.meta["hide"] = ["toc"]
     return adapt_readme() if page.file.src_uri == "index.md" else markdown
 

@@ -2,7 +2,7 @@
 
 import re
 
-from reading import read_results
+from reading import cells, read_results
 from study_tables import champions, paired_champions, reproduced
 
 PAPERS = {
@@ -72,15 +72,6 @@ def compare_in_league(task: str, league: str, level: str) -> str:
         shown[host] = f"**{errors[host]}**" if cells(paired, host)[level] == "first" else errors[host]
     title = HOSTS.get(best, best) + NOTES.get(league, "")
     return f"| {task} | {shown['ours']} at {level} | {shown[best]} {title} |"
-
-
-def cells(table: list[str], title: str) -> dict[str, str]:
-    """The row of a table that begins with `title`, bold or not, by column; counts of seeds are dropped."""
-    columns, _, *rows = [[cell.strip().replace("**", "") for cell in line.split("|")[1:-1]] for line in table]
-    for cells_of_row in rows:
-        if re.sub(r" \(\d+ seeds?\)$", "", cells_of_row[0]) == title:
-            return dict(zip(columns, cells_of_row, strict=True))
-    raise KeyError(title)
 
 
 def number(text: str) -> float:

@@ -1,6 +1,7 @@
 """Where the results are, and how a table is written in Markdown."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,3 +29,12 @@ def head(*titles: str, words: int = 1) -> list[str]:
 
 def row(cells: Sequence[object]) -> str:
     return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def cells(table: list[str], title: str) -> dict[str, str]:
+    """The row of a table that begins with `title`, bold or not, by column; counts of seeds are dropped."""
+    columns, _, *rows = [[cell.strip().replace("**", "") for cell in line.split("|")[1:-1]] for line in table]
+    for cells_of_row in rows:
+        if re.sub(r" \(\d+ seeds?\)$", "", cells_of_row[0]) == title:
+            return dict(zip(columns, cells_of_row, strict=True))
+    raise KeyError(title)

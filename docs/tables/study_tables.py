@@ -3,8 +3,9 @@
 from functools import partial
 
 from nni_sparsevd.studies import bench, reproduce, zoo
-from reading import head, read_results, row
+from reading import cells, head, read_results, row
 
+LEAGUES = ("photos_channels", "lenet_300_100", "lenet5", "lenet5_channels")
 TITLES = {
     "resnet18_cifar10": "ResNet-18 ¼ width, CIFAR-10 (JPEG), channels",
 }
@@ -87,6 +88,20 @@ def measured(measure: str, variant: str) -> list[str]:
     return reproduce.MEASURES[measure].format_table([run for run in runs if run["variant"] == variant])
 
 
+def leagues() -> list[str]:
+    """Where ours stands among the frameworks, at each level of the leagues that count."""
+    lines = head("league", "ours, level by level", words=2)
+    for name in LEAGUES:
+        league = bench.read_league(name)
+        verdicts = [cell.rpartition(", ")[2] for cell in cells(paired_champions(name), "ours").values()][1:]
+        levels = zip(map(league.format_level, league.levels), verdicts, strict=True)
+        places = ", ".join(
+            f"{level} **first**" if verdict == "first" else f"{level} {verdict}" for level, verdict in levels
+        )
+        lines.append(row([f"[{league.title}](league_{name}.md)", places]))
+    return lines
+
+
 def standings(league: str) -> list[str]:
     """Every rival of a league."""
     return bench.format_standings(bench.read_league(league), read_results(f"bench_{league}")["rows"])
@@ -108,6 +123,7 @@ def at_level(league: str, level: float) -> list[str]:
 
 
 TABLES = {
+    "leagues": leagues,
     "compression": compression,
     "lenet5_structured": lenet5_structured,
     **{name: partial(zoo_rows, name) for name in ("zoo", "zoo_torchvision", "zoo_transformers")},
