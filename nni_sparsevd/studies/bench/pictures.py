@@ -14,6 +14,9 @@ from .standing import HOSTS, RUNTIMES, Standing, find_champion
 
 COLORS = {"ours": BLUE, "torch": "black", "NNI": ORANGE, "Torch-Pruning": GRAY, "ModelOpt": "olivedrab"}
 MARKERS = "osv^D<>PX*hdp8H"
+LINE_STYLES = ("-", "--", ":", "-.")
+FAR_ABOVE = 1.5
+"""Errors that are larger than the largest of the champions by more than this factor are outside the picture."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ def draw_all(league: League, standings: list[Standing], folder: Path, name: str)
 def draw_league(league: League, standings: list[Standing], path: Path, runtime: str | None = None) -> Path:
     """Draw one line for each rival, mean over seeds, in the color of its framework.
 
-    The best of each framework at some level, chosen on the hold-out, have names and standard deviations.  The picture
-    ends above them.
+    The best of each framework at some level, chosen on the hold-out, have names and standard deviations; those of the
+    same framework differ in the style of their lines.  The picture ends above them.
 
     Args:
         league: The protocol.
@@ -63,26 +66,25 @@ def draw_league(league: League, standings: list[Standing], path: Path, runtime: 
         `path`.
     """
     champions = _champions(league, standings)
-    champion_names = {champion.name for champion, _ in champions}
+    line_styles = _choose_line_styles(champions)
     with styled_axes(path, 8.5, 5.0) as axes:
         for index, standing in enumerate(standings):
             curve = _curve_of(league, standing, runtime)
             if not curve.places:
                 continue
             # Dozens of rivals with names would hide each other: only champions get one.
-            if standing.name in champion_names:
-                _draw_champion(axes, standing, curve, MARKERS[index % len(MARKERS)])
+            if standing.name in line_styles:
+                _draw_champion(axes, standing, curve, MARKERS[index % len(MARKERS)], line_styles[standing.name])
             else:
                 means = [float(np.mean(errors)) for errors in curve.errors]
                 # A dot for those that have played at one level alone, whose line has no length.
                 axes.plot(
                     curve.places, means, ".-", color=COLORS[standing.host], linewidth=0.8, markersize=3, alpha=0.3
                 )
-        champion_errors = [row["error"] for champion, level in champions for row in champion.rows[level]]
-        _draw_error_axis(axes, champion_errors, _dense_errors(standings))
+        _draw_error_axis(axes, _errors_to_show(champions), _dense_errors(standings))
         _draw_cost_axis(axes, league, runtime)
         # Beside the axes, because inside them the names would cover the lines.
-        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, handlelength=3)
     return path
 
 
@@ -99,6 +101,25 @@ def _champions(league: League, standings: list[Standing]) -> list[tuple[Standing
             if champion is not None:
                 champions.append((champion, level))
     return champions
+
+
+def _choose_line_styles(champions: list[tuple[Standing, float]]) -> dict[str, str]:
+    """Name of a champion -> the style of its line; the first of each framework has a solid one."""
+    styles: dict[str, str] = {}
+    of_host: dict[str, int] = {}
+    for champion, _ in champions:
+        if champion.name not in styles:
+            place = of_host.get(champion.host, 0)
+            styles[champion.name] = LINE_STYLES[place % len(LINE_STYLES)]
+            of_host[champion.host] = place + 1
+    return styles
+
+
+def _errors_to_show(champions: list[tuple[Standing, float]]) -> list[float]:
+    """Errors where a rival is the best of its framework, and its errors elsewhere that are not far above them."""
+    best = [row["error"] for champion, level in champions for row in champion.rows[level]]
+    others = [row["error"] for champion, _ in champions for rows in champion.rows.values() for row in rows]
+    return [error for error in others if error <= FAR_ABOVE * max(best)]
 
 
 def _dense_errors(standings: list[Standing]) -> list[float]:
@@ -121,7 +142,7 @@ def _reduction(league: League, level: float) -> float:
     return 1 / (1 - level) if league.kind == "weights" else level
 
 
-def _draw_champion(axes: Axes, standing: Standing, curve: _Curve, marker: str) -> None:
+def _draw_champion(axes: Axes, standing: Standing, curve: _Curve, marker: str, line_style: str) -> None:
     """A line with markers, standard deviations over seeds, and a name in the legend."""
     axes.errorbar(
         curve.places,
@@ -129,6 +150,7 @@ def _draw_champion(axes: Axes, standing: Standing, curve: _Curve, marker: str) -
         [_deviation(errors) for errors in curve.errors],
         color=COLORS[standing.host],
         marker=marker,
+        linestyle=line_style,
         markersize=4,
         linewidth=1.4,
         capsize=2,
@@ -142,7 +164,7 @@ def _deviation(values: list[float]) -> float:
 
 
 def _draw_error_axis(axes: Axes, champion_errors: list[float], dense_errors: list[float]) -> None:
-    """The vertical axis, logarithmic from the dense start's error, a dotted line, to the champions' largest."""
+    """The vertical axis, logarithmic from the dense start's error, a dotted line, to the largest of the champions'."""
     if champion_errors:
         axes.set_ylim(0.9 * min(champion_errors + dense_errors), 1.1 * max(champion_errors))
     if dense_errors:
