@@ -59,9 +59,12 @@ def has_live(value: Tensor) -> bool:
 
 
 def expand_fully(node: Node, values: dict[Node, Any]) -> Tensor:
-    """The value of a node at its full size."""
+    """The value of a node at its full size; flags and whole numbers in the type that the network has them in."""
     value: Tensor = values[node]
-    return value.expand(node.meta["val"].shape).contiguous()
+    made = node.meta["val"]
+    if not (made.is_floating_point() or made.is_complex()):
+        value = value.to(made.dtype)  # rules may store them as float64, which can be LIVE
+    return value.expand(made.shape).contiguous()
 
 
 def full_shape(node: Node, argument: int = 0) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from ..equations import Equations, TrackedTensor
 from ..links import IndexIds
 from ..nodes import Node
 from .abstract_values import LIVE, expand_along, has_live, is_known, keep_zeros, live_like, product
-from .rows import NoRule, NotCovered, Operator, operator_name, shape_of
+from .rows import NoRule, NotCovered, Operator, argument_of, operator_name, shape_of
 
 aten = torch.ops.aten
 SHIFT = 1e-6
@@ -128,11 +128,23 @@ def pass_value(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor:
     return x.to(kind) if is_known([x]) else live_like(x)
 
 
+def convert_first(node: Node, x: Tensor) -> Tensor:
+    """What an operator computes with, which converts its tensor first where the code gives it an argument `dtype`."""
+    return x if argument_of(node, "dtype") is None else pass_value(node, x)
+
+
 def dropout_constant(node: Node, x: Tensor, p: float, train: bool) -> Tensor:
     """Dropout that is on in evaluation mode leaves 0 alone, and alpha dropout not even that."""
     if not train:
         return pass_value(node, x)
     return keep_zeros(x) if node.target != aten.alpha_dropout.default else live_like(x)
+
+
+def add_constant(node: Node, left: Any, right: Any, *, alpha: float = 1) -> Tensor:
+    """The sum; that of two flags says whether either is set."""
+    total: Tensor = same_computation(node, left, right, alpha=alpha)
+    is_of_flags = node.meta["val"].dtype == torch.bool and total.is_floating_point()
+    return total.clamp(max=1) if is_of_flags else total
 
 
 def multiply_constant(node: Node, left: Any, right: Any) -> Tensor:
@@ -256,13 +268,14 @@ OPERATORS = (
     ),
     Operator((aten.bitwise_not.default, aten.logical_not.default), elementwise_channels, FLAGS),
     Operator(
-        (aten.add.Tensor, aten.sub.Tensor, aten.maximum.default, aten.minimum.default, aten.clamp.Tensor),
+        (aten.sub.Tensor, aten.maximum.default, aten.minimum.default, aten.clamp.Tensor),
         broadcast_channels, same_computation,
     ),
     Operator(
         (aten.rsub.Tensor, aten.pow.Tensor_Tensor, aten.clamp_min.Tensor, aten.clamp_max.Tensor),
         broadcast_channels, same_computation_where_known,
     ),
+    Operator((aten.add.Tensor,), broadcast_channels, add_constant),
     Operator((aten.mul.Tensor,), broadcast_channels, multiply_constant),
     Operator((aten.div.Tensor, aten.div.Tensor_mode), broadcast_channels, divide_constant),
     Operator((aten.where.self,), broadcast_channels, where_constant),

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..equations import Equations, TrackedTensor
 from ..nodes import Node
 from .abstract_values import compress, expand_along, make_uniform, with_live_places
+from .elementwise import convert_first
 from .rows import NoRule, Operator, argument_of, operator_name, tracked_results
 
 aten = torch.ops.aten
@@ -41,6 +42,7 @@ def ordered_constant(node: Node, x: Tensor, *settings: Any, **options: Any) -> T
 def cumulative_constant(node: Node, x: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     """The operator itself at full size."""
     target: Any = node.target
+    x = convert_first(node, x)
     return compress(target(expand_along(node, x, dim) if x.dim() else x, dim))
 
 

@@ -9,7 +9,8 @@ from ..equations import Equations, TrackedTensor
 from ..links import IndexIds
 from ..nodes import Node
 from .abstract_values import expand_along, with_live_places
-from .rows import NoRule, Operator, argument_of, operator_name, tracked_results
+from .elementwise import convert_first
+from .rows import NoRule, NotCovered, Operator, argument_of, operator_name, tracked_results
 
 aten = torch.ops.aten
 
@@ -40,16 +41,21 @@ def _reduced_dims(node: Node, rank: int) -> set[int]:
 def reduction_constant(node: Node, x: Tensor, *settings: Any, **options: Any) -> Tensor | list[Tensor]:
     """The operator itself over the axes at their full size: live where anything that it reduces is live."""
     target: Any = node.target
-    dtype = options.pop("dtype", None)
-    if dtype is not None and dtype.is_floating_point:
-        x = x.double()  # whatever the type: float64 stays float64
-    result = target(_expand_reduced(node, x), *settings, **options)
+    options.pop("dtype", None)
+    result = target(_expand_reduced(node, convert_first(node, x)), *settings, **options)
     return list(result) if isinstance(result, tuple) else result
+
+
+def norm_constant(node: Node, x: Tensor, order: float = 2, *settings: Any, **options: Any) -> Any:
+    """As other reductions.  A norm of order 0 counts what is not 0, NaN too, and a number near 0 as any other."""
+    if order == 0:
+        raise NotCovered("a norm of order 0")
+    return reduction_constant(node, x, order, *settings, **options)
 
 
 def product_constant(node: Node, x: Tensor, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """As a sum, but that a factor of zero makes zero of whatever is live."""
-    full = _expand_reduced(node, x)
+    full = _expand_reduced(node, convert_first(node, x))
     has_zero = (full == 0).any(dim, keepdim)
     return torch.where(has_zero, torch.zeros((), dtype=full.dtype), full.prod(dim, keepdim))
 
@@ -72,10 +78,10 @@ OPERATORS = (
     Operator(
         (aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default, aten.logsumexp.default,
          aten.var.correction, aten.std.correction, aten.var_mean.correction, aten.std_mean.correction,
-         aten.linalg_vector_norm.default, aten.sum.default, aten.mean.default, aten.max.default, aten.min.default,
-         aten.prod.default),
+         aten.sum.default, aten.mean.default, aten.max.default, aten.min.default, aten.prod.default),
         reduction_channels, reduction_constant,
     ),
+    Operator((aten.linalg_vector_norm.default,), reduction_channels, norm_constant),
     Operator((aten.prod.dim_int,), reduction_channels, product_constant),
     Operator((aten.max.dim, aten.min.dim), reduction_channels, extreme_constant),
     Operator((aten.argmax.default, aten.argmin.default), reduction_channels, PLACES),
