@@ -176,6 +176,13 @@ def test_a_weight_used_twice_couples_both_uses() -> None:
 
 REASONS = {
     "layer norm": (lambda m, x: m.norm(m.first(x).flatten(2).mT).mT.sum(2), nn.LayerNorm(8), "layer_norm over the"),
+    "index": (
+        lambda m, x: m.norm.weight[m.first(x).flatten(2).argmax(2)].sum(1), nn.Embedding(64, 3), "looks up by its value"
+    ),
+    "index_select": (
+        lambda m, x: m.norm.weight.index_select(0, m.first(x)[0].flatten(1).argmax(1)).sum(0), nn.Embedding(64, 3),
+        "looks up by its value",
+    ),
     "group norm": (lambda m, x: m.norm(m.first(x)), nn.GroupNorm(2, 8), "group_norm over the channels"),
     "softmax": (lambda m, x: m.first(x).softmax(1), nn.Identity(), "softmax over the channels"),
     "mean": (lambda m, x: m.first(x).mean(1, keepdim=True), nn.Identity(), "mean over the channels"),

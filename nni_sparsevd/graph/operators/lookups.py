@@ -24,12 +24,19 @@ def index_channels(
     _refuse_flags(node, looked_up)
     for dim in looked_up:
         equations.pin(x.ids[dim], "looked up by a fixed number")
+        _pin_indices(equations, indices[dim])
     first, last = looked_up[0], looked_up[-1]
     if last - first + 1 != len(looked_up):
         raise NotCovered("index of axes that are not neighbors")
     shape = shape_of(node)
     new_axes = len(shape) - len(x.shape) + len(looked_up)
     return TrackedTensor(shape, (*x.ids[:first], *(None,) * new_axes, *x.ids[last + 1 :]))
+
+
+def _pin_indices(equations: Equations, indices: TrackedTensor | None) -> None:
+    """Each channel of the indices says what is looked up, and the result has an axis for them without channels."""
+    for ids in indices.ids if indices is not None else ():
+        equations.pin(ids, "looks up by its value")
 
 
 def _refuse_flags(node: Node, looked_up: Sequence[int]) -> None:
@@ -43,6 +50,7 @@ def index_select_channels(
     equations: Equations, node: Node, x: TrackedTensor, dim: int, indices: TrackedTensor
 ) -> TrackedTensor:
     """An axis that is looked up stays."""
+    _pin_indices(equations, indices)
     ids = list(x.ids)
     if ids:
         equations.pin(ids[dim], "looked up by a fixed number")
