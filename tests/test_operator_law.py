@@ -49,7 +49,25 @@ def of(x: Tensor, make: Callable[..., Tensor], *arguments: object) -> Tensor:
     return make(*arguments, dtype=x.dtype, device=x.device)
 
 
+class Split(nn.Module):
+    """Pieces of a width that the module holds, put together again."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(x.split(self.width, 1), 1)
+
+
 OPERATORS: dict[str, tuple[int, Operation]] = {
+    "split into one piece": (3, Split(8)),
+    "split into unequal pieces": (0, Split(4)),
+    "split into equal pieces": (1, Split(3)),
+    "narrow to a number": (0, lambda x: x.narrow(1, 0, 6)),
+    "narrow to all": (3, lambda x: x.narrow(1, 0, x.shape[1])),
+    "view_as, channels": (3, lambda x: x.flatten(2).view_as(x.sigmoid())),
+    "view_as, no channels": (0, lambda x: x.flatten(2).view_as(of(x, torch.rand, len(x), 6, *x.shape[2:]))),
     "compare and multiply": (3, lambda x: x * (x >= 0)),
     "compare and choose": (3, lambda x: torch.where(x > 0.1, x.exp(), 0.2 * x)),
     "flags": (1, lambda x: x.masked_fill((x > 0) & (x < 1), 0.5)),

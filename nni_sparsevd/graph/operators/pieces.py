@@ -102,7 +102,8 @@ def split_channels(equations: Equations, node: Node, x: TrackedTensor, size: int
     """Pieces of one size, which has to follow the channels of all pieces alike."""
     pieces = chunk_channels(equations, node, x, size, dim)
     for piece in pieces:
-        equations.record_size(node, 0, piece.shape[dim], piece.ids[dim])
+        if piece.shape[dim] == size:  # the last one, or the only one, may be smaller than the code says
+            equations.record_size(node, 0, size, piece.ids[dim])
     return pieces
 
 
@@ -143,10 +144,12 @@ def select_channels(
 
 def slice_channels(equations: Equations, node: Node, x: TrackedTensor, *settings: Any) -> TrackedTensor:
     """Indices by their numbers, so the axis stays, unless all of it is taken."""
-    shape = shape_of(node)
+    shape, dim = shape_of(node), argument_of(node, "dim")
     if shape == x.shape:
+        # A slice may end behind its axis, but `narrow` insists on its length, the third of its settings.
+        equations.record_size(node, 2, argument_of(node, "length"), x.ids[dim])
         return x
-    ids, dim = list(x.ids), argument_of(node, "dim")
+    ids = list(x.ids)
     equations.pin(ids[dim], _at_a_fixed_place(node))
     ids[dim] = None
     return TrackedTensor(shape, tuple(ids))

@@ -13,13 +13,15 @@ from ..links import IndexIds
 from ..nodes import Node
 from .abstract_values import compress, expand_along, full_shape
 from .elementwise import broadcast_channels
-from .rows import NotCovered, Operator, shape_of
+from .rows import NotCovered, Operator, operator_name, shape_of
 
 aten = torch.ops.aten
 WHOLE_ROWS = "a reshape of the channels loses whole rows or columns of them"
 """What channels are linked by that a reshape merges or splits."""
 SIZES_FIRST = {aten.view.default, aten.reshape.default, aten._unsafe_view.default}
 """Reshapes whose first setting is the new shape."""
+SIZES_OF_OTHER = {aten.view_as.default, aten.reshape_as.default}
+"""Reshapes to the shape of another tensor, whose channels leave together with those of the result."""
 
 
 # Merging and splitting.
@@ -44,6 +46,10 @@ def view_channels(equations: Equations, node: Node, x: TrackedTensor, *settings:
     first_dim, sizes = _sizes_in_code(node, settings, len(shape))
     for place, size in enumerate(sizes):
         equations.record_size(node, place, size, result[first_dim + place])
+    if node.target in SIZES_OF_OTHER:
+        (other,) = settings
+        for dim, ids in enumerate(other.ids):
+            result[dim] = equations.equate(result[dim], ids, f"{operator_name(node)} something that is no channel")
     return TrackedTensor(shape, tuple(result))
 
 
