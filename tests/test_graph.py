@@ -233,6 +233,13 @@ def test_a_network_whose_way_depends_on_values_is_a_trace_error() -> None:
         channel_graph(model, IMAGE)
 
 
+@pytest.mark.parametrize("look", [Tensor.tolist, Tensor.numpy, np.asarray, np.from_dlpack])
+def test_values_that_python_sees_without_an_operator_are_a_trace_error(look: Callable[[Tensor], Any]) -> None:
+    model = Net(lambda m, x: m.first(x) * (2 if look(x.mean() > 0) else 3), first=nn.Conv2d(3, 8, 1))
+    with pytest.raises(TraceError, match="depends on the values of the input"):
+        channel_graph(model, IMAGE)
+
+
 def test_a_layer_whose_result_nobody_uses_follows_what_enters_it() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         hidden = m.first(x)

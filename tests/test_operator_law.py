@@ -232,3 +232,41 @@ class Scaled(nn.Module):
 def test_a_sum_of_a_product_may_have_factors(batched: bool, alpha: float, beta: float) -> None:
     torch.manual_seed(0)
     assert_exact(Scaled(batched, alpha, beta), 7, ((4, 6), (1, 6), (3, 6)))
+
+
+def add_out(x: Tensor, zeros: Tensor) -> None:
+    torch.add(x, 1, out=zeros)
+
+
+def largest_out(x: Tensor, zeros: Tensor) -> None:
+    torch.amax(x, -1, keepdim=True, out=zeros[..., :1])
+
+
+def concatenate_out(x: Tensor, zeros: Tensor) -> None:
+    torch.cat([x[:, :3], x[:, 3:]], 1, out=zeros)
+
+
+def add_each(x: Tensor, zeros: Tensor) -> None:
+    torch._foreach_add_([zeros], [x])
+
+
+class Writing(nn.Module):
+    """Writes to zeros, and goes on with a view that shows the same memory."""
+
+    def __init__(self, write: Callable[[Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.write, self.middle = write, nn.Conv2d(6, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        zeros = torch.zeros_like(x)
+        view = zeros.view(x.shape)
+        self.write(x, zeros)
+        return self.middle(view)
+
+
+@pytest.mark.parametrize("write", [add_out, largest_out, concatenate_out, add_each])
+def test_what_an_operator_writes_to_is_no_constant_under_any_name(write: Callable[[Tensor, Tensor], None]) -> None:
+    torch.manual_seed(0)
+    model = Between(Writing(write))
+    nn.init.ones_(model.last.weight)
+    assert_exact(model, 0)

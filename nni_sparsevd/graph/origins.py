@@ -1,10 +1,10 @@
 """Where the numbers in the arguments of an operator come from: which attribute of which module."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 Origin = tuple[str, str, int | None]
@@ -15,6 +15,10 @@ CONVOLUTION_FUNCTIONS = {
     torch.conv1d, torch.conv2d, torch.conv3d,
     torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
 }  # fmt: skip
+
+
+SHOW_VALUES = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
+"""Functions that show Python the values of a tensor without any operator."""
 
 
 class NamedInt(int):
@@ -54,16 +58,22 @@ class Origins(TorchFunctionMode):
 
     The operators that then run get plain numbers: PyTorch converts them on the way.  So the origins are found by
     position: the sizes of an operator are looked for, as a run, among the numbers of the call that it runs in.
+
+    Args:
+        show_values: Called with a tensor and the name of the function before a function shows the tensor's values.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, show_values: Callable[[Tensor, str], None]) -> None:
         super().__init__()
+        self._show_values = show_values
         self._call: tuple[Any, Any] = (), {}
         """The arguments of the call that is running, by place and by name."""
         self.groups: Origin | None = None
         """The origin of the number of groups that the convolution which is running was called with, if it has one."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in SHOW_VALUES:
+            self._show_values(args[0], function.__name__)
         self._call = args, kwargs or {}
         self.groups = _groups_origin(args, kwargs or {}) if function in CONVOLUTION_FUNCTIONS else None
         try:

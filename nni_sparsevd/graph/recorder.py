@@ -48,10 +48,10 @@ class _Call:
 #    that a network computes escapes, however it is written.
 # 2. A tensor is recognized by its id.  An id names a tensor only while the tensor lives, so the recorder holds every
 #    tensor that it has seen until the run ends.
-# 3. In-place operators make a new node for the tensor that they write to, under the same id: whoever uses the tensor
-#    later gets the new node.  Other tensors that share its memory change, too, but in a way that no node describes.
-#    They are marked as stale, and a stale tensor that is used again becomes a `partial_write`, which no rule covers:
-#    whatever it carries is pinned.
+# 3. An operator that writes to a tensor and returns it, as all in-place ones do, makes a new node for it, under the same
+#    id: whoever uses the tensor later gets the new node.  Other tensors that share its memory change, too, but in a way
+#    that no node describes, and so does what an operator writes to and does not return.  They are marked as stale, and
+#    a stale tensor that is used again becomes a `partial_write`, which no rule covers: whatever it carries is pinned.
 # 4. Values that depend on the input are marked as live.  An operator that shows Python a value of a live tensor, or
 #    makes a shape of one, is an error: the code could go another way for another input, and one recorded way would
 #    say nothing about it.
@@ -62,7 +62,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
         self.in_operator = False
-        self.origins = Origins()
+        self.origins = Origins(self._refuse_live)
         self._calls = [_Call("")]  # from the network to the innermost module
         self._nodes: dict[int, Node] = {}
         self._seen: list[Tensor] = []
@@ -104,12 +104,17 @@ class Recorder(TorchDispatchMode):
                 node.meta["constant"] = value
             self._bind(value, node)
         if id(value) in self._stale:
-            writing = self._stale.pop(id(value))
+            writing = self._stale[id(value)]
             node = self.graph.add("call_function", partial_write, (self._nodes[id(value)], writing))
             if self._live & {self._nodes[id(value)], writing}:
                 self._live.add(node)
             self._bind(value, node)
         return self._nodes[id(value)]
+
+    def _refuse_live(self, value: Tensor, function: str) -> None:
+        """Raise where a function that is no operator shows Python the values of a tensor that depends on the input."""
+        if self.node(value) in self._live:
+            raise ValueDependenceError(f"its way depends on the values of the input ({function})")
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -134,7 +139,7 @@ class Recorder(TorchDispatchMode):
         if outputs is None:
             outputs = target(*args, **kwargs)
         self.in_operator = False
-        if outputs is None:  # an assertion
+        if outputs is None and not target._schema.is_mutable:  # an assertion
             return None
         node = self.graph.add("call_function", as_functional(target), arguments, options)
         # The sizes of an operator come after the tensor that it takes; one that makes a tensor begins with them.
@@ -147,8 +152,8 @@ class Recorder(TorchDispatchMode):
         )
         if live:
             self._live.add(node)
-        if target._schema.is_mutable:
-            self._mark_stale(args[0], node)
+        for written in _find_written(target, args, kwargs):
+            self._mark_stale(written, node)
         self._bind_outputs(outputs, node)
         return outputs
 
@@ -175,6 +180,7 @@ class Recorder(TorchDispatchMode):
     def _bind(self, value: Tensor, node: Node) -> None:
         """From here on `node` stands for `value`."""
         self._describe(node, value)
+        self._stale.pop(id(value), None)
         if id(value) not in self._nodes:
             self._seen.append(value)
             self._by_storage.setdefault(value.untyped_storage()._cdata, []).append(value)
@@ -187,13 +193,27 @@ class Recorder(TorchDispatchMode):
         call.nodes += 1
 
     def _mark_stale(self, written: Tensor, node: Node) -> None:
-        """Whatever else shows the memory that an operator wrote to no longer has a node that describes it."""
-        self._stale.pop(id(written), None)
-        for other in self._by_storage.get(written.untyped_storage()._cdata, []):
-            if id(other) in self._names:
-                self.written.add(self._names[id(other)])
-            if other is not written:
-                self._stale[id(other)] = node
+        """What shows the memory that an operator wrote to has no node that describes it, unless it is a result."""
+        for shown in self._by_storage.get(written.untyped_storage()._cdata, []):
+            if id(shown) in self._names:
+                self.written.add(self._names[id(shown)])
+            self._stale[id(shown)] = node
+
+
+def _find_written(target: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that an operator writes to, as its schema says: the first argument of `add_`, `out` of `add.out`."""
+    written: list[Tensor] = []
+    for place, name in _find_written_arguments(target):
+        value = args[place] if place < len(args) else kwargs.get(name)
+        written += value if isinstance(value, list | tuple) else [value]
+    return [value for value in written if isinstance(value, Tensor)]
+
+
+@cache
+def _find_written_arguments(target: Any) -> list[tuple[int, str]]:
+    """The arguments that an operator writes to, by place and name."""
+    arguments = enumerate(target._schema.arguments)
+    return [(place, argument.name) for place, argument in arguments if argument.is_write]
 
 
 def _add_product(target: Any, x: Tensor, *factors: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
