@@ -206,6 +206,29 @@ def test_queries_that_are_used_elsewhere_keep_their_scale() -> None:
     assert_shrinks_exactly(model, image())
 
 
+class Halved(Biased):
+    """Attention whose result is halved; one over the root of its four dimensions is a half, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        parts = self.qkv(x).reshape(x.shape[0], -1, 3, self.heads, self.dimensions).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(*parts.unbind(0))
+        return self.proj(y.transpose(1, 2).flatten(2)).mean(1) * self.gain
+
+
+def test_a_number_that_equals_the_scale_of_attention_stays() -> None:
+    model = prepared(Halved())
+    with torch.no_grad():
+        for state in (model.qkv.weight, model.qkv.bias):
+            state.unflatten(0, (3, 3, 4))[:, :, 1] = 0
+    small, _ = assert_shrinks_exactly(model, image())
+    assert small.dimensions == 3 and small.gain == 0.5
+
+
 class Activated(nn.LayerNorm):
     """As timm's norms with an activation inside."""
 

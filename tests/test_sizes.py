@@ -192,9 +192,10 @@ def test_windows_get_multiples_and_tables_get_less() -> None:
     assert shapes == [[(7, 7, 5)]] and complete
 
 
-def test_a_size_that_cannot_be_changed_lets_only_zeros_pass_a_sum() -> None:
+@pytest.mark.parametrize("gather", [lambda x: x.sum(1), lambda x: x.softmax(1).amax(1)])
+def test_a_size_that_cannot_be_changed_lets_only_zeros_pass_a_sum(gather: Callable[[Tensor], Tensor]) -> None:
     positions = Net(
-        lambda m, x: m.o((m.a(x).sigmoid() + 0 * m.p.weight).sum(1)),
+        lambda m, x: m.o(gather(m.a(x).sigmoid() + 0 * m.p.weight)),
         a=nn.Linear(5, 9),
         o=nn.Linear(9, 4),
         p=nn.Embedding(7, 9),

@@ -23,6 +23,8 @@ from .plan_parts import Merge, QueryScaling
 
 SIZES_OF_HEADS = ("num_features", "head_hidden_size", "in_features", "embed_dim")
 """Attributes from which timm builds a new classifier."""
+SCALES = ("scale", "scaling", "softmax_scale")
+"""Attributes in which a module may hold the scale of its attention, for another way through its code."""
 
 
 def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
@@ -130,7 +132,7 @@ def _merge_(weight: Tensor, dim: int, merges: tuple[Merge, ...]) -> None:
 def _rescale_(model: nn.Module, states: dict[str, Tensor], scaling: QueryScaling) -> None:
     """Make the queries smaller, as the attention will divide by the root of fewer dimensions.
 
-    A module may hold that scale as an attribute: it is recognized by its value.
+    A module may hold that scale as an attribute: it is recognized by its name and value.
     """
     rows = torch.tensor(scaling.rows)
     for name in (scaling.weight, scaling.bias):
@@ -139,9 +141,9 @@ def _rescale_(model: nn.Module, states: dict[str, Tensor], scaling: QueryScaling
             values[rows] *= (scaling.after / scaling.before) ** 0.5
             states[name].data = values.to(states[name].dtype)
     attention = model.get_submodule(scaling.module)
-    for key, value in vars(attention).items():
-        if isinstance(value, float) and value == scaling.before**-0.5:
-            setattr(attention, key, scaling.after**-0.5)
+    for name in SCALES:
+        if vars(attention).get(name) == scaling.before**-0.5:
+            setattr(attention, name, scaling.after**-0.5)
 
 
 def _remember_(model: nn.Module, name: str, memory: NormMemory) -> None:

@@ -48,9 +48,9 @@ aten = torch.ops.aten
 SUMS = {
     aten.sum.dim_IntList, aten.logsumexp.default, aten.linalg_vector_norm.default, aten.matmul.default,
     aten.bmm.default, aten.mm.default, aten.cumsum.default, aten.cumprod.default, aten.prod.dim_int, aten.sum.default,
-    aten.prod.default,
+    aten.prod.default, aten.softmax.int, aten._softmax.default, aten.log_softmax.int,
 }  # fmt: skip
-"""Operators whose result grows with the number of equal values that they take."""
+"""Operators whose result grows or falls with the number of equal values that they take."""
 SAMPLERS = ("grid_sampler_2d", "grid_sampler_3d", "max_unpool2d", "max_unpool3d", "roi_align", "roi_pool")
 """Operators that take places beside the tensor whose values they take."""
 StoppedConstants = dict[str, ChannelIds]
