@@ -48,10 +48,11 @@ class _Call:
 #    that a network computes escapes, however it is written.
 # 2. A tensor is recognized by its id.  An id names a tensor only while the tensor lives, so the recorder holds every
 #    tensor that it has seen until the run ends.
-# 3. An operator that writes to a tensor and returns it, as in-place ones do, makes a new node for it, under the same id:
-#    whoever uses the tensor later gets the new node.  Other tensors that share its memory change, too, but in a way that
-#    no node describes, and so does what an operator writes to and does not return.  They are marked as stale, and a
-#    stale tensor that is used again becomes a `partial_write`, which no rule covers: whatever it carries is pinned.
+# 3. An operator that writes to a tensor and returns it, as in-place ones do, makes a new node for it, under the same
+#    id: whoever uses the tensor later gets the new node.  Other tensors that share its memory change, too, but in a
+#    way that no node describes, and so does what an operator writes to and does not return.  They are marked as stale,
+#    and a stale tensor that is used again becomes a `partial_write`, which no rule covers: whatever it carries is
+#    pinned.
 # 4. Values that depend on the input are marked as live.  An operator that shows Python a value of a live tensor, or
 #    makes a shape of one, is an error: the code could go another way for another input, and one recorded way would
 #    say nothing about it.
