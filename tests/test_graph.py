@@ -177,10 +177,13 @@ def test_a_weight_used_twice_couples_both_uses() -> None:
 REASONS = {
     "layer norm": (lambda m, x: m.norm(m.first(x).flatten(2).mT).mT.sum(2), nn.LayerNorm(8), "layer_norm over the"),
     "index": (
-        lambda m, x: m.norm.weight[m.first(x).flatten(2).argmax(2)].sum(1), nn.Embedding(64, 3), "looks up by its value"
+        lambda m, x: m.norm.weight[m.first(x).flatten(2).argmax(2)].sum(1),
+        nn.Embedding(64, 3),
+        "looks up by its value",
     ),
     "index_select": (
-        lambda m, x: m.norm.weight.index_select(0, m.first(x)[0].flatten(1).argmax(1)).sum(0), nn.Embedding(64, 3),
+        lambda m, x: m.norm.weight.index_select(0, m.first(x)[0].flatten(1).argmax(1)).sum(0),
+        nn.Embedding(64, 3),
         "looks up by its value",
     ),
     "group norm": (lambda m, x: m.norm(m.first(x)), nn.GroupNorm(2, 8), "group_norm over the channels"),
@@ -296,7 +299,7 @@ def test_a_table_of_sizes_that_is_written_in_parts_may_be_looked_at(depends: boo
 
     model = Net(forward, first=nn.Conv2d(3, 8, 1), second=nn.Conv2d(8, 2, 1))
     if depends:
-        with pytest.raises(TraceError, match="its way depends on the values of the input"):
+        with pytest.raises(TraceError, match="its control flow depends on the values of the input"):
             channel_graph(model, IMAGE)
         return
     with torch.no_grad():

@@ -1,5 +1,22 @@
 """Channels: a network traced to operators, and the coupled groups that its channels form.
 
+From a network to a `ChannelGraph`, in the order in which to read the files:
+
+1. *Trace.*  The network runs once without data, and every operator becomes a `Node` of a `Trace` (`nodes`, `traces`,
+   `recorder`, `tracing`).  Sizes in its code remember which attribute they come from (`origins`).
+2. *Rules.*  For each operator of PyTorch, one rule says what becomes of the channels that enter it, and another what
+   becomes of constants (`operators`; begin with `rows` and `reductions` there).
+3. *Walk.*  The rules are applied to the nodes in order.  They state equations between indices, links and pins
+   (`walk`, `equations`, `links`, `pins`).
+4. *Solve.*  The equations turn indices into channels, and channels of one kind form a group (`build`, `groups`,
+   `norms`).
+5. *Try.*  A copy that has lost some channels of every group runs once.  Channels whose number the code cannot follow
+   are pinned (`code_sizes`, `failures`, `suspects`).
+
+Then the graph is used: `cuts` cuts tensors, `silencers` finds where a gate can stand, and `other_sizes` traces the
+network at other input sizes, for the constants that `shrinking` follows.  The other files know no channels: they read
+example inputs, copy networks, and name their parts.
+
 The words of this room:
 
 - An **axis** is one dimension of a parameter or buffer: `("conv1.weight", 0)`.
@@ -14,6 +31,22 @@ The words of this room:
 - A **pin** says that a channel cannot be removed, and why (`Pins`).
 - A **writer** is an operator that makes channels, a **reader** one that contracts them with a weight.
 - A **live** value depends on the input of the network; any other value is a constant.
+
+For example, `nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))` has six axes:
+
+| axis | index ids after the walk | channels after solving |
+|---|---|---|
+| `("0.weight", 0)` | 0 1 2 | 0 1 2 |
+| `("0.weight", 1)` | 3 4 | 3 4 |
+| `("0.bias", 0)` | 5 6 7 | 0 1 2 |
+| `("2.weight", 0)` | 8 | 5 |
+| `("2.weight", 1)` | 9 10 11 | 0 1 2 |
+| `("2.bias", 0)` | 12 | 5 |
+
+The rule of a linear layer has stated that its bias has the indices of its rows (0 = 5, 1 = 6, 2 = 7, and 8 = 12), and
+the second layer's rule that its columns are what the first one wrote (0 = 9, 1 = 10, 2 = 11).  So channels 0, 1 and 2
+form the group "0", which may lose some.  Channel 5 is the group "2", pinned as the output of the network.  Channels 3
+and 4 are columns that read an input of the network: no operator writes them, so they have no group.
 """
 
 from .build import channel_graph

@@ -26,7 +26,7 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
     The network is run once in evaluation mode, as a rule without data.  Neither its parameters nor its modes change.
 
     Args:
-        model: Any network that PyTorch can run on the inputs.  Its way must not depend on their values.
+        model: Any network that PyTorch can run on the inputs.  Its control flow must not depend on their values.
         example_inputs: What the network is called with: a tensor, a tuple of arguments, a dict of keyword arguments, or
             a pair (args, kwargs), in any nesting.  The values of the tensors do not matter.
         remember_norms: Also offer the channels that a norm mixes, such as the width of a transformer.  When some of
@@ -38,7 +38,7 @@ def channel_graph(model: nn.Module, example_inputs: Inputs, *, remember_norms: b
 
     Raises:
         ModelError: The network is quantized, scripted, exported, lazy or without data, or an input is empty.
-        TraceError: The network fails on the inputs, or its way depends on their values.
+        TraceError: The network fails on the inputs, or its control flow depends on their values.
 
     Example:
         ```python

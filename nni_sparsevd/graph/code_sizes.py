@@ -58,8 +58,8 @@ def runs_alike_again(model: nn.Module, graph: ChannelGraph) -> bool:
 
 def _choose_channels(graph: ChannelGraph, draw: np.random.Generator) -> Flags:
     """Some channels of every free group, but not all indices of any axis."""
-    # Two channels stay where there are more, as some code goes another way for axes of size 1: einsum leaves them out.
-    # A removal that leaves one channel is tried by itself, before it is planned.
+    # Two channels stay where there are more, as some code takes another path for axes of size 1: einsum leaves them
+    # out.  A removal that leaves one channel is tried by itself, before it is planned.
     chosen = np.zeros(graph.num_channels, np.bool_)
     for group in graph.groups:
         if group.pinned or len(group) < 2:

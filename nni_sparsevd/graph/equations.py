@@ -51,16 +51,27 @@ class RecordedSize:
     """The index ids along the axis, None where the axis has no channels."""
 
 
+@dataclass(frozen=True)
+class Mixing:
+    """An operator that mixes channels, in a module that may be replaced by a norm that remembers those it loses."""
+
+    node: Node
+    ids: IndexIds
+    """The index ids of the channels."""
+    reason: str
+    """Why the channels stay where the module cannot be replaced."""
+
+
 class Equations:
     """Collects equations, links and pins; `solve` turns them into channels."""
 
     def __init__(self, replaceable_norms: Container[str] = (), layers_of_torch: Container[str] = ()) -> None:
         self.replaceable_norms = replaceable_norms
-        """Modules whose place one may take that remembers the channels which it loses."""
+        """Modules that may be replaced by a norm that remembers the channels which it loses."""
         self.layers_of_torch = layers_of_torch
         """Modules whose classes are PyTorch's own."""
-        self.remembering_norms: list[tuple[Node, IndexIds, str]] = []
-        """The operators in them that mix channels, with the index ids of these and the reason why they would stay."""
+        self.mixings: list[Mixing] = []
+        """The operators in replaceable norms that mix channels."""
         self.axes: dict[Axis, IndexIds] = {}
         self.products: list[tuple[Node, tuple[int, int]]] = []
         """Sums of products over channels of two computed tensors, with the dimension of each that is summed over."""
@@ -99,12 +110,12 @@ class Equations:
     def mix(self, node: Node, ids: IndexIds | None, reason: str) -> None:
         """State that `node` mixes these channels: they stay, unless its module can remember those that leave."""
         if ids is not None and self.can_remember(node, ids):
-            self.remembering_norms.append((node, ids, reason))
+            self.mixings.append(Mixing(node, ids, reason))
         else:
             self.pin(ids, reason)
 
     def can_remember(self, node: Node, ids: IndexIds | None) -> bool:
-        """Whether a norm may take the place of the module that runs `node`, and remember channels that leave."""
+        """Whether the module that runs `node` may be replaced by a norm that remembers the channels which it loses."""
         return ids is not None and node.meta["module"] in self.replaceable_norms
 
     def link(self, members: IndexIds, owners: Sequence[IndexIds], coupling: str) -> None:

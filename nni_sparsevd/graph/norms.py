@@ -21,7 +21,7 @@ READING = READERS | {*PRODUCTS, ATTENTION}
 
 
 def find_replaceable_norms(model: nn.Module, recorded: Trace) -> set[str]:
-    """Find the modules whose place one may take that remembers channels.
+    """Find the modules that may be replaced by a norm that remembers the channels which it loses.
 
     Args:
         model: The network.
@@ -105,13 +105,14 @@ def solve_norms(
     layer_norms = _find_pure_layer_norms(model, walk.recorded)
     norms = []
     mixed_by: dict[str, list[tuple[ChannelIds, str]]] = defaultdict(list)
-    for node, ids, reason in walk.equations.remembering_norms:
-        name = node.meta["module"]
+    for mixing in walk.equations.mixings:
+        name, channels = mixing.node.meta["module"], channel_of[mixing.ids]
         if name in layer_norms:  # 1
-            source: Any = node.args[0]
-            norms.append(RememberingNorm(name, source, -1, 1 if name in permuting else -1, channel_of[ids], True))
+            source: Any = mixing.node.args[0]
+            channel_dim = 1 if name in permuting else -1  # a layer norm of images permutes them itself
+            norms.append(RememberingNorm(name, source, -1, channel_dim, channels, is_layer_norm=True))
         else:
-            mixed_by[name].append((channel_of[ids], reason))
+            mixed_by[name].append((channels, mixing.reason))
     for name, mixed in mixed_by.items():
         norm = _find_padded_norm(name, mixed, given, returned, value_channels)  # 2
         if norm is not None:
@@ -140,5 +141,6 @@ def _find_padded_norm(
             if after is None or not np.array_equal(after, channels):
                 return None
             rank = len(value_channels[source])
-            return RememberingNorm(name, source, dim, -1 if dim == rank - 1 else dim, channels, False)
+            channel_dim = -1 if dim == rank - 1 else dim
+            return RememberingNorm(name, source, dim, channel_dim, channels, is_layer_norm=False)
     return None

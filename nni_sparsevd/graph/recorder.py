@@ -54,7 +54,7 @@ class _Call:
 #    and a stale tensor that is used again becomes a `partial_write`, which no rule covers: whatever it carries is
 #    pinned.
 # 4. Values that depend on the input are marked as live.  An operator that shows Python a value of a live tensor, or
-#    makes a shape of one, is an error: the code could go another way for another input, and one recorded way would
+#    makes a shape of one, is an error: the code could take another path for another input, and one recorded path would
 #    say nothing about it.
 class Recorder(TorchDispatchMode):
     """Makes a node of every operator that runs."""
@@ -115,7 +115,7 @@ class Recorder(TorchDispatchMode):
     def _refuse_live(self, value: Tensor, function: str) -> None:
         """Raise where a function that is no operator shows Python the values of a tensor that depends on the input."""
         if self.node(value) in self._live:
-            raise ValueDependenceError(f"its way depends on the values of the input ({function})")
+            raise ValueDependenceError(f"its control flow depends on the values of the input ({function})")
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -134,7 +134,7 @@ class Recorder(TorchDispatchMode):
         options = {name: self._replace_tensors(value) for name, value in kwargs.items()}
         live = any(source in self._live for source in find_nodes((arguments, options)))
         if live and _shows_values(target, args):
-            raise ValueDependenceError(f"its way depends on the values of the input ({target})")
+            raise ValueDependenceError(f"its control flow depends on the values of the input ({target})")
         self.in_operator = True  # stays so where the operator fails
         outputs = make_result(target, args, kwargs)
         if outputs is None:

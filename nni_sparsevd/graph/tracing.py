@@ -37,7 +37,8 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         The operators.
 
     Raises:
-        TraceError: The network fails on the inputs, or its way depends on their values; the message names the module.
+        TraceError: The network fails on the inputs, or its control flow depends on their values; the message names the
+            module.
         ModelError: The network holds something that cannot be copied.
     """
     device = next((parameter.device for parameter in model.parameters()), None)
@@ -136,7 +137,7 @@ def record(model: nn.Module, inputs: CallArguments, *, on_meta: bool, names: Nam
     """
     names = names or find_names(model)
     # 1. Many networks look at values only to save work: those of Hugging Face leave out a mask that hides nothing.
-    # 2. They ask PyTorch whether they are being exported, and then go the way that is right for all values.
+    # 2. They ask PyTorch whether they are being exported, and then take the path that is right for all values.
     # 3. What was recorded on that way is compared later with the network as it runs ordinarily.
     attempt = _record_once(model, inputs, on_meta, names)
     if not isinstance(attempt.error, ValueDependenceError):

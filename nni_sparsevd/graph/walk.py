@@ -40,7 +40,7 @@ aten = torch.ops.aten
 
 
 class Walk:
-    """What is known after the last operator."""
+    """Applies the rules of all operators in order; its attributes are what is known after the last one."""
 
     def __init__(self, recorded: Trace, replaceable_norms: Container[str]) -> None:
         self.equations = Equations(replaceable_norms, recorded.layers)

@@ -24,7 +24,7 @@ from .plan_parts import Merge, QueryScaling
 SIZES_OF_HEADS = ("num_features", "head_hidden_size", "in_features", "embed_dim")
 """Attributes from which timm builds a new classifier."""
 SCALES = ("scale", "scaling", "softmax_scale")
-"""Attributes in which a module may hold the scale of its attention, for another way through its code."""
+"""Attributes in which a module may hold the scale of its attention, for another path through its code."""
 
 
 def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:

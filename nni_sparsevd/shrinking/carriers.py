@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..graph import Axis, ChannelGraph, ChannelGroup, ChannelIds, Flags
 from .plan_parts import Merge
-from .readers import Reading
+from .readings import Reading
 
 Needs = list[tuple[Reading, NDArray[np.bool_]]]
 """Readers that need channels, and which ones, shape (channels,) each."""

@@ -9,7 +9,7 @@ from ..graph import ChannelGroup, ChannelIds
 from .constants import StoppedConstants
 from .held_members import HeldMembers
 from .plan_parts import GroupPlan
-from .readers import Reading
+from .readings import Reading
 from .removal import Removal
 
 OBSTACLES: tuple[tuple[str, Callable[[Reading], NDArray[np.bool_]]], ...] = (

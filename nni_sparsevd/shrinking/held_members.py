@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph import ChannelGraph, ChannelGroup, ChannelIds, Flags
-from .readers import Reading
+from .readings import Reading
 from .removal import Removal
 
 

@@ -1,5 +1,6 @@
 """Which channels can be removed without changing the output, and why the others are kept."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from .group_plans import Accountant
 from .plan import NormMemory, Plan
 from .plan_fit import read_shapes
 from .plan_parts import QueryScaling, SizeChange
-from .readers import Reading, find_arriving_constants, find_readings
+from .readings import Reading, find_arriving_constants, find_readings
 from .removal import find_removal
 
 
@@ -163,8 +164,11 @@ def _plan_norms(graph: ChannelGraph, values: dict[Node, Any], removed: Flags) ->
     norms = {}
     for norm in graph.remembering_norms:
         is_removed = removed[norm.channels]
-        if is_removed.any():
-            constants = find_arriving_constants(norm, values)[torch.from_numpy(is_removed)]
-            places = (None, 0) if norm.is_layer_norm else (tuple(np.flatnonzero(is_removed).tolist()), is_removed.size)
-            norms[norm.module] = NormMemory(norm.channel_dim, constants, *places)
+        if not is_removed.any():
+            continue
+        memory = NormMemory(norm.channel_dim, find_arriving_constants(norm, values)[torch.from_numpy(is_removed)])
+        if not norm.is_layer_norm:  # a layer norm needs only the sums of the constants
+            indices = tuple(np.flatnonzero(is_removed).tolist())
+            memory = replace(memory, indices=indices, channels=is_removed.size)
+        norms[norm.module] = memory
     return norms

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..graph import ChannelGraph, ChannelIds, Flags, tighten_graph
 from .carriers import Carriers
-from .readers import Reading
+from .readings import Reading
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,7 @@ UNSET = NoRule("its memory is not set, so nothing is known of its values until t
 TABLES = NoRule(
     "it makes a table by the places in it, or at random, of a size that the code gives: no channel enters it"
 )
-VALUES = NoRule(
-    "it makes a size, a number of Python's or places of values, so the way of the code depends on the values"
-)
+VALUES = NoRule("it makes a size, a Python number or positions of values, so the control flow depends on the values")
 
 OPERATORS = (
     Operator(
