@@ -52,7 +52,7 @@ def measure(model: nn.Module) -> tuple[Tensor, Tensor, set[object]]:
     recorded = trace(model, draws[0])
     states = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
-        values = find_constants(recorded, {name: value.double() for name, value in states.items()})
+        values = find_constants(recorded, {name: value.double() for name, value in states.items()}).values
         outputs = torch.stack([model(x) for x in draws])
     (result,) = next(node for node in recorded.graph.nodes if node.op == "output").args[0]
     abstract = values[result].expand(outputs.shape[1:])

@@ -25,8 +25,6 @@ class OtherValues:
         # A network may run other operators at another size: it pads what is no multiple of its window.  So operators
         # are matched, and the arguments of a matched one are compared, too: where one size pads and the other one does
         # not, the convolution that follows gets different arguments.
-        self.disagreeing: set[Node] = set()
-        """Operators that were found to make something else at the other size."""
         self._values = values
         self._channels = value_channels
         self._match = _match_operators(trace, other)
@@ -83,12 +81,7 @@ class OtherValues:
     def restrict(self, node: Node, value: Any) -> Any:
         """The value of an operator, live where the matched operator has another value."""
         other = self._match.get(node)
-        if other is None:
-            return value
-        agreed = self._agreed(value, node, other)
-        if agreed is not value and _count_live(agreed) > _count_live(value):
-            self.disagreeing.add(node)
-        return agreed
+        return value if other is None else self._agreed(value, node, other)
 
     def _agreed(self, value: Any, node: Node, other: Node) -> Any:
         parts = value, self._values[other], node.meta["val"], other.meta["val"]
@@ -111,6 +104,11 @@ def _is_same_value(value: Any, other: Any) -> bool:
     if value.dtype == torch.float64:  # bit by bit, as no NaN equals another
         value, other = value.view(torch.int64), other.view(torch.int64)
     return torch.equal(value, other)
+
+
+def is_more_live(value: Any, before: Any) -> bool:
+    """Whether more of a value is live than was before."""
+    return value is not before and _count_live(value) > _count_live(before)
 
 
 def _count_live(value: Any) -> float:

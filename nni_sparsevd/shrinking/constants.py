@@ -11,7 +11,6 @@ the network is also run on abstract values at other sizes, and a value counts as
 """
 
 from collections import defaultdict
-from collections.abc import Container
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -41,7 +40,7 @@ from ..graph import (
     operator_name,
     to_double,
 )
-from .agreement import OtherValues
+from .agreement import OtherValues, is_more_live
 from .running import is_inexact
 
 aten = torch.ops.aten
@@ -65,10 +64,18 @@ class ValuesAtOtherSizes:
     complete: bool
     """Whether every dimension of the inputs that can have another size has one."""
 
-    @property
-    def disagreeing(self) -> frozenset[Node]:
-        """Operators that `find_constants` found to make something else at another size."""
-        return frozenset().union(*(other.disagreeing for other in self.values))
+
+@dataclass(frozen=True)
+class Constants:
+    """What a network carries where that does not depend on the input."""
+
+    values: dict[Node, Any]
+    """The abstract value of every node: a tensor, or a list of tensors; NaN where it depends on the input or its size.
+    Weights that only readers use keep their type, all other floating-point numbers are float64."""
+    not_covered: frozenset[Node]
+    """Operators without a rule for the constants that enter them."""
+    disagreeing: frozenset[Node]
+    """Operators that make something else at another input size."""
 
 
 AT_NO_OTHER_SIZE = ValuesAtOtherSizes((), complete=True)
@@ -90,64 +97,88 @@ def find_values_at_other_sizes(
     """
     values = []
     for other in other_sizes.traces:
-        values.append(OtherValues(trace, other, find_constants(other, states), value_channels))
+        values.append(OtherValues(trace, other, find_constants(other, states).values, value_channels))
     return ValuesAtOtherSizes(tuple(values), other_sizes.complete)
 
 
-def find_constants(
-    trace: Trace,
-    states: dict[str, Tensor],
-    others: ValuesAtOtherSizes = AT_NO_OTHER_SIZE,
-    not_covered: set[Node] | None = None,
-) -> dict[Node, Any]:
+def find_constants(trace: Trace, states: dict[str, Tensor], others: ValuesAtOtherSizes = AT_NO_OTHER_SIZE) -> Constants:
     """Find the constants that a network carries, with its parameters as they are.
 
     Args:
         trace: The operators of the network.
         states: Every parameter and buffer by name, on the CPU.
         others: The values at other input sizes.  What differs there counts as depending on the input.
-        not_covered: Takes up the operators without a rule for the constants that enter them.
 
     Returns:
-        The abstract value of every node: a tensor, or a list of tensors; NaN where it depends on the input or its size.
-        Weights that only readers use keep their type, all other floating-point numbers are float64.
+        The value of every node, and the operators that stopped constants.
     """
-    values: dict[Node, Any] = {}
-    from_input: set[Node] = set()
-    """What is computed from an input, whether or not it is constant."""
-    not_covered = set() if not_covered is None else not_covered
-    only = others.values[0] if len(others.values) == 1 else None
-    own_rounding = max((_rounding(state.dtype) for state in states.values() if is_inexact(state)), default=0.0)
+    evaluation = _Evaluation(trace, states, others)
     for node in trace.graph.nodes:
-        if node.op == "output":
-            continue
-        name = trace.state(node)
-        if name is not None:
-            # What a network writes to is the result of all the inputs that it has seen.
-            is_written = name in trace.written
-            values[node] = live_like(node.meta["val"]) if is_written else _read_state(node, states[name])
-            continue
-        known = only.known_to_agree(node) if only else None
-        if known is not None:
-            values[node] = known
-            continue
-        for other in others.values:
-            other.restrict_arguments_(node, values)
-        if node.op == "placeholder" or not from_input.isdisjoint(node.all_input_nodes):
-            from_input.add(node)
-        known = only.known_reading(node, values) if only else None
-        if known is not None:
-            values[node] = known
-            continue
-        value = _evaluate(node, values, not_covered) if node.op == "call_function" else _read_held_tensor(node)
-        value = _without_rounded(value, node.meta["val"], own_rounding)
+        if node.op != "output":
+            evaluation.values[node] = evaluation.find_value(node)
+    return Constants(evaluation.values, frozenset(evaluation.not_covered), frozenset(evaluation.disagreeing))
+
+
+class _Evaluation:
+    """Finds the values of the nodes, one after the other."""
+
+    # 1. A parameter or buffer is what it holds, unless the network writes to it: then it is the result of all the
+    #    inputs that the network has seen.
+    # 2. Two shortcuts save most of the work where there is a single other size.  What is computed from parameters
+    #    alone, and what a reader makes of the same constants, is the same at both sizes.
+    # 3. Every other value is computed from those of its arguments.  Before that, an argument becomes live where it
+    #    differs at another size.
+    # 4. The result becomes live where the network itself would round it, where it may grow with a size for which no
+    #    other could be tried, and where it differs at another size.
+    def __init__(self, trace: Trace, states: dict[str, Tensor], others: ValuesAtOtherSizes) -> None:
+        self.values: dict[Node, Any] = {}
+        self.not_covered: set[Node] = set()
+        self.disagreeing: set[Node] = set()
+        self._trace, self._states, self._others = trace, states, others
+        self._only_other = others.values[0] if len(others.values) == 1 else None
+        self._from_input: set[Node] = set()
+        """What is computed from an input, whether or not it is constant."""
+        self._own_rounding = max(
+            (_rounding(state.dtype) for state in states.values() if is_inexact(state)), default=0.0
+        )
+
+    def find_value(self, node: Node) -> Any:
+        """The abstract value of a node, of which all inputs have theirs."""
+        name = self._trace.state(node)
+        if name is not None:  # 1
+            is_written = name in self._trace.written
+            return live_like(node.meta["val"]) if is_written else _read_state(node, self._states[name])
+        known = self._only_other.known_to_agree(node) if self._only_other else None
+        if known is not None:  # 2
+            return known
+        for other in self._others.values:
+            other.restrict_arguments_(node, self.values)  # 3
+        if node.op == "placeholder" or not self._from_input.isdisjoint(node.all_input_nodes):
+            self._from_input.add(node)
+        known = self._only_other.known_reading(node, self.values) if self._only_other else None
+        if known is not None:  # 2
+            return known
+        value = self._compute_value(node) if node.op == "call_function" else _read_held_tensor(node)
+        return self._restrict_value(node, value)
+
+    def _compute_value(self, node: Node) -> Any:
+        value = _apply_rule(node, self.values)
+        if value is not None:
+            return value
+        self.not_covered.add(node)
+        return _compute_if_known(node, self.values)
+
+    def _restrict_value(self, node: Node, value: Any) -> Any:  # 4
+        value = _without_rounded(value, node.meta["val"], self._own_rounding)
         # Where no other size could be tried, nothing shows that a sum grows with the size: only 0 passes it.
-        if not others.complete and node.target in SUMS and node in from_input:
+        if not self._others.complete and node.target in SUMS and node in self._from_input:
             value = map_tensors(keep_zeros, value)
-        for other in others.values:
-            value = other.restrict(node, value)
-        values[node] = value
-    return values
+        for other in self._others.values:
+            agreed = other.restrict(node, value)
+            if is_more_live(agreed, value):
+                self.disagreeing.add(node)
+            value = agreed
+        return value
 
 
 def _read_state(node: Node, state: Tensor) -> Tensor:
@@ -162,25 +193,29 @@ def _read_held_tensor(node: Node) -> Tensor:
     return live_like(node.meta["val"]) if value is None or value.is_meta else to_double(value.detach().cpu())
 
 
-def _evaluate(node: Node, values: dict[Node, Any], not_covered: set[Node]) -> Any:
-    """The value of an operator: by its rule; without one that fits, by running it if nothing that enters it is live."""
-    target: Any = node.target
-    if target is getitem:
+def _apply_rule(node: Node, values: dict[Node, Any]) -> Any:
+    """The value of an operator by its rule; None where no rule covers it."""
+    if node.target is getitem:
         sequence: Any = node.args[0]
         return values[sequence][node.args[1]]
-    rule = find_constant_rule(target)
-    if rule is not None and not _has_complex_factor(node):
-        try:
-            arguments, options = _look_up_arguments(node, values)
-            value = call_rule(rule, operator_name(node), node, *arguments, **options)
-            return map_tensors(_without_complex_numbers, value)
-        except NotCovered:
-            pass  # as if there were no rule
-    not_covered.add(node)
+    rule = find_constant_rule(node.target)
+    if rule is None or _has_complex_factor(node):
+        return None
     arguments, options = _look_up_arguments(node, values)
-    if is_known((arguments, options)) and isinstance(target, OpOverload) and _is_repeatable(target):
-        return _compute(node, values)
-    return map_tensors(live_like, node.meta["val"])
+    try:
+        value = call_rule(rule, operator_name(node), node, *arguments, **options)
+    except NotCovered:
+        return None
+    return map_tensors(_without_complex_numbers, value)
+
+
+def _compute_if_known(node: Node, values: dict[Node, Any]) -> Any:
+    """The value of an operator without a rule: computed if nothing that enters it is live, and else live."""
+    if not isinstance(node.target, OpOverload) or not _is_repeatable(node.target):
+        return map_tensors(live_like, node.meta["val"])
+    if not is_known(_look_up_arguments(node, values)):
+        return map_tensors(live_like, node.meta["val"])
+    return _compute(node, values)
 
 
 def _has_complex_factor(node: Node) -> bool:
@@ -214,33 +249,25 @@ def _look_up_arguments(node: Node, values: dict[Node, Any]) -> tuple[Any, Any]:
     return map_nodes(node.args, lambda source: values[source]), map_nodes(node.kwargs, lambda source: values[source])
 
 
-def find_stopped_constants(
-    trace: Trace,
-    values: dict[Node, Any],
-    value_channels: dict[Node, Any],
-    not_covered: Container[Node],
-    others: ValuesAtOtherSizes = AT_NO_OTHER_SIZE,
-) -> StoppedConstants:
+def find_stopped_constants(trace: Trace, constants: Constants, value_channels: dict[Node, Any]) -> StoppedConstants:
     """Find the channels that are constant before an operator and live after it, though it reads nothing live.
 
     Args:
         trace: The operators of the network.
-        values: The result of `find_constants`.
+        constants: The result of `find_constants`.
         value_channels: The channels along the axes of every value, None for an axis without.
-        not_covered: The operators without a rule for the constants that enter them, as `find_constants` found them.
-        others: What `find_constants` compared with.
 
     Returns:
         What stops constants, in words -> the channels whose constants are stopped.
     """
     stopped: dict[str, list[ChannelIds]] = defaultdict(list)
-    disagreeing = others.disagreeing
+    values, disagreeing = constants.values, constants.disagreeing
     for node in trace.graph.nodes:
         if node.op != "call_function" or node.target is getitem:
             continue
         if node in disagreeing:
             reason = f"what {operator_name(node)} makes of that depends on the size of the input"
-        elif node in not_covered and _is_live(values[node]):
+        elif node in constants.not_covered and _is_live(values[node]):
             reason = f"{operator_name(node)} has no rule for constants"
         elif not is_reader(node):  # the plan says of readers what they cannot do without
             reason = f"what {operator_name(node)} makes of that is no constant"
@@ -253,7 +280,9 @@ def find_stopped_constants(
             lost = np.intersect1d(lost, _channels_made_live(node, sources, values, value_channels))
         if lost.size and node not in disagreeing:
             # Not what was lost because another step of a loop, at another size, has another value.
-            lost = _without([lost], _all_constant_channels(_evaluate(node, values, set()), value_channels[node]))
+            made = _apply_rule(node, values)
+            made = _compute_if_known(node, values) if made is None else made
+            lost = _without([lost], _all_constant_channels(made, value_channels[node]))
         stopped[reason].append(lost)
     return {reason: np.unique(np.concatenate(channels)) for reason, channels in stopped.items() if channels}
 

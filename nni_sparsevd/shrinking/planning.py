@@ -92,14 +92,13 @@ def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Pl
         raise SettingError(f"round_to: a number of channels, 1 or more, found {round_to}")
     states = _states_on_cpu(model)
     other_sizes = trace_other_sizes(model, graph.trace)
-    not_covered: set[Node] = set()
     with search_weights_once():
         others = find_values_at_other_sizes(graph.trace, states, other_sizes, graph.value_channels)
-        values = find_constants(graph.trace, states, others, not_covered)
-        readings = find_readings(graph, states, values)
+        constants = find_constants(graph.trace, states, others)
+        readings = find_readings(graph, states, constants.values)
     removal = find_removal(model, graph, readings, round_to)
     graph, removed = removal.graph, removal.removed
-    stopped = find_stopped_constants(graph.trace, values, graph.value_channels, not_covered, others)
+    stopped = find_stopped_constants(graph.trace, constants, graph.value_channels)
     accountant = Accountant(removal, readings, stopped)
     return Plan(
         groups=tuple(accountant.plan_group(group) for group in graph.groups),
@@ -109,7 +108,7 @@ def plan_removal(model: nn.Module, graph: ChannelGraph, round_to: int = 1) -> Pl
         merges=removal.carriers.merges(removed),
         sizes=_plan_sizes(graph, removed),
         scales=_plan_scales(graph, removed),
-        norms=_plan_norms(graph, values, removed),
+        norms=_plan_norms(graph, constants.values, removed),
     )
 
 

@@ -98,7 +98,7 @@ class Reading:
 
 
 def find_readings(graph: ChannelGraph, states: dict[str, Tensor], values: dict[Node, Any]) -> list[Reading]:
-    """Every reader of the network with these parameters and buffers; `values` is the result of `find_constants`."""
+    """Every reader of the network with these parameters and buffers; `values` are those of `find_constants`."""
     shared = Counter(states[reader.weight].data_ptr() for reader in graph.readers if reader.weight)
     readings = []
     with_bias: dict[str | None, list[Reading]] = defaultdict(list)
