@@ -1,4 +1,4 @@
-"""The numbers that the code of a network computes with, where others are sizes and places."""
+"""The numbers that the code of a network computes with, as opposed to sizes and positions."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ NUMBER_OPERATORS = {
     aten.masked_fill.Scalar, aten.scaled_dot_product_attention.default, aten.lift_fresh_copy.default,
     aten.full.default, aten.full_like.default, aten.new_full.default, aten.fill.Scalar, aten.scalar_tensor.default,
 }  # fmt: skip
-"""Operators that compute with numbers, where others take numbers as sizes and places."""
+"""Operators that compute with the numbers in their arguments; other operators take numbers as sizes and positions."""
 PADDINGS = (aten.pad.default, aten.constant_pad_nd.default)
-"""Operators whose first setting says how many places, or channels, are added."""
+"""Operators whose first setting says how many positions, or channels, are added."""
 NUMBERS_OF_A_TENSOR = 8
-"""How many numbers a tensor has at most that code makes of single numbers, such as of a height and a width."""
+"""The most numbers in a tensor that counts as made by the code from single ones, such as a height and a width."""
 
 
 def find_numbers(node: Node) -> list[float]:

@@ -151,7 +151,7 @@ class Equations:
             self.products.append((node, dims))
 
     def record_size(self, node: Node, place: int, size: object, ids: IndexIds | None) -> None:
-        """State that the code of the network gives `size` for the axis with these ids, as its number `place`.
+        """State that the code of the network gives `size` for the axis with these ids, as number `place` of its sizes.
 
         A size of 1 has nothing to lose, and -1 stands for whatever is left.
         """

@@ -83,7 +83,7 @@ class RememberingNorm:
     module: str
     """Qualified name of the module."""
     input: Node
-    """What the channels come with."""
+    """The value that brings the channels to the module."""
     input_dim: int
     """The dimension of `input` that they are along."""
     channel_dim: int

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Container
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ MOVES = {
     aten.split_with_sizes.default, operator.getitem, aten.unflatten.int, aten.movedim.int, aten.mT.default,
 }  # fmt: skip
 """Operators that move elements, or take some, and change none."""
-LIKE = {aten.reshape_as.default, aten.view_as.default, aten.expand_as.default}
-"""Operators that take of their second argument the shape alone."""
+SHAPE_OF_SECOND = {aten.reshape_as.default, aten.view_as.default, aten.expand_as.default}
+"""Operators that take only the shape of their second argument."""
 WRITERS_ALONG: dict[Any, int] = {
     aten.linear.default: -1, aten.conv1d.default: 1, aten.conv2d.default: 1, aten.conv3d.default: 1,
 }  # fmt: skip
@@ -28,16 +29,24 @@ WRITERS_ALONG: dict[Any, int] = {
 TAKES_A_PIECE = {operator.getitem, aten.select.int}
 
 
-def find_rows_behind(value: Node, moves: Container[Any]) -> tuple[Node, IndexIds] | None:
-    """The operator that writes `value` with a weight, and its outputs that arrive there and nowhere else.
+@dataclass(frozen=True)
+class WrittenRows:
+    """Some of the outputs of an operator that writes with a weight."""
+
+    writer: Node
+    """A linear map or a convolution."""
+    rows: IndexIds  # shape: (rows,): the numbers of the outputs, ascending
+
+
+def find_rows_behind(value: Node, moves: Container[Any]) -> WrittenRows | None:
+    """Find the operator that writes `value` with a weight, and its outputs that arrive there and nowhere else.
 
     Args:
         value: A value that the network computes.
-        moves: Operators to pass on the way back, each of which changes no place but by a number of the code.
+        moves: Operators to follow backward.  Each moves elements, or multiplies them by a number in the code.
 
     Returns:
-        The operator, a linear map or a convolution, and the numbers of its outputs; None where there is none, or where
-        anything else uses what lies on the way.
+        The operator and its outputs; None where there is none, or where anything else uses what lies in between.
     """
     # 1. From the value the operators are followed back to a weight, as long as they only move elements.
     # 2. Nothing else may use what lies on the way, or it would be multiplied, too; only an operator all of whose users
@@ -62,7 +71,7 @@ def find_rows_behind(value: Node, moves: Container[Any]) -> tuple[Node, IndexIds
     for move in reversed(passed):
         if move.target in MOVES:
             rows = _move(rows, move)
-    return node, np.unique(rows.numpy())
+    return WrittenRows(node, np.unique(rows.numpy()))
 
 
 def _users_take_different_pieces(node: Node) -> bool:
@@ -104,7 +113,7 @@ def find_norm_after(node: Node, dim: int) -> Node | None:
 
 def _only_user(node: Node) -> Node | None:
     """The operator that alone uses the elements of a value; others may take its shape."""
-    users = [user for user in node.users if not (user.target in LIKE and user.args[0] is not node)]
+    users = [user for user in node.users if not (user.target in SHAPE_OF_SECOND and user.args[0] is not node)]
     return users[0] if len(users) == 1 else None
 
 

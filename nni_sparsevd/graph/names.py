@@ -53,7 +53,7 @@ def owner_of(state: str) -> str:
 
 
 def is_inside(module: str, outer: str) -> bool:
-    """Whether the module of one name is that of the other, or inside it; all are inside the network itself, ""."""
+    """Whether a module is another one or inside it, by their names; all are inside the network itself, ""."""
     return not outer or f"{module}.".startswith(f"{outer}.")
 
 

@@ -22,7 +22,7 @@ SHOW_VALUES = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
 
 class NamedInt(int):
-    """A number that knows the attribute that it was read from.  What is computed with it is an ordinary number."""
+    """A whole number that knows the attribute that it was read from.  Arithmetic with it gives ordinary numbers."""
 
     origin: Origin
 

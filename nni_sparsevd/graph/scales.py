@@ -29,14 +29,13 @@ def find_query_rows(query: Node) -> tuple[str, str | None, IndexIds] | None:
     written = find_rows_behind(query, MOVES)
     if written is None:
         return None
-    node, rows = written
-    parameters: Any = (*node.args[1:], None)
+    parameters: Any = (*written.writer.args[1:], None)
     weight, bias = parameters[:2]
-    if node.target != aten.linear.default:
+    if written.writer.target != aten.linear.default:
         return None
     if not _is_a_parameter_of_its_own(weight) or not (bias is None or _is_a_parameter_of_its_own(bias)):
         return None
-    return weight.target, None if bias is None else bias.target, rows
+    return weight.target, None if bias is None else bias.target, written.rows
 
 
 def _is_a_parameter_of_its_own(state: Node) -> bool:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from .groups import ChannelGraph, ChannelGroup, Product, Writer
-from .moves import MOVES, WRITERS_ALONG, find_rows_behind
+from .moves import MOVES, WRITERS_ALONG, WrittenRows, find_rows_behind
 from .nodes import Node
 from .operators import ATTENTION
 
@@ -118,7 +118,7 @@ def _find_spared_rows(graph: ChannelGraph, group: ChannelGroup) -> Rows:
 
 def _find_key_rows(product: Product) -> Rows:
     queries, keys = (_find_rows(factor) for factor in product.node.args[:2])
-    return {} if queries is None or keys is None else _flag_rows(*keys)
+    return {} if queries is None or keys is None else _flag_rows(keys)
 
 
 def _find_rows_beside_values(graph: ChannelGraph, group: ChannelGroup) -> Rows:
@@ -143,10 +143,10 @@ def _find_rows_beside_values(graph: ChannelGraph, group: ChannelGroup) -> Rows:
     spared = {}  # 3
     for writer in group.writers:
         flags = np.ones(_written_channels(graph, writer).size, np.bool_)
-        if writer.node == written[0]:
-            flags[written[1]] = False
+        if writer.node == written.writer:
+            flags[written.rows] = False
         spared[writer.node] = flags
-    return spared if written[0] in spared else {}
+    return spared if written.writer in spared else {}
 
 
 def _find_behind(value: Any) -> set[Node]:
@@ -172,7 +172,7 @@ def _has_heads(graph: ChannelGraph, node: Node, group: ChannelGroup) -> bool:
     )
 
 
-def _find_rows(factor: Any) -> tuple[Node, NDArray[np.int64]] | None:
+def _find_rows(factor: Any) -> WrittenRows | None:
     if not isinstance(factor, Node):
         return None
     return find_rows_behind(factor, MOVES | (SCALES if _is_scaled_by_numbers(factor) else set()))
@@ -187,7 +187,8 @@ def _is_scaled_by_numbers(node: Any) -> bool:
     return True
 
 
-def _flag_rows(node: Node, rows: NDArray[np.int64]) -> Rows:
-    flags = np.zeros(node.meta["val"].shape[WRITERS_ALONG[node.target]], np.bool_)
-    flags[rows] = True
-    return {node: flags}
+def _flag_rows(written: WrittenRows) -> Rows:
+    writer = written.writer
+    flags = np.zeros(writer.meta["val"].shape[WRITERS_ALONG[writer.target]], np.bool_)
+    flags[written.rows] = True
+    return {writer: flags}

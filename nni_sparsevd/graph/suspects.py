@@ -12,7 +12,7 @@ from .links import ChannelIds, Flags
 from .nodes import Node
 
 FEW = 4
-"""With this many modules of a class that fail, all of them are blamed: each more would be one more trial."""
+"""Where so many modules of a class fail, all of the class are blamed: to find each further one would be a trial."""
 
 
 class Suspects:

@@ -41,7 +41,7 @@ class Trace:
 
 
 def find_unused(trace: Trace) -> frozenset[Node]:
-    """The operators of which nothing reaches an output, or is written to memory that outlives the run."""
+    """The operators whose results reach neither an output nor memory that outlives the run."""
     used: set[Node] = set()
     for node in reversed(trace.graph.nodes):
         if node in used or node.op == "output" or node.meta.get("writes"):

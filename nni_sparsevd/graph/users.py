@@ -4,6 +4,7 @@ from collections import defaultdict
 
 import torch
 
+from .moves import SHAPE_OF_SECOND
 from .nodes import Node
 from .traces import Trace
 
@@ -12,11 +13,9 @@ FORM_OF_FIRST = {
     aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
     aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default,
 }  # fmt: skip
-"""Operators that take of their first argument the type or the shape, and not the values."""
-FORM_OF_SECOND = {
-    aten.to.other, aten.type_as.default, aten.view_as.default, aten.reshape_as.default, aten.expand_as.default,
-}  # fmt: skip
-"""The same of their second argument."""
+"""Operators that take only the type or the shape of their first argument, not its values."""
+FORM_OF_SECOND = {aten.to.other, aten.type_as.default, *SHAPE_OF_SECOND}
+"""The same for their second argument."""
 
 
 def find_users(trace: Trace) -> dict[str, frozenset[str]]:

@@ -54,10 +54,10 @@ class Walk:
         """Operators that read channels with a weight, but for those that read each channel by itself."""
         self.recorded = recorded
         self._sources: dict[Node, frozenset[Node]] = defaultdict(frozenset)
-        """For each value the writers of its channels that no later writer has taken the place of."""
-        without_need = _find_without_need(recorded)
+        """For each value the writers that its channels come from, without passing another writer."""
+        unneeded = _find_unneeded(recorded)
         for node in recorded.graph.nodes:
-            if node in without_need:
+            if node in unneeded:
                 self.values[node] = _unknown_result(node.meta["val"])
             elif node.op == "output":
                 self._pin_all(self._resolve(node.args), "output of the network")
@@ -201,14 +201,14 @@ def _passes_channels_on(node: Node) -> bool:
 
 
 def _find_source(node: Node) -> Node:
-    """What a value is made of, and of nothing else, as far back as that goes."""
+    """Where a chain of operators that each take one value begins, of which `node` is the last."""
     while node.op == "call_function" and len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]
     return node
 
 
-def _find_without_need(recorded: Trace) -> set[Node]:
-    """The operators that nobody uses and that need no channels, as the weights of an attention that returns none.
+def _find_unneeded(recorded: Trace) -> set[Node]:
+    """Operators whose results nobody uses, and that run whichever channels leave: the mean of unused attention weights.
 
     A layer whose result nobody uses still runs: its weight has to fit what enters it.  So does a look-up: its places
     have to be there.  And so does a sum, as the residual that the last block of a WaveNet makes: its sides have to fit.

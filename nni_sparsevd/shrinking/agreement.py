@@ -1,4 +1,4 @@
-"""Constants at several input sizes: a value is one only where it is the same at all of them."""
+"""Constants at several input sizes: a value is constant only where all sizes agree."""
 
 from collections import defaultdict
 from operator import getitem
@@ -52,13 +52,13 @@ class OtherValues:
         return True
 
     def known_to_agree(self, node: Node) -> Any:
-        """The value of an operator that has the same one at both sizes, None where that has to be compared."""
+        """The value of an operator if it is certain to be the same at both sizes; None if it has to be compared."""
         return self._values[self._match[node]] if node in self._made_of_states else None  # type: ignore[index]
 
     def known_reading(self, node: Node, values: dict[Node, Any]) -> Any:
         """The result of a reader whose arguments have the same values at both sizes, None for every other operator.
 
-        What a reader makes of constants has no size of the input in it, and to search its weight once is enough.
+        What a reader makes of constants does not depend on the size of the input, so its weight is searched only once.
         """
         other = self._match.get(node)
         if other is None or node.target not in READERS or not self._is_same_call(node, other):
@@ -96,7 +96,7 @@ def _leaves(arguments: Any) -> list[Any]:
 
 
 def _is_same_value(value: Any, other: Any) -> bool:
-    """Whether two abstract values are surely one, live at the same places."""
+    """Whether two abstract values are certain to be equal, and live at the same positions."""
     if not isinstance(value, Tensor) or not isinstance(other, Tensor):
         return False
     if value.dtype != other.dtype or value.shape != other.shape:

@@ -36,7 +36,7 @@ def live_like(like: Tensor) -> Tensor:
 
 
 def with_live_places(node: Node, value: Tensor) -> Tensor | list[Tensor]:
-    """`value`, and where `node` also tells the places of its values, these as live ones."""
+    """`value`; where `node` also returns the positions of its values, a list of both, with live positions."""
     made = node.meta["val"]
     return value if isinstance(made, Tensor) else [value, live_like(made[1])]
 

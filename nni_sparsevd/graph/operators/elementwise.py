@@ -23,13 +23,13 @@ SHIFT = 1e-6
 
 
 def elementwise_channels(equations: Equations, node: Node, *arguments: Any, **options: Any) -> TrackedTensor:
-    """Each element becomes an element at its place.  A second tensor, as in `to.other`, lends its type only."""
+    """Each element becomes the element at its place.  Of a second tensor, as in `to.other`, only the type is used."""
     x = next(argument for argument in arguments if isinstance(argument, TrackedTensor))
     return TrackedTensor(shape_of(node), x.ids)
 
 
 def broadcast_channels(equations: Equations, node: Node, *arguments: Any, **options: Any) -> TrackedTensor:
-    """Several tensors of which the same element, after broadcasting, makes one element."""
+    """Several tensors, combined element by element after broadcasting."""
     tensors = [argument for argument in arguments if isinstance(argument, TrackedTensor)]
     result = tensors[0]
     for other in tensors[1:]:
@@ -41,9 +41,9 @@ def broadcast_channels(equations: Equations, node: Node, *arguments: Any, **opti
 
 
 def broadcast_axis(equations: Equations, x: TrackedTensor, y: TrackedTensor, dim: int, name: str) -> IndexIds | None:
-    """Axis `dim`, counted from the end, of the broadcast of two tensors: equal ids, or those of the one that has it.
+    """The ids along axis `dim`, counted from the end, of two tensors after broadcasting.
 
-    An axis of size 1 that is stretched to a longer one must stay as it is, if a parameter has it.
+    Where both have the axis, their ids are equal.  Channels along an axis of size 1 that is stretched are pinned.
     """
     sides = [side for side in (x, y) if -dim <= len(side.shape)]
     wide = [side for side in sides if side.shape[dim] > 1]

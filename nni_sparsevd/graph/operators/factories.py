@@ -18,8 +18,8 @@ aten = torch.ops.aten
 
 
 def factory_channels(equations: Equations, node: Node, *arguments: Any, **options: Any) -> TrackedTensor:
-    """A tensor of one number may lose any of its indices, if the code gives it a size that follows."""
-    # A recurrent layer begins with a state of zeros, and its hidden units are the channels of that state, too.
+    """A tensor of one number may lose any of its indices, if the size that the code gives can follow."""
+    # The state that a recurrent layer starts from is such a tensor of zeros: its hidden units are channels there, too.
     shape = shape_of(node)
     ids = tuple(equations.new_ids(size) if size > 1 else None for size in shape)
     for place, size in enumerate(shape):

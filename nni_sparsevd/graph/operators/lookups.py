@@ -19,7 +19,7 @@ LOOKUPS = {aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_select.defau
 def index_channels(
     equations: Equations, node: Node, x: TrackedTensor, indices: Sequence[TrackedTensor | None]
 ) -> TrackedTensor:
-    """A table of which some neighboring axes are looked up keeps these; the axes of the indices take their place."""
+    """Axes of a table that are looked up stay; in the result, the axes of the indices take their place."""
     looked_up = [dim for dim, index in enumerate(indices) if index is not None]
     _refuse_flags(node, looked_up)
     for dim in looked_up:
@@ -87,7 +87,7 @@ def gather_constant(node: Node, x: Tensor, dim: int, indices: Tensor, **options:
 
 
 def index_constant(node: Node, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    """A table that is looked up; one whose entries are all alike wherever that is."""
+    """The entries that are looked up; where nobody knows which they are, what all entries have in common."""
     looked_up = [dim for dim, index in enumerate(indices) if index is not None]
     _refuse_flags(node, looked_up)
     full = full_shape(node)

@@ -17,7 +17,7 @@ aten = torch.ops.aten
 def ordered_channels(
     equations: Equations, node: Node, x: TrackedTensor, *settings: Any, **options: Any
 ) -> TrackedTensor | list[TrackedTensor]:
-    """All elements along an axis, or some, in the order of their values, and their places; other axes stay as are."""
+    """Elements along an axis in the order of their values, or their positions; the other axes keep their channels."""
     ids = list(x.ids)
     if ids:
         dim = argument_of(node, "dim")

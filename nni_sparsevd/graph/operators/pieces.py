@@ -110,7 +110,7 @@ def split_channels(equations: Equations, node: Node, x: TrackedTensor, size: int
 def chunk_channels(
     equations: Equations, node: Node, x: TrackedTensor, chunks: int, dim: int = 0
 ) -> list[TrackedTensor]:
-    """Pieces of one size lose the same channels, so that they stay of one size; what that is follows of itself."""
+    """Pieces of one size lose the same channels, so that they keep one size; PyTorch computes it from the axis."""
     pieces = _cut_along(node, x, dim)
     if len({piece.shape[dim] for piece in pieces}) > 1:
         equations.pin(x.ids[dim], f"{operator_name(node)} into unequal pieces")

@@ -18,7 +18,7 @@ aten = torch.ops.aten
 def reduction_channels(
     equations: Equations, node: Node, x: TrackedTensor, *settings: Any, **options: Any
 ) -> TrackedTensor | list[TrackedTensor]:
-    """Axes that are reduced stay as they are, the others keep their channels."""
+    """Channels along the reduced axes are mixed; the other axes keep theirs."""
     reduced = _reduced_dims(node, len(x.shape))
     kept: list[IndexIds | None] = []
     for dim, ids in enumerate(x.ids):
@@ -54,7 +54,7 @@ def norm_constant(node: Node, x: Tensor, order: float = 2, *settings: Any, **opt
 
 
 def product_constant(node: Node, x: Tensor, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    """As a sum, but that a factor of zero makes zero of whatever is live."""
+    """As a sum, except that zero times anything is zero."""
     full = _expand_reduced(node, convert_first(node, x))
     has_zero = (full == 0).any(dim, keepdim)
     return torch.where(has_zero, torch.zeros((), dtype=full.dtype), full.prod(dim, keepdim))

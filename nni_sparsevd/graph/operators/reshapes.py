@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..equations import Equations, TrackedTensor, repeat_ids
 from ..links import IndexIds
+from ..moves import SHAPE_OF_SECOND
 from ..nodes import Node
 from .abstract_values import compress, expand_along, full_shape
 from .elementwise import broadcast_channels
@@ -20,8 +21,6 @@ WHOLE_ROWS = "a reshape of the channels loses whole rows or columns of them"
 """What channels are linked by that a reshape merges or splits."""
 SIZES_FIRST = {aten.view.default, aten.reshape.default, aten._unsafe_view.default}
 """Reshapes whose first setting is the new shape."""
-SIZES_OF_OTHER = {aten.view_as.default, aten.reshape_as.default}
-"""Reshapes to the shape of another tensor, whose channels leave together with those of the result."""
 
 
 # Merging and splitting.
@@ -46,7 +45,7 @@ def view_channels(equations: Equations, node: Node, x: TrackedTensor, *settings:
     first_dim, sizes = _sizes_in_code(node, settings, len(shape))
     for place, size in enumerate(sizes):
         equations.record_size(node, place, size, result[first_dim + place])
-    if node.target in SIZES_OF_OTHER:
+    if node.target in SHAPE_OF_SECOND:  # the channels of that tensor leave together with those of the result
         (other,) = settings
         for dim, ids in enumerate(other.ids):
             result[dim] = equations.equate(result[dim], ids, f"{operator_name(node)} something that is no channel")

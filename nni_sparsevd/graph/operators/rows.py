@@ -33,7 +33,7 @@ class NotCovered(Exception):  # noqa: N818  (a rule's answer rather than a failu
 
 @dataclass(frozen=True)
 class NoRule:
-    """Stands where a rule could be."""
+    """Takes the place of a rule, and says why there is none."""
 
     because: str
 
@@ -100,7 +100,7 @@ def argument_of(node: Node, name: str) -> Any:
 
 @cache
 def _find_in_schema(target: Any, name: str) -> tuple[int, Any]:
-    """The place of an argument of an operator, and its default; behind the last place where there is none."""
+    """The position of an argument and its default; where there is no such argument, a position behind the last one."""
     arguments = target._schema.arguments
     found = ((place, argument.default_value) for place, argument in enumerate(arguments) if argument.name == name)
     return next(found, (len(arguments), None))

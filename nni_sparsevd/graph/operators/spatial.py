@@ -18,6 +18,8 @@ from .reshapes import split_axis
 from .rows import NoRule, NotCovered, Operator, argument_of, operator_name, shape_of, tracked_results
 
 aten = torch.ops.aten
+ZEROS = 0
+"""The number by which `grid_sample` knows a padding of zeros."""
 
 
 # How channels pass.
@@ -188,10 +190,6 @@ def average_pool_constant(node: Node, x: Tensor, *settings: Any) -> Tensor:
     x = _make_places_uniform(node, x)
     counts_zeros = is_padded(argument_of(node, "padding")) and argument_of(node, "count_include_pad")
     return keep_zeros(x) if counts_zeros or argument_of(node, "divisor_override") is not None else x
-
-
-ZEROS = 0
-"""The padding of `grid_sample` that is zero outside of the image."""
 
 
 def sampled_constant(
