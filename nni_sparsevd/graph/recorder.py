@@ -119,17 +119,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if target in SUMS_OF_PRODUCTS:
-            with self:
-                return _add_product(target, *args, **kwargs)
-        if target == torch.ops.aten.convolution.default:
-            with self:
-                return _convolve(*args)
-        if find_channel_rule(target) is None and not target._schema.is_mutable:
-            with self:  # an operator that consists of others comes back here as these
-                parts = target.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
+        parts = self._run_parts(target, args, kwargs)
+        if parts is not NotImplemented:
+            return parts
         arguments = self._replace_tensors(args)
         options = {name: self._replace_tensors(value) for name, value in kwargs.items()}
         live = any(source in self._live for source in find_nodes((arguments, options)))
@@ -143,20 +135,39 @@ class Recorder(TorchDispatchMode):
         if outputs is None and not target._schema.is_mutable:  # an assertion
             return None
         node = self.graph.add("call_function", as_functional(target), arguments, options)
-        # The sizes of an operator come after the tensor that it takes; one that makes a tensor begins with them.
-        node.meta["origins"] = self.origins.of(args[1:] if args and isinstance(args[0], Tensor) else args)
-        node.meta["groups_origin"] = self.origins.groups
-        node.meta["writes"] = target._schema.is_mutable
-        # One of torch's convolutions, or a class derived from it, is told its number of groups when its weight is cut.
-        node.meta["groups_follow_weight"] = self.origins.groups == (self.place, "groups", None) and (
-            self.place in self._convolutions
-        )
+        node.meta |= self._describe_call(target, args)
         if live:
             self._live.add(node)
         for written in _find_written(target, args, kwargs):
             self._mark_stale(written, node)
         self._bind_outputs(outputs, node)
         return outputs
+
+    def _run_parts(self, target: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operator as those that it consists of, which come back here; `NotImplemented` if it stays whole."""
+        if target in SUMS_OF_PRODUCTS:
+            with self:
+                return _add_product(target, *args, **kwargs)
+        if target == torch.ops.aten.convolution.default:
+            with self:
+                return _convolve(*args)
+        if find_channel_rule(target) is None and not target._schema.is_mutable:
+            with self:
+                return target.decompose(*args, **kwargs)
+        return NotImplemented
+
+    def _describe_call(self, target: Any, args: Any) -> dict[str, Any]:
+        """Where the sizes of an operator come from, and whether it writes."""
+        # The sizes of an operator come after the tensor that it takes; one that makes a tensor begins with them.
+        sizes = args[1:] if args and isinstance(args[0], Tensor) else args
+        groups = self.origins.groups
+        return {
+            "origins": self.origins.of(sizes),
+            "groups_origin": groups,
+            # One of torch's convolutions, or a class derived from it, is told its groups when its weight is cut.
+            "groups_follow_weight": groups == (self.place, "groups", None) and self.place in self._convolutions,
+            "writes": target._schema.is_mutable,
+        }
 
     def _replace_tensors(self, value: Any) -> Any:
         """An argument with the node of each tensor in its place."""
