@@ -23,7 +23,7 @@ class Node:
     def __init__(self, op: NodeKind, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.op, self.target, self.args, self.kwargs = op, target, args, kwargs
         self.meta: dict[str, Any] = {}
-        """What else is known of it; see `Trace`."""
+        """What else is known of it, such as its shape and the module that ran it; `Trace` lists the entries."""
         self.users: dict[Node, None] = {}
         """The nodes that take it, each once, in order."""
         self.all_input_nodes: list[Node] = list(dict.fromkeys(find_nodes((args, kwargs))))

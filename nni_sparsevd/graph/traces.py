@@ -12,14 +12,20 @@ from .nodes import Graph, Node
 class Trace:
     """The operators of one forward pass in evaluation mode, at the shapes of the example inputs.
 
-    - A `placeholder` is an input.  A `get_attr` is a parameter, as `meta["is_parameter"]` says, a buffer, or a tensor
-      that the code holds otherwise, which is then in `meta["constant"]`.
-    - `meta["val"]` has shape and type of every value.
-    - `meta["module"]` is the name of the innermost module that ran the operator, `meta["step"]` how many nodes that
-      call of the module had made before, `meta["returned_by"]`, if any module returns the value, the names of these
-      modules, the innermost first, and `meta["given_to"]` the names of those that take it as their only argument.
-    - Sizes stand in the arguments as the code gave them, -1 included; `meta["origins"]` has the attributes that they
-      were read from.
+    A `placeholder` is an input.  A `get_attr` is a parameter, a buffer, or a tensor that the code holds otherwise.
+    Sizes stand in the arguments as the code gave them, -1 included.  The `meta` of a node has these entries:
+
+    - `val`: a tensor without data of the value's shape and type, or several.
+    - `module`: the name of the innermost module that ran the operator.
+    - `step`: how many nodes that call of the module had made before.
+    - `returned_by`: the names of the modules that return the value, the innermost first; missing if there are none.
+    - `given_to`: the names of the modules that take the value as their only argument; missing if there are none.
+    - `is_parameter`, of a `get_attr`: whether it is a parameter.
+    - `constant`, of a `get_attr` that is neither parameter nor buffer: the tensor itself.
+    - `origins`, of an operator: the place of a size among its sizes -> the attribute that the code read it from.
+    - `groups_origin`, of an operator: the attribute that a convolution's number of groups was read from, or None.
+    - `groups_follow_weight`, of an operator: whether cutting the weight also sets that attribute.
+    - `writes`, of an operator: whether it writes to memory of its arguments.
     """
 
     graph: Graph
