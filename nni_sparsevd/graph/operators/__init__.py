@@ -7,6 +7,19 @@ every channel that enters it: these stay, and the plan says why.
 A constant rule gets the node and its arguments as abstract values, and returns the abstract value of the result.  The
 result of an operator without a constant rule is computed if nothing that enters it depends on the input, and counts as
 depending on the input otherwise.
+
+For example, the row of `transpose` is
+
+    Operator((aten.transpose.int,), transpose_channels, same_move_constant)
+
+`transpose_channels(equations, node, x, first, second)` returns a `TrackedTensor` with the ids of two axes exchanged,
+and `same_move_constant(node, x, first, second)` transposes the abstract value.  Neither has anything else to state: a
+rule that couples channels calls `equations.equate` or `equations.link`, one that prevents their removal
+`equations.pin`, and one that gets a size from the code `equations.record_size`.
+
+`rows` says what a row is, `table` finds the row of an operator, and `abstract_values` has what constant rules compute
+with.  Each other file holds the rules of one family of operators, and its rows at the end.  A constant rule needs a
+case in tests/test_constants.py; tests/test_operator_law.py shrinks networks with an operator between two layers.
 """
 
 from .abstract_values import (
