@@ -23,6 +23,15 @@ SMALLEST_SHARE = 1e-5
 
 
 @dataclass(frozen=True)
+class Differences:
+    """The largest differences between the outputs of two networks."""
+
+    absolute: float
+    relative: float
+    """Relative to the largest value of the same output."""
+
+
+@dataclass(frozen=True)
 class HalfErrors:
     """What half precision does to two networks: their largest relative differences to the first one in float64."""
 
@@ -144,8 +153,10 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
     if search.dtype == torch.float64:
         in_32, noise_32 = _compare_in_32(search.copy_in_32(), small, rounded, search.uses_uniform_draws)
     return CheckResult(
-        *in_64,
-        *in_32,
+        max_abs_64=in_64.absolute,
+        max_rel_64=in_64.relative,
+        max_abs_32=in_32.absolute,
+        max_rel_32=in_32.relative,
         noise_32=noise_32,
         inputs=len(variants),
         stored_in_64=_are_stored_in_64(model, small),
@@ -168,8 +179,8 @@ def _find_stable(model: nn.Module, search: VariantSearch, rounds: int) -> list[V
     regular = [variant.outputs for variant in variants if variant.is_regular]
     stable = []
     for variant, outputs in zip(variants, disturbed, strict=True):
-        _, relative = _largest_differences([*regular, variant.outputs], [*regular, outputs], len(regular))
-        if variant.is_regular or relative <= TOLERANCE_32 / 2:
+        differences = _largest_differences([*regular, variant.outputs], [*regular, outputs], len(regular))
+        if variant.is_regular or differences.relative <= TOLERANCE_32 / 2:
             stable.append(variant)
     return stable
 
@@ -231,14 +242,14 @@ def _run_all(copied: nn.Module, variants: list[Variant], uniform_draws: bool) ->
 
 def _compare_in_32(
     copied: nn.Module, small: nn.Module, regular: list[Variant], uniform_draws: bool
-) -> tuple[tuple[float, float], float]:
-    """Differences of a copy in float32 and a network, and the difference of the copy to its original in float64."""
+) -> tuple[Differences, float]:
+    """Differences of a copy in float32 and a network, and how far the copy is from its original in float64."""
     try:
         rounded = _run_all(copied, regular, uniform_draws)
     except ShrinkError:  # a network that computes in float64 whatever it holds
-        return (0.0, 0.0), 0.0
+        return Differences(0.0, 0.0), 0.0
     rounded_small = _run_all(copy_as(small, torch.float32), regular, uniform_draws)
-    noise = _largest_differences(_outputs_of(regular), rounded, len(regular))[1]
+    noise = _largest_differences(_outputs_of(regular), rounded, len(regular)).relative
     differences = _largest_differences(rounded, rounded_small, len(regular))
     return differences, noise if math.isfinite(noise) else 0.0
 
@@ -264,7 +275,7 @@ def _measure_half(model: nn.Module, small: nn.Module, regular: list[Variant], un
     epsilon = torch.finfo(dtype).eps
     try:
         outputs = [_run_all(copy_as(network, dtype), regular, uniform_draws) for network in (model, small)]
-        errors = [_largest_differences(_outputs_of(regular), halved, len(regular))[1] for halved in outputs]
+        errors = [_largest_differences(_outputs_of(regular), halved, len(regular)).relative for halved in outputs]
     except ShrinkError:  # an operator that PyTorch does not have in half precision on a CPU
         errors = [math.inf]
     if not math.isfinite(errors[0]):
@@ -272,7 +283,7 @@ def _measure_half(model: nn.Module, small: nn.Module, regular: list[Variant], un
     return HalfErrors(errors[0], errors[1], epsilon)
 
 
-def _largest_differences(left: list[Outputs], right: list[Outputs], regular: int) -> tuple[float, float]:
+def _largest_differences(left: list[Outputs], right: list[Outputs], regular: int) -> Differences:
     """Absolute and relative differences of the outputs for all batches, of which the first ones are regular.
 
     They are infinite where structures or shapes differ, or where a value is NaN.  Relative means to the largest value
@@ -283,19 +294,19 @@ def _largest_differences(left: list[Outputs], right: list[Outputs], regular: int
     usual = _largest_values(left[:regular])
     for expected, computed in zip(left, right, strict=True):
         if not _have_one_structure(expected, computed):
-            return math.inf, math.inf
+            return Differences(math.inf, math.inf)
         own = _largest_values([expected])
         for name, value in expected.items():
             if not isinstance(value, Tensor):
                 continue
             difference = _largest_difference(value, computed[name])
             if difference == math.inf:
-                return math.inf, math.inf
+                return Differences(math.inf, math.inf)
             # An output that is 0 but for rounding is judged by the others.
             scale = max(usual.get(name, 0.0), own[name], SMALLEST_SHARE * max([*usual.values(), *own.values()]))
             absolute = max(absolute, difference)
             relative = max(relative, difference / scale if scale else difference)
-    return absolute, relative
+    return Differences(absolute, relative)
 
 
 def _largest_values(batches: list[Outputs]) -> dict[str, float]:
