@@ -114,7 +114,7 @@ class Recorder(TorchDispatchMode):
 
     def _refuse_live(self, value: Tensor, function: str) -> None:
         """Raise where a function that is no operator shows Python the values of a tensor that depends on the input."""
-        if self.node(value) in self._live:
+        if self._live & {self._nodes.get(id(value)), self._stale.get(id(value))}:
             raise ValueDependenceError(f"its control flow depends on the values of the input ({function})")
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
