@@ -63,11 +63,13 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
         FileFormatError: A file cannot be written.
     """
     began = time.monotonic()
-    remember_norms = read_recipe(folder / RECIPE_FILE).masks.remember_norms
+    recipe = read_recipe(folder / RECIPE_FILE)
+    remember_norms = recipe.masks.remember_norms
+    round_to = 1 if recipe.budget.kind is None else recipe.budget.round_to
     with show_phase("shrinking, and checking what comes out"):
         dense_graph = channel_graph(compressed.dense, compressed.example_inputs, remember_norms=remember_norms)
         channels = {group.name: len(group) for group in dense_graph.groups}
-        levels = [_shrink_level(compressed, tuned, channels, remember_norms) for tuned in compressed.levels]
+        levels = [_shrink_level(compressed, tuned, channels, remember_norms, round_to) for tuned in compressed.levels]
     with show_phase("measuring times"):
         latencies = _measure_latencies(compressed, levels)
     with show_phase("testing and counting"):
@@ -89,11 +91,11 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
 
 
 def _shrink_level(
-    compressed: Compressed, tuned: TunedLevel, dense_channels: dict[str, int], remember_norms: bool
+    compressed: Compressed, tuned: TunedLevel, dense_channels: dict[str, int], remember_norms: bool, round_to: int
 ) -> _ShrunkLevel:
     """Make one network smaller, and write it and the masked one; the groups of the dense one had so many channels."""
     folder = tuned.level.folder
-    small, plan = shrink(tuned.masked, compressed.example_inputs, remember_norms=remember_norms)
+    small, plan = shrink(tuned.masked, compressed.example_inputs, round_to=round_to, remember_norms=remember_norms)
     result = check(tuned.masked, small, compressed.example_inputs)
     if not result.ok:
         raise ShrinkError(f"{folder}: {result}")
