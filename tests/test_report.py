@@ -2,15 +2,19 @@
 
 import errno
 import html
+import itertools
 import json
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import nn
 
@@ -448,3 +452,23 @@ def test_latencies_time_each_network_and_give_the_threads_back():
     assert set(times) == {"small", "large"}
     assert 0 < times["small"] < times["large"]
     assert torch.get_num_threads() == before
+
+
+def test_captions_of_mistakes_stand_beside_each_other(tmp_path, monkeypatch):
+    figures = []
+
+    @contextmanager
+    def keep_figure(path, **size):
+        with styled_figure(path, **size) as figure:
+            figures.append(figure)
+            yield figure
+
+    styled_figure = pictures.styled_figure
+    monkeypatch.setattr(pictures, "styled_figure", keep_figure)
+    names = ["$1 and $2 bills of 1995", "Bernese mountain dog", "cassette player", "n02102040", "\\frac$", "a" * 30]
+    images = np.zeros((6, 3, 8, 8), dtype=np.uint8)
+    pictures.draw_mistakes(images, list(zip(names, reversed(names), strict=True)), tmp_path / "mistakes.png")
+    renderer = FigureCanvasAgg(figures[0]).get_renderer()
+    boxes = [axes.title.get_window_extent(renderer) for axes in figures[0].axes]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert figures[0].axes[2].get_title() == "cassette player\n→ n02102040"
