@@ -24,7 +24,7 @@ TEST_FOLDERS = ("val", "valid", "validation", "eval", "evaluation", "test")
 """Names of the two parts below one root."""
 NEEDS_NO_ROOT = ("hfds/", "hfids/", "wds/", "tfds/")
 """Prefixes of timm for libraries that have a place of their own, or read from an address."""
-PHOTO_SUFFIXES = tuple(".png .jpg .jpeg .jfif .webp .avif .heic .heif .bmp .gif .tif .tiff .jp2 .ppm .pgm".split())
+PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff")
 """Files that are photos: those that Pillow cannot decode here are reported, not passed over."""
 
 

@@ -23,7 +23,7 @@ HEADINGS = {
     "curve": "Accuracy against compression over thresholds, on held-out data, before fine-tuning",
     "layers": "Share of the weights removed, layer by layer",
     "allocation": "What each layer costs, before and after",
-    "mistakes": "Test images that only the dense network of both gets right, the surest mistakes first: class → answer",
+    "mistakes": "Test images that the dense network gets right and the shrunk one wrong, surest first: class → answer",
 }
 """What stands above each picture, in the order of the page."""
 NETWORKS = ("dense", "twin", "masked", "shrunk")
