@@ -177,11 +177,11 @@ def _count_all_weights(dense: nn.Module, tuned: TunedLevel) -> dict[str, float]:
 
 
 def _measure_latencies(compressed: Compressed, levels: list[_ShrunkLevel]) -> list[dict[str, float]]:
-    """For each level: network -> the latency of one image; all networks of the run take turns."""
+    """For each level: network -> milliseconds of processor time for one image; all networks of the run take turns."""
     networks = {"dense": compressed.dense}
     for place, level in enumerate(levels):
         networks |= {f"masked {place}": level.tuned.masked, f"shrunk {place}": level.small}
-    measured = measure_latencies(networks, compressed.example_inputs[:1])
+    measured = measure_latencies(networks, compressed.example_inputs[:1], clock=time.process_time)
     latencies = []
     for place in range(len(levels)):
         of_level = {name: measured[f"{name} {place}"] for name in ("masked", "shrunk")}
@@ -225,7 +225,8 @@ def _list_front(compressed: Compressed, results: list[dict[str, Any]]) -> list[d
 def _summarize(values: dict[str, Any], shown: _ShrunkLevel) -> str:
     weights = values["weights"]
     lines = [*write_remarks(values), f"check: {shown.check}", f"channels removed: {shown.account.removed}"]
-    lines.append(f"weights: {weights['total']:,} -> {weights['kept']:,}, {weights['compression']:.1f} times fewer")
+    fewer = f", {weights['compression']:.1f} times fewer" if weights["kept"] else ""
+    lines.append(f"weights: {weights['total']:,} -> {weights['kept']:,}{fewer}")
     for name, score in values["test"].items():
         # The twin is as large as the dense network.
         size = values["size"]["dense" if name == "twin" else name]
