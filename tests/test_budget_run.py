@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -360,6 +361,24 @@ def test_a_run_meets_its_budget_in_multiples(tmp_path: Path, kind: str, count: A
     assert level["reached"] / record["dense"] == pytest.approx(left, abs=0.01)
     widths = {layer.out_channels for layer in compressed.masked.modules() if isinstance(layer, nn.Conv2d)}
     assert len(widths) > 2 and all(width % 4 == 0 for width in widths - {6})  # 6: a pinned stem
+
+
+def test_dead_channels_of_a_pre_trained_network_stay_where_they_fill_a_multiple(tmp_path: Path) -> None:
+    network = timm.create_model("lenet5_caffe", num_classes=10, img_size=16)
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    with torch.no_grad():
+        for writer, reader in itertools.pairwise(layers):  # neither end of such a channel has a gradient
+            writer.weight[0] = 0
+            writer.bias[0] = 0
+            reader.weight[:, 0] = 0
+    svd.save(network, tmp_path / "pre_trained.safetensors")
+    model = ModelSettings(name="lenet5_caffe", checkpoint=tmp_path / "pre_trained.safetensors")
+    settings = recipe(model=model, dense=Stage(epochs=0), budget=BudgetSettings(macs=0.9, cuts=1, round_to=2))
+    compressed = compress(settings, tmp_path / "run", [])
+    finish_run(compressed, tmp_path / "run")
+    small = svd.load(tmp_path / "run" / "small.safetensors")
+    widths = [len(layer.weight) for layer in small.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert widths != [20, 50, 500, 10] and not any(width % 2 for width in widths)
 
 
 LEVELS = {

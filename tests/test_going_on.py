@@ -11,7 +11,7 @@ from nni_sparsevd.cli import main
 from nni_sparsevd.cli.compress import COMPRESS
 from nni_sparsevd.errors import SettingError
 from nni_sparsevd.files import load_tensors, read_rows
-from nni_sparsevd.recipe import Recipe, read_recipe
+from nni_sparsevd.recipe import LADDER, Recipe, read_recipe
 from nni_sparsevd.settings import make_settings
 from nni_sparsevd.studies import bench
 from nni_sparsevd.training import compress, loop
@@ -192,10 +192,8 @@ def test_a_run_does_not_overwrite_the_weights_that_it_begins_with(tmp_path: Path
         check_folder(recipe(**{key: {"checkpoint": weights}}), tmp_path, resume=False, overwrite=True)
 
 
-@pytest.mark.parametrize(
-    "flags", [["--posterior={granularity: gate}"], ["--posterior", "{prior: ard, granularity: gate}"]]
-)
-def test_a_flag_for_a_whole_table_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
+def read_what_compress_gets(typed: list[str], monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """The recipe with which `nni-sparsevd compress` would begin."""
     recipes = []
 
     def record(settings: Recipe, *_: object, **__: object) -> None:
@@ -203,5 +201,32 @@ def test_a_flag_for_a_whole_table_counts(tmp_path: Path, monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "compress", record)
-    assert main(["compress", f"--out={tmp_path / 'run'}", *flags]) == 130
-    assert recipes[0].posterior.granularity == "gate"
+    assert main(["compress", *typed]) == 130
+    return recipes[0]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--posterior={granularity: gate}"], ["--posterior", "{prior: ard, granularity: gate}"]]
+)
+def test_a_flag_for_a_whole_table_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
+    settings = read_what_compress_gets([f"--out={tmp_path / 'run'}", *flags], monkeypatch)
+    assert settings.posterior.granularity == "gate"
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "levels"),
+    [
+        (["--budget.latency=0.5"], "latency", (0.5,)),
+        (["--budget={parameters: 0.3}"], "parameters", (0.3,)),
+        (["--budget.macs=0.5"], "macs", (0.5,)),
+        (["--budget.cuts=3"], "macs", (0.25,)),
+        (["--budget.macs=null", "--budget.tolerance=0.02"], "macs", LADDER),
+    ],
+)
+def test_a_flag_gives_a_budget_of_another_kind_than_the_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], kind: str, levels: tuple[float, ...]
+) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text("[budget]\nmacs = 0.25\n")
+    settings = read_what_compress_gets([f"--out={tmp_path / 'run'}", f"--recipe={file}", *flags], monkeypatch)
+    assert (settings.budget.kind, settings.budget.levels) == (kind, levels)

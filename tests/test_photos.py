@@ -116,6 +116,25 @@ def test_every_mode_of_photo_works_whichever_comes_first(tmp_path: Path) -> None
     assert np.array_equal(shades, deep >> 8)
 
 
+@pytest.mark.parametrize("tarred", [False, True])
+def test_photos_of_all_formats_are_read(tmp_path: Path, tarred: bool) -> None:
+    root = make_folder(tmp_path / "photos")
+    for number, suffix in enumerate((".webp", ".GIF", ".bmp", ".tif", ".jfif")):
+        draw_photo(number).save(root / "train" / "ant" / f"x{suffix}", "jpeg" if suffix == ".jfif" else None)
+    train = root / "train"
+    if tarred:
+        with tarfile.open(tmp_path / "train.tar", "w") as file:
+            file.add(train, ".")
+        train = tmp_path / "train.tar"
+    before = timm.data.get_img_extensions()
+    data = load_data(DataSettings(train=train, test=root / "val", holdout=0.1), 0)
+    assert len(data.train) + len(data.holdout) == 12 + 5
+    assert timm.data.get_img_extensions() == before
+    (root / "train" / "ant" / "phone.heic").write_bytes(b"Pillow does not know this by itself")
+    with pytest.raises(DataError, match=r"1 image cannot be decoded.*\n.*phone.heic"):
+        load_data(DataSettings(train=root), 0)
+
+
 def test_gray_photos_stay_gray_unless_the_network_wants_color(tmp_path: Path) -> None:
     for part in ("train", "val"):
         for number in range(4):

@@ -2,15 +2,20 @@
 
 import errno
 import html
+import itertools
 import json
 import os
 import re
 import shutil
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import nn
 
@@ -18,7 +23,7 @@ from nni_sparsevd import recipe
 from nni_sparsevd.errors import FileFormatError
 from nni_sparsevd.measure import count_macs, count_parameters, measure_latencies
 from nni_sparsevd.report import pictures, write_report
-from nni_sparsevd.results import finish_run
+from nni_sparsevd.results import finish_run, finishing
 from nni_sparsevd.settings import make_settings
 from nni_sparsevd.training import compress
 
@@ -82,6 +87,7 @@ def test_the_page_begins_with_what_a_table_does_not_say(run):
         result["budget"] = {"kind": "macs", "dense": 1000, "levels": levels, "missed": "", "tolerance": 0.01}
         result["budget"]["is_within_tolerance"] = True
         result["size"]["dense"]["latency_ms"], result["size"]["shrunk"]["latency_ms"] = 1.0, 2.5
+        result["size"]["shrunk"]["macs"] -= 1
 
     edit(run / "result.json", plain)
     for text in pages(run):
@@ -333,6 +339,39 @@ def test_the_first_line_says_what_is_cheaper(run):
         assert "lenet_300_100: no cheaper; 87.50 %" in text
 
 
+@pytest.mark.parametrize("latency", [0.5, 2.0])
+def test_what_chance_says_of_networks_of_one_size_is_not_said(run, latency):
+    """Zeros inside layers change no latency, however the two measurements come out."""
+
+    def change(values):
+        values["size"]["dense"] |= {"macs": 4000, "parameters": 10_000, "latency_ms": 1.0}
+        values["size"]["shrunk"] |= {"macs": 4000, "parameters": 10_000, "latency_ms": latency}
+        values["weights"] |= {"kept": 50, "total": 100, "compression": 2.0}
+
+    edit(run / "result.json", change)
+    for text in pages(run):
+        assert "slower" not in text and "as fast" not in text
+        assert f"lenet_300_100: 2.0{TIMES} fewer weights; " in text
+
+
+def test_where_no_weight_is_left_none_is_a_number_of_times_fewer(run):
+    edit(run / "result.json", lambda values: values["weights"].update(kept=0, total=100, compression=100.0))
+    for text in pages(run):
+        assert "The masks keep 0 of 100 weights. Of" in text and f"100.0{TIMES} fewer weights" not in text
+
+
+def test_latencies_of_a_run_leave_out_what_others_take_of_the_machine(tmp_path, monkeypatch):
+    clocks = []
+
+    def measure(models, example_inputs, clock=time.perf_counter):
+        clocks.append(clock)
+        return dict.fromkeys(models, 1.0)
+
+    monkeypatch.setattr(finishing, "measure_latencies", measure)
+    finish_run(compress(make_settings(recipe.Recipe, RECIPE), tmp_path / "run", []), tmp_path / "run")
+    assert clocks == [time.process_time]
+
+
 def test_the_first_line_says_how_much_faster_it_is_where_the_budget_was_measured(run):
     def change(values):
         levels = [{"part": 0.5, "reached": 0.4}]
@@ -448,3 +487,23 @@ def test_latencies_time_each_network_and_give_the_threads_back():
     assert set(times) == {"small", "large"}
     assert 0 < times["small"] < times["large"]
     assert torch.get_num_threads() == before
+
+
+def test_captions_of_mistakes_stand_beside_each_other(tmp_path, monkeypatch):
+    figures = []
+
+    @contextmanager
+    def keep_figure(path, **size):
+        with styled_figure(path, **size) as figure:
+            figures.append(figure)
+            yield figure
+
+    styled_figure = pictures.styled_figure
+    monkeypatch.setattr(pictures, "styled_figure", keep_figure)
+    names = ["$1 and $2 bills of 1995", "Bernese mountain dog", "cassette player", "n02102040", "\\frac$", "a" * 30]
+    images = np.zeros((6, 3, 8, 8), dtype=np.uint8)
+    pictures.draw_mistakes(images, list(zip(names, reversed(names), strict=True)), tmp_path / "mistakes.png")
+    renderer = FigureCanvasAgg(figures[0]).get_renderer()
+    boxes = [axes.title.get_window_extent(renderer) for axes in figures[0].axes]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert figures[0].axes[2].get_title() == "cassette player\n→ n02102040"

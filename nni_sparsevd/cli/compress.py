@@ -4,12 +4,12 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import TrainingError
-from ..recipe import RECIPE_FILE, Recipe, read_recipe
+from ..recipe import RECIPE_FILE, BudgetKind, Recipe, read_recipe
 from ..settings import make_settings
 from .command import Command
 
@@ -57,13 +57,25 @@ def _find_path(flag: str, typed: list[str]) -> Path | None:
     return path
 
 
-def _asks_for_granularity(typed: list[str]) -> bool:
+def _read_flags(typed: list[str]) -> Namespace:
+    """The settings that flags give, without those of the recipe's file."""
+    # Parsed, for a flag may set a whole table: --posterior={granularity: gate}.
+    return COMPRESS.parser(typed).parse_args(typed, defaults=False)
+
+
+def _asks_for_granularity(typed: list[str], flags: Namespace) -> bool:
     """Whether a flag or the recipe's file says what has a posterior."""
     path = _recipe_path(typed)
     if path is not None and "granularity" in read_recipe(path).posterior.model_fields_set:
         return True
-    # Parsed, for a flag may set the whole table: --posterior={granularity: gate}.
-    return "posterior.granularity" in COMPRESS.parser(typed).parse_args(typed, defaults=False)
+    return "posterior.granularity" in flags
+
+
+def _let_flags_choose_budget_(budget: dict[str, Any], flags: Namespace) -> None:
+    """Take the recipe's budget back, in place, where a flag gives one of another kind: a run has only one."""
+    chosen = {kind for kind in get_args(BudgetKind) if flags.get(f"budget.{kind}") is not None}
+    if chosen:
+        budget |= dict.fromkeys(set(get_args(BudgetKind)) - chosen)
 
 
 def run(arguments: Namespace, command_line: list[str]) -> None:
@@ -102,9 +114,12 @@ def _run(arguments: Namespace, command_line: list[str]) -> None:
 
     keep_freed_memory()
     values = arguments.as_dict()
+    typed = command_line[2:]  # without the names of program and command
+    flags = _read_flags(typed)
     # The parser fills in all defaults, and a budget refuses granularity=weight, which is one of them.
-    if not _asks_for_granularity(command_line[2:]):  # without the names of program and command
+    if not _asks_for_granularity(typed, flags):
         del values["posterior"]["granularity"]
+    _let_flags_choose_budget_(values["budget"], flags)
     recipe = make_settings(Recipe, {key: values[key] for key in Recipe.model_fields})
     in_int8 = recipe.budget.precision == "int8"
     compressed = compress(

@@ -2,7 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data.dataset_factory import create_dataset
+from timm.data.readers import get_img_extensions, set_img_extensions
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -22,6 +24,8 @@ TEST_FOLDERS = ("val", "valid", "validation", "eval", "evaluation", "test")
 """Names of the two parts below one root."""
 NEEDS_NO_ROOT = ("hfds/", "hfids/", "wds/", "tfds/")
 """Prefixes of timm for libraries that have a place of their own, or read from an address."""
+PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff")
+"""Files that are photos: those that Pillow cannot decode here are reported, not passed over."""
 
 
 class Source(ABC):
@@ -205,9 +209,10 @@ def _find_child(root: Path, names: Iterable[str]) -> Path | None:
 def _open(name: str, root: Path | None, split: str) -> Source:
     place = "" if root is None else f" from {root}"
     try:
-        images: Any = create_dataset(
-            name, root=None if root is None else str(root), split=split, search_split=bool(name), download=False
-        )
+        with _list_all_photos():
+            images: Any = create_dataset(
+                name, root=None if root is None else str(root), split=split, search_split=bool(name), download=False
+            )
         source = _make_source(images, name, root)
     except DataError:
         raise
@@ -216,6 +221,17 @@ def _open(name: str, root: Path | None, split: str) -> Source:
     if len(source) == 0:
         raise DataError(f"data {name!r}: no images{place}")
     return source
+
+
+@contextmanager
+def _list_all_photos() -> Iterator[None]:
+    """Let timm find photos of all kinds; by itself it passes over everything but PNG and JPEG, and says nothing."""
+    before = get_img_extensions()
+    set_img_extensions((*before, *PHOTO_SUFFIXES))
+    try:
+        yield
+    finally:
+        set_img_extensions(before)
 
 
 def _make_source(images: Any, name: str, root: Path | None) -> Source:

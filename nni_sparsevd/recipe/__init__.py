@@ -1,6 +1,6 @@
 """The recipe of `nni-sparsevd compress`: its sections, and the TOML or YAML file that holds it."""
 
-from .budget import LADDER, BudgetSettings
+from .budget import LADDER, BudgetKind, BudgetSettings
 from .bundled import list_bundled_settings, read_bundled_settings
 from .data import DataSettings
 from .model import ModelSettings, TeacherSettings
@@ -11,6 +11,7 @@ from .stages import FinetuneStage, QuantizeStage, SparseStage, Stage
 __all__ = [
     "LADDER",
     "RECIPE_FILE",
+    "BudgetKind",
     "BudgetSettings",
     "DataSettings",
     "FinetuneStage",

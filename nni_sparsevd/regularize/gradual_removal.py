@@ -80,6 +80,7 @@ class GradualRemoval:
         # 2. Latency falls more slowly than MACs, for a part of it is overhead. As many MACs as the latency is to lose
         #    are therefore too few rather than too many, and the next attempt, or cut, removes some more.
         # 3. Where a gate closes channels and they stay, for something else makes them, too, others go in their place.
+        # 4. Channels that are dead without a gate, as some of a pre-trained network are, do not leave alone either.
         stretch = self._find_stretch(step)
         allowed = stretch.part_left_at(step)
         held: set[ChannelGate] = set()
@@ -91,7 +92,7 @@ class GradualRemoval:
             channels = {gate: len(gate.mu) for gate in cutoffs}
             before = use_cutoffs_(model, cutoffs)
             try:
-                shrink_(model, self._example_inputs, optimizer)
+                shrink_(model, self._example_inputs, optimizer, round_to=self._round_to)
             finally:
                 use_cutoffs_(model, before)
             held_now = {gate for gate, count in channels.items() if len(gate.mu) == count}

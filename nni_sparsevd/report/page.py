@@ -23,7 +23,7 @@ HEADINGS = {
     "curve": "Accuracy against compression over thresholds, on held-out data, before fine-tuning",
     "layers": "Share of the weights removed, layer by layer",
     "allocation": "What each layer costs, before and after",
-    "mistakes": "Test images that the dense network gets right and the shrunk one wrong, the surest mistakes first",
+    "mistakes": "Test images that the dense network gets right and the shrunk one wrong, surest first: class → answer",
 }
 """What stands above each picture, in the order of the page."""
 NETWORKS = ("dense", "twin", "masked", "shrunk")
@@ -154,11 +154,11 @@ def _draw_mistakes(folder: Path, result: Any, path: Path) -> None:
     # Files of one of several networks are in the folder of its level.
     source = folder / "levels" / f"{result['level']:g}" if result["front"] else folder
     tensors = files.load_tensors(source / MISTAKES_FILE)[0]
-    names = result["preprocessing"]["label_names"]
-    captions = []
-    for label, answer in zip(tensors["labels"].tolist(), tensors["answers"].tolist(), strict=True):
-        captions.append(f"{names[label]}\nshrunk: {names[answer]}" if names else f"{label}, shrunk: {answer}")
-    pictures.draw_mistakes(tensors["images"].numpy(), captions, path)
+    known = result["preprocessing"]["label_names"]
+    labels, answers = (
+        [known[place] if known else str(place) for place in tensors[key].tolist()] for key in ("labels", "answers")
+    )
+    pictures.draw_mistakes(tensors["images"].numpy(), list(zip(labels, answers, strict=True)), path)
 
 
 @contextmanager

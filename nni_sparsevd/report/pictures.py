@@ -274,21 +274,28 @@ def draw_allocation(layers: list[dict[str, Any]], path: Path) -> None:
         axes.legend(frameon=False)
 
 
-def draw_mistakes(images: NDArray[np.uint8], captions: list[str], path: Path) -> None:
-    """Draw images in a row of six or several, each with its caption.
+def draw_mistakes(images: NDArray[np.uint8], names: list[tuple[str, str]], path: Path) -> None:
+    """Draw images in a row of six or several, each below its class and what a network takes it for.
 
     Args:
         images: Shape (count, channels, height, width), of one channel or three.
-        captions: What stands above each image.
+        names: Class and answer for each image; what is too long for the width of an image is cut off.
         path: The picture's file.
     """
     columns = min(len(images), 6)
     lines = -(-len(images) // columns)
     with styled_figure(path, height=1.5 * lines + 0.2) as figure:
-        panels = figure.subplots(lines, columns, squeeze=False).flatten()
+        sides = {"left": 0.0, "right": 1.0}  # names need the width
+        panels = figure.subplots(lines, columns, squeeze=False, gridspec_kw=sides).flatten()
         for panel in panels:
             panel.set_axis_off()
-        for panel, image, caption in zip(panels, images, captions, strict=False):
+        for panel, image, (label, answer) in zip(panels, images, names, strict=False):
             pixels = image.transpose(1, 2, 0)
             panel.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
-            panel.set_title(caption, fontsize=6)
+            caption = f"{_cut(label)}\n→ {_cut(answer)}"
+            panel.set_title(caption, fontsize=6, parse_math=False)  # a class may be called $1 or $2
+
+
+def _cut(name: str, length: int = 17) -> str:
+    """A name of at most so many characters, with an ellipsis where some are left out."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"

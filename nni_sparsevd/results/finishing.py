@@ -63,11 +63,13 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
         FileFormatError: A file cannot be written.
     """
     began = time.monotonic()
-    remember_norms = read_recipe(folder / RECIPE_FILE).masks.remember_norms
+    recipe = read_recipe(folder / RECIPE_FILE)
+    remember_norms = recipe.masks.remember_norms
+    round_to = 1 if recipe.budget.kind is None else recipe.budget.round_to
     with show_phase("shrinking, and checking what comes out"):
         dense_graph = channel_graph(compressed.dense, compressed.example_inputs, remember_norms=remember_norms)
         channels = {group.name: len(group) for group in dense_graph.groups}
-        levels = [_shrink_level(compressed, tuned, channels, remember_norms) for tuned in compressed.levels]
+        levels = [_shrink_level(compressed, tuned, channels, remember_norms, round_to) for tuned in compressed.levels]
     with show_phase("measuring times"):
         latencies = _measure_latencies(compressed, levels)
     with show_phase("testing and counting"):
@@ -89,11 +91,11 @@ def finish_run(compressed: Compressed, folder: Path) -> str:
 
 
 def _shrink_level(
-    compressed: Compressed, tuned: TunedLevel, dense_channels: dict[str, int], remember_norms: bool
+    compressed: Compressed, tuned: TunedLevel, dense_channels: dict[str, int], remember_norms: bool, round_to: int
 ) -> _ShrunkLevel:
     """Make one network smaller, and write it and the masked one; the groups of the dense one had so many channels."""
     folder = tuned.level.folder
-    small, plan = shrink(tuned.masked, compressed.example_inputs, remember_norms=remember_norms)
+    small, plan = shrink(tuned.masked, compressed.example_inputs, round_to=round_to, remember_norms=remember_norms)
     result = check(tuned.masked, small, compressed.example_inputs)
     if not result.ok:
         raise ShrinkError(f"{folder}: {result}")
@@ -175,11 +177,11 @@ def _count_all_weights(dense: nn.Module, tuned: TunedLevel) -> dict[str, float]:
 
 
 def _measure_latencies(compressed: Compressed, levels: list[_ShrunkLevel]) -> list[dict[str, float]]:
-    """For each level: network -> the latency of one image; all networks of the run take turns."""
+    """For each level: network -> milliseconds of processor time for one image; all networks of the run take turns."""
     networks = {"dense": compressed.dense}
     for place, level in enumerate(levels):
         networks |= {f"masked {place}": level.tuned.masked, f"shrunk {place}": level.small}
-    measured = measure_latencies(networks, compressed.example_inputs[:1])
+    measured = measure_latencies(networks, compressed.example_inputs[:1], clock=time.process_time)
     latencies = []
     for place in range(len(levels)):
         of_level = {name: measured[f"{name} {place}"] for name in ("masked", "shrunk")}
@@ -223,7 +225,8 @@ def _list_front(compressed: Compressed, results: list[dict[str, Any]]) -> list[d
 def _summarize(values: dict[str, Any], shown: _ShrunkLevel) -> str:
     weights = values["weights"]
     lines = [*write_remarks(values), f"check: {shown.check}", f"channels removed: {shown.account.removed}"]
-    lines.append(f"weights: {weights['total']:,} -> {weights['kept']:,}, {weights['compression']:.1f} times fewer")
+    fewer = f", {weights['compression']:.1f} times fewer" if weights["kept"] else ""
+    lines.append(f"weights: {weights['total']:,} -> {weights['kept']:,}{fewer}")
     for name, score in values["test"].items():
         # The twin is as large as the dense network.
         size = values["size"]["dense" if name == "twin" else name]
