@@ -95,13 +95,12 @@ def test_a_finished_run_is_read_again(folder: Path) -> None:
 def test_blocks_of_n_of_m_stay_whole(tmp_path: Path) -> None:
     """A layer that was left with six inputs could not keep two of every four."""
     posterior = PosteriorSettings(granularity="both", init_log_sigma2=-4.0)
-    sparse = SparseStage(epochs=6, learning_rate=3e-3, gate_rate=100.0, hold=0.5, shrink_at=3.0)
     settings = recipe(
+        model=ModelSettings(name="resnet18_small", arguments={"channels": [8, 8, 16, 16]}),
         posterior=posterior,
-        sparse=sparse,
-        masks=MaskSettings(structure="n:m"),
         dense=Stage(epochs=1, learning_rate=5e-3),
         finetune=FinetuneStage(),
+        masks=MaskSettings(structure="n:m"),
     )
     made = compress(settings, tmp_path / "run", [])
     masks = {name: targets["weight"] for name, targets in made.masks.items() if targets["weight"].dim() > 1}
