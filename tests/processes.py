@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -24,6 +25,7 @@ PRELOADED = [
     "nni_sparsevd.cli.compress",
     "nni_sparsevd.report",
     "nni_sparsevd.results",
+    "nni_sparsevd.studies.bench.trial",
     "nni_sparsevd.training",
     "sklearn.datasets",
     "pytest",
@@ -39,6 +41,12 @@ SECONDS = 240
 Target = Callable[..., int | None]
 
 
+def start_server() -> None:
+    """Start the server, where it does not run; the first to start it decides what it imports."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()
+
+
 class Child:
     """A process that calls a function of a test; what the function returns is the exit code, with 0 for None."""
 
@@ -50,12 +58,12 @@ class Child:
             arguments: What the function is called with; anything that can be pickled.
             environment: Added to the environment of this process.
         """
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        start_server()
         handle, name = tempfile.mkstemp(suffix=".txt")
         os.close(handle)
         self._output = Path(name)
         variables = {**os.environ, **(environment or {})}
+        context = multiprocessing.get_context("forkserver")
         self._process: BaseProcess = context.Process(target=_call, args=(target, arguments, variables, name))
         self._process.start()
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from leagues import HERE, counted, short
+from processes import start_server
 from torch import nn
 
 import nni_sparsevd as svd
@@ -126,6 +127,12 @@ def test_a_league_in_bfloat16_trains_in_it_and_scores_in_float32(tmp_path: Path)
 
 
 # A league from start to end.
+
+
+@pytest.fixture(autouse=True, scope="module")
+def server() -> None:
+    """Where another test has started the server of new processes without the rivals, each trial would import them."""
+    start_server()
 
 
 @pytest.fixture

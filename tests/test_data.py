@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.datasets import CIFAR10, MNIST
 
-from nni_sparsevd.data import augment, load_data, splits
+from nni_sparsevd.data import augment, datasets, load_data, sources, splits
 from nni_sparsevd.data.splits import HeldSplit, StreamedSplit
 from nni_sparsevd.errors import DataError
+from nni_sparsevd.preprocessing import Requirements
 from nni_sparsevd.recipe import DataSettings
 
 SHARED = Path(os.environ.get("SPARSEVD_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -151,7 +153,8 @@ def test_mnist_is_the_published_files() -> None:
 @needs_shared
 def test_cifar_tars_are_read() -> None:
     root = SHARED / "cifar10"
-    made = load_data(DataSettings(name="", train=root / "train.tar", test=root / "test.tar", limit=300))
+    test = root / "test.tar"  # a fifth of the photos, which take long to list
+    made = load_data(DataSettings(name="", train=test, test=test, limit=300))
     assert made.train.images.shape == (270, 3, 32, 32)
     assert made.test.labels.bincount().tolist() == [1000] * 10
 
@@ -198,6 +201,37 @@ def test_batches_come_from_memory() -> None:
     rows = torch.from_numpy(np.arange(0, 100))
     assert made.train.images[rows].shape == (100, 1, 8, 8)
     assert made.train.images.is_contiguous()
+
+
+def in_memory(kind: type[MNIST] | type[CIFAR10]) -> MNIST | CIFAR10:
+    """A data set of torchvision with forty images in memory."""
+    made = kind.__new__(kind)
+    shape = (40, 9, 9) if kind is MNIST else (40, 9, 9, 3)
+    pixels = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    made.data, made.targets = (torch.from_numpy(pixels) if kind is MNIST else pixels), [0, 1, 2, 3] * 10
+    made.transform = made.target_transform = None
+    return made
+
+
+@pytest.mark.parametrize("kind", [MNIST, CIFAR10])
+@pytest.mark.parametrize("in_chans", [None, 1, 3])
+@pytest.mark.parametrize("size", [None, 12])
+def test_pixels_in_memory_are_what_photo_by_photo_gives(
+    monkeypatch: pytest.MonkeyPatch, kind: type[MNIST] | type[CIFAR10], in_chans: int | None, size: int | None
+) -> None:
+    """Whether they are taken as they are, have their channel repeated, lose their color or are enlarged."""
+    images = in_memory(kind)
+    source = sources._make_source(images, "in memory", None)
+    assert source.held is not None and all(np.array_equal(source.read(row), images[row][0]) for row in range(40))
+    monkeypatch.setattr(datasets, "open_sources", lambda settings: (source, source))
+    settings = DataSettings(name="in_memory", train=Path(), image_size=size, holdout=0.2)
+    fast = load_data(settings, requirements=Requirements(in_chans=in_chans))
+    monkeypatch.setattr(source, "held", None)
+    slow = load_data(settings, requirements=Requirements(in_chans=in_chans))
+    assert fast.preprocessing == slow.preprocessing
+    for one, other in ((fast.train, slow.train), (fast.holdout, slow.holdout), (fast.test, slow.test)):
+        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+        assert one.images.is_contiguous()
 
 
 def test_digits_are_enlarged_on_request() -> None:

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 import nni_sparsevd as svd
 from nni_sparsevd.errors import MaskError, ModelError, SettingError
-from nni_sparsevd.masks import apply_masks_, count_weights, flatten_masks, unflatten_masks, validate_masks
+from nni_sparsevd.masks import (
+    apply_masks_,
+    compute_masks_by_each,
+    count_weights,
+    decision,
+    flatten_masks,
+    unflatten_masks,
+    validate_masks,
+)
 from nni_sparsevd.nn import find_gates, named_posteriors
 from nni_sparsevd.posterior import group_log_alpha
 from nni_sparsevd.settings import MaskSettings
@@ -275,6 +283,28 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         return self.head(x + self.last(self.first(x).relu()))
+
+
+def test_several_decisions_are_those_of_single_calls_on_one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, traced = trained(granularity="both"), []
+
+    def count_and_trace(*arguments: object, **keywords: object) -> svd.graph.ChannelGraph:
+        traced.append(keywords)
+        return svd.channel_graph(*arguments, **keywords)
+
+    monkeypatch.setattr(decision, "channel_graph", count_and_trace)
+    kinds = [{"structure": "structured", "threshold": each} for each in (1.0, 3.0, 5.0)] + [{"threshold": 3.0}]
+    settings = [MaskSettings.model_validate(kind) for kind in kinds]
+    together = []
+    for masks in compute_masks_by_each(model, settings, IMAGE):
+        assert torch.is_grad_enabled()
+        together.append(masks)
+    assert len(traced) == 1
+    for masks, chosen in zip(together, settings, strict=True):
+        alone = flatten_masks(svd.compute_masks(model, chosen, example_inputs=IMAGE))
+        assert alone.keys() == flatten_masks(masks).keys()
+        assert all(torch.equal(value, alone[name]) for name, value in flatten_masks(masks).items())
+    assert len({sum(removed(masks).values()) for masks in together}) == 4
 
 
 def test_the_threshold_of_a_group_is_that_of_a_layer_which_writes_it() -> None:

@@ -112,6 +112,8 @@ def full_batches(size: int, shard: bool = False) -> Recipe:
     )
 
 
+RESIDUAL = {"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1]}
+"""Four narrow blocks, the last two with a projection beside them."""
 shards = pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
 
 
@@ -150,7 +152,7 @@ def test_shards_learn_what_copies_learn(tmp_path: Path) -> None:
     for shard in (False, True):
         settings = Recipe(
             shard=shard,
-            model=ModelSettings(name="resnet18", arguments={"channels": [8, 8, 16, 16]}),
+            model=ModelSettings(name="resnet18", arguments=RESIDUAL),
             data=DataSettings(batch_size=20, limit=100, holdout=0.2, image_size=32),
             posterior=PosteriorSettings(granularity="both"),
             sparse=SparseStage(epochs=3, learning_rate=0.002, kl_coefficient=0.1),
@@ -227,7 +229,7 @@ def test_two_processes_resume_where_they_stopped(tmp_path: Path, shard: bool) ->
 def test_two_processes_shrink_alike(tmp_path: Path) -> None:
     """Begun by one process, stopped after channels were removed, and ended by two, with the same sizes on both."""
     settings = Recipe(
-        model=ModelSettings(name="resnet18_small", arguments={"channels": [8, 8, 16, 16]}),
+        model=ModelSettings(name="resnet18", arguments=RESIDUAL),
         data=DataSettings(batch_size=25, limit=1000, holdout=0.2),
         posterior=PosteriorSettings(granularity="gate", init_log_sigma2=-2.0),
         dense=Stage(epochs=2, learning_rate=5e-3),

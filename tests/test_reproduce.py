@@ -178,7 +178,8 @@ def test_the_run_of_another_recipe_is_not_shown_as_this_ones(made: tuple[Path, i
     assert "its run has other settings" in capsys.readouterr().err
 
 
-def test_a_stopped_experiment_goes_on_with_a_seed_of_ones_own(tiny: Path) -> None:
+def test_a_stopped_experiment_goes_on_with_a_seed_of_ones_own(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stopped in a fresh interpreter, as of a user, and goes on in a process that takes no seconds to start."""
     (tiny / "recipes" / "tiny.toml").write_text(BARE)
     run = tiny / "runs" / "tiny" / "dense_net-7"
     ended = threading.Event()
@@ -200,6 +201,7 @@ def test_a_stopped_experiment_goes_on_with_a_seed_of_ones_own(tiny: Path) -> Non
         signal.signal(signal.SIGTERM, before)
     assert "go on with --resume" in run.with_suffix(".log").read_text()
     assert not (run / "result.json").exists()
+    monkeypatch.setattr(running, "subprocess", SimpleNamespace(Popen=ForkedCommand))
     assert call(tiny, "tiny", "--seeds", "[7]") == 0  # digits need no folder, so another one is the same recipe
     assert [row["seed"] for row in read_json(run.parent / "tiny.json")["runs"]] == [7]
 

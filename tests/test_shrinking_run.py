@@ -26,7 +26,7 @@ def one_thread() -> None:
 def recipe(**changes: object) -> Recipe:
     """Gates on a residual network, of which about a third are removed before the last epoch."""
     parts = {
-        "model": ModelSettings(name="resnet18_small", arguments={"channels": [8, 8, 16, 16]}),
+        "model": ModelSettings(name="resnet18", arguments={"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1]}),
         "data": DataSettings(batch_size=25, limit=1000, holdout=0.2),
         "posterior": PosteriorSettings(granularity="gate", init_log_sigma2=-2.0),
         "dense": Stage(epochs=2, learning_rate=5e-3),
@@ -95,7 +95,14 @@ def test_a_finished_run_is_read_again(folder: Path) -> None:
 def test_blocks_of_n_of_m_stay_whole(tmp_path: Path) -> None:
     """A layer that was left with six inputs could not keep two of every four."""
     posterior = PosteriorSettings(granularity="both", init_log_sigma2=-4.0)
-    made = compress(recipe(posterior=posterior, masks=MaskSettings(structure="n:m")), tmp_path / "run", [])
+    settings = recipe(
+        model=ModelSettings(name="resnet18_small", arguments={"channels": [8, 8, 16, 16]}),
+        posterior=posterior,
+        dense=Stage(epochs=1, learning_rate=5e-3),
+        finetune=FinetuneStage(),
+        masks=MaskSettings(structure="n:m"),
+    )
+    made = compress(settings, tmp_path / "run", [])
     masks = {name: targets["weight"] for name, targets in made.masks.items() if targets["weight"].dim() > 1}
     del masks["conv1"]  # of one input
     widths = {mask.shape[1] for mask in masks.values()}

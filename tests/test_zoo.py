@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from processes import start_server
 
 from nni_sparsevd import cli
 from nni_sparsevd.errors import FileFormatError
@@ -30,6 +31,7 @@ def test_families_are_timms_own_modules() -> None:
 
 
 def test_a_family_is_shrunk_in_its_own_process_and_only_once(tmp_path: Path, capsys: Printed) -> None:
+    start_server()  # with what the processes of other tests need
     command = ["zoo", "--out", str(tmp_path), "--families", "starnet"]
     assert cli.main(command) == 0
     rows = read_json(tmp_path / "zoo.json")["rows"]

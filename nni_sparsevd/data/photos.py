@@ -105,6 +105,11 @@ def to_tensor(photo: Image.Image) -> Tensor:
     return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
+def has_input_size(size: tuple[int, int], preprocessing: Preprocessing) -> bool:
+    """Whether photos of this (width, height) are neither resized nor cropped."""
+    return size == preprocessing.input_size[:0:-1] and preprocessing.crop_pct == 1
+
+
 def make_transform(preprocessing: Preprocessing) -> Transform:
     """Make timm's transform for evaluation, without its normalization.
 
@@ -114,7 +119,6 @@ def make_transform(preprocessing: Preprocessing) -> Transform:
     Returns:
         A function from a photo to a uint8 image of the input's size.
     """
-    height, width = preprocessing.input_size[1:]
     transform: Transform = create_transform(
         preprocessing.input_size,
         is_training=False,
@@ -128,7 +132,6 @@ def make_transform(preprocessing: Preprocessing) -> Transform:
 
     def apply(photo: Image.Image) -> Tensor:
         # timm's steps would leave such a photo as it is, but take longer than reading it.
-        is_ready = photo.size == (width, height) and preprocessing.crop_pct == 1
-        return to_tensor(photo) if is_ready else transform(photo)
+        return to_tensor(photo) if has_input_size(photo.size, preprocessing) else transform(photo)
 
     return apply

@@ -14,7 +14,7 @@ from ..errors import DataError
 from ..preprocessing import Preprocessing, Requirements
 from ..recipe import DataSettings
 from .augmentation import PhotoAugmentation
-from .photos import GRAY, check_photo, make_transform
+from .photos import GRAY, check_photo, has_input_size, make_transform
 from .sources import Source, read_photo
 from .splits import (
     AT_ONCE,
@@ -143,6 +143,10 @@ def read_part(
     Raises:
         DataError: The photos differ in size, and there is no size to bring them to.
     """
+    held = part.source.held
+    if keep and held is not None and _are_inputs(held, preprocessing):
+        images = held[part.rows].expand(-1, preprocessing.input_size[0], -1, -1)
+        return replace(part, images=images, colored=held.shape[1] == 3)
     photos = Photos(part.source, part.rows, make_transform(preprocessing), in_chans)
     # What is streamed with `skip_bad` is decoded once before, so that no photo fails in the middle of the training.
     reader: Dataset[Decoded] = photos if keep or settings.skip_bad else Headers(part)
@@ -150,7 +154,7 @@ def read_part(
     images = torch.empty(count if keep else 0, *preprocessing.input_size, dtype=torch.uint8)
     good, bad, colored = list[int](), list[str](), False
     # What is in memory already is read faster than a process starts.
-    workers = 0 if part.source.is_held and settings.workers is None else count_workers(settings.workers, count)
+    workers = 0 if held is not None and settings.workers is None else count_workers(settings.workers, count)
     ranges = split_range(count, AT_ONCE)
     batches = [[(place, None) for place in places] for places in ranges]
     for places, decoded in zip(ranges, load(reader, batches, workers), strict=True):
@@ -162,6 +166,12 @@ def read_part(
         colored |= decoded.colored
     kept = images[: len(good)] if keep else None
     return Part(part.source, part.rows[good], part.labels[good], kept, tuple(bad), colored)
+
+
+def _are_inputs(images: Tensor, preprocessing: Preprocessing) -> bool:
+    """Whether images in memory are inputs as they are; gray ones serve as colored ones, with their channel repeated."""
+    channels, height, width = images.shape[1:]
+    return channels in (1, preprocessing.input_size[0]) and has_input_size((width, height), preprocessing)
 
 
 def _refuse_other_size(batch: Tensor, images: Tensor) -> None:

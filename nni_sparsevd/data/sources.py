@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data.dataset_factory import create_dataset
 from timm.data.readers import get_img_extensions, set_img_extensions
 from torch import Tensor
 from torch.utils.data import IterableDataset
+from torchvision.datasets import CIFAR10, MNIST
 
 from ..errors import DataError, describe_error
 from ..recipe import DataSettings
@@ -34,12 +36,12 @@ class Source(ABC):
     Attributes:
         labels: Class of each photo, int64, shape (count,).
         class_names: Names of the classes in their order; empty where they have none.
-        is_held: Whether all photos are decoded in memory, so that loader processes would save no time.
+        held: All photos, uint8, shape (count, channels, height, width), where they are decoded in memory.
     """
 
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
-    is_held: bool = False
+    held: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -109,7 +111,7 @@ class DecodedSource(Source):
         """
         self._images, self._name = images, name
         self.labels, self.class_names = labels, class_names
-        self.is_held = isinstance(images, Tensor)
+        self.held = images if isinstance(images, Tensor) else None
 
     def read(self, row: int) -> Image.Image:
         image = self._images[row]
@@ -243,7 +245,16 @@ def _make_source(images: Any, name: str, root: Path | None) -> Source:
         return DecodedSource([photo for photo, _ in pairs], labels, _list_class_names(reader), name)
     if reader is not None:
         return FileSource(reader, root)
-    return DecodedSource(images, _list_labels(images), _list_class_names(images), name)
+    return DecodedSource(_take_pixels(images), _list_labels(images), _list_class_names(images), name)
+
+
+def _take_pixels(images: Any) -> Any:
+    """The pixels of a data set of torchvision that holds them; else the data set, which gives photo by photo."""
+    if isinstance(images, MNIST):
+        return images.data[:, None]
+    if isinstance(images, CIFAR10):
+        return torch.from_numpy(images.data).permute(0, 3, 1, 2)
+    return images
 
 
 def _list_labels(holder: Any) -> NDArray[np.int64]:

@@ -1,10 +1,13 @@
 """From log alpha to masks: a decision, as data."""
 
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+
 import torch
 from torch import nn
 
 from ..errors import ModelError, SettingError
-from ..graph import Inputs, channel_graph
+from ..graph import ChannelGraph, Inputs, channel_graph
 from ..nn import is_variational, make_plain_copy
 from ..settings import MaskSettings, choose_settings
 from .format import Masks, find_holders
@@ -63,26 +66,58 @@ def compute_masks(
         ```
     """
     chosen = choose_settings("compute_masks", MaskSettings, settings, keywords)
+    return next(compute_masks_by_each(model, [chosen], example_inputs))
+
+
+def compute_masks_by_each(
+    model: nn.Module, decisions: Iterable[MaskSettings], example_inputs: Inputs | None
+) -> Iterator[Masks]:
+    """Decide as `compute_masks` does by several settings, one after the other; the network is traced once for all.
+
+    Args:
+        model: A variational network; it stays as it is, also between two decisions.
+        decisions: How to decide.
+        example_inputs: What the network is called with; None: it is not traced.
+
+    Yields:
+        The masks by each of the settings.
+
+    Raises:
+        SettingError: As `compute_masks`.
+        ModelError: As `compute_masks`.
+        TraceError: As `compute_masks`.
+    """
+
+    @cache
+    def trace(remember_norms: bool) -> ChannelGraph | None:
+        if example_inputs is None:
+            return None
+        return channel_graph(make_plain_copy(model), example_inputs, remember_norms=remember_norms)
+
+    for chosen in decisions:
+        _check(model, chosen)
+        with torch.no_grad():
+            masks = _spread_over_names(model, _decide(model, chosen, trace))
+        yield masks
+
+
+def _check(model: nn.Module, chosen: MaskSettings) -> None:
     if chosen.threshold == "held_out":
         raise SettingError("compute_masks: threshold='held_out' is chosen in training; give a number here")
     if not is_variational(model):
         raise ModelError(f"{type(model).__name__} has no posterior; call sparsify_ and train it first")
     if chosen.threshold == "evidence":
         check_evidence(model)
-    with torch.no_grad():
-        return _spread_over_names(model, _decide(model, chosen, example_inputs))
 
 
-def _decide(model: nn.Module, chosen: MaskSettings, example_inputs: Inputs | None) -> Masks:
+def _decide(model: nn.Module, chosen: MaskSettings, trace: Callable[[bool], ChannelGraph | None]) -> Masks:
     """The masks, where a parameter with several names goes by one of them."""
     if chosen.structure == "unstructured":
         return mask_weights(model, chosen)
     if chosen.structure == "n:m":
         return mask_blocks(model, chosen)
-    if example_inputs is None:
-        return mask_channels_by_layer(model, chosen)
-    graph = channel_graph(make_plain_copy(model), example_inputs, remember_norms=chosen.remember_norms)
-    return mask_channels_by_group(model, graph, chosen)
+    graph = trace(chosen.remember_norms)
+    return mask_channels_by_layer(model, chosen) if graph is None else mask_channels_by_group(model, graph, chosen)
 
 
 def _spread_over_names(model: nn.Module, masks: Masks) -> Masks:

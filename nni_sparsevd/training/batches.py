@@ -82,7 +82,12 @@ class Batches:
 
     def seed_noise(self, step: int) -> None:
         """Seed torch's generators, from which dropout and the posteriors draw their noise at `step`."""
-        torch.manual_seed(derive_seed(*self._seed_parts(step)))
+        seed = derive_seed(*self._seed_parts(step))
+        if self._device.type == "cpu":
+            # `torch.manual_seed` takes a millisecond to remember the seed for devices that are not there.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def _seed_parts(self, step: int) -> tuple[int, str, int, int]:
         return self._recipe.seed, self._stage, step, self._rank

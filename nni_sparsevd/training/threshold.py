@@ -7,7 +7,7 @@ from torch import nn
 
 from ..data import DataSets
 from ..graph import Inputs
-from ..masks import compute_masks, count_weights
+from ..masks import compute_masks_by_each, count_weights
 from ..settings import MaskSettings
 from .scoring import evaluate_baked
 
@@ -62,10 +62,9 @@ def choose_threshold(
     grid = sorted(numbers)
     candidates: list[Threshold] = [*grid, "evidence"] if threshold == "evidence" else [*grid]
     accuracy, compression = [], []
-    for candidate in candidates:
-        # With a ratio the threshold would not count, and the curve would be one point.
-        at_candidate = settings.model_copy(update={"threshold": candidate, "ratio": None})
-        masks = compute_masks(model, at_candidate, example_inputs=example_inputs)
+    # With a ratio the threshold would not count, and the curve would be one point.
+    decisions = [settings.model_copy(update={"threshold": candidate, "ratio": None}) for candidate in candidates]
+    for masks in compute_masks_by_each(model, decisions, example_inputs):
         kept, total = count_weights(model, masks)
         accuracy.append(evaluate_baked(model, masks, data, data.holdout).accuracy)
         compression.append((dense_weights or total) / max(kept, 1))

@@ -111,13 +111,14 @@ def build(name, **kwargs):
 
 
 NETWORKS = [
-    *("cnn", "mlp", "resnet18", "mobilenetv2_100", "mobilenetv3_small_050", "efficientnet_b0", "regnetx_002"),
+    *("cnn", "mlp", "resnet18", "mobilenetv2_100", "mobilenetv3_small_050", "tinynet_e", "regnetx_002"),
     *("resnext50_32x4d", "densenet121", "convnext_atto", "vgg11_bn"),
     *("swin_tiny_patch4_window7_224", "deit_tiny_patch16_224", "mixer_s32_224"),
 ]
 # Fewer and narrower blocks of each kind: what the tracer and NNI come upon is the same.
 SMALLER = {
-    "resnet18": {"channels": (32, 64, 128, 256)},
+    "resnet18": {"channels": (32, 64, 128, 256), "layers": (1, 1, 1, 2)},
+    "mobilenetv2_100": {"depth_multiplier": 0.34},
     "resnext50_32x4d": {"layers": (1, 1, 1, 1)},
     "densenet121": {"block_config": (2, 2, 2, 2), "growth_rate": 16},
     "convnext_atto": {"depths": (1, 1, 2, 1)},
@@ -203,7 +204,7 @@ def test_trace_error_names_network_and_line():
         ("mlp", ["1"]),
         ("resnet18", None),
         ("mobilenetv2_100", None),
-        ("efficientnet_b0", None),
+        ("tinynet_e", None),  # the blocks of EfficientNet-B0
         ("densenet121", None),
         ("vgg11_bn", None),
         ("convnext_atto", [r".*mlp\.fc1"]),  # NNI does not cut the bare parameter of a layer scale

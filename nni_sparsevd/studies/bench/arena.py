@@ -207,7 +207,7 @@ class Arena:
             batch = self.lay_out(self.batch(step), model)
             # Noise and dropout of a step depend on seed and step alone: what a rival draws in its own code between
             # two steps does not change what it, or another rival, sees afterwards.
-            torch.manual_seed(derive_seed(self.seed, "noise", step))
+            torch.default_generator.manual_seed(derive_seed(self.seed, "noise", step))
             set_learning_rate(optim, learning_rate_at(stage, (step - first) / (last - first)))
             optim.zero_grad()
             loss(batch, model).backward()

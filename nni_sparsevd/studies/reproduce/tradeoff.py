@@ -6,7 +6,7 @@ For the record only: the threshold of a run is chosen on held-out images, and th
 import statistics
 from typing import Any
 
-from ...masks import compute_masks, count_weights
+from ...masks import compute_masks_by_each, count_weights
 from ...posterior import DEFAULT_THRESHOLD
 from ...report.tables import format_row
 from ...training import THRESHOLD_GRID, evaluate_baked
@@ -17,9 +17,9 @@ def measure_tradeoff(run: FinishedRun) -> list[dict[str, Any]]:
     """Threshold, compression and test error in percent of a finished run, one row for each threshold."""
     example = run.data.make_example_inputs()
     rows = []
-    for threshold in THRESHOLD_GRID:
-        settings = run.recipe.masks.model_copy(update={"threshold": threshold, "ratio": None})
-        masks = compute_masks(run.posterior, settings, example_inputs=example)
+    decisions = [run.recipe.masks.model_copy(update={"threshold": each, "ratio": None}) for each in THRESHOLD_GRID]
+    by_each = compute_masks_by_each(run.posterior, decisions, example)
+    for threshold, masks in zip(THRESHOLD_GRID, by_each, strict=True):
         kept, total = count_weights(run.posterior, masks)
         score = evaluate_baked(run.posterior, masks, run.data, run.data.test)
         rows.append({"threshold": threshold, "compression": total / max(kept, 1), "error": 100 - 100 * score.accuracy})
