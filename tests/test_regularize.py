@@ -54,6 +54,39 @@ def test_the_kl_in_the_loss_and_its_gradient_after_backward_are_the_same():
     torch.testing.assert_close(gradients(model), in_the_loss)
 
 
+def tied_to_embedding() -> nn.Module:
+    model = nn.Sequential(nn.Embedding(5, 4, padding_idx=0), nn.Linear(4, 5, bias=False))
+    model[1].weight = model[0].weight
+    return svd.sparsify_(model)
+
+
+def frozen_means() -> nn.Module:
+    model = network("weight")
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def log_normal_gates() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    settings = svd.PosteriorSettings(granularity="gate", gate="log_normal", threshold=0)
+    return svd.sparsify_(model, settings, example_inputs=torch.randn(2, 4))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: network("both"), lambda: network("weight").bfloat16(), tied_to_embedding, frozen_means, log_normal_gates],
+)
+def test_the_gradient_is_added_where_autograd_is_off(make):
+    model = make()
+    svd.regularize_(model, 0.5)
+    expected = gradients(model)
+    model.zero_grad()
+    with torch.no_grad():
+        svd.regularize_(model, 0.5)
+    assert expected
+    torch.testing.assert_close(gradients(model), expected, rtol=0, atol=0)
+
+
 def test_a_weight_of_zero_keeps_every_parameter_in_the_graph():
     model = network("both")
     loss = add_kl_to_loss(torch.tensor(1.0, dtype=torch.float16), svd.kl(model), 0.0)

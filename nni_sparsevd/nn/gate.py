@@ -109,7 +109,7 @@ class ChannelGate(nn.Module):
             weight: Factor on the gradient, beside `kl_weight`.
         """
         if self.is_log_normal():
-            divergence.backpropagate_if_trainable(weight * self.kl())
+            divergence.backpropagate_kl(self.kl, weight)
             return
         divergence.add_kl_gradient_(self.mu, self.log_sigma2, weight * self.kl_weight, self.settings.prior)
 

@@ -356,7 +356,7 @@ class Variational(nn.Module):
             weight *= self.kl_weight
             divergence.add_kl_gradient_(self.weight, self.log_sigma2, weight, self.settings.prior)
         else:
-            divergence.backpropagate_if_trainable(weight * self.kl())
+            divergence.backpropagate_kl(self.kl, weight)
 
     def mask(self) -> Tensor:
         """True where a weight is kept, in the shape of the weight."""

@@ -1,7 +1,7 @@
 """The mathematics of one Gaussian weight: log alpha, the KL from each prior, its slope.  Pure tensor functions."""
 
 from .choices import DEFAULT_THRESHOLD, Estimator, GateFamily, Prior, Variance
-from .divergence import add_kl_gradient_, backpropagate_if_trainable, kl
+from .divergence import add_kl_gradient_, backpropagate_kl, kl
 from .elements import K1, K2, K3, group_log_alpha, has_one_value_per_row, kl_elements, kl_slope, log_alpha, snr
 from .evidence import REASONS_AGAINST_EVIDENCE, evidence_gain
 from .log_normal import (
@@ -25,7 +25,7 @@ __all__ = [
     "Prior",
     "Variance",
     "add_kl_gradient_",
-    "backpropagate_if_trainable",
+    "backpropagate_kl",
     "draw_log_normal",
     "evidence_gain",
     "group_log_alpha",

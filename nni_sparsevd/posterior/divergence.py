@@ -53,7 +53,7 @@ def add_kl_gradient_(theta: Tensor, log_sigma2: Tensor, weight: float, prior: Pr
         return
     views = _views_of_memory(theta, log_sigma2)
     if views is None:
-        backpropagate_if_trainable(weight * kl(theta, log_sigma2, prior))
+        backpropagate_kl(lambda: kl(theta, log_sigma2, prior), weight)
         return
     with torch.no_grad(), torch.autocast(theta.device.type, enabled=False):
         for means, noises, mean_grads, noise_grads in _split_into_chunks(*views):
@@ -66,8 +66,10 @@ def add_kl_gradient_(theta: Tensor, log_sigma2: Tensor, weight: float, prior: Pr
             noise_grads.add_(slope.sum(1, keepdim=True) if per_row else slope, alpha=weight)
 
 
-def backpropagate_if_trainable(objective: Tensor) -> None:
-    """Backpropagate from a scalar; do nothing where everything that it was computed from is frozen."""
+def backpropagate_kl(compute_kl: Callable[[], Tensor], weight: float) -> None:
+    """Backpropagate from `weight` times a KL, under `torch.no_grad`, too; do nothing where all its tensors are frozen."""
+    with torch.enable_grad():
+        objective = weight * compute_kl()
     if objective.requires_grad:
         objective.backward()  # type: ignore[no-untyped-call]
 
