@@ -1,6 +1,7 @@
 """The local estimators' mean and variance against weights sampled one by one with torch.distributions."""
 
 import copy
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -188,6 +189,17 @@ def test_noise_survives_float16_autocast(estimator: str) -> None:
     # sd = 300 * sqrt(8 * exp(-18)) = 0.105; float16 outputs of size ~100 are rounded to 0.06
     assert noise.isfinite().all()
     assert 0.08 < noise.std() < 0.14
+
+
+@pytest.mark.parametrize("estimator", ["local", "local_bf16", "local_detached"])
+def test_noise_survives_a_network_in_float16(estimator: str) -> None:
+    torch.manual_seed(0)
+    layer = svd.sparsify_(nn.Linear(8, 4), estimator=estimator).half()
+    x = torch.full((20000, 8), 300.0, dtype=torch.float16)
+    with torch.no_grad():
+        noise = (layer(x) - F.linear(x, layer.weight, layer.bias)).float()
+    assert noise.isfinite().all()
+    assert 0.95 < noise.std() / (300 * (8 * math.exp(-10)) ** 0.5) < 1.05
 
 
 @pytest.mark.parametrize("estimator", ["local", "weight"])

@@ -1,5 +1,7 @@
 """The room that drives the KL: its weight, its pressure, and the search for the cut that meets a budget."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -125,6 +127,18 @@ def test_the_controller_presses_while_the_edge_lags_behind():
     assert pressed > 1.0
     controller.react(2.0, 0.6)
     assert controller.pressure < pressed
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_controller_bears_an_edge_without_end(sign):
+    """Infinity: the budget is met without removing anything; minus infinity: not even by removing everything."""
+    controller = Controller(3.0)
+    controller.react(sign * math.inf, 0.0)
+    assert (controller.pressure < 1.0) == (sign > 0)
+    before = controller.pressure
+    controller.react(-9.0, 0.4)  # its course begins here
+    controller.react(-9.0, 0.5)
+    assert controller.pressure > before
 
 
 def count_bytes(model: nn.Module) -> int:

@@ -52,11 +52,11 @@ def local_reparameterization(
     mean = operation(x, weight, bias)
     x = x.detach() if estimator == "local_detached" else x
     device = x.device.type
-    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    if estimator != "local_bf16" and not half:
+    computed_in = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    if estimator != "local_bf16" and computed_in != torch.float16:
         return _add_noise(mean, operation, x.square() if x_squared is None else x_squared, sigma2, weight)
-    # float16 holds neither x^2 > 65504 nor small sigma^2, so under fp16 autocast the variance is computed in float32;
-    # and autocast would turn the bfloat16 of local_bf16 into its own type.
+    # float16 holds neither x^2 > 65504 nor small sigma^2, so there the variance is computed in float32; and autocast
+    # would turn the bfloat16 of local_bf16 into its own type.
     dtype = torch.bfloat16 if estimator == "local_bf16" else torch.float32
     with torch.autocast(device, enabled=False):
         squared = x.to(dtype).square() if x_squared is None else x_squared

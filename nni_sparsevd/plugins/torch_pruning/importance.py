@@ -16,6 +16,8 @@ from .cutting import enable, find_gates
 
 CUTS_INPUTS = (function.prune_conv_in_channels, function.prune_linear_in_channels)
 """Torch-Pruning's functions for a layer that reads the channels of a group."""
+CUTS_DEPTHWISE = (function.prune_depthwise_conv_in_channels, function.prune_depthwise_conv_out_channels)
+"""Its functions for a depthwise convolution, which reads and writes each channel by one row of its weight."""
 Reduction = Literal["posterior", "sum", "mean", "max", "prod", "first", "gate"]
 
 
@@ -156,7 +158,10 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
                     gates_seen.add(gate)
                     yield _gate_member(gate, site, indices, places)
             if isinstance(layer, Variational):
-                dim = 1 - output_dim(layer) if reads else output_dim(layer)
+                if item.dep.pruning_fn in CUTS_DEPTHWISE:
+                    dim = 0  # in a transposed convolution, too
+                else:
+                    dim = 1 - output_dim(layer) if reads else output_dim(layer)
                 yield Member(_moments(layer, dim)[:, indices], places, is_gate=False)
 
 
