@@ -67,7 +67,7 @@ def add_kl_gradient_(theta: Tensor, log_sigma2: Tensor, weight: float, prior: Pr
 
 
 def backpropagate_kl(compute_kl: Callable[[], Tensor], weight: float) -> None:
-    """Backpropagate from `weight` times a KL, under `torch.no_grad`, too; do nothing where all its tensors are frozen."""
+    """Backpropagate from `weight` times a KL, also under `torch.no_grad`; do nothing where all tensors are frozen."""
     with torch.enable_grad():
         objective = weight * compute_kl()
     if objective.requires_grad:

@@ -13,6 +13,7 @@ from .reach import Reach, measure_reach
 from .regularizer import Regularizer, count_samples
 from .removal import choose_cutoffs, use_cutoffs_
 from .settings import SparseVDSettings, settings_or_defaults
+from .step_hooks import read_loss_scale
 from .variances import RateGroups, VarianceOptimizer
 from .weighing import weigh_by_macs_
 
@@ -40,6 +41,7 @@ __all__ = [
     "measure_reach",
     "misses",
     "plan_stretches",
+    "read_loss_scale",
     "regularize_under_pressure_",
     "settings_or_defaults",
     "start_natural_steps_",

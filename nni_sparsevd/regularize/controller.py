@@ -27,8 +27,8 @@ class Controller:
         """Adjust the pressure; call it once an epoch.
 
         Args:
-            edge: The log alpha of the last channel that must be removed, by the posterior of this moment: infinity where
-                the budget is met without removing any, minus infinity where all of them are to go.
+            edge: The log alpha of the last channel that must be removed, by the posterior of this moment; infinity
+                where none has to be removed, and minus infinity where even all of them are too few.
             progress: The part of the training that is done, from 0 to 1.
         """
         # 1. Why the edge, and not what the network would cost if it were cut now: that cost does not move until the
