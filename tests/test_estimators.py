@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nni_sparsevd as svd
-from nni_sparsevd.nn import variational
-from nni_sparsevd.nn.variational import sample_standard_normal
+from nni_sparsevd.nn.noise import sample_standard_normal
 
 SAMPLES = 4000
 Reference = Callable[[Tensor, Tensor, Tensor], Tensor]  # (input, weight, bias) in torch's functions, written out again
@@ -212,7 +211,7 @@ def test_the_layout_in_memory_changes_no_gradient(
     def fixed_noise(like: Tensor) -> Tensor:  # by place in the tensor; torch draws by place in memory
         return torch.arange(like.numel()).sin().view(like.shape)
 
-    monkeypatch.setattr(variational, "sample_standard_normal", fixed_noise)
+    monkeypatch.setattr("nni_sparsevd.nn.noise.sample_standard_normal", fixed_noise)
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1))
     images = torch.randn(2, 4, 6, 6)

@@ -23,6 +23,8 @@ from .layers import (
     to_plain_,
     to_variational_,
 )
+from .noise import Operation, local_reparameterization, sample_weights
+from .output_axes import find_parameter, output_dim, scaling_keys, spread_over_parameter
 from .sites import (
     gate_sites,
     is_variational,
@@ -31,17 +33,7 @@ from .sites import (
     to_plain_network_,
 )
 from .subclasses import scales_outputs
-from .variational import (
-    Operation,
-    Variational,
-    find_parameter,
-    local_reparameterization,
-    make_log_sigma2,
-    output_dim,
-    sample_weights,
-    scaling_keys,
-    spread_over_parameter,
-)
+from .variational import Variational, make_log_sigma2
 
 __all__ = [
     "VARIATIONAL",
