@@ -118,8 +118,8 @@ def kl_slope(log_alpha: Tensor, prior: Prior = "log_uniform") -> Tensor:
         A tensor in the shape of `log_alpha`, never positive.
     """
     if prior == "log_uniform":
-        gate = torch.sigmoid(-K2 - K3 * log_alpha)
-        return -K1 * K3 * gate * (1 - gate) - 0.5 * torch.sigmoid(-log_alpha)
+        sigmoid = torch.sigmoid(-K2 - K3 * log_alpha)
+        return -K1 * K3 * sigmoid * (1 - sigmoid) - 0.5 * torch.sigmoid(-log_alpha)
     if prior == "ard":
         return -0.5 * torch.sigmoid(-log_alpha)
     t = _t(log_alpha.clamp_min(LINEAR_BELOW))

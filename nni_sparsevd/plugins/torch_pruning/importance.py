@@ -12,7 +12,7 @@ from torch_pruning.pruner import function
 
 from ...errors import SettingError, SparseVDWarning
 from ...nn import ChannelGate, Variational, is_variational, named_posteriors, output_dim
-from .cutting import enable, find_gates
+from .cutting import enable, find_gates_behind
 
 CUTS_INPUTS = (function.prune_conv_in_channels, function.prune_linear_in_channels)
 """Torch-Pruning's functions for a layer that reads the channels of a group."""
@@ -153,7 +153,7 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
             if not isinstance(layer, tuple(self.target_types)) or None in places:
                 continue
             reads = item.dep.pruning_fn in CUTS_INPUTS
-            for site, gate in [] if reads else find_gates(layer):
+            for site, gate in [] if reads else find_gates_behind(layer):
                 if gate not in gates_seen:
                     gates_seen.add(gate)
                     yield _gate_member(gate, site, indices, places)
