@@ -1,4 +1,15 @@
-"""What learns: variational twins of torch's layers, and the channel gate."""
+"""What learns: variational twins of torch's layers, and the channel gate.
+
+Both are posteriors: they have `log_sigma2`, `log_alpha`, `mask`, `kl` and `add_kl_gradient_`, and `named_posteriors`
+walks over them.  In the order in which to read:
+
+- `noise`: how a layer samples its outputs, or its weights.
+- `variational`: `Variational`, what all layers with a posterior on their weights share.
+- `layers`: the twins of torch's layers, and switching a layer to its twin and back; `subclasses` does it for classes
+  that are derived from torch's.
+- `gate`: `ChannelGate`, one posterior for each channel, multiplied into the outputs of a module.
+- `output_axes`, `sites`: where outputs are in parameters, where gates are in a network.
+"""
 
 from collections.abc import Iterator
 
