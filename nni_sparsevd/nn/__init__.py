@@ -44,7 +44,7 @@ from .sites import (
     to_plain_network_,
 )
 from .subclasses import scales_outputs
-from .variational import Variational, make_log_sigma2
+from .variational import Variational, kl_beside_row, make_log_sigma2
 
 __all__ = [
     "VARIATIONAL",
@@ -66,6 +66,7 @@ __all__ = [
     "is_convertible",
     "is_variational",
     "kl",
+    "kl_beside_row",
     "local_reparameterization",
     "make_log_sigma2",
     "make_plain_copy",

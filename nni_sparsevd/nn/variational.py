@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..posterior import divergence, elements
+from ..posterior import Prior, divergence, elements
 from ..settings import PosteriorSettings
 from .noise import Operation, in_layout_of, local_reparameterization, sample_weights
 from .output_axes import output_dim
@@ -40,6 +40,26 @@ def require_call(layer: nn.Module, inputs: Any) -> None:
 
     In evaluation mode `nn.TransformerEncoderLayer` does not call its linear layers, unless one of them has a hook.
     """
+
+
+def kl_beside_row(theta: Tensor, log_sigma2: Tensor, prior: Prior, fixed_row: int | None) -> Tensor:
+    """KL of all weights from the prior, but those of a row that is a constant.
+
+    Args:
+        theta: Means of the weights, any shape.
+        log_sigma2: Logarithm of the variances, in the shape of `theta` or broadcastable to it.
+        prior: The prior.
+        fixed_row: The row, along the first dimension; None: there is none.
+
+    Returns:
+        A scalar with gradient, in nats.
+    """
+    if fixed_row is None:
+        return divergence.kl(theta, log_sigma2, prior)
+    before, after = slice(fixed_row), slice(fixed_row + 1, None)
+    log_sigma2 = log_sigma2.expand_as(theta)
+    kl_before = divergence.kl(theta[before], log_sigma2[before], prior)
+    return kl_before + divergence.kl(theta[after], log_sigma2[after], prior)
 
 
 class Variational(nn.Module):
@@ -111,13 +131,7 @@ class Variational(nn.Module):
 
     def kl(self) -> Tensor:
         """KL of all weights but those of a fixed row from the prior, times `kl_weight`: a scalar, in nats."""
-        if self.fixed_row is None:
-            return self.kl_weight * divergence.kl(self.weight, self.log_sigma2, self.settings.prior)
-        before, after = slice(self.fixed_row), slice(self.fixed_row + 1, None)
-        log_sigma2 = self.log_sigma2.expand_as(self.weight)
-        kl_before = divergence.kl(self.weight[before], log_sigma2[before], self.settings.prior)
-        kl_after = divergence.kl(self.weight[after], log_sigma2[after], self.settings.prior)
-        return self.kl_weight * (kl_before + kl_after)
+        return self.kl_weight * kl_beside_row(self.weight, self.log_sigma2, self.settings.prior, self.fixed_row)
 
     def add_kl_gradient_(self, weight: float) -> None:
         """Add the gradient of `weight` times the KL to the `.grad` of both parameters.
