@@ -112,7 +112,7 @@ class MaskSettings(Settings):
     """What is removed: single weights, whole coupled channels, or all but N of every M weights along the input axis."""
     threshold: NonNegativeFloat | Literal["held_out", "evidence"] | None = None
     """Log alpha from which weights or channels are removed; not set: the threshold of each layer; held_out: the
-    threshold is chosen on data kept from training; evidence: what goes is what the evidence gains by losing."""
+    threshold is chosen on data kept from training; evidence: a removal must not lower the model evidence."""
     ratio: Fraction | None = None
     """Remove this fraction, the least relevant first, instead of using the threshold."""
     criterion: Literal["log_alpha", "opd"] = "log_alpha"

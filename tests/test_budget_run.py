@@ -128,7 +128,7 @@ def test_a_layer_that_sees_no_samples_has_the_curvature_of_the_whole_batch() -> 
     torch.manual_seed(0)
     batch_size, batches = 7, 4000
     gate = ChannelGate(2)
-    gate.observe_(draws=False)
+    gate.observe_()
     positions = torch.randn(5, 2)  # 5 rows for 7 samples
     samples = torch.randn(batches, batch_size)
     observed = []

@@ -297,31 +297,48 @@ def test_a_callback_for_another_network_is_named(host: str, tmp_path: Path) -> N
             other.train()
 
 
-@pytest.mark.parametrize(("clips", "expected"), [(0.0, 1024.0), (None, 1024.0), (1.0, 1.0)])
+@pytest.fixture
+def loss_scales(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The factors with which callbacks call their regularizer, which does nothing."""
+    seen: list[float] = []
+    monkeypatch.setattr(Regularizer, "regularize", lambda *_, loss_scale: seen.append(loss_scale))
+    return seen
+
+
+def backpropagate_scaled(network: nn.Module) -> torch.amp.GradScaler:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(sum(parameter.sum() for parameter in network.parameters())).backward()
+    return scaler
+
+
+@pytest.mark.parametrize(("clips", "expected"), [(False, 1024.0), (True, 1.0)])
 def test_the_kl_is_scaled_where_the_trainer_leaves_gradients_scaled(
-    clips: float | None, expected: float, monkeypatch: pytest.MonkeyPatch
+    clips: bool, expected: float, loss_scales: list[float]
 ) -> None:
-    callback, seen = for_transformers.SparseVDCallback(Network(), SETTINGS), []
-    monkeypatch.setattr(callback._regularizer, "regularize", lambda *_, loss_scale: seen.append(loss_scale))
-    optimizer = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
-    optimizer.scaler.scale(torch.ones(()))
-    arguments: Any = SimpleNamespace(max_grad_norm=clips)
+    network = Network()
+    callback = for_transformers.SparseVDCallback(network, SETTINGS)
+    optimizer = torch.optim.Adam(network.parameters())
+    scaler = backpropagate_scaled(network)
+    if clips:  # the Trainer has Accelerate clip, which divides first
+        scaler.unscale_(optimizer)
+    arguments: Any = SimpleNamespace()
     state: Any = SimpleNamespace(global_step=1, max_steps=2)
     control: Any = None
-    callback.on_pre_optimizer_step(arguments, state, control, train_dataloader=None, optimizer=optimizer)
-    assert seen == [expected]
+    wrapped = SimpleNamespace(optimizer=optimizer, scaler=scaler)
+    callback.on_pre_optimizer_step(arguments, state, control, train_dataloader=None, optimizer=wrapped)
+    assert loss_scales == [expected]
 
 
 @pytest.mark.parametrize(("fused", "expected"), [(True, 1024.0), (False, 1.0)])
 def test_the_kl_is_scaled_where_lightning_leaves_gradients_scaled(
-    fused: bool, expected: float, monkeypatch: pytest.MonkeyPatch
+    fused: bool, expected: float, loss_scales: list[float]
 ) -> None:
-    network, seen = Network(), []
+    network = Network()
     callback = for_lightning.SparseVDCallback(network, SETTINGS)
-    monkeypatch.setattr(callback._regularizer, "regularize", lambda *_, loss_scale: seen.append(loss_scale))
     optimizer = torch.optim.Adam(network.parameters(), fused=fused)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    scaler.scale(torch.ones(()))
+    scaler = backpropagate_scaled(network)
+    if not fused:  # Lightning divides, except for an optimizer that does it by itself
+        scaler.unscale_(optimizer)
     trainer: Any = SimpleNamespace(
         optimizers=[optimizer],
         global_step=0,
@@ -332,4 +349,4 @@ def test_the_kl_is_scaled_where_lightning_leaves_gradients_scaled(
     )
     module: Any = None
     callback.on_before_optimizer_step(trainer, module, optimizer)
-    assert seen == [expected]
+    assert loss_scales == [expected]

@@ -1,6 +1,7 @@
 """The local estimators' mean and variance against weights sampled one by one with torch.distributions."""
 
 import copy
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -10,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nni_sparsevd as svd
-from nni_sparsevd.nn import variational
-from nni_sparsevd.nn.variational import sample_standard_normal
+from nni_sparsevd.nn.noise import sample_standard_normal
 
 SAMPLES = 4000
 Reference = Callable[[Tensor, Tensor, Tensor], Tensor]  # (input, weight, bias) in torch's functions, written out again
@@ -190,6 +190,17 @@ def test_noise_survives_float16_autocast(estimator: str) -> None:
     assert 0.08 < noise.std() < 0.14
 
 
+@pytest.mark.parametrize("estimator", ["local", "local_bf16", "local_detached"])
+def test_noise_survives_a_network_in_float16(estimator: str) -> None:
+    torch.manual_seed(0)
+    layer = svd.sparsify_(nn.Linear(8, 4), estimator=estimator).half()
+    x = torch.full((20000, 8), 300.0, dtype=torch.float16)
+    with torch.no_grad():
+        noise = (layer(x) - F.linear(x, layer.weight, layer.bias)).float()
+    assert noise.isfinite().all()
+    assert 0.95 < noise.std() / (300 * (8 * math.exp(-10)) ** 0.5) < 1.05
+
+
 @pytest.mark.parametrize("estimator", ["local", "weight"])
 @pytest.mark.parametrize("weights_follow", [False, True])
 def test_the_layout_in_memory_changes_no_gradient(
@@ -200,7 +211,7 @@ def test_the_layout_in_memory_changes_no_gradient(
     def fixed_noise(like: Tensor) -> Tensor:  # by place in the tensor; torch draws by place in memory
         return torch.arange(like.numel()).sin().view(like.shape)
 
-    monkeypatch.setattr(variational, "sample_standard_normal", fixed_noise)
+    monkeypatch.setattr("nni_sparsevd.nn.noise.sample_standard_normal", fixed_noise)
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1))
     images = torch.randn(2, 4, 6, 6)

@@ -117,6 +117,7 @@ def make_gate(dtype: torch.dtype = torch.float32) -> ChannelGate:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_gate_multiplies_by_the_means_that_are_kept(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
     gate, x = make_gate(dtype).eval(), torch.randn(3, 4, 5, dtype=dtype)
     factors = gate.mean().detach() * torch.tensor([1, 0, 1, 1], dtype=dtype)
     assert gate(x).dtype == dtype and torch.equal(gate(x), x * factors.view(1, 4, 1))

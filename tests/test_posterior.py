@@ -131,14 +131,27 @@ def test_gradient_of_one_argument_alone(prior: elements.Prior, which: int) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_finite_at_the_extremes(prior: elements.Prior, dtype: torch.dtype) -> None:
     sizes = torch.tensor([0.0, 1e-30, 1e-19, 1e-8, 1.0, 1e3], dtype=dtype)
-    theta = torch.cat([sizes, -sizes]).repeat(5, 1).requires_grad_()
-    log_sigma2 = torch.tensor([-50.0, -10, 0, 10, 50], dtype=dtype)[:, None].expand_as(theta).clone().requires_grad_()
+    levels = torch.tensor([-1e4, -200, -50, -10, 0, 10, 50, 200, 1e4], dtype=dtype)
+    theta = torch.cat([sizes, -sizes]).repeat(len(levels), 1).requires_grad_()
+    log_sigma2 = levels[:, None].expand_as(theta).clone().requires_grad_()
     assert elements.log_alpha(theta, log_sigma2).isfinite().all()
     value = divergence.kl(theta, log_sigma2, prior)
     value.backward()
     assert value.isfinite() and theta.grad.isfinite().all() and log_sigma2.grad.isfinite().all()
     assert (theta.grad[:, [0, 6]] == 0).all()  # by symmetry
     assert (theta.grad * theta >= 0).all() and (log_sigma2.grad <= 0).all()  # towards zero, towards more noise
+    by_backward = theta.grad, log_sigma2.grad
+    theta.grad = log_sigma2.grad = None
+    divergence.add_kl_gradient_(theta, log_sigma2, 1.0, prior)
+    torch.testing.assert_close((theta.grad, log_sigma2.grad), by_backward)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_without_noise_the_kl_is_linear(prior: elements.Prior) -> None:
+    u = torch.tensor([-1e4, -400.0, -60.0, -30.0])
+    slopes = elements.kl_elements(u, prior).diff() / u.diff()
+    torch.testing.assert_close(slopes, torch.full_like(slopes, -0.5))
+    torch.testing.assert_close(elements.kl_slope(u, prior), torch.full_like(u, -0.5))
 
 
 @pytest.mark.parametrize("prior", PRIORS)

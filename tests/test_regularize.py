@@ -1,5 +1,7 @@
 """The room that drives the KL: its weight, its pressure, and the search for the cut that meets a budget."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -54,6 +56,39 @@ def test_the_kl_in_the_loss_and_its_gradient_after_backward_are_the_same():
     torch.testing.assert_close(gradients(model), in_the_loss)
 
 
+def tied_to_embedding() -> nn.Module:
+    model = nn.Sequential(nn.Embedding(5, 4, padding_idx=0), nn.Linear(4, 5, bias=False))
+    model[1].weight = model[0].weight
+    return svd.sparsify_(model)
+
+
+def frozen_means() -> nn.Module:
+    model = network("weight")
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def log_normal_gates() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    settings = svd.PosteriorSettings(granularity="gate", gate="log_normal", threshold=0)
+    return svd.sparsify_(model, settings, example_inputs=torch.randn(2, 4))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: network("both"), lambda: network("weight").bfloat16(), tied_to_embedding, frozen_means, log_normal_gates],
+)
+def test_the_gradient_is_added_where_autograd_is_off(make):
+    model = make()
+    svd.regularize_(model, 0.5)
+    expected = gradients(model)
+    model.zero_grad()
+    with torch.no_grad():
+        svd.regularize_(model, 0.5)
+    assert expected
+    torch.testing.assert_close(gradients(model), expected, rtol=0, atol=0)
+
+
 def test_a_weight_of_zero_keeps_every_parameter_in_the_graph():
     model = network("both")
     loss = add_kl_to_loss(torch.tensor(1.0, dtype=torch.float16), svd.kl(model), 0.0)
@@ -92,6 +127,18 @@ def test_the_controller_presses_while_the_edge_lags_behind():
     assert pressed > 1.0
     controller.react(2.0, 0.6)
     assert controller.pressure < pressed
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_controller_bears_an_edge_without_end(sign):
+    """Infinity: the budget is met without removing anything; minus infinity: not even by removing everything."""
+    controller = Controller(3.0)
+    controller.react(sign * math.inf, 0.0)
+    assert (controller.pressure < 1.0) == (sign > 0)
+    before = controller.pressure
+    controller.react(-9.0, 0.4)  # its course begins here
+    controller.react(-9.0, 0.5)
+    assert controller.pressure > before
 
 
 def count_bytes(model: nn.Module) -> int:

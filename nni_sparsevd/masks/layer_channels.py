@@ -2,34 +2,32 @@
 
 from torch import Tensor, nn
 
-from ..nn import Variational, gate_sites, output_dim
+from ..nn import ChannelGate, Variational, gate_sites, output_dim
 from ..settings import MaskSettings
 from .format import Masks
-from .outputs import find_variational, gate_key, mask_outputs_
+from .outputs import find_variational, mask_outputs_
 from .scores import ChannelScore, choose_channel_score, score_elements
 from .selection import select_kept
 
 
 def mask_channels_by_layer(model: nn.Module, chosen: MaskSettings) -> Masks:
     """Decide about the output channels of each layer by itself, and about the channels of gates."""
-    scores: dict[str, Tensor] = {}
-    thresholds: dict[str, float] = {}
+    scores: dict[Variational | ChannelGate, Tensor] = {}
     sites = list(gate_sites(model))
     layers = find_variational(model)
     for name, _, _ in sites:  # where there is a gate, the gate decides
         layers.pop(name, None)
     channel_score = choose_channel_score(chosen)
-    for name, layer in layers.items():
-        scores[name] = _score_outputs(layer, channel_score)
-        thresholds[name] = layer.threshold
+    for layer in layers.values():
+        scores[layer] = _score_outputs(layer, channel_score)
     for _, _, gate in sites:
-        scores[gate_key(gate)], thresholds[gate_key(gate)] = score_elements(gate, chosen), gate.threshold
+        scores[gate] = score_elements(gate, chosen)
+    kept = select_kept(scores, chosen, {posterior: posterior.threshold for posterior in scores})
     masks: Masks = {}
-    selected = select_kept(scores, chosen, thresholds)
-    for name in layers:
-        mask_outputs_(masks, model, name, selected[name])
+    for name, layer in layers.items():
+        mask_outputs_(masks, model, name, kept[layer])
     for name, site, gate in sites:
-        mask_outputs_(masks, model, name, gate.spread(selected[gate_key(gate)], site))
+        mask_outputs_(masks, model, name, gate.spread(kept[gate], site))
     return masks
 
 

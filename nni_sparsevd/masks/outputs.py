@@ -1,20 +1,15 @@
-"""What masks of weights and of channels have in common: layers, gates, and the outputs of either."""
+"""What masks of weights and of channels have in common: the layers with a posterior, and masks of their outputs."""
 
 import torch
 from torch import Tensor, nn
 
-from ..nn import ChannelGate, Variational, find_parameter, named_posteriors, scaling_keys, spread_over_parameter
+from ..nn import Variational, find_parameter, named_posteriors, scaling_keys, spread_over_parameter
 from .format import Masks
 
 
 def find_variational(model: nn.Module) -> dict[str, Variational]:
     """Find the layers with a posterior, by name; the first of those that share one."""
     return {name: module for name, module in named_posteriors(model) if isinstance(module, Variational)}
-
-
-def gate_key(gate: ChannelGate) -> str:
-    """Name a gate among layers, which go by their own names: no module has a name with a number sign."""
-    return f"#{id(gate)}"
 
 
 def mask_outputs_(masks: Masks, model: nn.Module, name: str, kept: Tensor) -> None:

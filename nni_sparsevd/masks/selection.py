@@ -1,23 +1,40 @@
 """What is kept of scored things: those below their threshold, or all but a fraction."""
 
+from collections.abc import Hashable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from ..settings import MaskSettings
 
+Owner = TypeVar("Owner", bound=Hashable)
+"""What the scores of one tensor belong to: a layer, a gate, or the name of a channel group."""
 
-def select_kept(scores: dict[str, Tensor], chosen: MaskSettings, own_thresholds: dict[str, float]) -> dict[str, Tensor]:
-    """Find what stays, as True: scores below the threshold, or all but the highest, of which there is a `ratio`."""
+
+def select_kept(
+    scores: dict[Owner, Tensor], chosen: MaskSettings, own_thresholds: dict[Owner, float]
+) -> dict[Owner, Tensor]:
+    """Select what stays: scores below the threshold, or all but the part `chosen.ratio` with the highest scores.
+
+    Args:
+        scores: Owner -> scores, any shape; the higher a score, the sooner its weight or channel goes.
+        chosen: How to decide.
+        own_thresholds: Owner -> the threshold that holds where the settings name none.
+
+    Returns:
+        Owner -> booleans in the shape of the scores, True for what stays.
+    """
     if chosen.ratio is None:
-        return {name: score < _threshold(chosen, own_thresholds[name]) for name, score in scores.items()}
+        return {owner: score < _threshold(chosen, own_thresholds[owner]) for owner, score in scores.items()}
     if chosen.scope == "layer":
-        return {name: _all_but_highest(score, chosen.ratio) for name, score in scores.items()}
+        return {owner: _all_but_highest(score, chosen.ratio) for owner, score in scores.items()}
     if not scores:
         return {}
     together = torch.cat([score.flatten() for score in scores.values()])
     sizes = [score.numel() for score in scores.values()]
     pieces = _all_but_highest(together, chosen.ratio).split(sizes)
-    return {name: piece.view_as(scores[name]) for name, piece in zip(scores, pieces, strict=True)}
+    return {owner: piece.view_as(scores[owner]) for owner, piece in zip(scores, pieces, strict=True)}
 
 
 def _threshold(chosen: MaskSettings, own_threshold: float) -> float:

@@ -1,25 +1,29 @@
 """Masks of single weights, and of N in M."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..nn import ChannelGate, Variational, gate_sites, output_dim
+from ..nn import ChannelGate, Variational, find_gates, gate_sites, output_dim
 from ..settings import MaskSettings
 from .format import Masks
-from .outputs import find_variational, gate_key, mask_outputs_
+from .outputs import find_variational, mask_outputs_
 from .scores import score_elements
 from .selection import select_kept
+
+Posterior = TypeVar("Posterior", Variational, ChannelGate)
 
 
 def mask_weights(model: nn.Module, chosen: MaskSettings) -> Masks:
     """Decide about every weight and every gate by itself."""
     layers = find_variational(model)
     masks: Masks = {}
-    for name, kept in _select_kept_elements(layers, chosen).items():
-        masks[name] = {"weight": layers[name].fill_fixed_row(kept, True).float()}
+    kept = _select_kept_elements(layers.values(), chosen)
+    for name, layer in layers.items():
+        masks[name] = {"weight": layer.fill_fixed_row(kept[layer], True).float()}
     # Beside weights a ratio counts weights, and gates keep to the threshold. Of gates alone it counts the channels.
     _mask_gates_(masks, model, chosen.model_copy(update={"ratio": None}) if layers else chosen)
     return masks
@@ -27,19 +31,15 @@ def mask_weights(model: nn.Module, chosen: MaskSettings) -> Masks:
 
 def _mask_gates_(masks: Masks, model: nn.Module, chosen: MaskSettings) -> None:
     """Decide about every gate by itself; on top of the masks that there are."""
-    gates = {gate_key(gate): gate for _, _, gate in gate_sites(model)}
-    kept_channels = _select_kept_elements(gates, chosen)
+    kept = _select_kept_elements(find_gates(model), chosen)
     for scaled, site, gate in gate_sites(model):
-        mask_outputs_(masks, model, scaled, gate.spread(kept_channels[gate_key(gate)], site))
+        mask_outputs_(masks, model, scaled, gate.spread(kept[gate], site))
 
 
-def _select_kept_elements(
-    posteriors: Mapping[str, Variational | ChannelGate], chosen: MaskSettings
-) -> dict[str, Tensor]:
-    """What is kept of the weights of each layer, or of the channels of each gate: booleans under the same names."""
-    scores = {name: score_elements(posterior, chosen) for name, posterior in posteriors.items()}
-    thresholds = {name: posterior.threshold for name, posterior in posteriors.items()}
-    return select_kept(scores, chosen, thresholds)
+def _select_kept_elements(posteriors: Iterable[Posterior], chosen: MaskSettings) -> dict[Posterior, Tensor]:
+    """Which weights of each layer, or channels of each gate, are kept: posterior -> booleans."""
+    scores = {posterior: score_elements(posterior, chosen) for posterior in posteriors}
+    return select_kept(scores, chosen, {posterior: posterior.threshold for posterior in scores})
 
 
 def mask_blocks(model: nn.Module, chosen: MaskSettings) -> Masks:

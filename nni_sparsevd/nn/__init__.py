@@ -1,4 +1,15 @@
-"""What learns: variational twins of torch's layers, and the channel gate."""
+"""What learns: variational twins of torch's layers, and the channel gate.
+
+Both are posteriors: they have `log_sigma2`, `log_alpha`, `mask`, `kl` and `add_kl_gradient_`, and `named_posteriors`
+walks over them.  In the order in which to read:
+
+- `noise`: how a layer samples its outputs, or its weights.
+- `variational`: `Variational`, what all layers with a posterior on their weights share.
+- `layers`: the twins of torch's layers, and switching a layer to its twin and back; `subclasses` does it for classes
+  that are derived from torch's.
+- `gate`: `ChannelGate`, one posterior for each channel, multiplied into the outputs of a module.
+- `output_axes`, `sites`: where outputs are in parameters, where gates are in a network.
+"""
 
 from collections.abc import Iterator
 
@@ -23,6 +34,8 @@ from .layers import (
     to_plain_,
     to_variational_,
 )
+from .noise import Operation, local_reparameterization, sample_weights
+from .output_axes import find_parameter, output_dim, scaling_keys, spread_over_parameter
 from .sites import (
     gate_sites,
     is_variational,
@@ -31,17 +44,7 @@ from .sites import (
     to_plain_network_,
 )
 from .subclasses import scales_outputs
-from .variational import (
-    Operation,
-    Variational,
-    find_parameter,
-    local_reparameterization,
-    make_log_sigma2,
-    output_dim,
-    sample_weights,
-    scaling_keys,
-    spread_over_parameter,
-)
+from .variational import Variational, kl_beside_row, make_log_sigma2
 
 __all__ = [
     "VARIATIONAL",
@@ -63,6 +66,7 @@ __all__ = [
     "is_convertible",
     "is_variational",
     "kl",
+    "kl_beside_row",
     "local_reparameterization",
     "make_log_sigma2",
     "make_plain_copy",

@@ -62,9 +62,7 @@ class ChannelGate(nn.Module):
         self.writers: tuple[str, ...] = ()
         """Names of the layers whose channels the gate scales."""
         self._observed: list[Tensor] | None = None
-        """While `observe_` is on: the loss's gradient at each z, shape (batch, channels)."""
-        self._draws = True
-        """Whether z is drawn in training; else it is the mean, for each sample."""
+        """After `observe_`: the loss's gradients at the means, one for each sample, shape (batch, channels)."""
 
     def extra_repr(self) -> str:
         return f"{len(self.mu)}"
@@ -109,7 +107,7 @@ class ChannelGate(nn.Module):
             weight: Factor on the gradient, beside `kl_weight`.
         """
         if self.is_log_normal():
-            divergence.backpropagate_if_trainable(weight * self.kl())
+            divergence.backpropagate_kl(self.kl, weight)
             return
         divergence.add_kl_gradient_(self.mu, self.log_sigma2, weight * self.kl_weight, self.settings.prior)
 
@@ -197,9 +195,12 @@ class ChannelGate(nn.Module):
             return x * _spread(kept, places, 0).to(x.dtype).view(shape)
         z_shape = [1] * x.dim()
         z_shape[0], z_shape[dim] = x.shape[0], len(self.mu)
-        z = self._draw(z_shape, shape) if self._draws else self.mean().view(shape).expand(z_shape)
-        if self._observed is not None and z.requires_grad:
-            z.register_hook(self._observe)
+        if self._observed is None:
+            z = self._draw(z_shape, shape)
+        else:
+            z = self.mean().view(shape).expand(z_shape)  # the same for all samples, but each has a gradient of its own
+            if z.requires_grad:
+                z.register_hook(self._observe)
         return x * _spread(z, places, dim).to(x.dtype)
 
     def _draw(self, z_shape: list[int], shape: list[int]) -> Tensor:
@@ -223,21 +224,16 @@ class ChannelGate(nn.Module):
         """Draw one z for each channel, shape (channels,)."""
         return self._draw([len(self.mu)], [len(self.mu)])
 
-    def observe_(self, wanted: bool = True, *, draws: bool = True) -> None:
-        """Keep the gradients at each z from the following backward passes, or stop keeping them.
-
-        Args:
-            wanted: Whether to keep them.
-            draws: Whether z is drawn in training; else it is the mean, and the curvature is that at the mean.
-        """
-        self._observed = [] if wanted else None
-        self._draws = draws
+    def observe_(self) -> None:
+        """Draw no more noise in training, and keep the loss's gradients at the means, for `take_curvature`."""
+        self._observed = []
 
     def take_curvature(self, batch_size: int) -> Tensor | None:
         """The loss's curvature along each channel, from the gradients of one backward pass, which are then forgotten.
 
         It is the mean over samples of the squared gradient of the sample's loss: the diagonal of the empirical Fisher
-        information, as Gauss and Newton approximate the second derivative (Khan et al. 2018, section 3).
+        information, as Gauss and Newton approximate the second derivative (Khan et al. 2018, section 3). Call
+        `observe_` before that pass.
 
         Args:
             batch_size: The number of samples, whose mean loss was differentiated.
@@ -263,7 +259,7 @@ class ChannelGate(nn.Module):
         return per_sample.square().mean(0)
 
     def _observe(self, gradient: Tensor) -> None:
-        """The hook on a draw of z, whose dimensions beside the first and that of the channels are 1."""
+        """The hook on z, whose dimensions beside the first and that of the channels are 1."""
         if self._observed is not None:
             self._observed.append(gradient.detach().reshape(len(gradient), -1))
 

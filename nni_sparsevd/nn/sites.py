@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from ..graph import copy_module
 from .gate import ChannelGate, gates_on
 from .layers import to_plain_
-from .variational import Variational, find_parameter, scaling_keys, spread_over_parameter
+from .output_axes import find_parameter, scaling_keys, spread_over_parameter
+from .variational import Variational
 
 
 def is_variational(model: nn.Module) -> bool:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..graph import copy_module
-from .variational import Variational, find_parameter, spread_over_parameter
+from .output_axes import find_parameter, spread_over_parameter
+from .variational import Variational
 
 aten = torch.ops.aten
 OPERATION_OF: dict[type[nn.Module], tuple[Any, ...]] = {

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from ..errors import SettingError
 from ..graph import Inputs
-from ..regularize import Regularizer, SparseVDSettings, count_samples
+from ..regularize import Regularizer, SparseVDSettings, count_samples, read_loss_scale
 
 try:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -63,11 +63,7 @@ class SparseVDCallback(Callback):
         if optimizer is not trainer.optimizers[0]:  # a module with several optimizers comes here with each of them
             return
         progress = trainer.global_step / _count_steps(trainer)
-        # With float16 Lightning has divided the gradients by the factor of its loss scaler, but not those of a fused
-        # optimizer, which does it by itself.
-        unscales_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
-        scaler = getattr(trainer.precision_plugin, "scaler", None) if unscales_itself else None
-        loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        loss_scale = read_loss_scale(optimizer, getattr(trainer.precision_plugin, "scaler", None))
         self._regularizer.regularize(progress, count_samples(trainer.train_dataloader), loss_scale=loss_scale)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

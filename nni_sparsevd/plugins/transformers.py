@@ -9,7 +9,7 @@ from torch import nn
 from ..errors import SettingError, SparseVDWarning
 from ..files import load_tensors, save_tensors
 from ..graph import Inputs
-from ..regularize import Regularizer, SparseVDSettings, count_samples
+from ..regularize import Regularizer, SparseVDSettings, count_samples, read_loss_scale
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -77,10 +77,8 @@ class SparseVDCallback(TrainerCallback):
     ) -> None:
         """Add the KL's gradient and move the variances."""
         progress = state.global_step / state.max_steps
-        # With float16 the gradients carry the factor of a loss scaler, unless the Trainer has clipped them.
-        scaler = getattr(kwargs.get("optimizer"), "scaler", None)
-        clips = args.max_grad_norm is not None and args.max_grad_norm > 0
-        loss_scale = 1.0 if scaler is None or clips else scaler.get_scale()
+        optimizer = kwargs["optimizer"]  # Accelerate's wrapper, which has the scaler
+        loss_scale = read_loss_scale(optimizer.optimizer, optimizer.scaler)
         self._regularizer.regularize(progress, count_samples(kwargs["train_dataloader"]), loss_scale=loss_scale)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -1,7 +1,16 @@
-"""The mathematics of one Gaussian weight: log alpha, the KL from each prior, its slope.  Pure tensor functions."""
+"""The mathematics of one random weight: log alpha, the KL from each prior, its slope.  Pure tensor functions.
+
+A weight is N(theta, sigma^2), and alpha = sigma^2 / theta^2 its noise-to-signal ratio.  In the order in which to read:
+
+- `choices`: the names of the priors and estimators, and the default threshold.
+- `elements`: log alpha, the KL and its slope, weight by weight; `dawson` has the special functions of the exact KL.
+- `divergence`: the KL of a whole tensor, with its gradient in closed form.
+- `evidence`: what removing a weight does to the model evidence.
+- `log_normal`: another posterior, for gates between 0 and 1.
+"""
 
 from .choices import DEFAULT_THRESHOLD, Estimator, GateFamily, Prior, Variance
-from .divergence import add_kl_gradient_, backpropagate_if_trainable, kl
+from .divergence import add_kl_gradient_, backpropagate_kl, kl
 from .elements import K1, K2, K3, group_log_alpha, has_one_value_per_row, kl_elements, kl_slope, log_alpha, snr
 from .evidence import REASONS_AGAINST_EVIDENCE, evidence_gain
 from .log_normal import (
@@ -25,7 +34,7 @@ __all__ = [
     "Prior",
     "Variance",
     "add_kl_gradient_",
-    "backpropagate_if_trainable",
+    "backpropagate_kl",
     "draw_log_normal",
     "evidence_gain",
     "group_log_alpha",

@@ -53,21 +53,23 @@ def add_kl_gradient_(theta: Tensor, log_sigma2: Tensor, weight: float, prior: Pr
         return
     views = _views_of_memory(theta, log_sigma2)
     if views is None:
-        backpropagate_if_trainable(weight * kl(theta, log_sigma2, prior))
+        backpropagate_kl(lambda: kl(theta, log_sigma2, prior), weight)
         return
     with torch.no_grad(), torch.autocast(theta.device.type, enabled=False):
-        for means, noises, mean_grads, noise_grads in _split_into_chunks(*views):
-            square = _guarded_square(means)
-            slope, _ = _slope_and_sum(prior, square, noises)
+        for thetas, log_variances, theta_grads, log_variance_grads in _split_into_chunks(*views):
+            square = _guarded_square(thetas)
+            slope, _ = _slope_and_sum(prior, square, log_variances)
             # d KL / d theta = -2 slope / theta.  Written as theta / theta^2 with the guard of log_alpha in the
             # denominator, it is 0 at theta = 0, as it must be by symmetry.
-            mean_grads.addcmul_(means / square, slope, value=-2 * weight)
-            per_row = noise_grads.shape != slope.shape
-            noise_grads.add_(slope.sum(1, keepdim=True) if per_row else slope, alpha=weight)
+            theta_grads.addcmul_(thetas / square, slope, value=-2 * weight)
+            per_row = log_variance_grads.shape != slope.shape
+            log_variance_grads.add_(slope.sum(1, keepdim=True) if per_row else slope, alpha=weight)
 
 
-def backpropagate_if_trainable(objective: Tensor) -> None:
-    """Backpropagate from a scalar; do nothing where everything that it was computed from is frozen."""
+def backpropagate_kl(compute_kl: Callable[[], Tensor], weight: float) -> None:
+    """Backpropagate from `weight` times a KL, also under `torch.no_grad`; do nothing where all tensors are frozen."""
+    with torch.enable_grad():
+        objective = weight * compute_kl()
     if objective.requires_grad:
         objective.backward()  # type: ignore[no-untyped-call]
 
@@ -127,34 +129,35 @@ class _KL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, log_sigma2: Tensor, prior: Prior) -> Tensor:
-        wide_theta, wide_noise = _widen(theta), _widen(log_sigma2)
+        wide_theta = _widen(theta)
+        wide_log_sigma2 = _widen(log_sigma2).clamp_max(80.0)  # e^80 is finite in float32
         slope = torch.empty_like(wide_theta)
         on_cpu = wide_theta.device.type == "cpu"
         total = wide_theta.new_zeros((), dtype=torch.float64 if on_cpu else wide_theta.dtype)
-        finite_noise = wide_noise.clamp_max(80.0)  # e^80 is finite in float32
         with torch.autocast(theta.device.type, enabled=False):
-            for means, noises, slopes in _split_into_chunks(wide_theta, finite_noise, slope):
-                chunk_slope, compute_sum = _slope_and_sum(prior, _guarded_square(means), noises)
+            for thetas, log_variances, slopes in _split_into_chunks(wide_theta, wide_log_sigma2, slope):
+                chunk_slope, compute_sum = _slope_and_sum(prior, _guarded_square(thetas), log_variances)
                 slopes.copy_(chunk_slope)
                 total += compute_sum()
         ctx.save_for_backward(wide_theta, slope)
-        ctx.dtypes, ctx.noise_shape = (theta.dtype, log_sigma2.dtype), log_sigma2.shape
+        ctx.dtypes, ctx.log_sigma2_shape = (theta.dtype, log_sigma2.dtype), log_sigma2.shape
         return total.to(wide_theta.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         theta, slope = ctx.saved_tensors
-        theta_grad, noise_grad = torch.empty_like(theta), theta.new_empty(ctx.noise_shape)
+        theta_grad, log_sigma2_grad = torch.empty_like(theta), theta.new_empty(ctx.log_sigma2_shape)
         with torch.autocast(theta.device.type, enabled=False):
-            for means, slopes, mean_grads, noise_grads in _split_into_chunks(theta, slope, theta_grad, noise_grad):
-                if noise_grads.shape == slopes.shape:
-                    scaled = torch.mul(slopes, grad, out=noise_grads)
+            chunks = _split_into_chunks(theta, slope, theta_grad, log_sigma2_grad)
+            for thetas, slopes, theta_grads, log_variance_grads in chunks:
+                if log_variance_grads.shape == slopes.shape:
+                    scaled = torch.mul(slopes, grad, out=log_variance_grads)
                 else:
                     scaled = slopes * grad
-                    torch.sum(scaled, 1, keepdim=True, out=noise_grads)
+                    torch.sum(scaled, 1, keepdim=True, out=log_variance_grads)
                 # -2 r theta / theta^2, guarded as in add_kl_gradient_
-                torch.mul(means, scaled, out=mean_grads).div_(_guarded_square(means)).mul_(-2)
-        return theta_grad.to(ctx.dtypes[0]), noise_grad.to(ctx.dtypes[1]), None
+                torch.mul(thetas, scaled, out=theta_grads).div_(_guarded_square(thetas)).mul_(-2)
+        return theta_grad.to(ctx.dtypes[0]), log_sigma2_grad.to(ctx.dtypes[1]), None
 
 
 def _widen(value: Tensor) -> Tensor:
@@ -189,7 +192,7 @@ def _slope_and_sum(prior: Prior, square: Tensor, log_sigma2: Tensor) -> tuple[Te
     1. log1p and softplus cost ten times a logarithm, so the formulas are rewritten with
        log(1 + 1/alpha) = log(theta^2 + sigma^2) - log sigma^2.
     2. The sum is a function of its own because `add_kl_gradient_` needs the slope alone.
-    3. The slope is made in buffers of its own: the sum still reads `gate` and `total` later.
+    3. The slope is made in buffers of its own: the sum still reads `sigmoid` and `total` later.
 
     Args:
         prior: The prior.
@@ -209,7 +212,7 @@ def _slope_and_sum(prior: Prior, square: Tensor, log_sigma2: Tensor) -> tuple[Te
     if prior == "ard":
         # 1 / alpha over 1 + 1 / alpha is 1 / (1 + alpha) = theta^2 / (theta^2 + sigma^2)
         return (square / total).mul_(-0.5), compute_ard_sum
-    gate = torch.add(square.new_full((), K2), log_sigma2 - square.log(), alpha=K3).sigmoid_()
-    gate_slope = torch.addcmul(gate, gate, gate, value=-1).mul_(-K1 * K3)
-    slope = gate_slope.addcdiv_(square, total, value=-0.5)
-    return slope, lambda: compute_ard_sum() + K1 * (gate.numel() - gate.sum())
+    sigmoid = torch.add(square.new_full((), K2), log_sigma2 - square.log(), alpha=K3).sigmoid_()
+    sigmoid_slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(-K1 * K3)
+    slope = sigmoid_slope.addcdiv_(square, total, value=-0.5)
+    return slope, lambda: compute_ard_sum() + K1 * (sigmoid.numel() - sigmoid.sum())

@@ -17,6 +17,11 @@ from .dawson import dawson_function, dawson_integral
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 """Constants of the paper's approximation (eq. 14)."""
+LINEAR_BELOW = -40.0
+"""Log alpha below which the exact KL is a straight line of slope -1/2, to all digits of float64.
+
+Its tail is -slope = t Dawson(t) = 1/2 + 1 / (4 t^2) + ..., and here 1 / t^2 = 2 alpha < 1e-17.
+"""
 
 
 def log_alpha(theta: Tensor, log_sigma2: Tensor) -> Tensor:
@@ -94,7 +99,9 @@ def kl_elements(log_alpha: Tensor, prior: Prior = "log_uniform") -> Tensor:
         return K1 * torch.sigmoid(-K2 - K3 * log_alpha) + 0.5 * F.softplus(-log_alpha)
     if prior == "ard":
         return 0.5 * F.softplus(-log_alpha)
-    return 2 * dawson_integral(_t(log_alpha))
+    # On the line t is not needed, and further out it would overflow.
+    off_line = log_alpha.clamp_min(LINEAR_BELOW)
+    return 2 * dawson_integral(_t(off_line)) + 0.5 * (off_line - log_alpha)
 
 
 def kl_slope(log_alpha: Tensor, prior: Prior = "log_uniform") -> Tensor:
@@ -111,11 +118,11 @@ def kl_slope(log_alpha: Tensor, prior: Prior = "log_uniform") -> Tensor:
         A tensor in the shape of `log_alpha`, never positive.
     """
     if prior == "log_uniform":
-        gate = torch.sigmoid(-K2 - K3 * log_alpha)
-        return -K1 * K3 * gate * (1 - gate) - 0.5 * torch.sigmoid(-log_alpha)
+        sigmoid = torch.sigmoid(-K2 - K3 * log_alpha)
+        return -K1 * K3 * sigmoid * (1 - sigmoid) - 0.5 * torch.sigmoid(-log_alpha)
     if prior == "ard":
         return -0.5 * torch.sigmoid(-log_alpha)
-    t = _t(log_alpha)
+    t = _t(log_alpha.clamp_min(LINEAR_BELOW))
     return -t * dawson_function(t)
 
 

@@ -105,15 +105,15 @@ def draw_log_normal(mu: Tensor, log_sigma2: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         z in the shape of `uniform` and the type of `mu`, differentiable in `mu` and `log_sigma2`.
     """
-    bounded_mu, bounded_noise = _bound(mu, log_sigma2)
-    lower, upper, mirrored = _turn_to_lower_tail(*_ends(bounded_mu, bounded_noise))
+    bounded_mu, bounded_log_sigma2 = _bound(mu, log_sigma2)
+    lower, upper, mirrored = _turn_to_lower_tail(*_ends(bounded_mu, bounded_log_sigma2))
     level = torch.where(mirrored, 1 - uniform.double(), uniform.double())
     # Not `ndtr`, which is 0 below about -8.
     below = torch.special.log_ndtr(lower).exp()
     share = below + level * (torch.special.log_ndtr(upper).exp() - below)
     # Beyond 37 standard deviations the masses round to 0: z is then the end of the interval, and the KL alone moves mu.
     deviation = torch.special.ndtri(share.clamp(torch.finfo(torch.float64).tiny, 1 - 1e-16))
-    log_z = bounded_mu + (0.5 * bounded_noise).exp() * torch.where(mirrored, -deviation, deviation)
+    log_z = bounded_mu + (0.5 * bounded_log_sigma2).exp() * torch.where(mirrored, -deviation, deviation)
     return log_z.clamp(LOG_LOWER, LOG_UPPER).exp().to(mu.dtype)
 
 

@@ -1,4 +1,8 @@
-"""The recipe of `nni-sparsevd compress`: its sections, and the TOML or YAML file that holds it."""
+"""The recipe of `nni-sparsevd compress`: its sections, and the TOML or YAML file that holds it.
+
+`recipe` has `Recipe`, the whole, and refuses settings that contradict each other; `data`, `model`, `stages` and
+`budget` have its sections, beside those of `nni_sparsevd.settings`; `recipe_file` reads and writes it.
+"""
 
 from .budget import LADDER, BudgetKind, BudgetSettings
 from .bundled import list_bundled_settings, read_bundled_settings

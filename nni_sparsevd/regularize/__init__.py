@@ -1,4 +1,15 @@
-"""What drives the KL in any training loop: its weight and gradient, the optimizer of the variances, the budget."""
+"""What drives the KL in any training loop: its weight and gradient, the optimizer of the variances, the budget.
+
+Two classes do all of it in a loop of the user's own, and are the place to begin: `Regularizer`, which makes weights or
+channels noisy that the loss does not need, and `GradualPruner`, which meets a budget.  Below them:
+
+- The objective: `objective` (mean loss + weight * KL), `settings` (the weight and its warm-up), `variances` (Adam for
+  log sigma^2), `weighing` (a larger KL for what costs more), `step_hooks`, `first_step` (warnings).
+- A budget that is met in one cut: `budget` finds the cut, `controller` presses the KL towards it.
+- A budget that is met gradually: `cut_schedule` says when channels leave and how many, `removal` which ones,
+  `gradual_removal` removes them, `natural` moves the variances of their gates, `reach` tells what can be met at all.
+- `costs`: multiply-accumulates and weights, by layer and by gate.
+"""
 
 from .budget import Arrival, Budget, BudgetSearch, Cost, misses
 from .controller import Controller, regularize_under_pressure_
@@ -13,6 +24,7 @@ from .reach import Reach, measure_reach
 from .regularizer import Regularizer, count_samples
 from .removal import choose_cutoffs, use_cutoffs_
 from .settings import SparseVDSettings, settings_or_defaults
+from .step_hooks import read_loss_scale
 from .variances import RateGroups, VarianceOptimizer
 from .weighing import weigh_by_macs_
 
@@ -40,6 +52,7 @@ __all__ = [
     "measure_reach",
     "misses",
     "plan_stretches",
+    "read_loss_scale",
     "regularize_under_pressure_",
     "settings_or_defaults",
     "start_natural_steps_",

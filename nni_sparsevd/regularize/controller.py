@@ -27,7 +27,8 @@ class Controller:
         """Adjust the pressure; call it once an epoch.
 
         Args:
-            edge: The log alpha of the last channel that must be removed, by the posterior of this moment.
+            edge: The log alpha of the last channel that must be removed, by the posterior of this moment; infinity
+                where none has to be removed, and minus infinity where even all of them are too few.
             progress: The part of the training that is done, from 0 to 1.
         """
         # 1. Why the edge, and not what the network would cost if it were cut now: that cost does not move until the
@@ -35,10 +36,13 @@ class Controller:
         #    once.
         # 2. Why a step of exp(lag / 4): a lag of a few units of log alpha is made up within some epochs.
         # 3. Why at most a factor of about 2 in one call: a single noisy look at the edge cannot upset the training.
-        if self._start is None:
-            self._start = edge
-        wanted = self._start + progress * (self._threshold - self._start)
-        change = min(0.7, max(-0.7, (wanted - edge) / 4))
+        if math.isinf(edge):
+            lag = -edge
+        else:
+            if self._start is None:
+                self._start = edge
+            lag = self._start + progress * (self._threshold - self._start) - edge
+        change = min(0.7, max(-0.7, lag / 4))
         self.pressure = min(1e3, max(1e-3, self.pressure * math.exp(change)))
 
 

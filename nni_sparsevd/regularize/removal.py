@@ -40,10 +40,10 @@ def choose_cutoffs(
 ) -> dict[ChannelGate, float]:
     """Choose what to remove next: the channels that are worth least for what they cost.
 
-    A channel is worth its signal-to-noise ratio 1 / alpha = mu^2 / sigma^2: at the posterior's rest it is twice the
-    rise of the loss, times N, that its removal would bring, to second order.  A gate that has a part of its channels
-    left counts theirs as many times more: see `count_worth`.  Channels go in blocks of `round_to`, the block that
-    is worth least for its cost first, until the blocks cost what has to be saved.
+    A channel is worth its signal-to-noise ratio 1 / alpha = mu^2 / sigma^2: once the posterior has converged, that is
+    2 N times the rise of the mean loss that its removal would bring, to second order.  In a gate that has lost
+    channels, those that are left count for more: see `count_worth`.  Channels go in blocks of `round_to`, the block
+    that is worth least for its cost first, until the blocks cost what has to be saved.
 
     Args:
         model: A network with gates.
@@ -91,7 +91,7 @@ def _take_blocks(
 
 
 def count_worth(gate: ChannelGate) -> Tensor:
-    """What each channel of a gate counts when channels are ranked, shape (channels,): 1 / alpha over the part left.
+    """What each channel of a gate is worth when channels are ranked, shape (channels,): 1 / alpha over the part left.
 
     1. What one channel is worth by itself says too little where many go.  Those that stay can replace the first few,
        but not the last ones: a late layer with a thousand channels of little worth would lose nearly all of them, and

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler, OptState
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import SettingError
@@ -16,13 +17,21 @@ def holds_any(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) ->
     return any(id(parameter) in held for parameter in parameters)
 
 
-def read_loss_scale(optimizer: torch.optim.Optimizer) -> float:
-    """The factor of a loss scaler (float16) that the gradients still carry at a step of an optimizer, else 1.
+def read_loss_scale(optimizer: torch.optim.Optimizer, scaler: GradScaler | None = None) -> float:
+    """The factor of a loss scaler (float16) that the gradients of an optimizer still carry, else 1.
 
-    A scaler divides gradients before the step, except those of an optimizer that does it by itself, a fused one: that
-    optimizer gets the factor.
+    Args:
+        optimizer: The optimizer itself, not a host's wrapper of it.
+        scaler: The scaler, where the host knows it. None, in a hook of the optimizer's step: by then a scaler has
+            divided the gradients, unless the optimizer does that by itself, as fused ones do. Those get the factor.
     """
-    return float(getattr(optimizer, "grad_scale", None) or 1.0)
+    if scaler is None:
+        return float(getattr(optimizer, "grad_scale", None) or 1.0)
+    if not scaler.is_enabled():
+        return 1.0
+    # Whether `unscale_` has divided them since the last step, for clipping perhaps, torch tells in no public way.
+    is_unscaled = scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.UNSCALED
+    return 1.0 if is_unscaled else scaler.get_scale()
 
 
 def call_before_steps(optimizer: torch.optim.Optimizer, action: Callable[[], None]) -> RemovableHandle:

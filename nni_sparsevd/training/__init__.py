@@ -1,4 +1,18 @@
-"""Training: stages of optimization, the choice of the threshold, checkpoints that resume bit-exactly."""
+"""Training: stages of optimization, the choice of the threshold, checkpoints that resume bit-exactly.
+
+In the order in which to read:
+
+- `compression`: `compress`, which runs a recipe in a folder, from its beginning or from where it was interrupted.
+- `stages`: dense, sparse, decision, fine-tuning, integers of eight bits; `deciding`, `finetuning` and `quantizing` have
+  the later ones, and `levels` the networks of a budget of several levels.
+- `run` and `stage_context`: what all stages share.
+- `loop`: `StageTrainer`, the training loop of every stage, with `batches`, `schedule`, `optimizer`, `learner` (one
+  process or several), `averaging` and `teacher`.
+- `checkpoint`, `run_folder`, `network_files`: what is on disk.
+- `scoring`, `threshold`, `sensitivity`, `mistakes`: what is measured on data.
+
+The other files hold one small thing each, which their first line names.
+"""
 
 from .compressed import Compressed
 from .compression import compress

@@ -15,7 +15,7 @@ from ..errors import TrainingError
 from ..masks import Masks
 from ..nn import kl, regularize_
 from ..recipe import QuantizeStage, SparseStage, Stage
-from ..regularize import GradualRemoval, kl_weight_now, start_natural_steps_, take_natural_steps_
+from ..regularize import GradualRemoval, kl_weight_now, read_loss_scale, start_natural_steps_, take_natural_steps_
 from ..shrinking import shrink_
 from .averaging import WeightAverage
 from .batches import Batches, count_epoch_steps, count_stage_steps
@@ -217,8 +217,7 @@ class StageTrainer:
         if self._sparse is None:
             return
         coefficient = kl_coefficient_at(self._sparse, self._step / self._per_epoch)
-        scaler = self._accelerator.scaler
-        loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        loss_scale = read_loss_scale(self._optimizer, self._accelerator.scaler)
         weight = kl_weight_now(coefficient, len(self._run.data.train), loss_scale=loss_scale)
         regularize_(self._learner.trained, weight)
 

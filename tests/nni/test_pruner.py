@@ -239,6 +239,21 @@ def test_noise_on_an_embedding_leaves_its_padding_alone():
         assert not hasattr(model[0], "bias")
 
 
+@pytest.mark.parametrize("variance", ["weight", "channel"])
+@pytest.mark.parametrize("keys", [{}, {"sparse_ratio": 0.5}])
+def test_the_padding_of_an_embedding_has_no_kl_and_stays(variance, keys):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(10, 8, padding_idx=0))
+    with torch.no_grad():
+        model[0].weight[0] = 1e-4  # from a checkpoint, perhaps
+    pruner = with_posterior({"op_types": ["Embedding"], **keys}, model, variance=variance)
+    pruner.kl().backward()
+    gradient = pruner._module_wrappers["0"].weight.grad
+    assert not gradient[0].any() and gradient[1:].all()
+    _, masks = pruner.compress()
+    assert masks["0"]["weight"][0].all() and not masks["0"]["weight"].all()
+
+
 # Learning, with NNI's evaluators.
 
 
@@ -491,7 +506,9 @@ def test_a_weight_of_two_modules_has_one_posterior():
     with torch.no_grad():
         table.log_sigma2[:, ::2] = 9.0
     _, masks = pruner.compress()
-    assert torch.equal(masks["table"]["weight"], masks["head"]["weight"]) and not masks["head"]["weight"][:, ::2].any()
+    mask = masks["head"]["weight"]
+    assert torch.equal(masks["table"]["weight"], mask)
+    assert mask[3].all() and not mask[torch.arange(20) != 3, ::2].any()  # the padding row stays
 
 
 def test_two_layers_of_one_weight_learn_together():

@@ -65,6 +65,12 @@ class Transposed(Grouped):
         self.second = nn.ConvTranspose2d(8, 8, 3, padding=1)
 
 
+class DepthwiseTransposed(Grouped):
+    def __init__(self):
+        super().__init__(1)
+        self.second = nn.ConvTranspose2d(8, 8, 3, padding=1, groups=8)
+
+
 class Flattened(Plain):
     def __init__(self):
         super().__init__()
@@ -98,9 +104,10 @@ LAWS = {
     "depthwise": (Depthwise, "first", lambda m: rows(m.first) + rows(m.second) + columns(m.last)),
     "into transposed": (Transposed, "first", lambda m: rows(m.first) + rows(m.second)),
     "out of transposed": (Transposed, "second", lambda m: columns(m.second) + columns(m.last)),
+    "depthwise transposed": (DepthwiseTransposed, "first", lambda m: rows(m.first) + rows(m.second) + columns(m.last)),
     "flattened": (Flattened, "first", lambda m: rows(m.first) + columns(m.second).view(2, 8, 4).sum(2)),
 }
-KINDS = (Plain, Residual, Grouped, Depthwise, Transposed, Flattened)
+KINDS = (Plain, Residual, Grouped, Depthwise, Transposed, DepthwiseTransposed, Flattened)
 GRANULARITIES = {**dict.fromkeys(KINDS, ("weight", "both")), Grouped: ("weight",)}  # whose channels have no gate
 
 

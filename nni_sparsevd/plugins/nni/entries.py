@@ -21,7 +21,7 @@ Granularity = (
 
 
 class Align(Settings):
-    """Take the mask of another target over."""
+    """Take over the mask of another target."""
 
     module_name: StrictStr | None
     target_name: StrictStr

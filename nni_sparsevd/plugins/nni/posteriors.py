@@ -7,8 +7,7 @@ from nni.compression.base.apply_method import pruning_apply_methods
 from nni.compression.base.target_space import PruningTargetSpace
 from torch import Tensor, nn
 
-from ...nn import VARIATIONAL, local_reparameterization, make_log_sigma2, sample_weights
-from ...posterior import divergence
+from ...nn import VARIATIONAL, kl_beside_row, local_reparameterization, make_log_sigma2, sample_weights
 from ...settings import PosteriorSettings
 from ..patching import Patch
 from .compatibility import addition, enable_once
@@ -57,6 +56,7 @@ class TargetPosterior:
         else:
             parameter = nn.Parameter(torch.full_like(self.theta, settings.init_log_sigma2), requires_grad=True)
         self._wrapper.register_parameter(self._name, parameter)
+        # The padding of an embedding is a constant: it has no noise and no KL, and is never removed.
         self.padding_row: int | None = getattr(module, "padding_idx", None)
         if shared is not None and shared.padding_row is not None:
             self.padding_row = shared.padding_row
@@ -103,12 +103,12 @@ class TargetPosterior:
         """KL of all elements from the prior, times `kl_weight`: a scalar, in nats; 0 where another posterior has it."""
         if self.shared is not None:
             return torch.zeros((), device=self.theta.device, dtype=self.theta.dtype)
-        return self.kl_weight * divergence.kl(self.theta, self.log_sigma2, self.settings.prior)
+        return self.kl_weight * kl_beside_row(self.theta, self.log_sigma2, self.settings.prior, self.padding_row)
 
     def sum_powers(self) -> tuple[Tensor, Tensor]:
         """(sum of theta^2, sum of sigma^2) over each of the target's blocks, in float64, in the shape of its metric."""
         signal = self.theta.detach().double().square()
-        noise = self.log_sigma2.detach().double().exp().expand_as(self.theta)
+        noise = self._noise().detach().double().exp().expand_as(self.theta)
         scaler = self.space._scaler
         if scaler is None:  # each element is a block
             return signal, noise

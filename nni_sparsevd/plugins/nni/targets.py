@@ -56,7 +56,10 @@ def settle_(spaces: Spaces, threshold: float) -> Members:
 
 
 def has_own_amount(space: PruningTargetSpace, spaces: Spaces) -> bool:
-    """Whether a ratio or a threshold says how much of a target is removed, or of its global group, or others decide."""
+    """Whether the config_list says how much of a target is removed.
+
+    It does so by a ratio or threshold of the target or of its global group; in a dependency group, other targets do.
+    """
     if space.dependency_group_id is not None or _has_amount(space):
         return True
     if space.global_group_id is None:

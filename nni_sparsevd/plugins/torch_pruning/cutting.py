@@ -76,8 +76,8 @@ def disable() -> None:
     _enabled = False
 
 
-def find_gates(layer: nn.Module) -> list[tuple[nn.Module, ChannelGate]]:
-    """The gates on the outputs of `layer`, a layer or a norm, each with the module that it is attached to."""
+def find_gates_behind(layer: nn.Module) -> list[tuple[nn.Module, ChannelGate]]:
+    """Find the gates on the outputs of a layer or norm, each with the module that it is attached to."""
     # Only the layer itself has no name here; the others are modules inside it.
     return [(site, gate) for name, site, gate in gate_sites(layer) if not name]
 
@@ -86,7 +86,7 @@ def _needs_help(layer: object) -> bool:
     """Whether something must be cut along with the weight of `layer`, or its channels must be kept in order."""
     if not isinstance(layer, nn.Module):  # a parameter that belongs to no layer
         return False
-    return isinstance(layer, Variational | nn.LayerNorm) or bool(find_gates(layer))
+    return isinstance(layer, Variational | nn.LayerNorm) or bool(find_gates_behind(layer))
 
 
 def _follow_weights(cut_parameter: CutParameter, layers: list[nn.Module]) -> CutParameter:
@@ -104,7 +104,7 @@ def _follow_weights(cut_parameter: CutParameter, layers: list[nn.Module]) -> Cut
             # With one variance per output channel there is nothing to cut along the other dimensions.
             layer.log_sigma2 = cut_parameter(self, layer.log_sigma2, in_order, dim)
         if dim == output_dim(layer):
-            for site, gate in find_gates(layer):
+            for site, gate in find_gates_behind(layer):
                 _cut_gate_(gate, site, size, in_order, lambda values, indices: cut_parameter(self, values, indices, 0))
         return cut_parameter(self, parameter, in_order, dim)
 

@@ -12,10 +12,12 @@ from torch_pruning.pruner import function
 
 from ...errors import SettingError, SparseVDWarning
 from ...nn import ChannelGate, Variational, is_variational, named_posteriors, output_dim
-from .cutting import enable, find_gates
+from .cutting import enable, find_gates_behind
 
 CUTS_INPUTS = (function.prune_conv_in_channels, function.prune_linear_in_channels)
 """Torch-Pruning's functions for a layer that reads the channels of a group."""
+CUTS_DEPTHWISE = (function.prune_depthwise_conv_in_channels, function.prune_depthwise_conv_out_channels)
+"""Its functions for a depthwise convolution, which reads and writes each channel by one row of its weight."""
 Reduction = Literal["posterior", "sum", "mean", "max", "prod", "first", "gate"]
 
 
@@ -151,12 +153,15 @@ class SparseVDImportance(tp.importance.GroupMagnitudeImportance):  # type: ignor
             if not isinstance(layer, tuple(self.target_types)) or None in places:
                 continue
             reads = item.dep.pruning_fn in CUTS_INPUTS
-            for site, gate in [] if reads else find_gates(layer):
+            for site, gate in [] if reads else find_gates_behind(layer):
                 if gate not in gates_seen:
                     gates_seen.add(gate)
                     yield _gate_member(gate, site, indices, places)
             if isinstance(layer, Variational):
-                dim = 1 - output_dim(layer) if reads else output_dim(layer)
+                if item.dep.pruning_fn in CUTS_DEPTHWISE:
+                    dim = 0  # in a transposed convolution, too
+                else:
+                    dim = 1 - output_dim(layer) if reads else output_dim(layer)
                 yield Member(_moments(layer, dim)[:, indices], places, is_gate=False)
 
 
