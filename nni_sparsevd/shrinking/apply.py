@@ -23,7 +23,7 @@ from .plan_parts import Merge, QueryScaling
 
 SIZES_OF_HEADS = ("num_features", "head_hidden_size", "in_features", "embed_dim")
 """Attributes from which timm builds a new classifier."""
-SCALES = ("scale", "scaling", "softmax_scale")
+SCALES = ("scale", "scaling", "scale_factor", "scaling_factor", "softmax_scale", "q_scale")
 """Attributes in which a module may hold the scale of its attention, for another path through its code."""
 
 
