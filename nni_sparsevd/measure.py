@@ -170,12 +170,14 @@ def measure_latencies(
         rounds: How often each network is timed.
         threads: Threads of torch; the number is restored.
         clock: Gives seconds. `time.process_time` leaves out what other processes take of the machine; it is the sum
-            over all threads, so it is for one.
+            over all threads, so it is for one. Networks on another device than the CPU are timed by the wall clock.
 
     Returns:
         Name -> median milliseconds of a forward pass.
     """
     arguments = as_arguments(example_inputs)
+    if _are_on_accelerator(arguments):
+        clock = time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in models}
     repeats: dict[str, int] = {}
     with use_threads(threads), evaluation_mode(*models.values()), torch.inference_mode():
@@ -203,7 +205,7 @@ def cost_function(kind: CostKind, example_inputs: Inputs) -> Callable[[nn.Module
         return count_parameters
     if kind == "macs":
         return lambda model: count_macs(model, example)
-    return lambda model: measure_latencies({"": model}, example, rounds=15)[""]
+    return lambda model: measure_latencies({"": model}, example, rounds=15, clock=time.process_time)[""]
 
 
 def _count_repeats(model: nn.Module, arguments: CallArguments, clock: Callable[[], float]) -> int:
@@ -220,4 +222,10 @@ def _measure_seconds(model: nn.Module, arguments: CallArguments, repeats: int, c
     began = clock()
     for _ in range(repeats):
         model(*arguments.args, **arguments.kwargs)  # not `call`, which takes time of its own to copy containers
+    if _are_on_accelerator(arguments):
+        torch.accelerator.synchronize()  # a call returns before it is computed
     return (clock() - began) / repeats
+
+
+def _are_on_accelerator(arguments: CallArguments) -> bool:
+    return any(tensor.device.type not in ("cpu", "meta") for tensor in arguments.tensors)

@@ -143,13 +143,11 @@ def check(model: nn.Module, small: nn.Module, example_inputs: Inputs, rounds: in
     """
     search = VariantSearch(model, as_arguments(example_inputs), torch.Generator().manual_seed(seed))
     variants = _find_stable(model, search, rounds)
-    regular = [variant for variant in variants if variant.is_regular]
-    exact = _split_samples(variants, _outputs_of(variants))
-    exact_small = _split_samples(variants, _run_all(copy_as(small, search.dtype), variants, search.uses_uniform_draws))
-    in_64 = _largest_differences(exact, exact_small, len(regular))
+    small_outputs = _run_all(copy_as(small, search.dtype), variants, search.uses_uniform_draws)
+    in_64 = _compare_samples(variants, small_outputs)
     # Copies in float64 tell a wrong removal from rounding; copies in float32 show what users will see.
     in_32, noise_32 = in_64, 0.0
-    rounded = _find_smallest(regular)
+    rounded = _find_smallest([variant for variant in variants if variant.is_regular])
     if search.dtype == torch.float64:
         in_32, noise_32 = _compare_in_32(search.copy_in_32(), small, rounded, search.uses_uniform_draws)
     return CheckResult(
@@ -211,6 +209,13 @@ def _are_stored_in_64(*models: nn.Module) -> bool:
 
 def _outputs_of(variants: list[Variant]) -> list[Outputs]:
     return [variant.outputs for variant in variants]
+
+
+def _compare_samples(variants: list[Variant], small_outputs: list[Outputs]) -> Differences:
+    """Differences of what the smaller network makes of all inputs, of which the regular ones come first."""
+    regular = sum(variant.is_regular for variant in variants)
+    outputs = _split_samples(variants, _outputs_of(variants))
+    return _largest_differences(outputs, _split_samples(variants, small_outputs), regular)
 
 
 def _split_samples(variants: list[Variant], outputs: list[Outputs]) -> list[Outputs]:
