@@ -210,11 +210,20 @@ def cost_function(kind: CostKind, example_inputs: Inputs) -> Callable[[nn.Module
 
 def _count_repeats(model: nn.Module, arguments: CallArguments, clock: Callable[[], float]) -> int:
     """How many calls of a network take a millisecond or more."""
-    # A clock may move in ticks that are longer than a forward pass, so that one of three turns may seem long by chance.
+    # What seems to take two ticks of a clock takes more than one, so that no later turn seems to take none.
+    enough = max(1e-3, 2 * _measure_tick(clock))
     calls = 1
-    while min(_measure_seconds(model, arguments, calls, clock) for _ in range(3)) * calls < 1e-3:
+    while min(_measure_seconds(model, arguments, calls, clock) for _ in range(3)) * calls < enough:
         calls *= 2
     return calls
+
+
+def _measure_tick(clock: Callable[[], float]) -> float:
+    """By how many seconds a clock moves at once."""
+    began = now = clock()
+    while now == began:
+        now = clock()
+    return now - began
 
 
 def _measure_seconds(model: nn.Module, arguments: CallArguments, repeats: int, clock: Callable[[], float]) -> float:
