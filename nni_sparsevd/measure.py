@@ -228,11 +228,12 @@ def _measure_tick(clock: Callable[[], float]) -> float:
 
 def _measure_seconds(model: nn.Module, arguments: CallArguments, repeats: int, clock: Callable[[], float]) -> float:
     """Mean seconds of a forward pass."""
+    returns_early = _are_on_accelerator(arguments)  # before a call is computed
     began = clock()
     for _ in range(repeats):
         model(*arguments.args, **arguments.kwargs)  # not `call`, which takes time of its own to copy containers
-    if _are_on_accelerator(arguments):
-        torch.accelerator.synchronize()  # a call returns before it is computed
+    if returns_early:
+        torch.accelerator.synchronize()
     return (clock() - began) / repeats
 
 

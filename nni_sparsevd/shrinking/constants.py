@@ -162,11 +162,10 @@ class _Evaluation:
         return self._restrict_value(node, value)
 
     def _compute_value(self, node: Node) -> Any:
-        value = _apply_rule(node, self.values)
-        if value is not None:
-            return value
-        self.not_covered.add(node)
-        return _compute_if_known(node, self.values)
+        value, is_covered = _evaluate(node, self.values)
+        if not is_covered:
+            self.not_covered.add(node)
+        return value
 
     def _restrict_value(self, node: Node, value: Any) -> Any:  # 4
         value = _without_rounded(value, node.meta["val"], self._own_rounding)
@@ -191,6 +190,12 @@ def _read_held_tensor(node: Node) -> Tensor:
     """An input, or a tensor that the code holds: known where the network ran with real tensors."""
     value = node.meta.get("constant")
     return live_like(node.meta["val"]) if value is None or value.is_meta else to_double(value.detach().cpu())
+
+
+def _evaluate(node: Node, values: dict[Node, Any]) -> tuple[Any, bool]:
+    """The value of an operator, and whether a rule covers it."""
+    value = _apply_rule(node, values)
+    return (_compute_if_known(node, values), False) if value is None else (value, True)
 
 
 def _apply_rule(node: Node, values: dict[Node, Any]) -> Any:
@@ -280,8 +285,7 @@ def find_stopped_constants(trace: Trace, constants: Constants, value_channels: d
             lost = np.intersect1d(lost, _channels_made_live(node, sources, values, value_channels))
         if lost.size and node not in disagreeing:
             # Not what was lost because another step of a loop, at another size, has another value.
-            made = _apply_rule(node, values)
-            made = _compute_if_known(node, values) if made is None else made
+            made, _ = _evaluate(node, values)
             lost = _without([lost], _all_constant_channels(made, value_channels[node]))
         stopped[reason].append(lost)
     return {reason: np.unique(np.concatenate(channels)) for reason, channels in stopped.items() if channels}
